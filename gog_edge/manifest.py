@@ -1,0 +1,165 @@
+"""What a bundle says about itself: the schema of manifest.json, shared by the exporter and the runtime.
+
+Bump `FORMAT_VERSION` whenever a reader of the old version would misunderstand the new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FORMAT = "gog-edge-bundle"
+FORMAT_VERSION = 1
+
+Dim = int | str
+DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+Family = Literal["qwen2_5_vl", "qwen3_vl"]
+Target = Literal["cpu", "cuda", "tensorrt-rtx", "tensorrt"]
+Flavour = Literal["ort", "standard"]
+PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output; a dimension is a size or the name of a symbolic size."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: its file (weights beside it as external data) and its typed interface."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: tuple[str, ...] = ()  # external weight files
+    domains: dict[str, int] = field(default_factory=dict)  # operator domains and versions it needs
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes patches. `factor` = patch_size * merge_size; pixel limits count resized pixels."""
+
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of the square that becomes one image token."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_values(self) -> int:
+        """Columns of `patches`: 3 * p * p (the temporal axis is folded into the weights)."""
+        return 3 * self.patch_size**2
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """The vision tower. `window` is in merged tokens a side (0: no windows); `full_layers` attend globally."""
+
+    depth: int
+    hidden: int
+    heads: int
+    head_dim: int
+    out_hidden: int
+    rope_theta: float = 10000.0
+    position_side: int = 0  # side of the learned position table (qwen3_vl), 0: none
+    window: int = 0
+    full_layers: tuple[int, ...] = ()
+    deepstack: int = 0  # number of DeepStack outputs
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width)."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    mrope_interleaved: bool
+    max_context: int
+    kv_dtype: Literal["float32", "float16", "int8"] = "float32"
+    deepstack: int = 0
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """The token embedding, gathered on the host.
+
+    The file holds `vocab` rows of `hidden` values of `dtype`; for int8 a float32 scale per row follows all
+    rows (value = int8 * scale).
+    """
+
+    file: str
+    dtype: Literal["float32", "float16", "int8"]
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids the session needs. `eos`: any of them ends a turn."""
+
+    image_pad: int
+    vision_start: int
+    vision_end: int
+    eos: tuple[int, ...]
+    pad: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One serialized TensorRT engine of one graph, for one device family."""
+
+    graph: Literal["vision", "decoder"]
+    file: str
+    runtime: Literal["tensorrt-rtx", "tensorrt"]
+    version: str
+    compute_capability: str
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    format: Literal["gog-edge-bundle"]
+    format_version: int
+    name: str
+    family: Family
+    target: Target
+    flavour: Flavour
+    precision: PrecisionName
+    preprocessing: Preprocessing
+    vision: VisionSpec
+    decoder: DecoderSpec
+    embedding: EmbeddingSpec
+    tokens: SpecialTokens
+    graphs: dict[str, GraphSpec]  # "vision", "decoder"
+    quantization: dict[str, Any] = field(default_factory=dict)  # recipe: method, block, per tensor class
+    engines: tuple[EngineSpec, ...] = ()
+    dialect: str = "gog"  # name of a shipped dialect, or dialect.toml in the bundle
+    generation: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # checkpoint, versions, time, LoRA …
+    files: dict[str, FileDigest] = field(default_factory=dict)
