@@ -1,0 +1,1 @@
+"""Evaluation: data-set readers, judges and the runner."""

@@ -1,0 +1,1 @@
+"""Searching: the provider Protocol, the embedded local index, web providers, replay."""
