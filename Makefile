@@ -1,0 +1,53 @@
+# The two commands: `make demo` and `make test`. Everything else is a part of them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The parity gates compare with transformers on torch; a CPU build is enough. Override: make test TORCH=torch
+TORCH  ?= torch==2.13.0
+NANO   := models/gog-nano
+OUT    := .cache/demo
+
+.PHONY: demo test lint types unit wheel docs clean
+
+demo: $(BIN)/.base
+	@$(BIN)/gog-edge export $(NANO) -o $(OUT)/bundle --precision int8
+	@$(BIN)/gog-edge index build $(NANO)/world/entities.jsonl -o $(OUT)/index --bundle $(OUT)/bundle
+	@$(BIN)/gog-edge ask $(NANO)/examples/harbour.jpg "What is the capital of the country whose flag is on the boat?" \
+		--bundle $(OUT)/bundle --index $(OUT)/index --trace $(OUT)/trace.html
+
+test: lint types unit wheel
+
+lint: $(BIN)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.dev
+	$(BIN)/mypy
+
+unit: $(BIN)/.dev
+	$(BIN)/python tests/tools/fetch_qwen3_tokenizer.py
+	$(BIN)/python -m pytest -q
+
+# The built wheel in an environment of its own, with the base install alone: what a user gets.
+wheel: $(BIN)/.dev
+	$(BIN)/python tests/tools/check_wheel.py
+
+docs: $(BIN)/.dev
+	$(BIN)/python docs/build.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# Running a bundle needs the base install; `make demo` also exports, hence the extra.
+$(BIN)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
+	@touch $@
+
+$(BIN)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,dev]'
+	@touch $@ $(BIN)/.base
+
+clean:
+	rm -rf $(VENV) .cache build dist

@@ -1,0 +1,91 @@
+"""`gog-edge inspect DIR`: a bundle, readably."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from gog_edge.bundle import MANIFEST, Bundle
+from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
+from gog_edge.codec import encode
+from gog_edge.manifest import GraphSpec, Manifest
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--hashes/--no-hashes", default=False, help="Read every file and compare its sha256.")
+@click.option("--graphs", is_flag=True, help="List the inputs and outputs of the graphs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(bundle: Path, hashes: bool, graphs: bool, as_json: bool) -> None:
+    """Show what BUNDLE holds: family, sizes, precision, files, verification."""
+    opened = Bundle.open(bundle)
+    if hashes:
+        _check_hashes(opened)
+    if as_json:
+        print_json({"path": str(bundle), "fingerprint": opened.fingerprint, **encode(opened.manifest)})
+        return
+    out = stdout()
+    out.print(_summary(opened))
+    out.print(_files(opened))
+    if graphs:
+        for name, spec in opened.manifest.graphs.items():
+            out.print(_interface(name, spec))
+
+
+def _check_hashes(bundle: Bundle) -> None:
+    total = sum(d.size for d in bundle.manifest.files.values())
+    with progress_bar() as bar:
+        task = bar.add_task("checking hashes", total=total)
+        for _, size in bundle.verify():
+            bar.advance(task, size)
+
+
+def _summary(bundle: Bundle) -> Table:
+    m: Manifest = bundle.manifest
+    v, d = m.vision, m.decoder
+    table = Table(title=f"{m.name}  ({bundle.root})", show_header=False, title_justify="left", box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    rows = {
+        "family": f"{m.family}, {m.precision}, target {m.target} ({m.flavour} graphs)",
+        "decoder": f"{d.layers} layers x {d.hidden}, {d.heads} heads / {d.kv_heads} KV heads of {d.head_dim}, "
+        f"vocabulary {d.vocab:,}, context {d.max_context:,}, KV {d.kv_dtype}",
+        "vision": f"{v.depth} layers x {v.hidden}, patches of {m.preprocessing.patch_size} px, "
+        f"one token per {m.preprocessing.factor}x{m.preprocessing.factor} px"
+        + (f", windows of {v.window} tokens, full attention in layers {list(v.full_layers)}" if v.window else "")
+        + (f", {v.deepstack} DeepStack levels" if v.deepstack else ""),
+        "image budget": f"{m.preprocessing.min_pixels:,} to {m.preprocessing.max_pixels:,} px",
+        "dialect": m.dialect,
+        "quantization": ", ".join(f"{k}: {val}" for k, val in m.quantization.items()) or "none",
+        "engines": ", ".join(f"{e.graph} {e.runtime} {e.version} sm{e.compute_capability}" for e in m.engines)
+        or "none",
+        "fingerprint": bundle.fingerprint,
+    }
+    rows.update({key: str(value) for key, value in m.provenance.items() if not isinstance(value, (dict, list))})
+    for key, value in rows.items():
+        table.add_row(key, value)
+    return table
+
+
+def _files(bundle: Bundle) -> Table:
+    table = Table(box=None)
+    table.add_column("file")
+    table.add_column("size", justify="right")
+    table.add_column("sha256")
+    for name, digest in bundle.manifest.files.items():
+        table.add_row(name, human_bytes(digest.size), digest.sha256[:16])
+    total = sum(d.size for d in bundle.manifest.files.values())
+    table.add_row(f"{len(bundle.manifest.files)} files + {MANIFEST}", human_bytes(total), "", style="bold")
+    return table
+
+
+def _interface(name: str, spec: GraphSpec) -> Table:
+    table = Table(title=f"{name}: {spec.file}", title_justify="left", box=None)
+    for column in ("", "tensor", "type", "shape"):
+        table.add_column(column)
+    for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+        for t in tensors:
+            table.add_row(direction, t.name, t.dtype, " x ".join(map(str, t.shape)))
+    return table

@@ -1,0 +1,103 @@
+"""`gog-edge`: the command group. Each command lives in its own file and is imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from gog_edge._version import __version__
+from gog_edge.errors import CancelledError, GogEdgeError
+
+COMMANDS = {
+    "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
+    "export": ("gog_edge.cli.export", "Turn a checkpoint into a bundle."),
+    "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its hashes."),
+    "index": ("gog_edge.cli.index", "Build, extend and search a local index."),
+    "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),
+    "bench": ("gog_edge.cli.bench", "Measure where the time, memory and energy go."),
+    "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
+    "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),
+}
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Looks commands up in `COMMANDS`; `gog-edge --help` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1) if args else []
+            if close:
+                e.message = f"{e.message.rstrip('.')}; did you mean {close[0]!r}?"
+            raise
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gog-edge")
+def cli() -> None:
+    """Glance-or-Gaze policies on the device: export, ask, search, measure."""
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Errors made by input are one line on stderr and code 2."""
+    try:
+        cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("gog-edge: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except CancelledError as e:
+        click.echo(f"gog-edge: {e}", err=True)
+        return EXIT_INTERRUPTED
+    except GogEdgeError as e:
+        return _report(e)
+    except BrokenPipeError:
+        # the reader of our output went away (| head): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if e.filename is None and e.errno is None:
+            raise
+        name = f"{e.filename}: " if e.filename else ""
+        return _report(GogEdgeError(f"{name}{e.strerror or e}"))
+    return 0
+
+
+def _report(error: GogEdgeError) -> int:
+    if os.environ.get("GOG_EDGE_DEBUG"):
+        raise error
+    click.echo(f"gog-edge: {' '.join(str(error).split())}", err=True)
+    return EXIT_BAD_INPUT
+
+
+def main() -> None:
+    """Entry point of the `gog-edge` script."""
+    sys.exit(run())
