@@ -51,9 +51,9 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as e:
             close = difflib.get_close_matches(args[0], COMMANDS, n=1) if args else []
-            if close:
-                e.message = f"{e.message.rstrip('.')}; did you mean {close[0]!r}?"
-            raise
+            if not close:
+                raise
+            raise click.UsageError(f"{e.format_message().rstrip('.')}; did you mean {close[0]!r}?", ctx) from e
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

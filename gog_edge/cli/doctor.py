@@ -1,0 +1,192 @@
+"""`gog-edge doctor`: what this machine can run, and for what it can't, why and what to install."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from gog_edge._version import __version__
+from gog_edge.cli.console import human_bytes, print_json, stdout
+from gog_edge.errors import UsageError
+from gog_edge.runtime import plan as memory
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+EXTRAS = {
+    "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub"),
+    "parity": ("torch", "transformers"),
+    "grammar": ("llguidance",),
+    "tensorrt-rtx": ("tensorrt_rtx",),
+    "tensorrt": ("tensorrt",),
+    "gpu": ("cuda.core",),
+    "serve": ("starlette", "uvicorn"),
+    "bench": ("matplotlib", "pynvml"),
+    "eval": ("pyarrow",),
+    "heif": ("pillow_heif",),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `ok` None: neither good nor bad, only a fact."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    mend: str = ""
+
+
+@click.command("doctor")
+@click.option("--plan", "plan_memory", is_flag=True, help="Which policy, precision and context fit the memory.")
+@click.option("--memory", "memory_text", metavar="SIZE", help="Plan for this much free memory (8GiB) instead of ours.")
+@click.option("--policy", help="Plan for one policy shape only (qwen3-vl-8b …).")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def command(plan_memory: bool, memory_text: str | None, policy: str | None, as_json: bool) -> None:
+    """Say what this machine can run, and why not."""
+    if plan_memory or memory_text or policy:
+        _plan(memory_text, policy, as_json)
+        return
+    checks = run_checks()
+    if as_json:
+        print_json({"version": __version__, "checks": [asdict(c) for c in checks]})
+        return
+    table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
+    marks = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}
+    for check in checks:
+        table.add_row(marks[check.ok], check.name, check.detail + (f"  [dim]-> {check.mend}[/]" if check.mend else ""))
+    stdout().print(table)
+
+
+def run_checks() -> list[Check]:
+    """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet."""
+    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras()]
+
+
+def _machine() -> list[Check]:
+    import psutil
+
+    flags = _cpu_flags()
+    found = [f for f in CPU_FEATURES if f in flags]
+    ram = psutil.virtual_memory()
+    return [
+        Check("python", None, f"{platform.python_version()} on {platform.machine()} {platform.system()}"),
+        Check("cpu", None, f"{os.cpu_count()} cores; {', '.join(found) or 'no vector extension known to us'}"),
+        Check("memory", None, f"{human_bytes(ram.available)} free of {human_bytes(ram.total)}"),
+        Check("disk", None, f"{human_bytes(shutil.disk_usage(Path.home()).free)} free for caches"),
+    ]
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        return set()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    return set(match.group(1).split()) if match else set()
+
+
+def _onnxruntime() -> Check:
+    import onnxruntime
+
+    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
+    return Check("onnxruntime", True, f"{onnxruntime.__version__}: {', '.join(providers)}")
+
+
+def _native() -> list[Check]:
+    from gog_edge.runtime.ops.library import status
+
+    from gog_edge.runtime.crop import backend
+
+    crop, ops = backend(), status()
+    return [
+        Check("crop kernel", crop.name == "native", crop.name, crop.reason or ""),
+        Check("native operators", ops.available, "ai.gog_edge" if ops.available else "stock", ops.reason or ""),
+    ]
+
+
+def _gpu() -> list[Check]:
+    if importlib.util.find_spec("pynvml") is None:
+        return [Check("gpu", False, "not looked for", "pip install 'gog-edge[bench]' to ask NVML")]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as e:
+        return [Check("gpu", False, "no NVIDIA driver", str(e))]
+    checks = []
+    for i in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(i)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        total = human_bytes(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        checks.append(Check(f"gpu {i}", True, f"{pynvml.nvmlDeviceGetName(handle)}, sm_{major}{minor}, {total}"))
+    pynvml.nvmlShutdown()
+    return checks
+
+
+def _extras() -> list[Check]:
+    checks = []
+    for extra, modules in EXTRAS.items():
+        missing = [m for m in modules if not _importable(m)]
+        mend = f"pip install 'gog-edge[{extra}]'" if missing else ""
+        detail = f"lacks {', '.join(missing)}" if missing else ", ".join(f"{m} {_version(m)}".strip() for m in modules)
+        checks.append(Check(extra, not missing, detail, mend))
+    return checks
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _version(module: str) -> str:
+    names = {"pynvml": "nvidia-ml-py", "cuda.core": "cuda-core", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+    try:
+        return importlib.metadata.version(names.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def parse_size(text: str) -> int:
+    """'8GiB', '7.5 GB', '512M' -> bytes.
+
+    Raises:
+        UsageError: not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or match.group(1).count(".") > 1 or match.group(1) == ".":
+        raise UsageError(f"{text!r} is not a size: write 8GiB or 7.5GB")
+    base = 1000 if match.group(2) and not match.group(3) and text.strip().upper().endswith("B") else 1024
+    return int(float(match.group(1)) * base ** " KMGT".index(match.group(2).upper() or " "))
+
+
+def _plan(memory_text: str | None, policy: str | None, as_json: bool) -> None:
+    import psutil
+
+    available = parse_size(memory_text) if memory_text else psutil.virtual_memory().available
+    names = [policy] if policy else list(memory.SHAPES)
+    plans = [
+        (memory.plan(name, precision, available), memory.largest_context(name, precision, available))
+        for name in names
+        for precision in memory.BITS
+    ]
+    if as_json:
+        print_json([{**asdict(p), "total": p.total, "fits": p.fits, "largest_context": c} for p, c in plans])
+        return
+    table = Table(title=f"{human_bytes(available)} for the program, context 4,096", title_justify="left", box=None)
+    for column in ("policy", "precision", "weights", "KV", "activations", "total", "fits", "longest context"):
+        table.add_column(column, justify="left" if column in ("policy", "precision") else "right", no_wrap=True)
+    for p, longest in plans:
+        sizes = (p.weights, p.kv_cache, p.activations, p.total)
+        verdict = "[green]yes[/]" if p.fits else "[red]no[/]"
+        table.add_row(p.policy, p.precision, *map(human_bytes, sizes), verdict, f"{longest:,}" if longest else "-")
+    stdout().print(table)

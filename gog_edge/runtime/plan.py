@@ -1,0 +1,162 @@
+"""How much memory a policy needs on a device, and which context fits: the arithmetic behind `doctor --plan`.
+
+Every figure is computed from the published shape of the policy; none is measured here. Weights: parameters times
+bits per weight of the precision (4-bit blocks of 32 carry a float16 scale: 4.5 bits). KV cache: 2 * layers *
+KV heads * head size * bytes a token. Activations: one image through the vision tower plus one prefill chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gog_edge.errors import UsageError
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class PolicyShape:
+    """Sizes of one published checkpoint (source: the config.json of the model of that name)."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    vision_depth: int
+    vision_hidden: int
+    vision_intermediate: int
+    gated_vision: bool
+    factor: int  # side in pixels of one image token
+    deepstack: int = 0
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Linear weights of all decoder layers."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def vocabulary_parameters(self) -> int:
+        """Rows of the embedding (and, equal in size, of an untied head)."""
+        return self.vocab * self.hidden
+
+    @property
+    def vision_parameters(self) -> int:
+        """Linear weights of the tower, its merger and the DeepStack mergers."""
+        v, m = self.vision_hidden, 4 * self.vision_hidden
+        block = 4 * v * v + (3 if self.gated_vision else 2) * v * self.vision_intermediate
+        merger = m * m + m * self.hidden
+        return self.vision_depth * block + (1 + self.deepstack) * merger + v * 3 * (self.factor // 2) ** 2
+
+
+_QWEN3_SMALL_TOWER = (24, 1024, 4096, False, 32, 3)
+_QWEN3_TOWER = (27, 1152, 4304, False, 32, 3)
+_QWEN25_TOWER = (32, 1280, 3420, True, 28)
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        PolicyShape("qwen3-vl-2b", 28, 2048, 16, 8, 128, 6144, 151936, True, *_QWEN3_SMALL_TOWER),
+        PolicyShape("qwen3-vl-4b", 36, 2560, 32, 8, 128, 9728, 151936, True, *_QWEN3_SMALL_TOWER),
+        PolicyShape("qwen3-vl-8b", 36, 4096, 32, 8, 128, 12288, 151936, False, *_QWEN3_TOWER),
+        PolicyShape("qwen3-vl-32b", 64, 5120, 64, 8, 128, 25600, 151936, False, *_QWEN3_TOWER),
+        PolicyShape("qwen2.5-vl-3b", 36, 2048, 16, 2, 128, 11008, 151936, True, *_QWEN25_TOWER),
+        PolicyShape("qwen2.5-vl-7b", 28, 3584, 28, 4, 128, 18944, 152064, False, *_QWEN25_TOWER),
+        PolicyShape("qwen2.5-vl-32b", 64, 5120, 40, 8, 128, 27648, 152064, False, *_QWEN25_TOWER),
+    )
+}
+
+# bits a weight: decoder linears, embedding rows and head, vision tower
+BITS = {
+    "int4": (4.5, 8.0, 8.0),
+    "int8": (8.0, 8.0, 8.0),
+    "fp16": (16.0, 16.0, 16.0),
+    "fp32": (32.0, 32.0, 32.0),
+}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part for one policy, precision and context; `fits` against the memory that is free for it."""
+
+    policy: str
+    precision: str
+    context: int
+    weights: int
+    kv_cache: int
+    activations: int
+    runtime: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.runtime
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+
+def kv_bytes_per_token(shape: PolicyShape, kv_bytes: int = 2) -> int:
+    """Keys and values of one token over all layers."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * kv_bytes
+
+
+def plan(
+    policy: str,
+    precision: str,
+    available: int,
+    *,
+    context: int = 4096,
+    image_tokens: int = 768,
+    chunk: int = 512,
+    kv_bytes: int = 2,
+    runtime: int = GIB // 2,
+) -> MemoryPlan:
+    """The memory that `policy` needs.
+
+    `available`: bytes free for the program. `image_tokens`: merged tokens of the largest image. `chunk`: prefill
+    chunk in tokens. `runtime`: interpreter, libraries and the engine's own allocations.
+
+    Raises:
+        UsageError: the policy or the precision is unknown.
+    """
+    if policy not in SHAPES:
+        raise UsageError(f"unknown policy shape {policy!r}: one of {', '.join(SHAPES)}")
+    if precision not in BITS:
+        raise UsageError(f"unknown precision {precision!r}: one of {', '.join(BITS)}")
+    shape = SHAPES[policy]
+    linear, vocabulary, vision = BITS[precision]
+    tables = 1 if shape.tied else 2
+    bits = (
+        shape.decoder_parameters * linear
+        + tables * shape.vocabulary_parameters * vocabulary
+        + shape.vision_parameters * vision
+    )
+    patches = 4 * image_tokens
+    tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
+    prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
+    return MemoryPlan(
+        policy=policy,
+        precision=precision,
+        context=context,
+        weights=int(bits / 8),
+        kv_cache=context * kv_bytes_per_token(shape, kv_bytes),
+        activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + shape.deepstack) * 4,
+        runtime=runtime,
+        available=available,
+    )
+
+
+def largest_context(policy: str, precision: str, available: int, limit: int = 262_144) -> int:
+    """The longest context that fits, in tokens, rounded down to 256; 0 when not even the weights do."""
+    empty = plan(policy, precision, available, context=0)
+    if not empty.fits:
+        return 0
+    tokens = (available - empty.total) // kv_bytes_per_token(SHAPES[policy])
+    return min(int(tokens) // 256 * 256, limit)
