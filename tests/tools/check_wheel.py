@@ -1,0 +1,67 @@
+"""Build the wheel, install it with the base dependencies alone in a fresh environment, and use it there.
+
+What must hold: the command line starts, nothing imports torch or onnx, and a bundle exported by the checkout answers a question.
+Prints one line per check; exits 1 at the first that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / ".cache" / "wheel"
+NANO = ROOT / "models" / "gog-nano"
+
+
+def call(*args: str | Path, **env: str) -> str:
+    """Run a command outside of the checkout; its output, or exit with what it printed."""
+    done = subprocess.run(
+        [str(a) for a in args], cwd=WORK, env={**os.environ, "PYTHONPATH": "", **env}, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"FAILED: {' '.join(map(str, args))}\n{done.stdout}{done.stderr}")
+        raise SystemExit(1)
+    return done.stdout
+
+
+def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    for old in (WORK / "dist").glob("*"):
+        old.unlink()
+    call(sys.executable, "-m", "build", "--wheel", "--outdir", WORK / "dist", ROOT)
+    (wheel,) = (WORK / "dist").glob("*.whl")
+    print(f"built {wheel.name}, {wheel.stat().st_size / 1024:.0f} KiB")
+
+    venv.create(WORK / "venv", with_pip=True, clear=True)
+    python, gog = WORK / "venv/bin/python", WORK / "venv/bin/gog-edge"
+    call(python, "-m", "pip", "install", "--quiet", wheel)
+    print(call(gog, "--version").strip())
+    call(gog, "doctor")
+    foreign = "import sys, gog_edge.cli.ask, gog_edge.runtime.agent; print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
+    if call(python, "-c", foreign).strip() != "[]":
+        print("FAILED: the base install imports something heavy")
+        raise SystemExit(1)
+    print("doctor runs; nothing heavy is imported")
+
+    bundle, index = WORK / "bundle", WORK / "index"
+    exporter = Path(sys.executable).with_name("gog-edge")
+    call(exporter, "export", NANO, "-o", bundle, "--precision", "int8")
+    call(gog, "index", "build", NANO / "world" / "entities.jsonl", "-o", index, "--bundle", bundle)
+    image = sorted((NANO / "examples").glob("*.jpg"))[0]
+    for native in ("0", "1"):
+        text = call(
+            gog, "ask", image, "Which country's flag is this?", "--bundle", bundle, "--index", index, "--json",
+            GOG_EDGE_NO_NATIVE=native,
+        )  # fmt: skip
+        if '"text"' not in text:
+            print(f"FAILED: no answer in {text[:200]}")
+            raise SystemExit(1)
+    print("a bundle answers, with and without native kernels")
+
+
+if __name__ == "__main__":
+    main()
