@@ -1,4 +1,4 @@
-"""Readings beside the clock: resident memory, energy where a sensor exists, clocks, versions. A missing sensor is None."""
+"""Readings beside the clock: memory, energy where a sensor exists, clocks, versions. A missing sensor is None."""
 
 from __future__ import annotations
 
