@@ -142,6 +142,7 @@ class Observation:
     text: str = ""  # a page's text (VISIT), already bounded
     shown: int | None = None
     provider: str = ""
+    thumbnails: tuple[int | None, ...] = ()  # registry index of each hit's picture, for dialects that show them
 
 
 @dataclass(frozen=True)

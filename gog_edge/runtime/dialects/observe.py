@@ -1,0 +1,137 @@
+"""Observations in the dialect's wording: results, crops, empty results and failures as segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gog_edge.runtime.dialects.images import reference
+from gog_edge.runtime.dialects.safety import Neutraliser
+from gog_edge.runtime.dialects.spec import BodySpec, DialectSpec
+from gog_edge.runtime.dialects.wording import Value
+from gog_edge.runtime.templates import join_segments
+from gog_edge.types import ActionKind, Control, Hit, ImagePart, Observation, RegisteredImage, Segment, Text
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Writes observations for one dialect; all outside text goes through the neutraliser and becomes `Text`."""
+
+    spec: DialectSpec
+    clean: Neutraliser
+
+    def write(
+        self, observations: Sequence[Observation], *, question: str, step: int, images: Sequence[RegisteredImage]
+    ) -> list[Segment]:
+        """The content of the result turn."""
+        observe = self.spec.observe
+        out: list[Segment] = [Control(observe.open)]
+        for number, observation in enumerate(observations):
+            if number:
+                out.append(Control(observe.between))
+            out += self._one(observation, question, step, images)
+        return join_segments([*out, Control(observe.close)])
+
+    def _one(
+        self, observation: Observation, question: str, step: int, images: Sequence[RegisteredImage]
+    ) -> list[Segment]:
+        spec = self._body_spec(observation)
+        values = self._values(observation, spec, question, step, images)
+        body: list[Segment]
+        if observation.action.kind is ActionKind.INVALID:
+            body = self._reply(observation.action.text)
+        elif observation.error:
+            body = spec.failed.render(values)
+        elif not observation.hits and not observation.text and not self._only_looks(observation):
+            body = spec.empty.render(values)
+        else:
+            body = spec.body.render(values)
+        return spec.each.render({**values, "body": body})
+
+    def _only_looks(self, observation: Observation) -> bool:
+        """A zoom has no results: its crop is the result."""
+        return observation.action.kind is ActionKind.ZOOM
+
+    def _body_spec(self, observation: Observation) -> BodySpec:
+        observe = self.spec.observe
+        return {
+            ActionKind.GLANCE: observe.glance,
+            ActionKind.GAZE: observe.gaze,
+            ActionKind.ZOOM: observe.zoom,
+            ActionKind.TEXT_SEARCH: observe.text_search,
+            ActionKind.VISIT: observe.visit,
+        }.get(observation.action.kind, observe.invalid)
+
+    def _reply(self, text: str) -> list[Segment]:
+        """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""
+        replies = self.spec.replies
+        known = (
+            replies.malformed, replies.unknown_tool, replies.argument, replies.box, replies.image, replies.refused,
+            replies.limit,
+        )  # fmt: skip
+        for wording in known:
+            matched = wording.match(text)
+            if matched is not None:
+                return [Text(self.clean.text(s.text, 200)) if isinstance(s, Text) else s for s in matched]
+        return [Text(self.clean.text(text, 400))]
+
+    def _values(
+        self,
+        observation: Observation,
+        spec: BodySpec,
+        question: str,
+        step: int,
+        images: Sequence[RegisteredImage],
+    ) -> dict[str, Value]:
+        action, limits = observation.action, self.spec.limits
+        shown = observation.shown
+        geometry = images[shown] if shown is not None and shown < len(images) else None
+        box = action.region.as_tuple() if action.region else (0.0, 0.0, 0.0, 0.0)
+        values: dict[str, Value] = {
+            "label": self.clean.line(action.label, limits.title_chars),
+            "query": self.clean.line(action.text, limits.title_chars),
+            "url": self.clean.line(action.text, limits.title_chars),
+            "question": Text(question.strip()),
+            "image": Control(reference(self.spec.images, action.image)),
+            "step": step,
+            "shown": Control(reference(self.spec.images, shown)) if shown is not None else "",
+            "width": geometry.shown_width if geometry else round(box[2] - box[0]),
+            "height": geometry.shown_height if geometry else round(box[3] - box[1]),
+            "box": "[" + ", ".join(str(round(v)) for v in box) + "]",
+            "page": self.clean.text(observation.text, limits.page_chars),
+            "count": len(observation.hits),
+            "error": self.clean.line(observation.error, limits.title_chars),
+        }
+        crop: list[Segment] = []
+        if spec.show_crop and shown is not None:
+            crop = spec.crop.render({**values, "image": ImagePart(shown)})
+        values["crop"] = crop
+        values["results"] = self._results(observation, spec)
+        return values
+
+    def _results(self, observation: Observation, spec: BodySpec) -> list[Segment]:
+        wanted = observation.action.limit or self.spec.limits.results
+        hits = observation.hits[:wanted] if wanted else observation.hits
+        out: list[Segment] = []
+        for index, hit in enumerate(hits):
+            if index:
+                out.append(Control(spec.result_between))
+            picture = observation.thumbnails[index] if index < len(observation.thumbnails) else None
+            out += spec.result.render(self._hit(hit, index + 1, picture, spec))
+        return join_segments(out)
+
+    def _hit(self, hit: Hit, number: int, picture: int | None, spec: BodySpec) -> dict[str, Value]:
+        limits = self.spec.limits
+        score = spec.score.render({"score": hit.score}) if hit.score is not None else []
+        thumbnail: list[Segment] = []
+        if spec.show_thumbnails and picture is not None:
+            thumbnail = spec.thumbnail.render({"image": ImagePart(picture), "n": number})
+        return {
+            "n": number,
+            "title": self.clean.line(hit.title, limits.title_chars),
+            "text": self.clean.text(hit.text, limits.result_chars),
+            "source": self.clean.line(hit.source, limits.title_chars),
+            "entity": self.clean.line(hit.entity, limits.title_chars),
+            "score": score,
+            "thumbnail": thumbnail,
+        }

@@ -1,0 +1,264 @@
+"""What a dialect file can say: one frozen dataclass a table, documented key by key (see docs/dialects.md)."""
+
+# ruff: noqa: RUF009 - wording() makes dataclass fields
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gog_edge.runtime.dialects.reader import wording
+from gog_edge.runtime.dialects.wording import Wording
+
+SCHEMA = 1
+
+KindName = Literal["answer", "text_search", "glance", "gaze", "zoom", "visit", "refuse"]
+FrameName = Literal["family", "unit", "thousand", "shown", "original"]
+
+
+@dataclass(frozen=True)
+class ChatSpec:
+    """[chat] `template`: "checkpoint" (the bundle's, else the package's ChatML) or a file beside the dialect.
+    `variables`: values handed to the template. `prefill_first`/`prefill_next`: how the first / every later assistant
+    turn begins; "template" leaves it to the chat template, any other string replaces its think prefill."""
+
+    template: str = "checkpoint"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    prefill_first: str = "template"
+    prefill_next: str = "template"
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`.
+    `image` is written for every user image, `several` is added to the system text when there are two or more."""
+
+    system: Wording = wording("tools", "image_count")
+    user: Wording = wording("question", "images", "tools", "image_count")
+    image: Wording = wording("image", "n", "width", "height")
+    image_between: str = ""
+    several: str = ""
+    system_file: str = ""
+    user_file: str = ""
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """[[tools]] `json`: the entry of the tools block as the policy was trained on it, with its key order."""
+
+    json: str
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """[[actions]] one thing that the policy can write, and what it means.
+
+    `via`: tool_call (JSON with `name`), json (a bare object between tags), tag (text between tags), literal (exactly
+    this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
+    `args`: role -> key of the JSON object; roles: box (one key, or four for x, y, and far corner or size), label,
+    query, image, limit, url. For a tag: `content` says which role the text between the tags has.
+    `required`: roles that must be present. `kind` refuse: known, answered with `replies.refused`.
+    """
+
+    kind: KindName
+    via: Literal["tool_call", "json", "tag", "literal", "code", "boxed"]
+    name: str = ""
+    open: str = ""
+    close: str = ""
+    literal: str = ""
+    content: Literal["text", "query", "box", "label", "url", "none"] = "text"
+    args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParseSpec:
+    """[parse] how a turn is read.
+
+    `think_open`, `think_close`: tags of the reasoning. `scope`: where actions are looked for; after_think falls back
+    to the whole turn when the reasoning is not closed. `pick`: which calls of a turn count. `answer`: first (a call
+    before the answer cancels it), wins (an answer anywhere ends the question) or last (only if nothing follows it).
+    `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
+    action is: an error, or the answer itself.
+    """
+
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    scope: Literal["after_think", "all"] = "after_think"
+    pick: Literal["all", "first", "last"] = "all"
+    answer: Literal["first", "wins", "last"] = "first"
+    otherwise: Literal["error", "answer"] = "error"
+    call_open: str = "<tool_call>"
+    call_close: str = "</tool_call>"
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+
+
+@dataclass(frozen=True)
+class CoordinateSpec:
+    """[coordinates] the policy's numbers.
+
+    `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
+    smart_resize), original (pixels of the target image at native size), family (thousand for qwen3_vl, shown for
+    qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows. `layout`: xyxy or
+    xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it is
+    refused. `slack`: how far (share of the frame) a refused box may leave the image. `min_side`: smallest side in
+    pixels of the target, grown about the centre (`min_side_rule` grow), or refused. `max_aspect`: 0 is no limit.
+    `pad`: pixels added on every side, `pad_share`: share of the box's sides, both before clamping.
+    `decimals`: digits written by `format_box`.
+    """
+
+    frame: FrameName = "family"
+    fallback: Literal["none", "unit", "thousand", "shown", "original"] = "none"
+    layout: Literal["xyxy", "xywh"] = "xyxy"
+    inverted: Literal["swap", "refuse"] = "swap"
+    clamp: bool = True
+    slack: float = 0.0
+    min_side: float = 0.0
+    min_side_rule: Literal["grow", "refuse"] = "grow"
+    max_aspect: float = 0.0
+    pad: float = 0.0
+    pad_share: float = 0.0
+    decimals: int = 0
+
+
+@dataclass(frozen=True)
+class ImagesSpec:
+    """[images] which images a call can name, and how.
+
+    `scope`: user (the question's images), all (crops and result pictures too). `default`: the target of a call that
+    names none. `reference`: index0, index1, or a pattern with `{n}` such as `img_{n}`; `first`: the number of
+    registry image 0 in it. `aliases`: words for fixed registry images. `out_of_range`: refuse, or the last image.
+    """
+
+    scope: Literal["user", "all"] = "all"
+    default: Literal["first", "last"] = "first"
+    reference: str = "index0"
+    first: int = 0
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    out_of_range: Literal["refuse", "last"] = "refuse"
+
+
+_BODY = (
+    "results", "crop", "label", "query", "question", "image", "step", "shown", "width", "height", "box", "page",
+    "count", "url",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BodySpec:
+    """[observe.KIND] the observation of one action; unspecified keys come from [observe.default].
+
+    `body`: with results. `result`: one result, `score` and `thumbnail` are its optional parts. `crop`: written only
+    when the crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper of `body`.
+    """
+
+    each: Wording = wording("body", *_BODY)
+    body: Wording = wording(*_BODY)
+    result: Wording = wording("n", "title", "text", "source", "score", "thumbnail", "entity")
+    result_between: str = "\n"
+    score: Wording = wording("score")
+    thumbnail: Wording = wording("image", "n")
+    crop: Wording = wording("image", "shown", "width", "height", "box", "label", "step")
+    empty: Wording = wording(*_BODY)
+    failed: Wording = wording("error", *_BODY)
+    show_crop: bool = False
+    show_thumbnails: bool = False
+
+
+@dataclass(frozen=True)
+class ObserveSpec:
+    """[observe] the turn that carries results. `open`, `close` and `between` surround and part the observations."""
+
+    open: str = ""
+    close: str = ""
+    between: str = ""
+    default: Mapping[str, Any] = field(default_factory=dict)
+    glance: BodySpec = field(default_factory=BodySpec)
+    gaze: BodySpec = field(default_factory=BodySpec)
+    zoom: BodySpec = field(default_factory=BodySpec)
+    text_search: BodySpec = field(default_factory=BodySpec)
+    visit: BodySpec = field(default_factory=BodySpec)
+    invalid: BodySpec = field(default_factory=BodySpec)
+
+
+@dataclass(frozen=True)
+class RepliesSpec:
+    """[replies] what the policy is told when a call can't be understood. At most one placeholder each."""
+
+    malformed: Wording = wording("error")  # nothing, or no readable call, in the turn
+    unknown_tool: Wording = wording("tool")
+    argument: Wording = wording("error")  # a missing or ill-typed argument
+    box: Wording = wording("error")
+    image: Wording = wording("error")
+    refused: Wording = wording("tool")  # known to the policy, not run here (general code)
+    limit: Wording = wording("error")  # the kind of action is used up
+
+
+@dataclass(frozen=True)
+class ForcedSpec:
+    """[forced] the turn that asks for an answer now. `prefill`: how the policy's text is begun for it."""
+
+    user: Wording = wording("question")
+    prefill: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """[limits] Counts are per question; 0 means none. Pixels are after smart_resize (width times height).
+
+    `turns`: generation rounds before the forced answer. `calls`: searches, crops and visits together.
+    `image_searches`: glance and gaze. `turn_tokens`/`total_tokens`: generated in one turn / in all.
+    `errors_in_row`: INVALID turns in a row before the forced answer.
+    """
+
+    turns: int = 8
+    calls: int = 0
+    image_searches: int = 0
+    text_searches: int = 0
+    zooms: int = 0
+    results: int = 3
+    turn_tokens: int = 1024
+    total_tokens: int = 8192
+    errors_in_row: int = 3
+    title_chars: int = 200
+    result_chars: int = 600
+    page_chars: int = 4000
+    image_min_pixels: int = 0
+    image_max_pixels: int = 0
+    crop_min_pixels: int = 0
+    crop_max_pixels: int = 0
+    crop_upscale: float = 1.0
+    thumbnail_max_pixels: int = 0
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """[grammar] `lark`: a grammar for llguidance that replaces the generated one; `enabled` false: none is offered."""
+
+    enabled: bool = True
+    lark: str = ""
+
+
+@dataclass(frozen=True)
+class DialectSpec:
+    """The whole file."""
+
+    schema: int
+    name: str
+    description: str = ""
+    source: str = ""
+    stop: tuple[str, ...] = ()
+    chat: ChatSpec = field(default_factory=ChatSpec)
+    prompt: PromptSpec = field(default_factory=PromptSpec)
+    tools: tuple[ToolSpec, ...] = ()
+    actions: tuple[ActionSpec, ...] = ()
+    parse: ParseSpec = field(default_factory=ParseSpec)
+    coordinates: CoordinateSpec = field(default_factory=CoordinateSpec)
+    images: ImagesSpec = field(default_factory=ImagesSpec)
+    observe: ObserveSpec = field(default_factory=ObserveSpec)
+    replies: RepliesSpec = field(default_factory=RepliesSpec)
+    forced: ForcedSpec = field(default_factory=ForcedSpec)
+    limits: Limits = field(default_factory=Limits)
+    grammar: GrammarSpec = field(default_factory=GrammarSpec)

@@ -1,0 +1,134 @@
+"""The small template language of dialect files: literal wording with `{placeholders}`.
+
+`{name}` is replaced, `{name:.2f}` formats a number, `{{` and `}}` are braces. Literal wording becomes `Control`
+(special tokens in it are meant), every value that comes from outside becomes `Text` (special tokens in it are not).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from gog_edge.errors import DialectError
+from gog_edge.runtime.templates import join_segments
+from gog_edge.types import Control, ImagePart, Segment, Text
+
+Value = Union[str, int, float, Segment, Sequence[Segment]]
+
+_TOKEN = re.compile(r"\{\{|\}\}|\{([a-z_]+)(?::([^{}]*))?\}|[{}]")
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    name: str
+    spec: str = ""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A compiled wording: literal strings and placeholders in order."""
+
+    source: str
+    parts: tuple[str | Placeholder, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
+
+    def names(self) -> set[str]:
+        """Names of the placeholders used."""
+        return {part.name for part in self.parts if isinstance(part, Placeholder)}
+
+    def render(self, values: Mapping[str, Value]) -> list[Segment]:
+        """Segments of this wording with `values` filled in; strings and numbers become `Text`.
+
+        Raises:
+            KeyError: a placeholder has no value (a bug in the caller: names are checked when the file is read).
+        """
+        out: list[Segment] = []
+        for part in self.parts:
+            if isinstance(part, str):
+                out.append(Control(part))
+            else:
+                out.extend(_segments(values[part.name], part.spec))
+        return join_segments(out)
+
+    def plain(self, values: Mapping[str, str | int | float]) -> str:
+        """The rendered wording as one string (for replies kept in an `Action`)."""
+        return "".join(part if isinstance(part, str) else _format(values[part.name], part.spec) for part in self.parts)
+
+    def match(self, text: str) -> list[Segment] | None:
+        """The inverse of `plain` for a wording with at most one placeholder: wording as `Control`, the rest as `Text`.
+
+        None when `text` was not written by this wording.
+        """
+        holes = [i for i, part in enumerate(self.parts) if isinstance(part, Placeholder)]
+        if not holes:
+            return [Control(text)] if text and text == self.source_text() else None
+        if len(holes) > 1:
+            return None
+        before = "".join(str(part) for part in self.parts[: holes[0]])
+        after = "".join(str(part) for part in self.parts[holes[0] + 1 :])
+        if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
+            return None
+        return join_segments([Control(before), Text(text[len(before) : len(text) - len(after)]), Control(after)])
+
+    def source_text(self) -> str:
+        """The literal text of a wording without placeholders."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+EMPTY = Wording("", ())
+
+
+def compile_wording(source: str, allowed: Iterable[str], where: str) -> Wording:
+    """Compile `source`; `allowed` are the placeholder names that make sense at `where` (the key's path in the file).
+
+    Raises:
+        DialectError: an unknown placeholder or a lone brace, with the key and the mend.
+    """
+    names = sorted(allowed)
+    parts: list[str | Placeholder] = []
+    literal, at = "", 0
+    for match in _TOKEN.finditer(source):
+        literal += source[at : match.start()]
+        at = match.end()
+        token = match.group()
+        if token in ("{{", "}}"):
+            literal += token[0]
+        elif match.group(1) is None:
+            mend = f"write {token * 2!r} for a brace"
+            raise DialectError(f"{where}: a lone {token!r} at character {match.start()}; {mend}")
+        elif match.group(1) not in names:
+            raise DialectError(f"{where}: unknown placeholder {{{match.group(1)}}}{suggest(match.group(1), names)}")
+        else:
+            if literal:
+                parts.append(literal)
+            parts.append(Placeholder(match.group(1), match.group(2) or ""))
+            literal = ""
+    literal += source[at:]
+    if literal:
+        parts.append(literal)
+    return Wording(source, tuple(parts))
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A mend for a misspelt name: the nearest known one, or the list of all."""
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return "; known here: " + (", ".join(known) if known else "none")
+
+
+def _segments(value: Value, spec: str) -> list[Segment]:
+    if isinstance(value, (str, int, float)):
+        return [Text(_format(value, spec))]
+    if isinstance(value, (Control, Text, ImagePart)):
+        return [value]
+    return list(value)
+
+
+def _format(value: str | int | float, spec: str) -> str:
+    return format(value, spec) if spec and not isinstance(value, str) else str(value)
