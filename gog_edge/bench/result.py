@@ -1,0 +1,92 @@
+"""What a benchmark run found: cells of raw samples, ratios, and what was skipped and why. Plain data, one JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gog_edge.bench.statistics import Summary, paired_ratio
+from gog_edge.codec import CodecError, decode, encode
+from gog_edge.errors import BenchError
+
+FORMAT = "gog-edge-bench"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one stage of one scenario for one subject.
+
+    `x`: position on a growth curve (tokens of context, images, entries), None elsewhere. `limit`: the same metric at
+    the machine's roofline, where it can be computed.
+    """
+
+    scenario: str
+    subject: str
+    stage: str
+    unit: str
+    samples: tuple[float, ...]
+    lower_is_better: bool = True
+    x: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+    @property
+    def summary(self) -> Summary:
+        return Summary(self.unit, self.samples, self.lower_is_better)
+
+    @property
+    def key(self) -> tuple[str, str, str, float | None]:
+        return (self.scenario, self.subject, self.stage, self.x)
+
+    @property
+    def of_limit(self) -> float | None:
+        """Share of the roofline that is reached, 1 is the limit."""
+        if self.limit is None or self.limit <= 0 or self.summary.p50 <= 0:
+            return None
+        return self.limit / self.summary.p50 if self.lower_is_better else self.summary.p50 / self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the suite."""
+
+    format: Literal["gog-edge-bench"]
+    started: str
+    machine: dict[str, Any]
+    roofline: dict[str, Any]
+    bundle: dict[str, Any]
+    cells: tuple[Cell, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def ratios(self, ours: str = "gog-edge") -> list[tuple[Cell, Cell, Summary]]:
+        """(our cell, the peer's cell, ours / theirs run by run) wherever both measured the same thing interleaved."""
+        mine = {(c.scenario, c.stage, c.x): c for c in self.cells if c.subject == ours}
+        found = []
+        for cell in self.cells:
+            base = mine.get((cell.scenario, cell.stage, cell.x))
+            if cell.subject == ours or base is None or len(base.samples) != len(cell.samples):
+                continue
+            found.append((base, cell, paired_ratio(base.samples, cell.samples)))
+        return found
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(encode(self), indent=1) + "\n", "utf-8")
+
+
+def load(path: Path) -> Report:
+    """Read a report.
+
+    Raises:
+        BenchError: not a report of this tool.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise BenchError(f"{path} can't be read as a benchmark report: {e}") from e
+    try:
+        return decode(Report, data, path.name)
+    except CodecError as e:
+        raise BenchError(f"{path} is not a benchmark report of this version: {e}") from e
