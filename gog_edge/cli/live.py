@@ -1,0 +1,102 @@
+"""The live view of a running question: one line a happening, on stderr."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+
+from gog_edge.types import (
+    Action,
+    ActionEvent,
+    ActionKind,
+    Answer,
+    AnswerEvent,
+    BoxEvent,
+    Event,
+    Observation,
+    ObservationEvent,
+    Region,
+    StopReason,
+    TokenEvent,
+)
+
+_STYLES = {
+    ActionKind.GLANCE: ("glance", "cyan"),
+    ActionKind.GAZE: ("gaze", "magenta"),
+    ActionKind.ZOOM: ("zoom", "magenta"),
+    ActionKind.TEXT_SEARCH: ("search", "blue"),
+    ActionKind.VISIT: ("visit", "blue"),
+    ActionKind.ANSWER: ("answer", "green"),
+    ActionKind.INVALID: ("invalid", "red"),
+}
+_STOPS = {
+    StopReason.FORCED: "a limit was reached; the policy was made to answer",
+    StopReason.DEADLINE: "the deadline passed; this is the best answer so far",
+    StopReason.CANCELLED: "cancelled",
+    StopReason.EXHAUSTED: "the limits were reached without an answer",
+}
+
+
+class LiveView:
+    """Prints events as they come. `tokens`: also print what the policy writes, as it writes it."""
+
+    def __init__(self, console: Console, *, tokens: bool) -> None:
+        self.console, self.tokens = console, tokens
+        self._open_line = False
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        if isinstance(event, TokenEvent):
+            if self.tokens:
+                self.console.print(f"[dim]{escape(event.text)}[/]", end="", soft_wrap=True)
+                self._open_line = True
+            return
+        if self._open_line:
+            self.console.print()
+            self._open_line = False
+        if isinstance(event, ActionEvent):
+            self._action(event.step, event.action)
+        elif isinstance(event, ObservationEvent):
+            self._observation(event.observation)
+        elif isinstance(event, BoxEvent) and self.tokens:
+            self.console.print(f"  [dim]box closed: {box_text(event.region)}; crop and search start now[/]")
+        elif isinstance(event, AnswerEvent):
+            self._end(event.answer)
+
+    def _action(self, step: int, action: Action) -> None:
+        name, colour = _STYLES[action.kind]
+        detail = escape(action.text or action.label)
+        if action.region is not None:
+            detail = f"{detail} {box_text(action.region)}".strip()
+        if action.kind is not ActionKind.ANSWER:
+            self.console.print(f"[bold]{step + 1}[/] [{colour}]{name}[/] {detail}")
+
+    def _observation(self, observation: Observation) -> None:
+        if observation.error:
+            self.console.print(f"  [red]{escape(observation.error)}[/]")
+            return
+        if not observation.hits and not observation.text:
+            self.console.print("  [dim]no results[/]")
+        for rank, hit in enumerate(observation.hits, 1):
+            score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
+            self.console.print(f"  {rank}. {escape(hit.title)}{score}  [dim]{escape(_cut(hit.text))}[/]")
+
+    def _end(self, answer: Answer) -> None:
+        usage = answer.usage
+        self.console.print(
+            f"[dim]{answer.seconds:.2f} s, {len(answer.steps)} steps, {usage.generated_tokens} tokens, "
+            f"{usage.searches} searches, {usage.encoded_images} images encoded ({usage.cached_images} from cache)[/]"
+        )
+        if answer.stop in _STOPS:
+            self.console.print(f"[yellow]{_STOPS[answer.stop]}[/]")
+
+
+def box_text(region: Region) -> str:
+    """'[120,40 - 310,200] px' of the original image."""
+    x0, y0, x1, y1 = (round(v) for v in region.as_tuple())
+    return rf"\[{x0},{y0} - {x1},{y1}] px"
+
+
+def _cut(text: str, limit: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
