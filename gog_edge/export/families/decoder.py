@@ -1,0 +1,72 @@
+"""The language decoder of both families (Qwen2.5 and Qwen3): they differ in biases, q/k norms and DeepStack only.
+
+Reads top to bottom: attention, MLP, block, model. Rows are tokens: everything between the attention nodes is 2-D [s, …].
+"""
+
+from __future__ import annotations
+
+from gog_edge.export.families.base import DecoderDims
+from gog_edge.export.graph.target import Cache, Target
+from gog_edge.export.graph.value import Value
+
+MODEL = "model.language_model"
+EMBEDDING = f"{MODEL}.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, cos: Value, sin: Value) -> Value:
+    """Grouped-query attention over the KV cache, written in place."""
+    spec, name = dims.spec, f"{MODEL}.layers.{layer}.self_attn"
+    wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    parts = ("q_proj", "k_proj", "v_proj")
+    qkv = t.linear(
+        x,
+        t.matrix(tuple(f"{name}.{p}.weight" for p in parts), wide + 2 * narrow, spec.hidden),
+        tuple(f"{name}.{p}.bias" for p in parts) if dims.qkv_bias else (),
+        role="attention",
+    )
+    norms = (f"{name}.q_norm.weight", f"{name}.k_norm.weight") if dims.qk_norm else None
+    out = t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps)
+    return t.linear(
+        out,
+        t.matrix((f"{name}.o_proj.weight",), spec.hidden, wide),
+        (f"{name}.o_proj.bias",) if dims.out_bias else (),
+        role="attention",
+    )
+
+
+def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
+    """SwiGLU; gate and up run as one matrix."""
+    hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
+    weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
+    x = t.swiglu(t.linear(x, t.matrix(weights, 2 * inner, hidden), (), role="mlp"), inner)
+    return t.linear(x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (), role="down_proj")
+
+
+def build_decoder(t: Target, dims: DecoderDims) -> None:
+    """inputs_embeds and the cache in, logits of the last `last_k` tokens and the cache out."""
+    spec = dims.spec
+    embeds = t.input("inputs_embeds", "float32", (1, "s", spec.hidden))
+    cos = t.input("rope_cos", "float32", ("s", spec.head_dim // 2))
+    sin = t.input("rope_sin", "float32", ("s", spec.head_dim // 2))
+    deepstack = t.input("deepstack", "float32", (spec.deepstack, "s", spec.hidden)) if spec.deepstack else None
+    last_k = t.input("last_k", "int64", (1,))
+    cache = t.cache(spec)
+    x = t.reshape(embeds, (-1, spec.hidden))
+    delta: Value | None = None  # output of the last sub-layer, not yet added to x
+    for i in range(spec.layers):
+        name = f"{MODEL}.layers.{i}"
+        with t.scope(f"layer.{i}"):
+            normed, x = t.add_rms_norm(x, delta, f"{name}.input_layernorm.weight", dims.eps)
+            delta = attention(t, dims, cache, normed, i, cos, sin)
+            normed, x = t.add_rms_norm(x, delta, f"{name}.post_attention_layernorm.weight", dims.eps)
+            delta = mlp(t, dims, normed, i)
+            if deepstack is not None and i < spec.deepstack:
+                delta = t.add(delta, t.pick(deepstack, i))
+    with t.scope("head"):
+        x = t.last_rows(x if delta is None else t.add(x, delta), last_k)
+        x = t.rms_norm(x, f"{MODEL}.norm.weight", dims.eps)
+        head = EMBEDDING if dims.tied else HEAD
+        logits = t.linear(x, t.matrix((head,), spec.vocab, spec.hidden), (), role="head")
+    t.output(t.reshape(logits, (1, -1, spec.vocab)), "logits", "float32", (1, "last_k", spec.vocab))
+    cache.finish()

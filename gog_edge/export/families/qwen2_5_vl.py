@@ -1,0 +1,191 @@
+"""Qwen2.5-VL: RMSNorm / SwiGLU tower with window attention and a few full-attention blocks; Qwen2.5 decoder.
+
+Reads top to bottom: config, attention, MLP, block, merger, tower. Weight names stand beside their layer. Rows stay in
+merge-block order everywhere: only window attention gathers them into windows and puts them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gog_edge.export.families.base import (
+    DecoderDims,
+    FamilyDefinition,
+    ModelConfig,
+    VisionDims,
+    is_tied,
+    read_heads,
+    read_rope,
+    read_tokens,
+    text_section,
+    vision_heads,
+)
+from gog_edge.export.families.section import Section
+from gog_edge.export.graph.target import Target
+from gog_edge.export.graph.value import Value
+from gog_edge.manifest import DecoderSpec, VisionSpec
+
+VISUAL = "model.visual"
+
+
+def parse(config: dict[str, Any]) -> ModelConfig:
+    """config.json of any Qwen2.5-VL size: nested or flat, rope_scaling or rope_parameters.
+
+    Raises:
+        CheckpointError: names the key that is missing, wrong, or can't be exported right.
+    """
+    root = Section(config)
+    text = text_section(root)
+    decoder = _parse_decoder(root, text)
+    vision = _parse_vision(root.section("vision_config"), decoder)
+    return ModelConfig("qwen2_5_vl", vision, decoder, *read_tokens(root, text))
+
+
+def _parse_decoder(root: Section, text: Section) -> DecoderDims:
+    hidden = text.integer("hidden_size")
+    text.choice("hidden_act", ("silu",), "silu")
+    if text.flag("use_sliding_window", False):
+        raise text.fail("use_sliding_window", "is true; gog-edge exports full attention only")
+    heads, kv_heads, head_dim = read_heads(text, hidden)
+    if heads * head_dim != hidden:
+        raise text.fail("head_dim", f"= {head_dim} times {heads} heads is not hidden_size {hidden}")
+    theta, section = read_rope(text, 1000000.0, (16, 24, 24), head_dim)
+    return DecoderDims(
+        spec=DecoderSpec(
+            layers=text.integer("num_hidden_layers"),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            vocab=text.integer("vocab_size"),
+            rope_theta=theta,
+            mrope_section=section,
+            mrope_interleaved=False,
+            max_context=text.integer("max_position_embeddings", 32768),
+        ),
+        intermediate=text.integer("intermediate_size"),
+        eps=text.number("rms_norm_eps", 1e-5),
+        qkv_bias=True,
+        out_bias=False,
+        qk_norm=False,
+        tied=is_tied(root, text),
+    )
+
+
+def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
+    depth = vision.integer("depth", 32)
+    hidden = vision.integer("hidden_size")
+    heads, head_dim = vision_heads(vision, hidden)
+    patch, merge = vision.size("patch_size", 14), vision.integer("spatial_merge_size", 2)
+    window = vision.integer("window_size", 112)
+    if window < merge * patch:
+        raise vision.fail("window_size", f"= {window} is smaller than one image token ({merge * patch} pixels)")
+    full = vision.integers("fullatt_block_indexes", (7, 15, 23, 31))
+    if vision.integer("in_channels", vision.integer("in_chans", 3)) != 3:
+        raise vision.fail("in_channels", "must be 3")
+    out = vision.integer("out_hidden_size", decoder.spec.hidden)
+    if out != decoder.spec.hidden:
+        raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
+    rope = vision.section("rope_parameters")
+    rope.choice("rope_type", ("axial", "default"), "axial")
+    return VisionDims(
+        spec=VisionSpec(
+            depth=depth,
+            hidden=hidden,
+            heads=heads,
+            head_dim=head_dim,
+            out_hidden=out,
+            rope_theta=rope.number("rope_theta", 10000.0),
+            window=window // merge // patch,
+            full_layers=tuple(i for i in full if i < depth),
+        ),
+        intermediate=vision.integer("intermediate_size"),
+        patch=patch,
+        merge=merge,
+        temporal=vision.size("temporal_patch_size", 2),
+        activation=vision.choice("hidden_act", ("silu",), "silu"),
+    )
+
+
+@dataclass(frozen=True)
+class WindowInputs:
+    """Graph inputs of window attention; see gog_edge.runtime.layout.Windows."""
+
+    gather: Value
+    mask: Value
+    scatter: Value
+
+
+def attention(
+    t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, windows: WindowInputs | None, name: str
+) -> Value:
+    """Attention over all rows, or, given windows, inside each window only."""
+    hidden, heads = dims.spec.hidden, dims.spec.heads
+    qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
+    q, k, v = t.split(qkv, (hidden, hidden, hidden))
+    q, k = t.rotary(q, cos, sin, heads), t.rotary(k, cos, sin, heads)
+    if windows is None:
+        out = t.attention(q, k, v, heads)
+    else:
+        out = t.window_attention(q, k, v, heads, windows.gather, windows.mask, windows.scatter)
+    return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
+
+
+def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
+    """SwiGLU with biases; gate and up run as one matrix."""
+    hidden, inner = dims.spec.hidden, dims.intermediate
+    gate_up = t.linear(
+        x,
+        t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), 2 * inner, hidden),
+        (f"{name}.gate_proj.bias", f"{name}.up_proj.bias"),
+        role="vision",
+    )
+    x = t.swiglu(gate_up, inner)
+    return t.linear(
+        x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (f"{name}.down_proj.bias",), role="vision"
+    )
+
+
+def merger(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
+    """m*m patches become one token: RMSNorm, Linear, GELU, Linear; [n, hidden] -> [n/m^2, out]."""
+    wide, out = dims.spec.hidden * dims.merge**2, dims.spec.out_hidden
+    x = t.reshape(t.rms_norm(x, f"{name}.ln_q.weight", dims.eps), (-1, wide))
+    x = t.linear(x, t.matrix((f"{name}.mlp.0.weight",), wide, wide), (f"{name}.mlp.0.bias",), role="merger")
+    x = t.gelu(x, tanh=False)
+    return t.linear(x, t.matrix((f"{name}.mlp.2.weight",), out, wide), (f"{name}.mlp.2.bias",), role="merger")
+
+
+def build_vision(t: Target, dims: VisionDims) -> None:
+    """The whole tower: features [n/m^2, H]."""
+    spec = dims.spec
+    patches = t.input("patches", "float32", ("n", dims.patch_values))
+    cos = t.input("rope_cos", "float32", ("n", spec.head_dim // 2))
+    sin = t.input("rope_sin", "float32", ("n", spec.head_dim // 2))
+    windows = WindowInputs(
+        t.input("window_gather", "int64", ("W", "L")),
+        t.input("window_mask", "int32", ("W", "L")),
+        t.input("window_scatter", "int64", ("n",)),
+    )
+    x = t.linear(
+        patches,
+        t.folded_patches(f"{VISUAL}.patch_embed.proj.weight", spec.hidden, dims.temporal, dims.patch),
+        (),
+        role="patch_embed",
+    )
+    delta: Value | None = None  # output of the last sub-layer, not yet added to x
+    for i in range(spec.depth):
+        name = f"{VISUAL}.blocks.{i}"
+        with t.scope(f"block.{i}"):
+            normed, x = t.add_rms_norm(x, delta, f"{name}.norm1.weight", dims.eps)
+            cut = None if i in spec.full_layers else windows
+            delta = attention(t, dims, normed, cos, sin, cut, f"{name}.attn")
+            normed, x = t.add_rms_norm(x, delta, f"{name}.norm2.weight", dims.eps)
+            delta = mlp(t, dims, normed, f"{name}.mlp")
+    with t.scope("merger"):
+        x = x if delta is None else t.add(x, delta)
+        features = merger(t, dims, x, f"{VISUAL}.merger")
+    t.output(features, "features", "float32", ("m", spec.out_hidden))
+
+
+FAMILY = FamilyDefinition("qwen2_5_vl", ("qwen2_5_vl",), parse, build_vision)

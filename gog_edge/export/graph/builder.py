@@ -1,0 +1,169 @@
+"""Builds one ONNX graph node by node; weights go to a WeightFile and are referred to as external data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from gog_edge._version import __version__
+from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.weightfile import Blob, WeightFile
+from gog_edge.manifest import Dim, DType, GraphSpec, TensorSpec
+
+_ELEMENT: dict[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int4": TensorProto.INT4,
+    "bool": TensorProto.BOOL,
+}
+IR_VERSION = 11
+
+
+class GraphBuilder:
+    """One graph in the making. Constants are inline and deduplicated, weights are external."""
+
+    def __init__(self, name: str, data: WeightFile, domains: dict[str, int]) -> None:
+        self.name = name
+        self.data = data
+        self.domains = domains
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._inputs: list[TensorSpec] = []
+        self._outputs: list[TensorSpec] = []
+        self._scope: list[str] = []
+        self._count: dict[str, int] = {}
+        self._files: set[str] = set()
+
+    # -- interface ------------------------------------------------------------------------------------------------
+
+    def input(self, name: str, dtype: DType, shape: tuple[Dim, ...]) -> Value:
+        """Declare a graph input."""
+        self._inputs.append(TensorSpec(name, dtype, shape))
+        return Value(name, dtype)
+
+    def output(self, value: Value, name: str, dtype: DType, shape: tuple[Dim, ...]) -> None:
+        """Declare `value` as a graph output called `name` (casting where the type differs)."""
+        if value.dtype != dtype:
+            self.node("Cast", [value], [name], to=_ELEMENT[dtype])
+        else:
+            self.node("Identity", [value], [name])
+        self._outputs.append(TensorSpec(name, dtype, shape))
+
+    def result(self, name: str, dtype: DType, shape: tuple[Dim, ...]) -> Value:
+        """Declare a graph output that a node writes itself under this name."""
+        self._outputs.append(TensorSpec(name, dtype, shape))
+        return Value(name, dtype)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefix of the names of nodes and values made inside: `layer.3/…`."""
+        self._scope.append(name)
+        try:
+            yield
+        finally:
+            self._scope.pop()
+
+    # -- nodes ----------------------------------------------------------------------------------------------------
+
+    def op(self, kind: str, *inputs: Value | None, dtype: DType | None = None, domain: str = "", **attributes: Any) -> Value:
+        """A node with one output; its type is that of the first input unless given. None is an omitted input."""
+        return self.ops(kind, *inputs, dtypes=(dtype,), domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: Value | None, dtypes: Sequence[DType | None], domain: str = "", **attributes: Any
+    ) -> list[Value]:
+        """A node with `len(dtypes)` outputs; None stands for the type of the first input."""
+        first = next(value for value in inputs if value is not None)
+        outputs = [Value(self._fresh(kind), dtype or first.dtype) for dtype in dtypes]
+        self.node(kind, inputs, [o.name for o in outputs], domain, **attributes)
+        return outputs
+
+    def node(
+        self, kind: str, inputs: Sequence[Value | None], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> None:
+        """A node with named outputs; an empty name is an omitted output."""
+        if domain not in self.domains:
+            raise ValueError(f"graph {self.name}: domain {domain!r} of {kind} is not imported")
+        names = [value.name if value is not None else "" for value in inputs]
+        while names and not names[-1]:
+            names.pop()
+        self._nodes.append(
+            helper.make_node(kind, names, list(outputs), name=self._fresh(f"n_{kind}"), domain=domain, **attributes)
+        )
+
+    def cast(self, value: Value, dtype: DType) -> Value:
+        """Cast, or the value itself where it has that type already."""
+        return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=_ELEMENT[dtype])
+
+    # -- tensors --------------------------------------------------------------------------------------------------
+
+    def constant(self, array: NDArray[Any]) -> Value:
+        """A small constant, stored in the graph; equal ones are stored once."""
+        array = np.asarray(array)
+        key = hashlib.sha1(array.tobytes(), usedforsecurity=False).hexdigest()[:12]
+        name = f"const_{array.dtype}_{'x'.join(map(str, array.shape)) or 'scalar'}_{key}"
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(array, name)
+        return Value(name, str(array.dtype))  # type: ignore[arg-type]
+
+    def weight(self, name: str, array: NDArray[Any]) -> Value:
+        """A weight, appended to the weight file. Asking for the same name again gives the same tensor."""
+        if name not in self._initializers:
+            self.external(name, self.data.append(array), str(array.dtype), array.shape)
+        return Value(name, str(array.dtype))  # type: ignore[arg-type]
+
+    def external(self, name: str, blob: Blob, element: str, shape: tuple[int, ...]) -> Value:
+        """A weight that lies in a file already (`element` may be int4, which has no Value type of its own)."""
+        tensor = TensorProto(name=name, data_type=_ELEMENT[element], data_location=TensorProto.EXTERNAL, dims=shape)
+        for key, text in (("location", blob.file), ("offset", str(blob.offset)), ("length", str(blob.length))):
+            tensor.external_data.add(key=key, value=text)
+        self._initializers[name] = tensor
+        self._files.add(blob.file)
+        return Value(name, element)  # type: ignore[arg-type]
+
+    def has(self, name: str) -> bool:
+        """A tensor of this name is stored already."""
+        return name in self._initializers
+
+    # -- result ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> GraphSpec:
+        """Write the graph (without weights) and return its typed interface."""
+        graph = helper.make_graph(
+            self._nodes,
+            self.name,
+            [_value_info(spec) for spec in self._inputs],
+            [_value_info(spec) for spec in self._outputs],
+            list(self._initializers.values()),
+        )
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.domains.items()]
+        model = helper.make_model(
+            graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="gog-edge", producer_version=__version__
+        )
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return GraphSpec(
+            path.name, tuple(self._inputs), tuple(self._outputs), tuple(sorted(self._files)), dict(self.domains)
+        )
+
+    def _fresh(self, kind: str) -> str:
+        stem = "/".join([*self._scope, kind])
+        self._count[stem] = self._count.get(stem, 0) + 1
+        return f"{stem}_{self._count[stem]}"
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    info: onnx.ValueInfoProto = helper.make_tensor_value_info(spec.name, _ELEMENT[spec.dtype], spec.shape)
+    return info

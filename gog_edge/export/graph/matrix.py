@@ -1,0 +1,143 @@
+"""Weight matrices [rows = outputs, columns = inputs] as the graph sees them, read in row chunks from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gog_edge.errors import CheckpointError
+
+F32 = NDArray[np.float32]
+CHUNK_VALUES = 1 << 26  # float32 values of a chunk: 256 MiB
+
+
+class TensorSource(Protocol):
+    """What the graphs read weights from; `gog_edge.export.checkpoint.Checkpoint` is one."""
+
+    def names(self) -> set[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read(self, name: str, dtype: DTypeLike = ...) -> NDArray[Any]: ...
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: DTypeLike = ...) -> NDArray[Any]: ...
+
+
+class Matrix(Protocol):
+    """A matrix that can be read in row chunks; `label` names it in nodes and messages."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def read(self, start: int, stop: int) -> F32: ...
+
+
+def check_shape(source: TensorSource, name: str, expected: tuple[int, ...]) -> None:
+    """Fail clearly where checkpoint and config disagree.
+
+    Raises:
+        CheckpointError: the tensor is missing or has another shape.
+    """
+    if name not in source.names():
+        raise CheckpointError(f"the checkpoint has no tensor {name}: it is incomplete or of another family")
+    if source.shape(name) != expected:
+        raise CheckpointError(
+            f"{name} has shape {list(source.shape(name))}, config.json says {list(expected)}: they do not belong together"
+        )
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Matrices of one input stacked along their outputs (q, k and v; gate and up), or a single one."""
+
+    source: TensorSource
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        total = 0
+        for name in self.names:
+            if name not in self.source.names():
+                check_shape(self.source, name, (self.rows, self.columns))
+            shape = self.source.shape(name)
+            check_shape(self.source, name, (shape[0], self.columns))
+            total += shape[0]
+        if total != self.rows:
+            raise CheckpointError(
+                f"{' + '.join(self.names)} have {total} rows, config.json says {self.rows}: they do not belong together"
+            )
+
+    @property
+    def label(self) -> str:
+        return self.names[0].removesuffix(".weight") if len(self.names) == 1 else _joined(self.names)
+
+    def read(self, start: int, stop: int) -> F32:
+        """Rows start:stop as float32."""
+        parts, at = [], 0
+        for name in self.names:
+            rows = self.source.shape(name)[0]
+            low, high = max(start - at, 0), min(stop - at, rows)
+            if low < high:
+                parts.append(self.source.read_rows(name, low, high))
+            at += rows
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class FoldedPatches:
+    """The patch embedding's Conv3d as a matrix, its temporal slices summed: a still image fills both equally."""
+
+    source: TensorSource
+    name: str
+    rows: int
+    temporal: int
+    patch: int
+
+    def __post_init__(self) -> None:
+        check_shape(self.source, self.name, (self.rows, 3, self.temporal, self.patch, self.patch))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def columns(self) -> int:
+        return 3 * self.patch**2
+
+    @property
+    def label(self) -> str:
+        return self.name.removesuffix(".weight")
+
+    def read(self, start: int, stop: int) -> F32:
+        """Rows start:stop as float32, columns in (channel, y, x) order."""
+        kernel = self.source.read_rows(self.name, start, stop)
+        folded: F32 = kernel.sum(axis=2, dtype=np.float64).astype(np.float32).reshape(stop - start, self.columns)
+        return folded
+
+
+def chunks(matrix: Matrix, multiple: int = 1) -> Iterator[tuple[int, int, F32]]:
+    """(start, stop, rows start:stop) over the whole matrix, a bounded number of values at a time."""
+    step = max(CHUNK_VALUES // matrix.columns // multiple, 1) * multiple
+    for start in range(0, matrix.rows, step):
+        stop = min(start + step, matrix.rows)
+        yield start, stop, matrix.read(start, stop)
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    """a.q_proj.weight, a.k_proj.weight -> a.q_proj+k_proj"""
+    heads = [name.removesuffix(".weight") for name in names]
+    return heads[0] + "".join("+" + head.rpartition(".")[2] for head in heads[1:])

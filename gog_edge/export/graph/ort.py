@@ -1,0 +1,121 @@
+"""Target `ort`: ONNX Runtime's fused operators; replaces what `standard` says in opset nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.standard import StandardTarget, declare_past, declare_present
+from gog_edge.export.graph.target import Cache
+from gog_edge.export.graph.value import Value
+from gog_edge.manifest import DecoderSpec, DType
+
+MS = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class OrtCache:
+    """Past values are bound to the same buffers as the present ones: GroupQueryAttention appends in place."""
+
+    g: GraphBuilder
+    spec: DecoderSpec
+    dtype: DType
+    past: tuple[tuple[Value, Value], ...]
+    seqlens_k: Value
+    total: Value
+
+    def finish(self) -> None:
+        """Declare the present values as outputs."""
+        declare_present(self.g, self.spec, self.dtype)
+
+
+class OrtTarget(StandardTarget):
+    """See the module."""
+
+    domains = {"": 21, MS: 1}  # noqa: RUF012 (never changed)
+
+    # -- norms and activations ------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Value, weight: str, eps: float) -> Value:
+        return self.g.op("SimplifiedLayerNormalization", x, self._vector(weight), axis=-1, epsilon=eps)
+
+    def add_rms_norm(self, x: Value, delta: Value | None, weight: str, eps: float) -> tuple[Value, Value]:
+        if delta is None:
+            return self.rms_norm(x, weight, eps), x
+        inputs = (x, delta, self._vector(weight))
+        normed, _, _, total = self.g.ops(
+            "SkipSimplifiedLayerNormalization", *inputs, dtypes=(None,) * 4, domain=MS, epsilon=eps
+        )
+        return normed, total
+
+    def add_layer_norm(self, x: Value, delta: Value | None, weight: str, bias: str, eps: float) -> tuple[Value, Value]:
+        if delta is None:
+            return self.layer_norm(x, weight, bias, eps), x
+        inputs = (x, delta, self._vector(weight), self._vector(bias))
+        normed, _, _, total = self.g.ops("SkipLayerNormalization", *inputs, dtypes=(None,) * 4, domain=MS, epsilon=eps)
+        return normed, total
+
+    def swiglu(self, gate_up: Value, inner: int) -> Value:
+        gate, up = self.split(gate_up, (inner, inner))
+        return self.g.op("Mul", self.g.op("QuickGelu", gate, domain=MS, alpha=1.0), up)  # alpha 1 is SiLU
+
+    # -- attention ------------------------------------------------------------------------------------------------
+
+    def rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
+        y = self._rotary(self.g.op("Unsqueeze", x, self._ints(0)), cos, sin, heads)
+        return self.g.op("Squeeze", y, self._ints(0))
+
+    def _rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
+        """[1, n, heads*hd] turned by the table rows 0 … n-1 (the position 0 says where the rows begin)."""
+        return self.g.op("RotaryEmbedding", x, self._ints(0), cos, sin, domain=MS, num_heads=heads)
+
+    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
+        q, k, v = (self.g.op("Unsqueeze", part, self._ints(0)) for part in (q, k, v))
+        y = self.g.op("MultiHeadAttention", q, k, v, domain=MS, num_heads=heads)
+        return self.g.op("Squeeze", y, self._ints(0))
+
+    def window_attention(
+        self, q: Value, k: Value, v: Value, heads: int, gather: Value, mask: Value, scatter: Value
+    ) -> Value:
+        q, k, v = (self.g.op("Gather", part, gather, axis=0) for part in (q, k, v))
+        y = self.g.op("MultiHeadAttention", q, k, v, None, mask, domain=MS, num_heads=heads)
+        return self._ungather(y, scatter)
+
+    def cache(self, spec: DecoderSpec) -> Cache:
+        seqlens = self.g.input("seqlens_k", "int32", (1,))
+        total = self.g.input("total_sequence_length", "int32", ())
+        return OrtCache(self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), seqlens, total)
+
+    def cached_attention(
+        self,
+        cache: Cache,
+        layer: int,
+        qkv: Value,
+        cos: Value,
+        sin: Value,
+        norms: tuple[str, str] | None,
+        eps: float,
+    ) -> Value:
+        assert isinstance(cache, OrtCache), "a cache made by another target"
+        spec, g = cache.spec, self.g
+        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        q, k, v = self.split(self.reshape(qkv, (1, -1, wide + 2 * narrow)), (wide, narrow, narrow))
+        if norms is not None:
+            q = self.reshape(self.rms_norm(self.reshape(q, (-1, spec.head_dim)), norms[0], eps), (1, -1, wide))
+            k = self.reshape(self.rms_norm(self.reshape(k, (-1, spec.head_dim)), norms[1], eps), (1, -1, narrow))
+        q, k = self._rotary(q, cos, sin, spec.heads), self._rotary(k, cos, sin, spec.kv_heads)
+        q, k, v = (g.cast(part, self.kv_dtype) for part in (q, k, v))
+        past_key, past_value = cache.past[layer]
+        y = Value(f"layer.{layer}/attention", self.kv_dtype)
+        g.node(
+            "GroupQueryAttention",
+            [q, k, v, past_key, past_value, cache.seqlens_k, cache.total],
+            [y.name, f"present.{layer}.key", f"present.{layer}.value"],
+            MS,
+            num_heads=spec.heads,
+            kv_num_heads=spec.kv_heads,
+            scale=float(np.float32(spec.head_dim) ** np.float32(-0.5)),
+        )
+        return self.reshape(g.cast(y, "float32"), (-1, wide))

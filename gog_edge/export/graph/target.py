@@ -1,0 +1,96 @@
+"""What a family may ask of a target. A target decides with which operators, layouts and types it is done.
+
+Rows are patches or tokens and matrices are 2-D [rows, features] everywhere outside of a target; `t.linear(x, matrix)`
+computes x @ matrix.T (+ bias). Implementations: `standard.StandardTarget` (opset only) and
+`ort.OrtTarget` (ONNX Runtime's fused operators), which replaces what it knows better.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+from gog_edge.export.graph.matrix import Matrix
+from gog_edge.export.graph.value import Value
+from gog_edge.manifest import DecoderSpec, Dim, DType
+
+# Tensor classes of a recipe; "patch_embed" is always float.
+Role = Literal["patch_embed", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+
+
+class Cache(Protocol):
+    """The KV cache's graph inputs; `finish` declares its outputs, which must come last."""
+
+    def finish(self) -> None: ...
+
+
+class Target(Protocol):
+    """Ideas a graph is made of."""
+
+    # -- interface and naming
+    def input(self, name: str, dtype: DType, shape: tuple[Dim, ...]) -> Value: ...
+
+    def output(self, value: Value, name: str, dtype: DType, shape: tuple[Dim, ...]) -> None: ...
+
+    def scope(self, name: str) -> AbstractContextManager[None]: ...
+
+    # -- weights: named tensors of the checkpoint, checked against the shape that the config implies
+    def matrix(self, names: tuple[str, ...], rows: int, columns: int) -> Matrix: ...
+
+    def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix: ...
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Value: ...
+
+    def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value: ...
+
+    # -- arithmetic and shapes
+    def add(self, a: Value, b: Value) -> Value: ...
+
+    def reshape(self, x: Value, shape: tuple[int, ...]) -> Value: ...
+
+    def split(self, x: Value, widths: tuple[int, ...]) -> list[Value]: ...
+
+    def stack(self, parts: list[Value]) -> Value: ...
+
+    def pick(self, x: Value, index: int) -> Value: ...
+
+    def last_rows(self, x: Value, count: Value) -> Value: ...
+
+    def weighted_rows(self, table: Value, index: Value, weight: Value) -> Value: ...
+
+    # -- norms and activations; add_*: (norm(x + delta), x + delta), delta None at the first block
+    def rms_norm(self, x: Value, weight: str, eps: float) -> Value: ...
+
+    def layer_norm(self, x: Value, weight: str, bias: str, eps: float) -> Value: ...
+
+    def add_rms_norm(self, x: Value, delta: Value | None, weight: str, eps: float) -> tuple[Value, Value]: ...
+
+    def add_layer_norm(
+        self, x: Value, delta: Value | None, weight: str, bias: str, eps: float
+    ) -> tuple[Value, Value]: ...
+
+    def gelu(self, x: Value, *, tanh: bool) -> Value: ...
+
+    def swiglu(self, gate_up: Value, inner: int) -> Value: ...
+
+    # -- attention
+    def rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value: ...
+
+    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value: ...
+
+    def window_attention(
+        self, q: Value, k: Value, v: Value, heads: int, gather: Value, mask: Value, scatter: Value
+    ) -> Value: ...
+
+    def cache(self, spec: DecoderSpec) -> Cache: ...
+
+    def cached_attention(
+        self,
+        cache: Cache,
+        layer: int,
+        qkv: Value,
+        cos: Value,
+        sin: Value,
+        norms: tuple[str, str] | None,
+        eps: float,
+    ) -> Value: ...
