@@ -1,6 +1,6 @@
 """The language decoder of both families (Qwen2.5 and Qwen3): they differ in biases, q/k norms and DeepStack only.
 
-Reads top to bottom: attention, MLP, block, model. Rows are tokens: everything between the attention nodes is 2-D [s, …].
+Reads top to bottom: attention, MLP, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
 
 
 def merger(t: Target, dims: VisionDims, x: Value, name: str, *, norm_after_merge: bool) -> Value:
-    """m*m patches become one token: norm, fc1, GELU, fc2; [n, hidden] -> [n/m^2, out]. DeepStack norms after merging."""
+    """m*m patches become one token: norm, fc1, GELU, fc2; [n, hidden] -> [n/m^2, out]. DeepStack merges, then norms."""
     wide = dims.spec.hidden * dims.merge**2
     norm = (f"{name}.norm.weight", f"{name}.norm.bias", dims.eps)
     if norm_after_merge:

@@ -78,7 +78,9 @@ class GraphBuilder:
 
     # -- nodes ----------------------------------------------------------------------------------------------------
 
-    def op(self, kind: str, *inputs: Value | None, dtype: DType | None = None, domain: str = "", **attributes: Any) -> Value:
+    def op(
+        self, kind: str, *inputs: Value | None, dtype: DType | None = None, domain: str = "", **attributes: Any
+    ) -> Value:
         """A node with one output; its type is that of the first input unless given. None is an omitted input."""
         return self.ops(kind, *inputs, dtypes=(dtype,), domain=domain, **attributes)[0]
 

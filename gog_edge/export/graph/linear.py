@@ -182,7 +182,7 @@ class StandardLinear(LinearStore):
         return Value(name, dtype)
 
     def _dequantized(self, weight: Matrix, scheme: Scheme, dtype: DType) -> Value:
-        blocked = scheme.bits == 4 and 0 < scheme.block
+        blocked = scheme.bits == 4 and scheme.block > 0
         fitted = Scheme(scheme.bits, scheme.block if blocked else 0, True, scheme.method, scheme.scale_dtype, True)
         if blocked and weight.columns % scheme.block:
             fitted = Scheme(8, 0, True, "rtn", scheme.scale_dtype, True)  # blocks must fill the axis: keep 8 bits
@@ -199,5 +199,6 @@ class StandardLinear(LinearStore):
                 self.g.weight(f"{name}.q", turned)
             self.g.weight(f"{name}.scale", packing.transposed(scales) if blocked else scales.reshape(-1))
         q, scale = Value(f"{name}.q", "int8"), Value(f"{name}.scale", dtype)
-        attributes = {"axis": 0, "block_size": scheme.block} if blocked else {"axis": 1}
-        return self.g.op("DequantizeLinear", q, scale, dtype=dtype, **attributes)
+        if blocked:
+            return self.g.op("DequantizeLinear", q, scale, dtype=dtype, axis=0, block_size=scheme.block)
+        return self.g.op("DequantizeLinear", q, scale, dtype=dtype, axis=1)

@@ -55,7 +55,8 @@ def check_shape(source: TensorSource, name: str, expected: tuple[int, ...]) -> N
         raise CheckpointError(f"the checkpoint has no tensor {name}: it is incomplete or of another family")
     if source.shape(name) != expected:
         raise CheckpointError(
-            f"{name} has shape {list(source.shape(name))}, config.json says {list(expected)}: they do not belong together"
+            f"{name} has shape {list(source.shape(name))}, config.json says {list(expected)}: "
+            "they do not belong together"
         )
 
 

@@ -14,7 +14,8 @@ def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """4-bit values of the last axis, two a byte, the first in the low half; an odd end is padded with 0."""
     if values.shape[-1] % 2:
         values = np.concatenate([values, np.zeros((*values.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: NDArray[np.uint8] = (values[..., 0::2] & 0xF) | (values[..., 1::2] << 4)
+    low, high = values[..., 0::2] & np.uint8(0xF), values[..., 1::2] << np.uint8(4)
+    packed: NDArray[np.uint8] = np.bitwise_or(low, high)
     return packed
 
 

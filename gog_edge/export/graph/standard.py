@@ -1,4 +1,4 @@
-"""Target `standard`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider and parses in TensorRT.
+"""Target `standard`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider, parses in TensorRT.
 
 The residual stream and all norms are float32; matrices and attention compute in `compute` (float32 or float16): that
 keeps Qwen's large residual values in range, and TensorRT folds the casts into the neighbouring kernels.

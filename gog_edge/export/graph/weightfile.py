@@ -90,7 +90,7 @@ class WeightFile:
 
     def _put(self, flat: NDArray[np.uint8]) -> None:
         for start in range(0, flat.size, _PIECE):
-            piece = memoryview(flat[start : start + _PIECE])
+            piece = flat[start : start + _PIECE].data
             self._handle.write(piece)
             self._hash.update(piece)
         self.size += flat.size
