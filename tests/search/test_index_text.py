@@ -95,7 +95,7 @@ def test_special_tokens_and_markup_are_only_words(index: LocalIndex) -> None:
     assert hits[0].entity == "td/capital"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_valid_query(text: str) -> None:
     connection = _fts()
@@ -104,7 +104,7 @@ def test_any_text_is_a_valid_query(text: str) -> None:
             connection.execute("SELECT rowid FROM t WHERE t MATCH ?", (expression,)).fetchall()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.characters(categories=["L", "N", "Zs", "Po"]), min_size=1, max_size=30))
 def test_a_text_finds_itself(text: str) -> None:
     """Whatever is indexed is found by its own words: both sides tokenise alike."""

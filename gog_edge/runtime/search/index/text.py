@@ -21,6 +21,7 @@ _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U
 _UNSPACED_CHAR = re.compile(f"([{_UNSPACED}])")
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(r"[^\W_]+")
+_DIACRITIC = re.compile("[\u0300-\u036f]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # Words that carry no meaning of their own in a question; dropped only where another word is left.
@@ -32,18 +33,21 @@ which who whom whose why will with would you your image picture photo
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
-def normalise(text: str) -> str:
-    """NFKC, no control characters, unspaced scripts split into single characters; otherwise unchanged."""
+def fold(text: str) -> str:
+    """NFKC, case folded (ß is ss), no Latin diacritics, no control characters, no lone surrogates."""
     clean = _CONTROL.sub(" ", unicodedata.normalize("NFKC", text))
-    # Lone surrogates can't be stored as UTF-8.
-    clean = clean.encode("utf-8", "replace").decode("utf-8")
-    return _UNSPACED_CHAR.sub(r" \1 ", clean)
+    plain = _DIACRITIC.sub("", unicodedata.normalize("NFKD", clean.casefold()))
+    return unicodedata.normalize("NFKC", plain).encode("utf-8", "replace").decode("utf-8")
+
+
+def normalise(text: str) -> str:
+    """What the full-text table is given: folded, unspaced scripts split into single characters."""
+    return _UNSPACED_CHAR.sub(r" \1 ", fold(text))
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words in order, diacritics removed, unspaced scripts as single characters."""
-    folded = "".join(c for c in unicodedata.normalize("NFKD", normalise(text)) if not unicodedata.combining(c))
-    return [t.casefold() for t in _WORD.findall(folded)]
+    """Folded words in order, unspaced scripts as single characters."""
+    return _WORD.findall(normalise(text))
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,11 @@ class TextQuery:
 
 def parse_query(text: str) -> TextQuery:
     """Terms of a free text query, at most `MAX_TERMS`, without repeats; stop words go where other words are left."""
-    clean = _CONTROL.sub(" ", unicodedata.normalize("NFKC", text)).encode("utf-8", "replace").decode("utf-8")
     terms: dict[str, None] = {}
     weak: dict[str, None] = {}
-    for word in _WORD.findall(clean):
+    for word in _WORD.findall(fold(text)):
         for run in _split_scripts(word):
-            target = weak if run.casefold() in STOP_WORDS else terms
-            target[run.casefold()] = None
+            (weak if run in STOP_WORDS else terms)[run] = None
     return TextQuery(tuple(terms or weak)[:MAX_TERMS])
 
 
