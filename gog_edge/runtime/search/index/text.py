@@ -40,14 +40,14 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", plain).encode("utf-8", "replace").decode("utf-8")
 
 
-def normalise(text: str) -> str:
-    """What the full-text table is given: folded, unspaced scripts split into single characters."""
-    return _UNSPACED_CHAR.sub(r" \1 ", fold(text))
-
-
 def tokens(text: str) -> list[str]:
     """Folded words in order, unspaced scripts as single characters."""
-    return _WORD.findall(normalise(text))
+    return _WORD.findall(_UNSPACED_CHAR.sub(r" \1 ", fold(text)))
+
+
+def normalise(text: str) -> str:
+    """What the full-text table is given: words only, so that SQLite's idea of a separator never matters."""
+    return " ".join(tokens(text))
 
 
 @dataclass(frozen=True)
