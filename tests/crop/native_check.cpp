@@ -1,0 +1,182 @@
+// Drives the crop kernel without Python, so that sanitizers and an emulator can watch it: random boxes in frames
+// whose buffers end exactly where the last pixel does, checked against the definition written as plain loops.
+//
+// usage: native_check cpu | grid      (prints the number of cases; exits 1 at the first difference)
+#include <algorithm>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "crop_grid.h"
+
+extern "C" int32_t gog_crop(const uint8_t*, int64_t, const int32_t*, const int32_t* const*, const int32_t*, int32_t,
+                            int32_t, const float*, float*, uint8_t*, int32_t);
+extern "C" const char* gog_crop_simd();
+
+namespace {
+
+class Barrier {
+ public:
+  explicit Barrier(int count) : count_(count) {}
+  void wait() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const int round = round_;
+    if (++waiting_ == count_) {
+      waiting_ = 0;
+      ++round_;
+      all_.notify_all();
+    } else {
+      all_.wait(lock, [&] { return round != round_; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_;
+  const int count_;
+  int waiting_ = 0, round_ = 0;
+};
+
+struct HostThread {
+  int32_t id, bx, by;
+  Barrier* barrier;
+  int32_t index() const { return id; }
+  int32_t block_x() const { return bx; }
+  int32_t block_y() const { return by; }
+  void sync() const { barrier->wait(); }
+};
+
+// Every block of the grid, one after the other, each with kBlockThreads threads of the operating system.
+void run_grid(const gog::GridJob& job) {
+  gog::Shared shared;
+  Barrier barrier(gog::kBlockThreads);
+  std::vector<std::thread> threads;
+  for (int32_t id = 0; id < gog::kBlockThreads; ++id)
+    threads.emplace_back([&, id] {
+      for (int32_t by = 0; by * gog::kTileH < job.out_h; ++by)
+        for (int32_t bx = 0; bx * gog::kTileW < job.out_w; ++bx) {
+          gog::crop_tile(job, HostThread{id, bx, by, &barrier}, shared);
+          barrier.wait();  // the next block reuses the shared memory
+        }
+    });
+  for (std::thread& t : threads) t.join();
+}
+
+struct Axis {
+  std::vector<int32_t> start, count, weight;
+  int32_t stride = 0;
+};
+
+// Windows that move right, as a resize's do, with random weights that sum to about one.
+Axis random_axis(std::mt19937& rng, int32_t in, int32_t out) {
+  Axis axis;
+  const double scale = static_cast<double>(in) / out, support = 2.0 * std::max(scale, 1.0);
+  axis.stride = static_cast<int32_t>(2 * support) + 3;
+  axis.weight.assign(static_cast<size_t>(out * axis.stride), 0);
+  for (int32_t i = 0; i < out; ++i) {
+    const double centre = (i + 0.5) * scale;
+    const int32_t start = std::max(0, static_cast<int32_t>(centre - support + 0.5));
+    const int32_t stop = std::min(in, static_cast<int32_t>(centre + support + 0.5));
+    axis.start.push_back(start);
+    axis.count.push_back(stop - start);
+    std::uniform_int_distribution<int32_t> weight(-(1 << 22) / (2 * (stop - start)), (5 << 20) / (stop - start) + 1);
+    for (int32_t j = 0; j < stop - start; ++j) axis.weight[static_cast<size_t>(i * axis.stride + j)] = weight(rng);
+  }
+  return axis;
+}
+
+int32_t slow_sum(const Axis& axis, int32_t i, const uint8_t* in, int64_t step) {
+  int64_t sum = 1 << 21;
+  for (int32_t j = 0; j < axis.count[static_cast<size_t>(i)]; ++j)
+    sum += static_cast<int64_t>(axis.weight[static_cast<size_t>(i * axis.stride + j)]) *
+           in[(axis.start[static_cast<size_t>(i)] + j) * step];
+  sum >>= 22;
+  return static_cast<int32_t>(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+}
+
+int fail(const char* what, int number) {
+  std::printf("case %d: %s differ\n", number, what);
+  return 1;
+}
+
+int check(std::mt19937& rng, int number, bool grid) {
+  auto pick = [&](int32_t low, int32_t high) { return std::uniform_int_distribution<int32_t>(low, high)(rng); };
+  const int32_t frame_w = pick(1, 150), frame_h = pick(1, 150);
+  const int32_t x0 = pick(0, frame_w - 1), y0 = pick(0, frame_h - 1);
+  const int32_t in_w = number % 3 ? frame_w - x0 : pick(1, frame_w - x0);  // mostly boxes that touch the border
+  const int32_t in_h = number % 3 ? frame_h - y0 : pick(1, frame_h - y0);
+  const int32_t patch = pick(1, 40), merge = pick(1, 2), threads = pick(1, 3);
+  const int32_t most = std::max(1, (grid ? 50 : 90) / (patch * merge));
+  const int32_t out_w = patch * merge * pick(1, most), out_h = patch * merge * pick(1, most);
+  std::vector<uint8_t> frame(static_cast<size_t>(frame_w * frame_h * 3));
+  for (uint8_t& v : frame) v = static_cast<uint8_t>(number % 2 ? pick(0, 255) : 255 * pick(0, 1));
+  const Axis x = random_axis(rng, in_w, out_w), y = random_axis(rng, in_h, out_h);
+  const float normal[6] = {122.7f, 127.5f, 104.1f, 0.0146f, 1 / 127.5f, 0.0142f};
+
+  std::vector<uint8_t> middle(static_cast<size_t>(in_h * out_w * 3)), image(static_cast<size_t>(out_h * out_w * 3));
+  const uint8_t* source = frame.data() + (y0 * frame_w + x0) * 3;
+  for (int32_t r = 0; r < in_h; ++r)
+    for (int32_t i = 0; i < out_w * 3; ++i)
+      middle[static_cast<size_t>(r * out_w * 3 + i)] =
+          static_cast<uint8_t>(slow_sum(x, i / 3, source + r * frame_w * 3 + i % 3, 3));
+  for (int32_t r = 0; r < out_h; ++r)
+    for (int32_t i = 0; i < out_w * 3; ++i)
+      image[static_cast<size_t>(r * out_w * 3 + i)] = static_cast<uint8_t>(slow_sum(y, r, middle.data() + i, out_w * 3));
+  std::vector<float> patches(image.size());
+  size_t at = 0;  // the order of the patches, spelt out
+  const int32_t side = patch * merge;
+  for (int32_t by = 0; by < out_h; by += side)
+    for (int32_t bx = 0; bx < out_w; bx += side)
+      for (int32_t my = 0; my < side; my += patch)
+        for (int32_t mx = 0; mx < side; mx += patch)
+          for (int32_t c = 0; c < 3; ++c)
+            for (int32_t py = 0; py < patch; ++py)
+              for (int32_t px = 0; px < patch; ++px) {
+                const int32_t v = image[static_cast<size_t>(((by + my + py) * out_w + bx + mx + px) * 3 + c)];
+                patches[at++] = (static_cast<float>(v) - normal[c]) * normal[3 + c];
+              }
+
+  std::vector<float> got_patches(patches.size());
+  std::vector<uint8_t> got_image(image.size());
+  if (grid) {
+    std::vector<int32_t> tables;
+    for (const auto* part : {&x.start, &x.count, &y.start, &y.count, &x.weight, &y.weight})
+      tables.insert(tables.end(), part->begin(), part->end());
+    gog::GridJob job{source, frame_w * 3, out_w, out_h, {}, {}, patch, merge, {}, got_patches.data(), nullptr};
+    std::memcpy(job.normal.offset, normal, sizeof job.normal.offset);
+    std::memcpy(job.normal.scale, normal + 3, sizeof job.normal.scale);
+    gog::unpack_tables(tables.data(), x.stride, y.stride, job);
+    run_grid(job);
+    job.patches = nullptr;
+    job.image = got_image.data();
+    run_grid(job);
+  } else {
+    const int32_t sizes[4] = {in_w, in_h, out_w, out_h}, strides[2] = {x.stride, y.stride};
+    const int32_t* taps[6] = {x.start.data(), x.count.data(), x.weight.data(),
+                              y.start.data(), y.count.data(), y.weight.data()};
+    for (float* out : {got_patches.data(), static_cast<float*>(nullptr)})
+      if (gog_crop(source, frame_w * 3, sizes, taps, strides, patch, merge, normal, out,
+                   out ? nullptr : got_image.data(), threads) != 0)
+        return fail("status codes", number);
+  }
+  if (image != got_image) return fail("images", number);
+  if (std::memcmp(patches.data(), got_patches.data(), patches.size() * sizeof(float)) != 0) return fail("patches", number);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool grid = argc > 1 && std::string(argv[1]) == "grid";
+  const int cases = grid ? 8 : 120;  // a grid block is 256 threads here: slow
+  std::mt19937 rng(20261122);
+  for (int number = 0; number < cases; ++number)
+    if (check(rng, number, grid) != 0) return 1;
+  std::printf("%d cases equal, %s\n", cases, grid ? "grid" : gog_crop_simd());
+  return 0;
+}
