@@ -1,0 +1,51 @@
+"""The memory planner: parameter counts of the published models, and arithmetic that stays consistent."""
+
+from __future__ import annotations
+
+import pytest
+
+from gog_edge.errors import UsageError
+from gog_edge.runtime.plan import BITS, GIB, SHAPES, kv_bytes_per_token, largest_context, plan
+
+# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
+PUBLISHED = {
+    "qwen3-vl-2b": 2.13,
+    "qwen3-vl-4b": 4.44,
+    "qwen3-vl-8b": 8.77,
+    "qwen3-vl-32b": 33.4,
+    "qwen2.5-vl-3b": 3.75,
+    "qwen2.5-vl-7b": 8.29,
+    "qwen2.5-vl-32b": 33.45,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    s = SHAPES[name]
+    tables = 1 if s.tied else 2
+    total = s.decoder_parameters + tables * s.vocabulary_parameters + s.vision_parameters
+    assert total / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+def test_kv_of_the_8b_model() -> None:
+    # 2 * 36 layers * 8 heads * 128 * 2 bytes
+    assert kv_bytes_per_token(SHAPES["qwen3-vl-8b"]) == 147456
+
+
+@pytest.mark.parametrize("precision", BITS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_longest_context_fits_and_a_longer_one_does_not(name: str, precision: str) -> None:
+    available = 24 * GIB
+    tokens = largest_context(name, precision, available, limit=10**9)
+    if tokens == 0:
+        assert not plan(name, precision, available, context=256).fits
+        return
+    assert plan(name, precision, available, context=tokens).fits
+    assert not plan(name, precision, available, context=tokens + 512).fits
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown policy shape"):
+        plan("llama", "int4", GIB)
+    with pytest.raises(UsageError, match="unknown precision"):
+        plan("qwen3-vl-2b", "int3", GIB)
