@@ -55,9 +55,9 @@ class ModelConfig:
     family: Family
     vision: VisionDims
     decoder: DecoderDims
-    image_token: int
-    vision_start: int
-    vision_end: int
+    image_token: int | None  # None: config.json does not say, the tokenizer will
+    vision_start: int | None
+    vision_end: int | None
     eos: tuple[int, ...]
     pad: int | None
 
@@ -72,23 +72,16 @@ class FamilyDefinition:
     build_vision: Callable[[Target, VisionDims], None]
 
 
-def read_tokens(root: Section, text: Section) -> tuple[int, int, int, tuple[int, ...], int | None]:
-    """(image token, vision start, vision end, end-of-turn ids, padding id) of a config; defaults are Qwen's."""
-    eos: tuple[int, ...] = ()
-    for section in (root, text):
-        if section.has("eos_token_id") and not eos:
-            value = section.data["eos_token_id"]
-            eos = section.integers("eos_token_id") if isinstance(value, (list, tuple)) else (
-                section.integer("eos_token_id", minimum=0),
-            )
-    pad = next((s.integer("pad_token_id", minimum=0) for s in (root, text) if s.has("pad_token_id")), None)
-    return (
-        root.integer("image_token_id", 151655, minimum=0),
-        root.integer("vision_start_token_id", 151652, minimum=0),
-        root.integer("vision_end_token_id", 151653, minimum=0),
-        eos,
-        pad,
-    )
+def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
+    """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says."""
+
+    def one(key: str) -> int | None:
+        return next((s.integer(key, minimum=0) for s in (root, text) if s.has(key)), None)
+
+    eos = next((s.ids("eos_token_id") for s in (root, text) if s.has("eos_token_id")), ())
+    names = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+    image, start, end = (one(name) for name in names)
+    return image, start, end, eos, one("pad_token_id")
 
 
 def read_rope(text: Section, default_theta: float, default_section: tuple[int, int, int], head_dim: int) -> tuple[

@@ -9,18 +9,19 @@ from gog_edge.errors import CheckpointError
 
 
 class Section:
-    """One (nested) object of config.json with its path, for error messages."""
+    """One (nested) object of config.json (or another `file`) with its path, for error messages."""
 
-    def __init__(self, data: Mapping[str, Any], path: str = "") -> None:
+    def __init__(self, data: Mapping[str, Any], path: str = "", file: str = "config.json") -> None:
         self.data = data
         self.path = path
+        self.file = file
 
     def _name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
     def fail(self, key: str, why: str) -> CheckpointError:
         """The error to raise for `key`."""
-        return CheckpointError(f"config.json: {self._name(key)} {why}")
+        return CheckpointError(f"{self.file}: {self._name(key)} {why}")
 
     def has(self, key: str) -> bool:
         """The key is there and not null."""
@@ -38,8 +39,8 @@ class Section:
                 continue
             if not isinstance(value, Mapping):
                 raise self.fail(key, f"must be an object, not {value!r}")
-            return Section(value, self._name(key))
-        return Section({}, self._name(keys[0]))
+            return Section(value, self._name(key), self.file)
+        return Section({}, self._name(keys[0]), self.file)
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         """A whole number of at least `minimum`.
@@ -64,7 +65,7 @@ class Section:
         if isinstance(value, (list, tuple)):
             if len(set(value)) != 1:
                 raise self.fail(key, f"must be square, not {value!r}")
-            return Section({key: value[0]}, self.path).integer(key)
+            return Section({key: value[0]}, self.path, self.file).integer(key)
         return self.integer(key, default)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -108,6 +109,12 @@ class Section:
         if any(v < 0 for v in value):
             raise self.fail(key, f"must not hold negative numbers: {value!r}")
         return tuple(value)
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids: one number or a list; empty when missing."""
+        if not self.has(key):
+            return ()
+        return self.integers(key) if isinstance(self.data[key], (list, tuple)) else (self.integer(key, minimum=0),)
 
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         """One of a few strings: anything else can't be exported right, so it is refused."""

@@ -167,7 +167,11 @@ class StandardLinear(LinearStore):
 
     def linear(self, x: Value, weight: Matrix, bias: Value | None, role: Role) -> Value:
         scheme = self.scheme(weight, role)
-        stored = self._float(weight, x.dtype) if scheme.is_float else self._dequantized(weight, scheme, x.dtype)
+        if scheme.is_float:
+            half = scheme.bits == 16 or x.dtype == "float16"
+            stored = self.g.cast(self._float(weight, "float16" if half else "float32"), x.dtype)
+        else:
+            stored = self._dequantized(weight, scheme, x.dtype)
         y = self.g.op("MatMul", x, stored)
         return y if bias is None else self.g.op("Add", y, self.g.cast(bias, x.dtype))
 

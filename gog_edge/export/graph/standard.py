@@ -102,6 +102,7 @@ class StandardTarget:
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> Value:
         check_shape(self.source, name, shape)
+        self.store.progress(int(np.prod(shape)))
         return self.g.weight(name, self.source.read(name, np.float32))
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:

@@ -83,6 +83,10 @@ class WeightFile:
                 writer.write(piece)
         return done[0]
 
+    def put_unaligned(self, array: NDArray[Any]) -> None:
+        """Append bytes right behind what is there, outside of any tensor."""
+        self._put(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
     @property
     def digest(self) -> FileDigest:
         """sha256 and size of everything written so far."""

@@ -1,0 +1,233 @@
+"""checkpoint -> bundle: the export in order, streamed, measured, atomic.
+
+Cheap failures come first (configuration, tokenizer, preprocessing), then the embedding, the vision graph, the decoder
+graph, the parity gate if there is one, and last the swap that makes the bundle visible.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gog_edge._version import __version__
+from gog_edge.bundle import Bundle, BundleWriter, hash_file
+from gog_edge.errors import CheckpointError
+from gog_edge.export import assets, families
+from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.embedding import FILE as EMBEDDING_FILE
+from gog_edge.export.embedding import write_embedding
+from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
+from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
+from gog_edge.export.graph.matrix import check_shape
+from gog_edge.export.graph.ort import OrtTarget
+from gog_edge.export.graph.standard import StandardTarget
+from gog_edge.export.graph.target import Target
+from gog_edge.export.graph.weightfile import Blob, WeightFile
+from gog_edge.export.options import ExportOptions, Resolved, resolve
+from gog_edge.export.progress import Progress, Silent, peak_rss
+from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
+
+Stats = Callable[[str], Any]
+Gate = Callable[[Bundle], dict[str, Any]]
+VERIFY_FILE = "verify.json"
+_TARGETS: dict[str, tuple[type[StandardTarget], type[LinearStore]]] = {
+    "ort": (OrtTarget, OrtLinear),
+    "standard": (StandardTarget, StandardLinear),
+}
+
+
+def export_bundle(
+    checkpoint: Checkpoint | str | Path,
+    out: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    gate: Gate | None = None,
+    stats: Stats | None = None,
+) -> Bundle:
+    """Export a checkpoint (opened, or a folder or hub id) into the bundle directory `out`.
+
+    Args:
+        gate: called with the finished but not yet visible bundle; returns the report for verify.json. What it raises
+            (ParityError) fails the export and leaves `out` as it was.
+        stats: calibration by weight name, for quantisation methods that need it.
+
+    Raises:
+        CheckpointError: the checkpoint can't be exported right. UsageError: options that make no sense.
+        BundleError: `out` is something else than a bundle, or the disk is full. ParityError: from the gate.
+    """
+    options = options or ExportOptions()
+    resolved = resolve(options)
+    progress = progress or Silent()
+    started = time.monotonic()
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.open(checkpoint)
+    family = families.find(checkpoint.config)
+    config = _limit_context(family.parse(checkpoint.config), options)
+    with BundleWriter(out) as writer:
+        manifest = _Export(checkpoint, family, config, options, resolved, progress, stats).write(writer)
+        manifest = replace(manifest, provenance=_provenance(checkpoint, started))
+        if gate is not None:
+            progress.stage("verify", 0)
+            report = gate(Bundle(writer.root, _with_digests(writer, manifest)))
+            (writer.root / VERIFY_FILE).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        progress.stage("commit", 0)
+        manifest.provenance["seconds"] = round(time.monotonic() - started, 1)
+        manifest.provenance["peak_rss_bytes"] = peak_rss()
+        return writer.commit(manifest)
+
+
+class _Export:
+    """One export's state, so that its steps read as a list."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: FamilyDefinition,
+        config: ModelConfig,
+        options: ExportOptions,
+        resolved: Resolved,
+        progress: Progress,
+        stats: Stats | None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.family = family
+        self.config = config
+        self.options = options
+        self.resolved = resolved
+        self.progress = progress
+        self.stats = stats
+
+    def write(self, writer: BundleWriter) -> Manifest:
+        """All files but the manifest, and what the manifest will say."""
+        checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
+        self.progress.stage("files", 0)
+        added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        tokens = assets.special_tokens(checkpoint, config, added)
+        preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
+        assets.write_template(checkpoint, root)
+        dialect = assets.write_dialect(options.dialect, root)
+        decoder = config.decoder
+        self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
+        scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
+        embedding, digest, table = write_embedding(
+            checkpoint, EMBEDDING, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
+        )
+        writer.record(EMBEDDING_FILE, digest)
+        shared = {EMBEDDING: table} if scheme.bits == 32 else {}
+        graphs = {
+            "vision": self._graph(writer, "vision", {}, lambda t: self.family.build_vision(t, config.vision)),
+            "decoder": self._graph(writer, "decoder", shared, lambda t: build_decoder(t, decoder)),
+        }
+        return Manifest(
+            format="gog-edge-bundle",
+            format_version=FORMAT_VERSION,
+            name=options.name or default_name(checkpoint),
+            family=config.family,
+            target=options.target,
+            flavour=self.resolved.flavour,
+            precision=options.precision,
+            preprocessing=preprocessing,
+            vision=config.vision.spec,
+            decoder=replace(decoder.spec, kv_dtype=self.resolved.kv_dtype),
+            embedding=embedding,
+            tokens=tokens,
+            graphs=graphs,
+            quantization=self.resolved.recipe.describe(),
+            dialect=dialect,
+            generation=assets.read_generation(checkpoint),
+        )
+
+    def _graph(
+        self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
+    ) -> GraphSpec:
+        self.progress.stage(name, self._values(name))
+        target_class, store_class = _TARGETS[self.resolved.flavour]
+        with WeightFile(writer.root / f"{name}.onnx.data") as data:
+            g = GraphBuilder(name, data, target_class.domains)
+            store = store_class(g, self.checkpoint, self.resolved.recipe, self.stats, self.progress.advance, shared)
+            build(target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype))
+        writer.record(data.path.name, data.digest)
+        return g.save(writer.root / f"{name}.onnx")
+
+    def _values(self, graph: str) -> int:
+        """Weight values that the graph's linear layers will report as they are done."""
+        visual = graph == "vision"
+        prefix = "model.visual." if visual else "model.language_model.layers."
+        shapes = [self.checkpoint.shape(n) for n in self.checkpoint.names() if n.startswith(prefix)]
+        total = sum(int(np.prod(shape)) for shape in shapes if len(shape) == 2)
+        total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
+        spec = self.config.decoder.spec
+        return total if visual else total + spec.vocab * spec.hidden
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
+    """Read the configuration and check the outer weights; quick, for `doctor` and for refusing early.
+
+    Raises:
+        CheckpointError: it can't be exported.
+    """
+    config = families.find(checkpoint.config).parse(checkpoint.config)
+    dims: DecoderDims = config.decoder
+    shape = (dims.spec.vocab, dims.spec.hidden)
+    check_shape(checkpoint, EMBEDDING, shape)
+    if not dims.tied:
+        check_shape(checkpoint, HEAD, shape)
+    return config
+
+
+def default_name(checkpoint: Checkpoint) -> str:
+    """The last part of what the user named: folder or hub id."""
+    return Path(checkpoint.origin).name or checkpoint.root.resolve().name
+
+
+def _limit_context(config: ModelConfig, options: ExportOptions) -> ModelConfig:
+    spec = config.decoder.spec
+    if options.max_context is None:
+        return config
+    if options.max_context > spec.max_context:
+        raise CheckpointError(
+            f"max_context {options.max_context} is more than the checkpoint's "
+            f"max_position_embeddings {spec.max_context}"
+        )
+    return replace(config, decoder=replace(config.decoder, spec=replace(spec, max_context=options.max_context)))
+
+
+def _with_digests(writer: BundleWriter, manifest: Manifest) -> Manifest:
+    """The manifest with all files named, so that the bundle can be opened before it is committed."""
+    for file in sorted(p for p in writer.root.rglob("*") if p.is_file()):
+        name = file.relative_to(writer.root).as_posix()
+        if name not in manifest.files:
+            digest = hash_file(file)
+            writer.record(name, digest)
+            manifest.files[name] = digest
+    return manifest
+
+
+def _provenance(checkpoint: Checkpoint, started: float) -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "gog_edge": __version__}
+    for package in ("numpy", "onnx", "onnxruntime", "tokenizers"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "checkpoint": default_name(checkpoint),
+        "adapters": list(checkpoint.adapters),
+        "source_quantization": checkpoint.quantization,
+        "transformers": checkpoint.config.get("transformers_version"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "seconds": round(time.monotonic() - started, 1),
+    }

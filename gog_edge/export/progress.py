@@ -1,0 +1,52 @@
+"""How an export tells what it is doing, and what it cost. The command line draws it; the default says nothing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told of every stage of an export. Amounts are weight values, so that a bar runs evenly."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage begins; `total` is what its `advance` calls will add up to (0: unknown, brief)."""
+
+    def advance(self, amount: int) -> None:
+        """More of the current stage is done."""
+
+
+class Silent:
+    """Progress for nobody."""
+
+    def stage(self, name: str, total: int) -> None:
+        return
+
+    def advance(self, amount: int) -> None:
+        return
+
+
+@dataclass
+class Counting:
+    """Passes everything on and keeps the count of values per stage (tests and reports read it)."""
+
+    inner: Progress = field(default_factory=Silent)
+    totals: dict[str, int] = field(default_factory=dict)
+    done: dict[str, int] = field(default_factory=dict)
+    _current: str = ""
+
+    def stage(self, name: str, total: int) -> None:
+        self._current, self.totals[name], self.done[name] = name, total, 0
+        self.inner.stage(name, total)
+
+    def advance(self, amount: int) -> None:
+        self.done[self._current] += amount
+        self.inner.advance(amount)
+
+
+def peak_rss() -> int:
+    """Greatest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
