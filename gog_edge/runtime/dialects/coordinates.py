@@ -7,6 +7,7 @@ shows. A box in a crop therefore comes out in pixels of the frame the crop was c
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from gog_edge.runtime.dialects.spec import CoordinateSpec
 from gog_edge.types import Region, RegisteredImage
 
 Frame = Literal["unit", "thousand", "shown", "original"]
+
+_BOX = re.compile(r"[\[(]*\s*" + r"[\s,;)(\]\[]+".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]*")
 
 FAMILY_FRAMES: dict[str, Frame] = {"qwen3_vl": "thousand", "qwen2_5_vl": "shown"}
 
@@ -67,12 +70,8 @@ class CoordinateFrame:
         ):
             raise RegionError(f"the box {_show(numbers)} leaves the image")
         local = Region(x0 * sx, y0 * sy, x1 * sx, y1 * sy)
-        grown = Region(
-            local.x0 - self.spec.pad - self.spec.pad_share * local.width,
-            local.y0 - self.spec.pad - self.spec.pad_share * local.height,
-            local.x1 + self.spec.pad + self.spec.pad_share * local.width,
-            local.y1 + self.spec.pad + self.spec.pad_share * local.height,
-        )
+        px, py = self._padding(view.width), self._padding(view.height)
+        grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
         kept = self._sized(_clamped(grown, view, numbers), view, numbers)
         return Region(kept.x0 + view.x0, kept.y0 + view.y0, kept.x1 + view.x0, kept.y1 + view.y0)
 
@@ -112,6 +111,10 @@ class CoordinateFrame:
         if self.spec.layout == "xywh":
             x1, y1 = x1 - x0, y1 - y0
         return [f"{v:.{self.spec.decimals}f}" for v in (x0, y0, x1, y1)]
+
+    def _padding(self, side: float) -> float:
+        share = self.spec.pad_image * side
+        return self.spec.pad + (min(share, self.spec.pad_image_pixels) if self.spec.pad_image_pixels else share)
 
     def _rounded(self, low: float, high: float, extent: float) -> tuple[float, float]:
         unit = 10.0**-self.spec.decimals
@@ -158,13 +161,15 @@ def resolve_frame(spec: CoordinateSpec, family: str) -> CoordinateFrame:
 
 
 def read_box(value: Any) -> list[float]:
-    """Four numbers from what a policy wrote: a list, a nested list (`[[…]]`, its first box), or a string of either.
+    """Four numbers from what a policy wrote: a list, `[[…]]` (its first box), `{"x1": …}`, or a string of either.
 
     Raises:
         RegionError: anything else.
     """
     if isinstance(value, str):
         return _box_from_text(value)
+    if isinstance(value, dict) and len(value) == 4:
+        value = list(value.values())
     while isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
         value = value[0]
     if not isinstance(value, (list, tuple)) or len(value) != 4:
@@ -172,13 +177,25 @@ def read_box(value: Any) -> list[float]:
     return [_number(v) for v in value]
 
 
+def boxes_of(value: Any) -> list[Any]:
+    """The raw boxes of a value that may hold one or many."""
+    nested = isinstance(value, (list, tuple)) and value and all(isinstance(v, (list, tuple)) for v in value)
+    return list(value) if nested else [value]
+
+
+def split_box(text: str) -> tuple[list[float] | None, str]:
+    """A box written among words: (its numbers or None, the words without it)."""
+    found = _BOX.search(text)
+    if found is None:
+        return None, text.strip()
+    return [_number(v) for v in found.groups()], (text[: found.start()] + " " + text[found.end() :]).strip()
+
+
 def _box_from_text(text: str) -> list[float]:
-    pieces = text.strip().strip("[]() \n\t").replace(";", ",").split(",")
-    if len(pieces) == 1:
-        pieces = pieces[0].split()
-    if len(pieces) != 4:
+    found = _BOX.search(text) if len(text) <= 1000 else None
+    if found is None:
         raise RegionError(f"a box is four numbers, not {_short(text)}")
-    return [_number(piece) for piece in pieces]
+    return [_number(v) for v in found.groups()]
 
 
 def _number(value: Any) -> float:

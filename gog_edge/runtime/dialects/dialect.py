@@ -12,17 +12,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 
-from gog_edge.errors import DialectError, RegionError
-from gog_edge.runtime.dialects.coordinates import CoordinateFrame, read_box
-from gog_edge.runtime.dialects.images import ImageReferenceError, reference, resolve_image
+from gog_edge.errors import DialectError
+from gog_edge.runtime.dialects.coordinates import CoordinateFrame
+from gog_edge.runtime.dialects.early import open_box
+from gog_edge.runtime.dialects.images import reference
 from gog_edge.runtime.dialects.observe import Observer
-from gog_edge.runtime.dialects.parsers import Found, Problem, find_calls, split_thought
-from gog_edge.runtime.dialects.safety import Neutraliser, cut
-from gog_edge.runtime.dialects.spec import ActionSpec, DialectSpec, Limits
-from gog_edge.runtime.dialects.wording import Value, Wording
+from gog_edge.runtime.dialects.parsers import Problem
+from gog_edge.runtime.dialects.safety import Neutraliser
+from gog_edge.runtime.dialects.spec import BodySpec, DialectSpec, Limits
+from gog_edge.runtime.dialects.turns import TurnReader
+from gog_edge.runtime.dialects.wording import Value
+from gog_edge.runtime.dialects.write import write_action
 from gog_edge.runtime.templates import ChatTemplate, Message, join_segments
 from gog_edge.types import (
     Action,
@@ -36,15 +40,6 @@ from gog_edge.types import (
     Text,
     Turn,
 )
-
-_KINDS = {
-    "answer": ActionKind.ANSWER,
-    "text_search": ActionKind.TEXT_SEARCH,
-    "glance": ActionKind.GLANCE,
-    "gaze": ActionKind.GAZE,
-    "zoom": ActionKind.ZOOM,
-    "visit": ActionKind.VISIT,
-}
 
 
 @dataclass(frozen=True)
@@ -69,10 +64,26 @@ class Dialect:
         """Strings that end a turn, besides the end-of-turn token; they stay part of the turn."""
         return self.spec.stop
 
+    def shows_crop(self, kind: ActionKind) -> bool:
+        """Whether the observation of `kind` shows the crop: register it and set `Observation.shown`."""
+        body = self._bodies.get(kind)
+        return body is not None and body.show_crop
+
+    def shows_thumbnails(self, kind: ActionKind) -> bool:
+        """Whether results of `kind` show pictures: register those that load and set `Observation.thumbnails`."""
+        body = self._bodies.get(kind)
+        return body is not None and body.show_thumbnails
+
     @property
-    def shows_crop(self) -> bool:
-        """Whether a GAZE observation shows the crop: the session then registers it and sets `Observation.shown`."""
-        return self.spec.observe.gaze.show_crop
+    def _bodies(self) -> dict[ActionKind, BodySpec]:
+        observe = self.spec.observe
+        return {
+            ActionKind.GLANCE: observe.glance,
+            ActionKind.GAZE: observe.gaze,
+            ActionKind.ZOOM: observe.zoom,
+            ActionKind.TEXT_SEARCH: observe.text_search,
+            ActionKind.VISIT: observe.visit,
+        }
 
     @property
     def forced_prefix(self) -> str:
@@ -109,6 +120,7 @@ class Dialect:
             "images": shown,
             "tools": tools_block,
             "image_count": image_count,
+            "date": date.today().isoformat(),
         }
         user = prompt.user.render(values)
         system = prompt.system.render(values)
@@ -146,89 +158,27 @@ class Dialect:
                 the answer itself.
             user_images: how many of the first registry images the user gave.
         """
-        spec = self.spec.parse
         raw = self.spec.forced.prefill + text if forced else text
-        thought, begin = split_thought(raw, spec)
-        found = find_calls(raw[begin:] if spec.scope == "after_think" else raw, self.spec.actions, spec)
-        answers = [f for f in found if f.action is not None and f.action.kind == "answer" and f.problem is None]
-        if forced:
-            said = str(answers[-1].values.get("text", "")) if answers else self._untagged(raw[begin:])
-            return Turn(thought, (Action(ActionKind.ANSWER, said),), raw)
-        chosen = self._choose(found, answers)
-        if not chosen:
-            if spec.otherwise == "answer" and not (spec.think_open and not begin and spec.think_open in raw):
-                return Turn(thought, (Action(ActionKind.ANSWER, raw[begin:].strip()),), raw)
-            return Turn(thought or raw.strip(), (self.invalid("malformed"),), raw)
-        return Turn(thought, tuple(self._action(f, images, user_images) for f in chosen), raw)
+        return TurnReader(self.spec, self.frame, images, user_images).read(raw, forced=forced)
 
-    def invalid(self, reply: str, detail: str = "") -> Action:
-        """The INVALID action whose text is the dialect's reply `reply` (a key of [replies])."""
-        wording: Wording = getattr(self.spec.replies, reply) or self.spec.replies.malformed
-        values: dict[str, str | int | float] = dict.fromkeys(("error", "tool"), detail)
-        return Action(ActionKind.INVALID, wording.plain(values), label=reply)
+    def invalid(self, reply: str, error: str = "", *, tool: str = "", call: str = "") -> Action:
+        """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""
+        return TurnReader(self.spec, self.frame, ()).invalid(Problem(reply, error, tool, call))
 
     def early_box(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
         """A box that is already closed in an unfinished call at the end of `text`, with its target image.
 
         For starting crop encoding and search early; the finished call decides. None while there is no such box.
         """
-        from gog_edge.runtime.dialects.early import open_box
-
         return open_box(self.spec, self.frame, text, images)
 
-    def _choose(self, found: list[Found], answers: list[Found]) -> list[Found]:
-        """The calls of a turn that count, by the rules of [parse]."""
-        spec = self.spec.parse
-        calls = [f for f in found if f not in answers]
-        if answers:
-            answer = answers[-1] if spec.answer != "first" else answers[0]
-            before = [f for f in calls if f.start < answer.start]
-            if spec.answer == "wins" or (spec.answer == "first" and not before):
-                return [answer]
-            if spec.answer == "last" and not any(f.start > answer.start for f in calls):
-                return [answer]
-            calls = before if spec.answer == "first" else calls
-        if spec.pick == "first":
-            return calls[:1]
-        return calls[-1:] if spec.pick == "last" else calls
+    def write(self, action: Action, images: Sequence[RegisteredImage]) -> str:
+        """The action as this policy writes it, the inverse of `parse` (for training data and tests).
 
-    def _untagged(self, text: str) -> str:
-        for action in self.spec.actions:
-            if action.kind == "answer" and action.via == "tag":
-                text = text.replace(action.open, "").replace(action.close, "")
-        return text.strip()
-
-    def _action(self, found: Found, images: Sequence[RegisteredImage], user_images: int | None) -> Action:
-        problem, spec = found.problem, found.action
-        if problem is not None or spec is None:
-            problem = problem or Problem("malformed")
-            return self.invalid(problem.reply, problem.detail)
-        if spec.kind == "refuse":
-            return self.invalid("refused", spec.name)
-        try:
-            return self._understood(spec, found, images, user_images)
-        except ImageReferenceError as error:
-            return self.invalid("image", str(error))
-        except RegionError as error:
-            return self.invalid("box", str(error))
-        except DialectError as error:
-            return self.invalid("argument", str(error))
-
-    def _understood(
-        self, spec: ActionSpec, found: Found, images: Sequence[RegisteredImage], user_images: int | None
-    ) -> Action:
-        values, kind = found.values, _KINDS[spec.kind]
-        text = _string(values, "text") or _string(values, "query") or _string(values, "url")
-        if kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT) and not text:
-            raise DialectError("the call has no text")
-        region, image = None, 0
-        if kind in (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.ZOOM):
-            image = resolve_image(self.spec.images, values.get("image"), images, user_images)
-            if kind is not ActionKind.GLANCE:
-                if "box" not in values:
-                    raise RegionError("the call has no box")
-                region = self.frame.to_region(read_box(values["box"]), images[image])
-        return Action(kind, text, region, image, cut(_string(values, "label"), 200), _limit(values.get("limit")))
+        Raises:
+            DialectError: the dialect has no such action.
+        """
+        return write_action(self.spec, self.frame, action, images)
 
     # -- answering ---------------------------------------------------------------------------------------------
 
@@ -240,13 +190,15 @@ class Dialect:
         question: str = "",
         step: int = 1,
         images: Sequence[RegisteredImage] = (),
+        last: bool = False,
     ) -> list[Segment]:
         """What is appended after the policy's own tokens: one observation for each action of `turn`, in order.
 
         Args:
             question: the user's question, for dialects that repeat it.
             step: number of the turn, from 1.
-            images: the registry, crops included, for dialects that write sizes or names.
+            images: the registry, crops included, for dialects that write sizes, boxes or names.
+            last: the next turn is the last one: dialects with `forced.append` ask for the answer here.
 
         Raises:
             DialectError: the number of observations is not the number of actions.
@@ -254,6 +206,8 @@ class Dialect:
         if len(observations) != len(turn.actions):
             raise DialectError(f"{len(turn.actions)} actions were given {len(observations)} observations")
         body = self._observer.write(observations, question=question, step=step, images=images)
+        if last:
+            body = [*body, *self.spec.forced.append.render({"question": Text(question.strip())})]
         return self._next_turn(body, "")
 
     def forced_answer(self, question: str = "") -> list[Segment]:
@@ -275,13 +229,15 @@ class Dialect:
         wordings = [action.open + action.close + action.literal for action in self.spec.actions]
         observe, parse = self.spec.observe, self.spec.parse
         wordings += [observe.open, observe.close, parse.think_open, parse.call_open]
-        for body in (observe.glance, observe.gaze, observe.text_search, observe.visit, observe.zoom):
+        for body in self._bodies.values():
             wordings += [body.each.source, body.body.source]
-        return Observer(self.spec, Neutraliser(wordings))
+        return Observer(self.spec, self.frame, Neutraliser(wordings))
 
     def _next_turn(self, body: Sequence[Segment], prefill: str) -> list[Segment]:
-        frame = self.template.frame
-        out = [Control(frame.to_user), *body, Control(frame.to_assistant)]
+        chat, frame = self.spec.chat, self.template.frame
+        to_user = frame.to_user if chat.to_user == "template" else chat.to_user
+        to_assistant = frame.to_assistant if chat.to_assistant == "template" else chat.to_assistant
+        out = [Control(to_user), *body, Control(to_assistant)]
         if prefill:  # a forced answer is begun for the policy: no reasoning before it
             return join_segments([*self._begin(out, ""), Control(prefill)])
         return self._begin(out, self.spec.chat.prefill_next)
@@ -295,19 +251,3 @@ class Dialect:
         if isinstance(last, Control) and self.template.frame.prefill:
             out[-1] = Control(last.text.removesuffix(self.template.frame.prefill))
         return join_segments([*out, Control(prefill)])
-
-
-def _limit(value: Any) -> int | None:
-    """A number of results asked for; what is no positive whole number is ignored."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return min(value, 50)
-    return None
-
-
-def _string(values: Any, role: str) -> str:
-    value = values.get(role)
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):  # WebWatcher-style lists of queries
-        value = "; ".join(str(item) for item in value)
-    return str(value).strip()

@@ -16,15 +16,22 @@ class ImageReferenceError(DialectError):
 
 
 def resolve_image(
-    spec: ImagesSpec, value: Any, images: Sequence[RegisteredImage], user_images: int | None = None
+    spec: ImagesSpec,
+    value: Any,
+    images: Sequence[RegisteredImage],
+    user_images: int | None = None,
+    out_of_range: str = "",
 ) -> int:
     """Registry index of the image a call means; `value` is None when the call names none.
 
     `user_images`: how many of the first registry images the user gave (default: those before the first crop).
+    `out_of_range`: overrides the spec's rule unless empty.
 
     Raises:
         ImageReferenceError: there is no such image.
     """
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
     if not images:
         raise ImageReferenceError("there is no image in this conversation")
     allowed = _allowed(spec, images, user_images)
@@ -35,7 +42,7 @@ def resolve_image(
         number = spec.aliases[value.strip()]
     if number is not None and 0 <= number < len(allowed):
         return allowed[number]
-    if number is not None and number >= len(allowed) and spec.out_of_range == "last":
+    if number is not None and number >= len(allowed) and (out_of_range or spec.out_of_range) == "last":
         return allowed[-1]
     shown = ", ".join(reference(spec, position) for position in range(min(len(allowed), 20)))
     raise ImageReferenceError(f"there is no image {str(value)[:40]!r}; the images are {shown}")
@@ -67,8 +74,6 @@ def _number(spec: ImagesSpec, value: Any) -> int | None:
     """The position meant by `value`, counted from 0, or None when it can't be read."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, (list, tuple)):
-        return _number(spec, value[0]) if len(value) == 1 else None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gog_edge.runtime.dialects.coordinates import CoordinateFrame
 from gog_edge.runtime.dialects.images import reference
 from gog_edge.runtime.dialects.safety import Neutraliser
 from gog_edge.runtime.dialects.spec import BodySpec, DialectSpec
 from gog_edge.runtime.dialects.wording import Value
 from gog_edge.runtime.templates import join_segments
-from gog_edge.types import ActionKind, Control, Hit, ImagePart, Observation, RegisteredImage, Segment, Text
+from gog_edge.types import Action, ActionKind, Control, Hit, ImagePart, Observation, RegisteredImage, Segment, Text
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Observer:
     """Writes observations for one dialect; all outside text goes through the neutraliser and becomes `Text`."""
 
     spec: DialectSpec
+    frame: CoordinateFrame
     clean: Neutraliser
 
     def write(
@@ -28,7 +30,7 @@ class Observer:
         out: list[Segment] = [Control(observe.open)]
         for number, observation in enumerate(observations):
             if number:
-                out.append(Control(observe.between))
+                out.append(Control(self._body_spec(observation).between))
             out += self._one(observation, question, step, images)
         return join_segments([*out, Control(observe.close)])
 
@@ -66,14 +68,22 @@ class Observer:
         """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""
         replies = self.spec.replies
         known = (
-            replies.malformed, replies.unknown_tool, replies.argument, replies.box, replies.image, replies.refused,
-            replies.limit,
+            replies.nothing, replies.malformed, replies.unknown_tool, replies.argument, replies.box, replies.image,
+            replies.refused, replies.limit, replies.ground,
         )  # fmt: skip
         for wording in known:
             matched = wording.match(text)
             if matched is not None:
-                return [Text(self.clean.text(s.text, 200)) if isinstance(s, Text) else s for s in matched]
+                return [Text(self.clean.text(s.text, 400)) if isinstance(s, Text) else s for s in matched]
         return [Text(self.clean.text(text, 400))]
+
+    def _box(self, action: Action, images: Sequence[RegisteredImage]) -> str:
+        """The action's box in the policy's numbers, as far as the geometry is known."""
+        if action.region is None:
+            return "[]"
+        if action.image < len(images):
+            return self.frame.format_box(action.region, images[action.image])
+        return "[" + ", ".join(f"{v:.0f}" for v in action.region.as_tuple()) + "]"
 
     def _values(
         self,
@@ -86,7 +96,6 @@ class Observer:
         action, limits = observation.action, self.spec.limits
         shown = observation.shown
         geometry = images[shown] if shown is not None and shown < len(images) else None
-        box = action.region.as_tuple() if action.region else (0.0, 0.0, 0.0, 0.0)
         values: dict[str, Value] = {
             "label": self.clean.line(action.label, limits.title_chars),
             "query": self.clean.line(action.text, limits.title_chars),
@@ -94,44 +103,54 @@ class Observer:
             "question": Text(question.strip()),
             "image": Control(reference(self.spec.images, action.image)),
             "step": step,
+            "step_before": step - 1,
             "shown": Control(reference(self.spec.images, shown)) if shown is not None else "",
-            "width": geometry.shown_width if geometry else round(box[2] - box[0]),
-            "height": geometry.shown_height if geometry else round(box[3] - box[1]),
-            "box": "[" + ", ".join(str(round(v)) for v in box) + "]",
+            "width": geometry.shown_width if geometry else 0,
+            "height": geometry.shown_height if geometry else 0,
+            "box": self._box(action, images),
             "page": self.clean.text(observation.text, limits.page_chars),
-            "count": len(observation.hits),
+            "count": len(self._kept(observation)),
+            "after": spec.after.render({"question": Text(question.strip())}),
             "error": self.clean.line(observation.error, limits.title_chars),
         }
         crop: list[Segment] = []
         if spec.show_crop and shown is not None:
             crop = spec.crop.render({**values, "image": ImagePart(shown)})
         values["crop"] = crop
-        values["results"] = self._results(observation, spec)
+        values["results"], values["thumbnails"] = self._results(observation, spec)
         return values
 
-    def _results(self, observation: Observation, spec: BodySpec) -> list[Segment]:
+    def _kept(self, observation: Observation) -> Sequence[Hit]:
         wanted = observation.action.limit or self.spec.limits.results
-        hits = observation.hits[:wanted] if wanted else observation.hits
+        return observation.hits[:wanted] if wanted else observation.hits
+
+    def _results(self, observation: Observation, spec: BodySpec) -> tuple[list[Segment], list[Segment]]:
+        """(the results, all their pictures)."""
         out: list[Segment] = []
-        for index, hit in enumerate(hits):
+        pictures: list[Segment] = []
+        for index, hit in enumerate(self._kept(observation)):
             if index:
                 out.append(Control(spec.result_between))
             picture = observation.thumbnails[index] if index < len(observation.thumbnails) else None
-            out += spec.result.render(self._hit(hit, index + 1, picture, spec))
-        return join_segments(out)
+            values = self._hit(hit, index + 1, spec)
+            values["thumbnail"] = []
+            if spec.show_thumbnails and picture is not None:
+                values["thumbnail"] = spec.thumbnail.render({"image": ImagePart(picture), "n": index + 1})
+                pictures.append(ImagePart(picture))
+            bare = spec.show_thumbnails and picture is None and bool(spec.bare)
+            out += (spec.bare if bare else spec.result).render(values)
+        return join_segments(out), pictures
 
-    def _hit(self, hit: Hit, number: int, picture: int | None, spec: BodySpec) -> dict[str, Value]:
+    def _hit(self, hit: Hit, number: int, spec: BodySpec) -> dict[str, Value]:
         limits = self.spec.limits
-        score = spec.score.render({"score": hit.score}) if hit.score is not None else []
-        thumbnail: list[Segment] = []
-        if spec.show_thumbnails and picture is not None:
-            thumbnail = spec.thumbnail.render({"image": ImagePart(picture), "n": number})
+        text = self.clean.text(hit.text, limits.result_chars)
         return {
             "n": number,
             "title": self.clean.line(hit.title, limits.title_chars),
-            "text": self.clean.text(hit.text, limits.result_chars),
+            "text": text,
+            "detail": spec.detail.render({"text": Text(text)}) if text else [],
             "source": self.clean.line(hit.source, limits.title_chars),
+            "picture": self.clean.line(hit.image, limits.title_chars),
             "entity": self.clean.line(hit.entity, limits.title_chars),
-            "score": score,
-            "thumbnail": thumbnail,
+            "score": spec.score.render({"score": hit.score}) if hit.score is not None else [],
         }

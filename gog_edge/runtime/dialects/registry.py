@@ -15,7 +15,7 @@ from gog_edge.errors import DialectError
 from gog_edge.runtime.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.reader import read_table
-from gog_edge.runtime.dialects.spec import SCHEMA, ActionSpec, BodySpec, DialectSpec
+from gog_edge.runtime.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.runtime.dialects.wording import Wording, compile_wording, suggest
 from gog_edge.runtime.templates import ChatTemplate
 
@@ -146,13 +146,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _anchored(table: dict[str, Any], base: Path) -> dict[str, Any]:
+def _anchored(table: Any, base: Path) -> Any:
     """The parent's file names made absolute, so that they stay beside the parent."""
-    prompt = dict(table.get("prompt", {}))
-    for key in ("system_file", "user_file"):
-        if isinstance(prompt.get(key), str) and prompt[key]:
-            prompt[key] = str(base / prompt[key])
-    return {**table, "prompt": prompt} if prompt else table
+    if not isinstance(table, Mapping):
+        return table
+    return {
+        key: str(base / value) if key.endswith("_file") and isinstance(value, str) and value else _anchored(value, base)
+        for key, value in table.items()
+    }
 
 
 def _beside(base: Path | None, name: str, where: str) -> str:
@@ -181,7 +182,8 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
         raise DialectError(f"{where}: actions: no action of kind 'answer'; add one or set parse.otherwise = \"answer\"")
     for index, action in enumerate(spec.actions):
         _check_action(action, f"{where}: actions[{index}]")
-    if spec.actions and spec.parse.otherwise == "error" and not spec.replies.malformed:
+    calls = any(action.kind != "answer" for action in spec.actions)
+    if (calls or spec.parse.otherwise == "error") and not spec.replies.malformed:
         raise DialectError(f"{where}: replies.malformed: missing; add the words for a turn that can't be read")
     return _with_files(spec, base, where)
 
@@ -204,31 +206,37 @@ def _check_action(action: ActionSpec, where: str) -> None:
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")
-        if isinstance(key, tuple) and (role != "box" or len(key) != 4):
-            raise DialectError(f"{where}.args.{role}: only a box takes several keys, and four of them")
+        if isinstance(key, tuple) and role == "box" and len(key) != 4:
+            raise DialectError(f"{where}.args.box: one key or four are needed, not {len(key)}")
     for role in action.required:
         if role not in action.args:
             raise DialectError(f"{where}.required: {role!r} is not in args{suggest(role, sorted(action.args))}")
-    boxed = "box" in action.args or (action.via == "tag" and action.content == "box")
+    boxed = "box" in action.args or (action.via == "tag" and action.content in ("box", "box_or_label"))
     if action.kind in ("gaze", "zoom") and not boxed:
         raise DialectError(f"{where}.args.box: missing; kind {action.kind!r} needs a box")
 
 
 def _with_files(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
-    prompt = spec.prompt
+    """Prompt and instruction files read in."""
+    prompt, observe = spec.prompt, spec.observe
     if prompt.system_file:
         text = _beside(base, prompt.system_file, f"{where}: prompt.system_file")
-        prompt = dataclasses.replace(prompt, system=_file_wording(text, ("tools", "image_count"), where))
+        prompt = dataclasses.replace(prompt, system=_file_wording(text, SYSTEM_NAMES, where))
     if prompt.user_file:
         text = _beside(base, prompt.user_file, f"{where}: prompt.user_file")
-        allowed = ("question", "images", "tools", "image_count")
-        prompt = dataclasses.replace(prompt, user=_file_wording(text, allowed, where))
-    return dataclasses.replace(spec, prompt=prompt)
+        prompt = dataclasses.replace(prompt, user=_file_wording(text, USER_NAMES, where))
+    for kind in _KINDS:
+        body: BodySpec = getattr(observe, kind)
+        if body.after_file:
+            text = _beside(base, body.after_file, f"{where}: observe.{kind}.after_file")
+            changed: Any = {kind: dataclasses.replace(body, after=_file_wording(text, ("question",), where))}
+            observe = dataclasses.replace(observe, **changed)
+    return dataclasses.replace(spec, prompt=prompt, observe=observe)
 
 
 def _file_wording(text: str, allowed: tuple[str, ...], where: str) -> Wording:
     """A prompt file is plain text: the allowed placeholders are special, all other braces are literal."""
-    escaped = re.sub(r"[{}]", lambda brace: brace.group() * 2, text.rstrip("\n"))
+    escaped = re.sub(r"[{}]", lambda brace: brace.group() * 2, text.removesuffix("\n"))
     for name in allowed:
         escaped = escaped.replace("{{" + name + "}}", "{" + name + "}")
     return compile_wording(escaped, allowed, where)

@@ -17,14 +17,23 @@ KindName = Literal["answer", "text_search", "glance", "gaze", "zoom", "visit", "
 FrameName = Literal["family", "unit", "thousand", "shown", "original"]
 
 
+RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
+REPLY_NAMES = ("error", "tool", "call")
+SYSTEM_NAMES = ("tools", "image_count", "date")
+USER_NAMES = ("question", "images", *SYSTEM_NAMES)
+
+
 @dataclass(frozen=True)
 class ChatSpec:
     """[chat] `template`: "checkpoint" (the bundle's, else the package's ChatML) or a file beside the dialect.
-    `variables`: values handed to the template. `prefill_first`/`prefill_next`: how the first / every later assistant
-    turn begins; "template" leaves it to the chat template, any other string replaces its think prefill."""
+    `variables`: values handed to the template. `to_user`/`to_assistant`: the markers between turns; "template" reads
+    them off the chat template. `prefill_first`/`prefill_next`: how the first / every later assistant turn begins;
+    "template" leaves it to the chat template, any other string replaces its think prefill."""
 
     template: str = "checkpoint"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    to_user: str = "template"
+    to_assistant: str = "template"
     prefill_first: str = "template"
     prefill_next: str = "template"
 
@@ -34,8 +43,8 @@ class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`.
     `image` is written for every user image, `several` is added to the system text when there are two or more."""
 
-    system: Wording = wording("tools", "image_count")
-    user: Wording = wording("question", "images", "tools", "image_count")
+    system: Wording = wording(*SYSTEM_NAMES)
+    user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
     image_between: str = ""
     several: str = ""
@@ -56,9 +65,11 @@ class ActionSpec:
 
     `via`: tool_call (JSON with `name`), json (a bare object between tags), tag (text between tags), literal (exactly
     this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
-    `args`: role -> key of the JSON object; roles: box (one key, or four for x, y, and far corner or size), label,
-    query, image, limit, url. For a tag: `content` says which role the text between the tags has.
-    `required`: roles that must be present. `kind` refuse: known, answered with `replies.refused`.
+    `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
+    label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
+    is a box with words around it, or words alone (answered with `replies.ground`).
+    `required`: roles that must be present. `many`: each item of a list is an action of its own (else the first one).
+    `image_out_of_range`: overrides [images]. `kind` refuse: known, answered with `replies.refused`.
     """
 
     kind: KindName
@@ -67,9 +78,11 @@ class ActionSpec:
     open: str = ""
     close: str = ""
     literal: str = ""
-    content: Literal["text", "query", "box", "label", "url", "none"] = "text"
+    content: Literal["text", "query", "box", "label", "url", "box_or_label", "none"] = "text"
     args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    many: bool = False
+    image_out_of_range: Literal["", "refuse", "last"] = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,7 @@ class ParseSpec:
     `think_open`, `think_close`: tags of the reasoning. `scope`: where actions are looked for; after_think falls back
     to the whole turn when the reasoning is not closed. `pick`: which calls of a turn count. `answer`: first (a call
     before the answer cancels it), wins (an answer anywhere ends the question) or last (only if nothing follows it).
+    `at_end`: a call counts only as the last thing of the turn. `cut`: what follows this text is not read.
     `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
     action is: an error, or the answer itself.
     """
@@ -88,6 +102,8 @@ class ParseSpec:
     scope: Literal["after_think", "all"] = "after_think"
     pick: Literal["all", "first", "last"] = "all"
     answer: Literal["first", "wins", "last"] = "first"
+    at_end: bool = False
+    cut: str = ""
     otherwise: Literal["error", "answer"] = "error"
     call_open: str = "<tool_call>"
     call_close: str = "</tool_call>"
@@ -105,7 +121,8 @@ class CoordinateSpec:
     xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it is
     refused. `slack`: how far (share of the frame) a refused box may leave the image. `min_side`: smallest side in
     pixels of the target, grown about the centre (`min_side_rule` grow), or refused. `max_aspect`: 0 is no limit.
-    `pad`: pixels added on every side, `pad_share`: share of the box's sides, both before clamping.
+    `pad`: pixels of the target added on every side, `pad_image`: share of the image's sides, `pad_image_pixels`: at
+    most so many pixels of it; all before clamping.
     `decimals`: digits written by `format_box`.
     """
 
@@ -119,7 +136,8 @@ class CoordinateSpec:
     min_side_rule: Literal["grow", "refuse"] = "grow"
     max_aspect: float = 0.0
     pad: float = 0.0
-    pad_share: float = 0.0
+    pad_image: float = 0.0
+    pad_image_pixels: float = 0.0
     decimals: int = 0
 
 
@@ -141,8 +159,8 @@ class ImagesSpec:
 
 
 _BODY = (
-    "results", "crop", "label", "query", "question", "image", "step", "shown", "width", "height", "box", "page",
-    "count", "url",
+    "results", "thumbnails", "crop", "label", "query", "question", "image", "step", "step_before", "shown", "width",
+    "height", "box", "page", "count", "url", "after",
 )  # fmt: skip
 
 
@@ -150,30 +168,37 @@ _BODY = (
 class BodySpec:
     """[observe.KIND] the observation of one action; unspecified keys come from [observe.default].
 
-    `body`: with results. `result`: one result, `score` and `thumbnail` are its optional parts. `crop`: written only
-    when the crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper of `body`.
+    `body`: with results. `result`: one result; `score`, `detail` (when the result has a text) and `thumbnail` are its
+    optional parts; `bare` replaces it when pictures are shown but this result has none. `crop`: written only when the
+    crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper of all of these. `between`:
+    before this observation when it is not the turn's first. `after`: instructions, `after_file` (beside the dialect)
+    replaces them.
     """
 
     each: Wording = wording("body", *_BODY)
     body: Wording = wording(*_BODY)
-    result: Wording = wording("n", "title", "text", "source", "score", "thumbnail", "entity")
+    result: Wording = wording(*RESULT_NAMES)
+    bare: Wording = wording(*RESULT_NAMES)
     result_between: str = "\n"
     score: Wording = wording("score")
+    detail: Wording = wording("text")
     thumbnail: Wording = wording("image", "n")
-    crop: Wording = wording("image", "shown", "width", "height", "box", "label", "step")
+    crop: Wording = wording("image", "shown", "width", "height", "box", "label", "step", "step_before")
     empty: Wording = wording(*_BODY)
     failed: Wording = wording("error", *_BODY)
+    after: Wording = wording("question")
+    after_file: str = ""
+    between: str = ""
     show_crop: bool = False
     show_thumbnails: bool = False
 
 
 @dataclass(frozen=True)
 class ObserveSpec:
-    """[observe] the turn that carries results. `open`, `close` and `between` surround and part the observations."""
+    """[observe] the turn that carries results. `open` and `close` surround the observations."""
 
     open: str = ""
     close: str = ""
-    between: str = ""
     default: Mapping[str, Any] = field(default_factory=dict)
     glance: BodySpec = field(default_factory=BodySpec)
     gaze: BodySpec = field(default_factory=BodySpec)
@@ -185,23 +210,31 @@ class ObserveSpec:
 
 @dataclass(frozen=True)
 class RepliesSpec:
-    """[replies] what the policy is told when a call can't be understood. At most one placeholder each."""
+    """[replies] what the policy is told when a call can't be used; `call` is what it wrote. Defaults: `malformed`.
 
-    malformed: Wording = wording("error")  # nothing, or no readable call, in the turn
-    unknown_tool: Wording = wording("tool")
-    argument: Wording = wording("error")  # a missing or ill-typed argument
-    box: Wording = wording("error")
-    image: Wording = wording("error")
-    refused: Wording = wording("tool")  # known to the policy, not run here (general code)
-    limit: Wording = wording("error")  # the kind of action is used up
+    `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (missing, of the
+    wrong type), `box`, `image`, `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
+    """
+
+    nothing: Wording = wording("error")
+    malformed: Wording = wording(*REPLY_NAMES)
+    unknown_tool: Wording = wording(*REPLY_NAMES)
+    argument: Wording = wording(*REPLY_NAMES)
+    box: Wording = wording(*REPLY_NAMES)
+    image: Wording = wording(*REPLY_NAMES)
+    refused: Wording = wording(*REPLY_NAMES)
+    limit: Wording = wording(*REPLY_NAMES)
+    ground: Wording = wording(*REPLY_NAMES)
 
 
 @dataclass(frozen=True)
 class ForcedSpec:
-    """[forced] the turn that asks for an answer now. `prefill`: how the policy's text is begun for it."""
+    """[forced] the turn that asks for an answer now. `prefill`: how the policy's text is begun for it.
+    `append`: written at the end of the result turn before the last one instead, for `observe(last=True)`."""
 
     user: Wording = wording("question")
     prefill: str = ""
+    append: Wording = wording("question")
 
 
 @dataclass(frozen=True)

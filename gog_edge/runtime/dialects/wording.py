@@ -60,24 +60,18 @@ class Wording:
         return "".join(part if isinstance(part, str) else _format(values[part.name], part.spec) for part in self.parts)
 
     def match(self, text: str) -> list[Segment] | None:
-        """The inverse of `plain` for a wording with at most one placeholder: wording as `Control`, the rest as `Text`.
+        """The inverse of `plain`: the wording as `Control`, what was filled in as `Text`.
 
         None when `text` was not written by this wording.
         """
-        holes = [i for i, part in enumerate(self.parts) if isinstance(part, Placeholder)]
-        if not holes:
-            return [Control(text)] if text and text == self.source_text() else None
-        if len(holes) > 1:
+        if not self.parts:
             return None
-        before = "".join(str(part) for part in self.parts[: holes[0]])
-        after = "".join(str(part) for part in self.parts[holes[0] + 1 :])
-        if len(text) < len(before) + len(after) or not text.startswith(before) or not text.endswith(after):
+        pattern = "".join("(.*?)" if isinstance(p, Placeholder) else "(" + re.escape(p) + ")" for p in self.parts)
+        found = re.fullmatch(pattern, text, re.DOTALL)
+        if found is None:
             return None
-        return join_segments([Control(before), Text(text[len(before) : len(text) - len(after)]), Control(after)])
-
-    def source_text(self) -> str:
-        """The literal text of a wording without placeholders."""
-        return "".join(part for part in self.parts if isinstance(part, str))
+        pieces = zip(self.parts, found.groups())
+        return join_segments([Text(t) if isinstance(part, Placeholder) else Control(t) for part, t in pieces])
 
 
 EMPTY = Wording("", ())
