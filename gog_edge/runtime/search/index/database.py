@@ -43,6 +43,7 @@ CREATE TABLE relations (
   target TEXT NOT NULL,
   PRIMARY KEY (entity, name, target)
 ) WITHOUT ROWID;
+CREATE INDEX entities_source ON entities(source) WHERE source <> '';
 CREATE INDEX relations_target ON relations(target);
 CREATE VIRTUAL TABLE entity_fts USING fts5(title, text, content='', tokenize='{TOKENIZER}');
 CREATE VIRTUAL TABLE entity_terms USING fts5vocab(entity_fts, row);

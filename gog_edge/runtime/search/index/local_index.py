@@ -15,6 +15,7 @@ from gog_edge.errors import SearchIndexError
 from gog_edge.runtime.search.index.database import Database
 from gog_edge.runtime.search.index.lexical import Lexical
 from gog_edge.runtime.search.index.rank import Scored, dynamic_count, fuse, ordered
+from gog_edge.runtime.search.index.record import Entity
 from gog_edge.runtime.search.index.store import DTYPE, ENCODER, Store
 from gog_edge.runtime.search.index.text import STOP_WORDS, tokens
 from gog_edge.runtime.search.index.vectors import VectorSearcher
@@ -102,6 +103,21 @@ class LocalIndex:
         shown = by_text if vector is None else by_image
         hits = self._hits(rows, {s.entity: s.score for s in shown})
         return hits + self._related(rows, text, expand) if expand > 0 else hits
+
+    def find(self, identity: str) -> Entity | None:
+        """The entry with this id, else the first with this source.
+
+        Raises:
+            SearchIndexError: the file can't be read.
+        """
+        try:
+            with self.database.use() as c:
+                row = c.execute(
+                    "SELECT row FROM entities WHERE id = ?1 OR source = ?1 ORDER BY id <> ?1, row LIMIT 1", (identity,)
+                ).fetchone()
+        except sqlite3.Error as e:
+            raise SearchIndexError(f"{self.database.path}: can't be read ({e}); rebuild the index") from e
+        return None if row is None else self.store.entities([row[0]]).get(row[0])
 
     def info(self) -> dict[str, object]:
         """What is in the index, for people and for JSON."""
