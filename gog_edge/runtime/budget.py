@@ -1,0 +1,123 @@
+"""What may end a question from outside: wall time and the caller. One object a question, shared by its threads.
+
+Work that can be interrupted registers a callback (`on_stop`): cancelling, or the clock, then ends a running graph
+within milliseconds instead of after a whole prefill chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from gog_edge.errors import CancelledError, GogEdgeError
+
+
+class DeadlineReached(GogEdgeError):
+    """The wall time of this piece of work is over. Internal: the agent turns it into an answer."""
+
+
+class Budget:
+    """Cancellation and a deadline. Thread-safe; use as a context manager so that its timer ends with the question.
+
+    Args:
+        seconds: wall time from now; None means no limit.
+        parent: a wider budget: its cancellation and deadline hold here too.
+        clock: monotonic seconds (tests give their own; then nothing is interrupted, only `check` looks).
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        *,
+        parent: Budget | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        own = math.inf if seconds is None else clock() + max(seconds, 0.0)
+        self._at: float = min(own, parent._at if parent else math.inf)
+        self._cancelled: threading.Event = parent._cancelled if parent else threading.Event()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+        self._next = 0
+        self._parent = parent
+        self._timer: threading.Timer | None = None
+
+    @property
+    def at(self) -> float:
+        """The deadline in seconds of the monotonic clock; infinity when there is none."""
+        return self._at
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    @property
+    def expired(self) -> bool:
+        return self._clock() >= self._at
+
+    def remaining(self) -> float:
+        """Seconds left, never negative, possibly infinite."""
+        return max(self._at - self._clock(), 0.0)
+
+    def cancel(self) -> None:
+        """End the question: `check` raises from now on, running work is interrupted. Idempotent, from any thread."""
+        self._cancelled.set()
+        self._fire()
+        if self._parent is not None:
+            self._parent._fire()
+
+    def check(self) -> None:
+        """Go on or not.
+
+        Raises:
+            CancelledError: `cancel` was called.
+            DeadlineReached: the wall time is over.
+        """
+        if self._cancelled.is_set():
+            raise CancelledError("the question was cancelled by the caller")
+        if self._at != math.inf and self._clock() >= self._at:
+            raise DeadlineReached("the deadline of the question has passed")
+
+    @contextlib.contextmanager
+    def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` (once, from another thread) if the question is cancelled or runs out of time meanwhile."""
+        with self._lock:
+            key = self._next
+            self._next += 1
+            self._callbacks[key] = callback
+        nested = self._parent.on_stop(callback) if self._parent is not None else contextlib.nullcontext()
+        try:
+            with nested:
+                if self._cancelled.is_set():
+                    callback()
+                yield
+        finally:
+            with self._lock:
+                self._callbacks.pop(key, None)
+
+    def _fire(self) -> None:
+        with self._lock:
+            callbacks = list(self._callbacks.values())
+        for callback in callbacks:
+            callback()
+
+    def __enter__(self) -> Budget:
+        if self._at != math.inf and self._clock is time.monotonic and self._timer is None:
+            self._timer = threading.Timer(self.remaining(), self._fire)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+UNLIMITED = Budget()

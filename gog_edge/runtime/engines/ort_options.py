@@ -1,0 +1,147 @@
+"""Settings of ONNX Runtime as frozen data: which provider a device means, threads, spinning, arenas."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gog_edge.errors import EngineError, UsageError
+
+Optimize = Literal["all", "extended", "basic", "none"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One execution provider. `memory`: where its tensors live. `options`: provider options set by default."""
+
+    provider: str
+    memory: Literal["cpu", "cuda"]
+    extra: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+    fallback: tuple[str, ...] = ()  # providers behind it, for nodes it does not take
+
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+DEVICES: dict[str, Device] = {
+    "cpu": Device(CPU_PROVIDER, "cpu"),
+    "cuda": Device(
+        "CUDAExecutionProvider",
+        "cuda",
+        "gpu",
+        {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"},
+        (CPU_PROVIDER,),
+    ),
+    "tensorrt": Device(
+        "TensorrtExecutionProvider",
+        "cuda",
+        "gpu",
+        {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        ("CUDAExecutionProvider", CPU_PROVIDER),
+    ),
+    "nv-tensorrt-rtx": Device(
+        "NvTensorRTRTXExecutionProvider", "cuda", "gpu", {}, ("CUDAExecutionProvider", CPU_PROVIDER)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class OrtOptions:
+    """How graphs are run.
+
+    Args:
+        threads: worker threads of one operator; 0 means as many as this process may use cores.
+        spin: workers wait busily between operators: lower latency, one core each while a graph runs.
+        arena: pool memory between runs: faster, but the peak of one run stays allocated.
+        shrink: give the arena's unused memory back after each vision run (costs a few milliseconds).
+        optimize: ONNX Runtime's graph optimisation at load.
+        initial_context: tokens that a new KV cache has room for; it doubles when it is full.
+        device_id: which GPU.
+        provider_options: further options of the provider, as it spells them.
+        deterministic: ask for kernels whose results do not depend on scheduling.
+    """
+
+    threads: int = 0
+    spin: bool = True
+    arena: bool = True
+    shrink: bool = True
+    optimize: Optimize = "all"
+    initial_context: int = 1024
+    device_id: int = 0
+    provider_options: dict[str, str] = field(default_factory=dict)
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UsageError(f"threads is {self.threads}: 0 (all cores) or a positive number is needed")
+        if self.initial_context < 1:
+            raise UsageError(f"initial_context is {self.initial_context}: at least 1 token is needed")
+
+
+def find_device(name: str) -> Device:
+    """The entry of a device.
+
+    Raises:
+        UsageError: unknown name.
+        EngineError: this onnxruntime has no such provider.
+    """
+    import onnxruntime
+
+    device = DEVICES.get(name)
+    if device is None:
+        near = difflib.get_close_matches(name, DEVICES, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(DEVICES)}"
+        raise UsageError(f"there is no device {name!r}{hint}")
+    have = onnxruntime.get_available_providers()
+    if device.provider not in have:
+        mend = f"; pip install 'gog-edge[{device.extra}]'" if device.extra else ""
+        raise EngineError(f"this onnxruntime {onnxruntime.__version__} has no {device.provider}{mend}")
+    return device
+
+
+def available_devices() -> tuple[str, ...]:
+    """Devices whose provider this onnxruntime was built with (a GPU provider may still lack its GPU)."""
+    import onnxruntime
+
+    have = onnxruntime.get_available_providers()
+    return tuple(name for name, device in DEVICES.items() if device.provider in have)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on (affinity and container limits that show in it)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(len(os.sched_getaffinity(0)), 1)
+    return os.cpu_count() or 1
+
+
+def session_options(options: OrtOptions) -> Any:
+    """`onnxruntime.SessionOptions` for `options`."""
+    import onnxruntime
+
+    level = onnxruntime.GraphOptimizationLevel
+    so = onnxruntime.SessionOptions()
+    so.intra_op_num_threads = options.threads or usable_cores()
+    so.inter_op_num_threads = 1
+    so.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    so.enable_cpu_mem_arena = options.arena
+    so.enable_mem_pattern = False  # shapes change with every image and chunk: a pattern would be thrown away
+    so.use_deterministic_compute = options.deterministic
+    so.log_severity_level = 3
+    so.graph_optimization_level = {
+        "all": level.ORT_ENABLE_ALL,
+        "extended": level.ORT_ENABLE_EXTENDED,
+        "basic": level.ORT_ENABLE_BASIC,
+        "none": level.ORT_DISABLE_ALL,
+    }[options.optimize]
+    so.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spin else "0")
+    return so
+
+
+def providers(device: Device, options: OrtOptions) -> list[Any]:
+    """The `providers` argument of a session."""
+    settings = {**device.options, **options.provider_options}
+    if device.memory == "cuda":
+        settings["device_id"] = str(options.device_id)
+    return [(device.provider, settings), *device.fallback]

@@ -1,0 +1,66 @@
+"""Engines by name. A factory is imported when it is asked for, so a missing extra is met in one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gog_edge.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.bundle import Bundle
+    from gog_edge.runtime.engines.base import Engine
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """`module:factory`; the factory takes (bundle, options) and returns an `Engine`. `extra`: pip extra it needs."""
+
+    module: str
+    factory: str
+    extra: str = ""
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+_ORT = "gog_edge.runtime.engines.onnxruntime"
+
+ENGINES: dict[str, EngineEntry] = {
+    "onnxruntime": EngineEntry(_ORT, "create"),
+    "cpu": EngineEntry(_ORT, "create", arguments=(("device", "cpu"),)),
+    "cuda": EngineEntry(_ORT, "create", "gpu", (("device", "cuda"),)),
+    "ort-tensorrt": EngineEntry(_ORT, "create", "gpu", (("device", "tensorrt"),)),
+    "ort-nv-tensorrt-rtx": EngineEntry(_ORT, "create", "gpu", (("device", "nv-tensorrt-rtx"),)),
+    "tensorrt": EngineEntry("gog_edge.runtime.engines.tensorrt", "create", "tensorrt", (("runtime", "tensorrt"),)),
+    "tensorrt-rtx": EngineEntry(
+        "gog_edge.runtime.engines.tensorrt", "create", "tensorrt-rtx", (("runtime", "tensorrt-rtx"),)
+    ),
+}
+
+DEFAULT_BY_TARGET = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+
+
+def create_engine(name: str | None, bundle: Bundle, options: Any = None) -> Engine:
+    """Load the bundle's graphs with the engine `name` (None: the one its target was exported for).
+
+    Args:
+        options: the engine's own frozen options object (`OrtOptions` …), or None for its defaults.
+
+    Raises:
+        UsageError: no engine has this name.
+        EngineError: its package is missing or it could not load the graphs.
+    """
+    wanted = name or DEFAULT_BY_TARGET[bundle.manifest.target]
+    entry = ENGINES.get(wanted)
+    if entry is None:
+        near = difflib.get_close_matches(wanted, ENGINES, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(sorted(ENGINES))}"
+        raise UsageError(f"there is no engine {wanted!r}{hint}")
+    mend = f"pip install 'gog-edge[{entry.extra}]'" if entry.extra else "reinstall gog-edge"
+    try:
+        module = importlib.import_module(entry.module)
+    except ImportError as e:
+        raise EngineError(f"engine {wanted!r} is not available here ({e}); {mend}") from e
+    engine: Engine = getattr(module, entry.factory)(bundle, options, **dict(entry.arguments))
+    return engine

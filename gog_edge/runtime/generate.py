@@ -1,0 +1,240 @@
+"""Writing one turn: choose a token, append it, run; with stop strings, grammar, guesses, limits and an end of time.
+
+The turn's tokens stay in the session, the end-of-turn token does not (whoever continues the conversation writes it).
+What interrupts a turn (deadline, cancellation) leaves the session consistent: everything yielded is in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.runtime.budget import UNLIMITED, Budget
+from gog_edge.runtime.sampling import Sampler
+from gog_edge.runtime.session import Session
+from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
+from gog_edge.runtime.tokenizer import Detokenizer
+
+F32 = NDArray[np.float32]
+
+
+class Constraint(Protocol):
+    """What a grammar does to a turn. One object a turn."""
+
+    def apply(self, logits: F32) -> None:
+        """Set the logits [V] of tokens that may not follow to -inf, in place."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """`token` was written. Raises GrammarError if it may not follow."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Tokens that must follow now, accepted already; empty where there is a choice."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Nothing may follow any more."""
+        ...
+
+
+class TurnEnd(str, Enum):
+    """Why a turn ended."""
+
+    EOS = "eos"
+    STOP = "stop"  # a stop string
+    GRAMMAR = "grammar"  # complete by the grammar
+    TOKENS = "tokens"  # the token limit
+    CONTEXT = "context"  # no room is left
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that came into being, with its tokens. `forced`: by the grammar; `guessed`: by a verified guess."""
+
+    text: str
+    ids: tuple[int, ...]
+    forced: bool = False
+    guessed: bool = False
+
+
+@dataclass
+class TurnResult:
+    """A turn in the making; complete when `end` is set."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    end: TurnEnd | None = None
+    stop: str = ""
+
+
+@dataclass(frozen=True)
+class TurnOptions:
+    """Limits of one turn. `stop`: strings that end it (kept in the text); `eos`: ids that end it (not kept)."""
+
+    max_tokens: int
+    eos: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    budget: Budget = UNLIMITED
+
+
+class TurnWriter:
+    """Writes the turns of one session: sampler state and the guesses' memory live here. Not thread-safe."""
+
+    def __init__(self, session: Session, sampler: Sampler, speculation: Speculation | None = None) -> None:
+        self._session = session
+        self._sampler = sampler
+        tokens = session.model.manifest.tokens
+        never = frozenset({tokens.image_pad, tokens.vision_start, tokens.vision_end, *tokens.eos})
+        options = speculation or Speculation()
+        self._lookup = PromptLookup(options, never) if options.max_draft else None
+        self._control = SpeculationControl(options)
+
+    @property
+    def speculation(self) -> SpeculationStats:
+        """How guesses have fared so far."""
+        return self._control.stats
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """What one decoding step takes here, smoothed; None before the first."""
+        return self._control.single_s
+
+    def turn(
+        self, options: TurnOptions, constraint: Constraint | None = None, result: TurnResult | None = None
+    ) -> Iterator[Piece]:
+        """Write a turn, piece by piece; `result` (the caller's) is complete at the end.
+
+        Raises:
+            CancelledError, DeadlineReached: the budget ended; `result` holds what was written.
+            EngineError: the engine failed.
+            GrammarError: the grammar and the tokens disagree.
+        """
+        result = result if result is not None else TurnResult()
+        writer = _Writer(self._session, result, options)
+        self._sampler.saw(self._session.tokens.tolist())
+        if constraint is not None:
+            yield from self._force(constraint, writer)
+        while result.end is None:
+            options.budget.check()
+            draft, match = self._draft(options.max_tokens - len(result.ids))
+            start = time.perf_counter()
+            pending = len(self._session) - self._session.computed
+            logits = self._session.run(draft, options.budget)
+            seconds = time.perf_counter() - start
+            accepted = yield from self._take(logits, draft, constraint, writer)
+            if pending <= 1:
+                self._control.ran(len(draft), accepted, match, seconds)
+            if constraint is not None and result.end is None:
+                yield from self._force(constraint, writer)
+        if tail := writer.flush():
+            yield tail
+
+    def _draft(self, left: int) -> tuple[list[int], int]:
+        """A guess for what follows the newest token, and the length of the match it rests on."""
+        session = self._session
+        if self._lookup is None or len(session) - session.computed != 1:
+            return [], 0
+        most = min(self._control.options.max_draft, left - 1, session.room - 1)
+        if most <= 0:
+            return [], 0
+        guess = self._lookup.draft(session.tokens, most)
+        return guess[: self._control.length(len(guess), self._lookup.match)], self._lookup.match
+
+    def _take(
+        self, logits: F32, draft: Sequence[int], constraint: Constraint | None, writer: _Writer
+    ) -> Generator[Piece, None, int]:
+        """Choose a token a row for as long as the guess agrees; returns how many guesses were right."""
+        session, result = self._session, writer.result
+        for row in range(len(draft) + 1):
+            token = self._choose(logits[row], constraint)
+            if token in writer.options.eos:
+                result.end = TurnEnd.EOS
+                return row
+            guessed = row < len(draft) and token == draft[row]
+            if not guessed and session.room <= 0:
+                result.end = TurnEnd.CONTEXT
+                return row
+            if constraint is not None:
+                constraint.accept(token)
+            self._sampler.saw((token,))
+            if guessed:
+                session.accept(1)
+            else:
+                session.extend((token,))
+            yield writer.write((token,), guessed=guessed)
+            if result.end is not None or not guessed or (constraint is not None and constraint.finished):
+                return row + guessed
+        return len(draft)
+
+    def _choose(self, logits: F32, constraint: Constraint | None) -> int:
+        if constraint is None:
+            return self._sampler.choose(logits)
+        scores = logits.copy()
+        with self._session.trace.span("grammar"):
+            constraint.apply(scores)
+        return self._sampler.choose(scores)
+
+    def _force(self, constraint: Constraint, writer: _Writer) -> Iterator[Piece]:
+        """Append what the grammar leaves no choice about, in one piece."""
+        if writer.result.end is not None:
+            return
+        ids = constraint.forced()
+        room = min(self._session.room - 1, writer.options.max_tokens - len(writer.result.ids))
+        if len(ids) > room:
+            writer.result.end = TurnEnd.CONTEXT if room == self._session.room - 1 else TurnEnd.TOKENS
+            return
+        if ids:
+            self._session.extend(ids, forced=True)
+            self._sampler.saw(ids)
+            yield writer.write(tuple(ids), forced=True)
+        if constraint.finished and writer.result.end is None:
+            writer.result.end = TurnEnd.GRAMMAR
+
+
+class _Writer:
+    """The turn's text as it grows: detokenised, cut at a stop string, counted."""
+
+    def __init__(self, session: Session, result: TurnResult, options: TurnOptions) -> None:
+        self.session, self.result, self.options = session, result, options
+        self._detokenizer = Detokenizer(session.model.tokenizer)
+        self._longest = max((len(s) for s in options.stop), default=0)
+
+    def write(self, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> Piece:
+        """Count tokens and give the text that they complete."""
+        self.result.ids.extend(ids)
+        text = "".join(self._detokenizer.push(i) for i in ids)
+        text = self._cut(text)
+        self.result.text += text
+        if self.result.end is None and len(self.result.ids) >= self.options.max_tokens:
+            self.result.end = TurnEnd.TOKENS
+        self.session.trace.token(text, ids, forced=forced, guessed=guessed)
+        return Piece(text, ids, forced, guessed)
+
+    def flush(self) -> Piece | None:
+        """A character that never got all its bytes."""
+        if self.result.end is TurnEnd.STOP:
+            return None
+        text = self._detokenizer.flush()
+        self.result.text += text
+        return Piece(text, ()) if text else None
+
+    def _cut(self, text: str) -> str:
+        """`text` up to the end of the first stop string that it completes."""
+        if not self._longest or not text:
+            return text
+        before = self.result.text[-(self._longest - 1) :] if self._longest > 1 else ""
+        window = before + text
+        found = [(window.find(s) + len(s), s) for s in self.options.stop if s in window]
+        if not found:
+            return text
+        end, stop = min(found)
+        self.result.end, self.result.stop = TurnEnd.STOP, stop
+        return window[len(before) : end]

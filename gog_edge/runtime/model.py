@@ -1,0 +1,58 @@
+"""A policy in memory: everything that sessions share. Made once, used by any number of threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gog_edge.bundle import Bundle
+from gog_edge.manifest import Manifest
+from gog_edge.runtime.decoder import Decoder
+from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.engines.base import Engine
+from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
+from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.paths import cache_directory
+from gog_edge.runtime.prefix_cache import PrefixCache
+from gog_edge.runtime.tokenizer import Tokenizer
+from gog_edge.runtime.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Model:
+    """Graphs, tokenizer, embedding and caches of one bundle. Thread-safe."""
+
+    bundle: Bundle
+    engine: Engine
+    tokenizer: Tokenizer
+    decoder: Decoder
+    vision: VisionEncoder
+    prefixes: PrefixCache | None
+    max_context: int
+    chunk: int
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @classmethod
+    def assemble(cls, bundle: Bundle, engine: Engine, options: RunOptions) -> Model:
+        """Put the parts of a bundle around an engine.
+
+        Raises:
+            BundleError: a file is missing or malformed.
+        """
+        manifest = bundle.manifest
+        folder = options.cache_dir or cache_directory()
+        disk = None
+        if options.feature_cache_disk:
+            disk = DiskFeatures(folder / "features", bundle.vision_fingerprint, options.feature_cache_disk)
+        return cls(
+            bundle=bundle,
+            engine=engine,
+            tokenizer=Tokenizer.load(bundle.path("tokenizer.json")),
+            decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
+            vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
+            prefixes=PrefixCache(folder / "prefixes", bundle.fingerprint) if options.prefix_cache else None,
+            max_context=min(options.max_context or manifest.decoder.max_context, manifest.decoder.max_context),
+            chunk=options.prefill_chunk,
+        )

@@ -1,0 +1,90 @@
+"""Everything a user can choose about running a policy, as one frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gog_edge.errors import UsageError
+from gog_edge.runtime.sampling import Sampling
+from gog_edge.runtime.speculation import Speculation
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Work that is started before it is asked for; it is used only if it is asked for, so answers do not change.
+
+    Args:
+        glance: search with the whole image as soon as the image is known.
+        crop: encode a crop as soon as its box is closed.
+        crop_search: search with it, too.
+    """
+
+    glance: bool = True
+    crop: bool = True
+    crop_search: bool = True
+
+
+NO_PREFETCH = Prefetch(False, False, False)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How questions are run. Zero and None mean: what the dialect or the checkpoint says.
+
+    Args:
+        sampling: greedy by default.
+        speculation: prompt lookup; it never changes greedy answers.
+        prefetch: early search and encoding.
+        grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
+            "on" insists on it, "off" never does.
+        max_turns: rounds before the forced answer.
+        turn_tokens, total_tokens: generated in one turn, in one question.
+        max_context: tokens of one conversation; at most the checkpoint's own.
+        answer_reserve: tokens of the context that observations must leave free for the answer.
+        prefill_chunk: tokens per prefill run.
+        image_min_pixels, image_max_pixels, crop_min_pixels, crop_max_pixels: of resized images and crops.
+        search_timeout: seconds that one search may take.
+        results: hits asked for, where the policy does not say.
+        early_knowledge: search text with the question before the first step and append what was found.
+        feature_cache_bytes: of vision features kept in memory.
+        feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
+        prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
+        cache_dir: folder of caches (default: $GOG_EDGE_CACHE, else the user's cache folder).
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    speculation: Speculation = field(default_factory=Speculation)
+    prefetch: Prefetch = field(default_factory=Prefetch)
+    grammar: Literal["auto", "on", "off"] = "auto"
+    max_turns: int = 0
+    turn_tokens: int = 0
+    total_tokens: int = 0
+    max_context: int = 0
+    answer_reserve: int = 64
+    prefill_chunk: int = 512
+    image_min_pixels: int = 0
+    image_max_pixels: int = 0
+    crop_min_pixels: int = 0
+    crop_max_pixels: int = 0
+    search_timeout: float = 20.0
+    results: int = 0
+    early_knowledge: bool = False
+    feature_cache_bytes: int = 256 << 20
+    feature_cache_disk: int = 0
+    prefix_cache: bool = True
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                raise UsageError(f"{f.name} is {value}: it can't be negative")
+        if self.grammar not in ("auto", "on", "off"):
+            raise UsageError(f"grammar is {self.grammar!r}: auto, on or off is needed")
+        if self.prefill_chunk < 1:
+            raise UsageError("prefill_chunk is 0: at least 1 token has to be run at a time")
+        if self.search_timeout <= 0:
+            raise UsageError("search_timeout is 0: a positive number of seconds is needed")

@@ -1,0 +1,197 @@
+"""A session on disk: tokens, images, KV cache; resumed in another process it goes on with the same next token.
+
+A file is bound to the bundle it was made with (fingerprint). With `kv` the cache is stored and nothing is computed
+again; without, the file is small, holds the images' features, and the conversation is prefilled when it is next run.
+With `frames` the original pixels are stored, so that crops can be made later; without, hand the frames to `load`
+or crops of them are refused. The image digests are stored and checked either way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.codec import CodecError, decode, encode
+from gog_edge.errors import SessionError
+from gog_edge.runtime.crop import Grid
+from gog_edge.runtime.engines.base import Features
+from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.session import Session, SessionImage
+from gog_edge.runtime.telemetry import NO_TRACE, Trace
+from gog_edge.runtime.tensorfile import read_tensors, write_tensors
+from gog_edge.types import RegisteredImage
+
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _SavedSpan:
+    start: int
+    rows: int
+    columns: int
+    image: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _SavedImage:
+    geometry: RegisteredImage
+    rows: int
+    columns: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """The header. `computed`: tokens whose KV is stored; `layers`: KV arrays."""
+
+    kind: str
+    version: int
+    fingerprint: str
+    spans: tuple[_SavedSpan, ...]
+    images: tuple[_SavedImage, ...]
+    computed: int
+    kv_arrays: int
+    delta: int
+    extra: dict[str, Any]
+
+
+def save_session(
+    session: Session, path: str | Path, *, kv: bool = True, frames: bool = True, extra: Mapping[str, Any] | None = None
+) -> Path:
+    """Write the session; the old file stays if that fails.
+
+    Args:
+        kv: store the KV cache (large, resumes at once); else store features (small, resumes with a prefill).
+        frames: store the original pixels of every image.
+        extra: JSON data that `load_session` gives back.
+
+    Raises:
+        SessionError: the disk is full, or the folder can't be written.
+    """
+    target = Path(path)
+    with session.lock:
+        arrays: dict[str, NDArray[Any]] = {"tokens": session.tokens.copy()}
+        cache = session._cache
+        computed = session.computed if kv and cache is not None else 0
+        kv_arrays = cache.read(0, computed) if cache is not None and computed else []
+        arrays |= {f"kv.{i}": a for i, a in enumerate(kv_arrays)}
+        if session._rows is not None and computed == len(session) and session._rows_at == len(session) - 1:
+            arrays["logits"] = session._rows[:1]
+        for image in session._images:
+            index = image.geometry.index
+            if frames and image.plan is not None:
+                arrays.setdefault(f"frame.{image.digest}", image.plan.frame.pixels)
+            if not computed:
+                features = _features_of(session, image)
+                arrays[f"features.{index}"] = features.main
+                if features.deepstack is not None:
+                    arrays[f"deepstack.{index}"] = features.deepstack
+        header = _Saved(
+            kind="session",
+            version=VERSION,
+            fingerprint=session.model.bundle.fingerprint,
+            spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.positions.spans),
+            images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session._images),
+            computed=computed,
+            kv_arrays=len(kv_arrays),
+            delta=session.positions.delta,
+            extra=dict(extra or {}),
+        )
+        write_tensors(target, encode(header), arrays)
+    return target
+
+
+def load_session(
+    path: str | Path, model: Model, *, frames: Sequence[Frame] = (), trace: Trace = NO_TRACE
+) -> tuple[Session, dict[str, Any]]:
+    """(the session, `extra`).
+
+    Args:
+        frames: original images, for a session that was saved without them; told apart by digest.
+
+    Raises:
+        SessionError: missing, damaged, of another version or made with another bundle.
+    """
+    file = Path(path)
+    data, arrays = read_tensors(file)
+    if data.get("kind") != "session" or data.get("version") != VERSION:
+        raise SessionError(f"{file} is not a session of this version ({data.get('kind')} {data.get('version')})")
+    try:
+        saved = decode(_Saved, data, "session")
+    except CodecError as e:
+        raise SessionError(f"{file} is damaged ({e})") from e
+    if saved.fingerprint != model.bundle.fingerprint:
+        raise SessionError(
+            f"{file} was made with another bundle ({saved.fingerprint[:12]}…, this one is "
+            f"{model.bundle.fingerprint[:12]}…): a KV cache fits the weights that made it, start a new session"
+        )
+    session = Session(model, trace=trace)
+    try:
+        _restore(session, saved, arrays, {f.digest: f for f in frames})
+    except KeyError as e:
+        raise SessionError(f"{file} is damaged: it lacks the array {e}") from e
+    return session, saved.extra
+
+
+def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]], given: dict[str, Frame]) -> None:
+    tokens = np.array(arrays["tokens"], np.int32)
+    limit = session.model.max_context
+    if len(tokens) > limit:
+        raise SessionError(f"the saved session has {len(tokens)} tokens, the context is {limit}: raise max_context")
+    for image in saved.images:
+        session._images.append(_image(session.model, image, arrays, given, stored_kv=saved.computed > 0))
+    at = 0
+    for span in saved.spans:
+        known = saved.images[span.image : span.image + 1] if span.image >= 0 else ()
+        if span.start < at or [(k.rows, k.columns) for k in known] != [(span.rows, span.columns)]:
+            raise SessionError("the saved session is damaged: its images do not fit its tokens")
+        session.positions.append_text(span.start - at)
+        at = session.positions.append_image(span.rows, span.columns, span.image).stop
+    if at > len(tokens) or not 0 <= saved.computed <= len(tokens):
+        raise SessionError("the saved session is damaged: its images or its KV cache reach beyond its tokens")
+    session.positions.append_text(len(tokens) - at)
+    if session.positions.delta != saved.delta:
+        raise SessionError("the saved session is damaged: its positions do not fit its tokens")
+    session._tokens = tokens if len(tokens) else session._tokens
+    if saved.computed:
+        session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
+        session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])
+        session._computed = saved.computed
+    if "logits" in arrays:
+        session._rows, session._rows_at = np.array(arrays["logits"], np.float32), len(tokens) - 1
+
+
+def _image(
+    model: Model, saved: _SavedImage, arrays: Mapping[str, NDArray[Any]], given: dict[str, Frame], *, stored_kv: bool
+) -> SessionImage:
+    frame = given.get(saved.digest)
+    pixels = arrays.get(f"frame.{saved.digest}")
+    if frame is None and pixels is not None:
+        frame = given[saved.digest] = Frame(np.array(pixels), "saved session")
+    plan = None
+    if frame is not None:
+        merge = model.manifest.preprocessing.merge_size
+        plan = model.vision.plan_grid(frame, saved.geometry.region, Grid(saved.rows * merge, saved.columns * merge))
+    features = None
+    name = f"features.{saved.geometry.index}"
+    if not stored_kv:
+        deepstack = arrays.get(f"deepstack.{saved.geometry.index}")
+        features = Features(
+            np.array(arrays[name], np.float32), None if deepstack is None else np.array(deepstack, np.float32)
+        )
+    return SessionImage(saved.geometry, saved.rows, saved.columns, saved.digest, plan, features)
+
+
+def _features_of(session: Session, image: SessionImage) -> Features:
+    if image.features is not None:
+        return image.features
+    if image.plan is None:
+        session.frame(image.geometry.index)
+        raise SessionError(f"image {image.geometry.index} has no features to save")
+    return session.model.vision.encode(image.plan)[0]

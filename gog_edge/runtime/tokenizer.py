@@ -1,0 +1,181 @@
+"""Text to token ids and back, with one law: control tokens come from `Control` segments and from nowhere else.
+
+A run of segments between two control tokens is encoded as ONE string, with every added token of the tokenizer
+switched off. So wording and outside text join exactly as they would in a rendered prompt (BPE merges cross the
+border), and a page that holds `<|im_end|>` or `</tool_response>` yields the letters of it, never the token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gog_edge.errors import BundleError
+from gog_edge.types import Control, ImagePart, Segment, Text
+
+EncodedPart = list[int] | ImagePart
+_OPEN = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
+
+
+class Tokenizer:
+    """The checkpoint's `tokenizer.json`, twice: as it is, and without its added tokens. Thread-safe.
+
+    Args:
+        source: the JSON text of a Hugging Face `tokenizers` file.
+
+    Raises:
+        BundleError: the text is not such a file.
+    """
+
+    def __init__(self, source: str) -> None:
+        import tokenizers
+
+        try:
+            data = json.loads(source)
+            added = data.get("added_tokens") or []
+            self.special = {str(t["content"]): int(t["id"]) for t in added}
+            # No added token and no post-processor: nothing but the model's own vocabulary can come out.
+            plain = json.dumps({**data, "added_tokens": [], "post_processor": None}, ensure_ascii=False)
+            self._full = tokenizers.Tokenizer.from_str(source)
+            self._plain = tokenizers.Tokenizer.from_str(plain)
+        except Exception as e:  # `tokenizers` raises bare Exception on malformed files
+            raise BundleError(f"tokenizer.json can't be read ({e}); export the checkpoint again") from e
+        self._full.no_padding()
+        self._full.no_truncation()
+        self._plain.no_padding()
+        self._plain.no_truncation()
+        self._special_ids = frozenset(self.special.values())
+        names = sorted(self.special, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read `tokenizer.json`.
+
+        Raises:
+            BundleError: it is missing or malformed.
+        """
+        try:
+            return cls(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as e:
+            raise BundleError(f"{path} can't be read ({e}); export the checkpoint again") from e
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` with its added tokens, for the grammar compiler."""
+        return self._full
+
+    @cached_property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return max(self._full.get_vocab_size(with_added_tokens=True), max(self._special_ids, default=-1) + 1)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token spelled out, or None."""
+        found: int | None = self._full.token_to_id(token)
+        return found
+
+    def encode(self, segments: Iterable[Segment]) -> list[EncodedPart]:
+        """Segments as runs of ids and images, in order; empty runs are left out."""
+        parts: list[EncodedPart] = []
+        run: list[str] = []
+        for segment in segments:
+            if isinstance(segment, ImagePart):
+                self._flush(run, parts)
+                parts.append(segment)
+            elif isinstance(segment, Text):
+                run.append(segment.text)
+            else:
+                self._control(segment, run, parts)
+        self._flush(run, parts)
+        return parts
+
+    def encode_text(self, text: str) -> list[int]:
+        """Outside text: no control token comes out of it, whatever it says."""
+        return self._encode_plain(text)
+
+    def encode_control(self, text: str) -> list[int]:
+        """Wording: added tokens inside become control tokens."""
+        return [i for part in self.encode([Control(text)]) if isinstance(part, list) for i in part]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids as text, control tokens spelled out; an incomplete UTF-8 sequence becomes U+FFFD."""
+        text: str = self._full.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def _control(self, segment: Control, run: list[str], parts: list[EncodedPart]) -> None:
+        if self._split is None:
+            run.append(segment.text)
+            return
+        for i, piece in enumerate(self._split.split(segment.text)):
+            if i % 2 == 0:
+                run.append(piece)
+                continue
+            self._flush(run, parts)
+            _extend(parts, [self.special[piece]])
+
+    def _flush(self, run: list[str], parts: list[EncodedPart]) -> None:
+        text = "".join(run)
+        run.clear()
+        if text:
+            _extend(parts, self._encode_plain(text))
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(_storable(text), add_special_tokens=False).ids
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary that holds its control tokens as ordinary words too: spell the text letter by letter
+        # and drop what still comes out as control.
+        letters = [i for c in text for i in self._plain.encode(_storable(c), add_special_tokens=False).ids]
+        return [i for i in letters if i not in self._special_ids]
+
+
+def _extend(parts: list[EncodedPart], ids: list[int]) -> None:
+    if parts and isinstance(parts[-1], list):
+        parts[-1].extend(ids)
+    elif ids:
+        parts.append(list(ids))
+
+
+def _storable(text: str) -> str:
+    """Lone surrogates (from file names or broken pages) can't be UTF-8: U+FFFD stands for them."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
+
+
+class Detokenizer:
+    """Ids that come one by one as text that only grows: a character appears when all its bytes are there.
+
+    Keeps the last few ids only, so a step costs the same at any length (the prefix/read offsets of vLLM's
+    incremental detokeniser).
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._read = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is still open."""
+        self._ids.append(token)
+        before = self._tokenizer.decode(self._ids[: self._read])
+        now = self._tokenizer.decode(self._ids)
+        if len(now) <= len(before) or (now.endswith(_OPEN) and len(self._ids) - self._read < 4):
+            return ""
+        self._ids = self._ids[self._read :]  # the last piece stays as context for the next one
+        self._read = len(self._ids)
+        return now[len(before) :]
+
+    def flush(self) -> str:
+        """What is left at the end of a turn: an open character as U+FFFD."""
+        before = self._tokenizer.decode(self._ids[: self._read])
+        now = self._tokenizer.decode(self._ids)
+        self._read = len(self._ids)
+        return now[len(before) :]

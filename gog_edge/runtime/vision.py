@@ -1,0 +1,137 @@
+"""From a region of a frame to features for the decoder, and to one vector for search: one tower, two jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.bundle import Bundle
+from gog_edge.errors import UsageError
+from gog_edge.runtime.budget import UNLIMITED, Budget
+from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid
+from gog_edge.runtime.engines.base import Features, VisionRunner
+from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
+from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.layout import vision_inputs
+from gog_edge.runtime.telemetry import NO_TRACE, Trace
+from gog_edge.types import Region
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """Smallest and largest area of a resized image in pixels; 0 means the checkpoint's own. `upscale`: the crop
+    counts as that many times larger a side before the rules are applied (policies trained on enlarged crops)."""
+
+    min_pixels: int = 0
+    max_pixels: int = 0
+    upscale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.min_pixels < 0 or self.max_pixels < 0:
+            raise UsageError(f"pixel limits {self.min_pixels}..{self.max_pixels}: neither may be negative")
+        if not 0 < self.upscale <= 16:
+            raise UsageError(f"upscale is {self.upscale}: above 0, at most 16 is needed")
+
+
+@dataclass(frozen=True)
+class VisionPlan:
+    """One image as the policy will see it: what is cut, to which grid, and how many tokens that is."""
+
+    frame: Frame
+    region: Region | None
+    grid: Grid
+    tokens: int
+    rows: int  # of merged tokens
+    columns: int
+    key: FeatureKey
+    shown_width: int
+    shown_height: int
+
+
+class VisionEncoder:
+    """The vision tower with its cache. Thread-safe."""
+
+    def __init__(self, bundle: Bundle, runner: VisionRunner, cache: FeatureCache) -> None:
+        self._manifest = bundle.manifest
+        self._runner = runner
+        self.cache = cache
+        self.fingerprint = bundle.vision_fingerprint
+
+    def plan(self, frame: Frame, region: Region | None = None, limits: PixelLimits | None = None) -> VisionPlan:
+        """How `region` of `frame` (None: everything) will be shown. Costs nothing but the frame's digest.
+
+        Limits that contradict each other (or the checkpoint's other one) are widened: the largest area wins.
+
+        Raises:
+            RegionError: nothing of the region lies inside the frame, or it is too thin.
+            ImageError: the frame is too thin.
+        """
+        pre = self._manifest.preprocessing
+        high = (limits.max_pixels if limits else 0) or pre.max_pixels
+        low = min((limits.min_pixels if limits else 0) or pre.min_pixels, high)
+        grid = region_grid(region, frame.width, frame.height, pre, min_pixels=low, max_pixels=high)
+        if limits is not None and limits.upscale != 1:
+            box = pixel_box(region, frame.width, frame.height)
+            size = max(round(box.width * limits.upscale), 1), max(round(box.height * limits.upscale), 1)
+            grid = Grid.fit(*size, pre, min_pixels=low, max_pixels=high)
+        return self.plan_grid(frame, region, grid)
+
+    def plan_grid(self, frame: Frame, region: Region | None, grid: Grid) -> VisionPlan:
+        """The plan for a grid that is already decided (a saved session).
+
+        Raises:
+            RegionError: nothing of the region lies inside the frame.
+        """
+        pre = self._manifest.preprocessing
+        box = pixel_box(region, frame.width, frame.height)
+        height, width = grid.pixels(pre.patch_size)
+        key = FeatureKey(frame.digest, (box.x0, box.y0, box.x1, box.y1), (grid.rows, grid.columns))
+        merge = pre.merge_size
+        return VisionPlan(
+            frame, region, grid, grid.tokens(merge), grid.rows // merge, grid.columns // merge, key, width, height
+        )
+
+    def encode(self, plan: VisionPlan, budget: Budget = UNLIMITED, trace: Trace = NO_TRACE) -> tuple[Features, bool]:
+        """(features, whether a cache had them).
+
+        Raises:
+            EngineError: the engine failed.
+            CancelledError, DeadlineReached: the budget ended.
+        """
+
+        def compute() -> Features:
+            with trace.span("crop", tokens=plan.tokens):
+                patches = crop_patches(plan.frame, plan.region, plan.grid, self._manifest.preprocessing)
+            with trace.span("encode", tokens=plan.tokens):
+                inputs = vision_inputs(self._manifest, plan.grid.rows, plan.grid.columns)
+                inputs["patches"] = patches
+                return self._runner.run(inputs, budget)
+
+        return self.cache.get(plan.key, compute, budget)
+
+
+class VisionEmbedder:
+    """The policy's tower as the encoder of a local index: unit-length mean of the merged features.
+
+    `fingerprint` names the tower and the pixel limits: vectors made with other limits are not compared.
+    """
+
+    def __init__(self, encoder: VisionEncoder, limits: PixelLimits | None = None) -> None:
+        self._encoder = encoder
+        self.limits = limits or PixelLimits()
+        self.fingerprint = f"{encoder.fingerprint}:{self.limits.min_pixels}-{self.limits.max_pixels}"
+
+    def embed(self, frame: Frame, region: Region | None = None) -> NDArray[np.float32]:
+        """[H] float32 of unit length; `region` in pixels of the frame.
+
+        Raises:
+            RegionError, ImageError: the region or frame can't be encoded.
+            EngineError: the engine failed.
+        """
+        features, _ = self._encoder.encode(self._encoder.plan(frame, region, self.limits))
+        mean = features.main.mean(axis=0, dtype=np.float64)
+        norm = float(np.linalg.norm(mean))
+        vector: NDArray[np.float32] = (mean / norm if norm > 0 else mean).astype(np.float32)
+        return vector
