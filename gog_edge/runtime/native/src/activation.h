@@ -1,0 +1,76 @@
+// What happens to 32 finished columns of a few rows before they are stored: bias, activation, residual.
+#pragma once
+
+#include "simd.h"
+
+namespace gog {
+
+enum class Activation { kNone = 0, kGeluTanh = 1, kGeluErf = 2, kSilu = 3, kSiluMul = 4 };
+
+GOG_INLINE vf sigmoid(vf x) { return reciprocal(1.0f + expv(-vmax(x, splat(-80.0f)))); }
+
+GOG_INLINE vf gelu_tanh(vf x) {  // x/2 (1 + tanh u) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+    return x * sigmoid(x * (1.5957691216f + 0.0713548163f * x * x));
+}
+
+GOG_INLINE vf gelu_erf(vf x) {
+    // x/2 (1 + erf(x / sqrt 2)); erf by Abramowitz & Stegun 7.1.26, absolute error 1.5e-7
+    const vf z = vabs(x) * 0.70710678118f;
+    const vf t = reciprocal(1.0f + 0.3275911f * z);
+    vf p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const vf tail = p * t * expv(-z * z);  // 1 - erf(z)
+    const vf phi = 0.5f * tail;
+    return x * (x < 0.0f ? phi : 1.0f - phi);
+}
+
+GOG_INLINE vf activate(vf x, Activation kind) {
+    switch (kind) {
+        case Activation::kGeluTanh: return gelu_tanh(x);
+        case Activation::kGeluErf: return gelu_erf(x);
+        case Activation::kSilu: return x * sigmoid(x);
+        default: return x;
+    }
+}
+
+struct Epilogue {
+    Activation activation = Activation::kNone;
+    const float* bias = nullptr;      // [columns of the weight] or null
+    const float* residual = nullptr;  // [rows, columns of y] or null; may be y itself
+    float* y = nullptr;               // [rows, columns of y], row stride = columns of y
+    size_t columns = 0;               // of y
+};
+
+// strip: `rows` x 32 values of the columns from `column` on.  kSiluMul: the first 16 are gate, the last 16 up,
+// and 16 columns of y come out, from column / 2 on.
+inline void finish_strip(const float* strip, size_t rows, size_t first_row, size_t column, const Epilogue& e) {
+    const bool pair = e.activation == Activation::kSiluMul;
+    const size_t start = pair ? column / 2 : column;
+    const size_t width = pair ? 16 : 32;
+    for (size_t i = 0; i < width; i += W) {
+        if (start + i >= e.columns) return;
+        const int lanes = e.columns - start - i < (size_t)W ? (int)(e.columns - start - i) : W;
+        vf bias{}, up_bias{};
+        if (e.bias && pair) {
+            bias = load<vf>(e.bias + column + i);
+            up_bias = load<vf>(e.bias + column + 16 + i);
+        } else if (e.bias) {
+            bias = load_first(e.bias + start + i, lanes);
+        }
+        for (size_t r = 0; r < rows; r++) {
+            const float* s = strip + r * 32 + i;
+            vf v = load<vf>(s) + bias;
+            if (pair)
+                v = v * sigmoid(v) * (load<vf>(s + 16) + up_bias);
+            else
+                v = activate(v, e.activation);
+            const size_t at = (first_row + r) * e.columns + start + i;
+            if (e.residual) v += load_first(e.residual + at, lanes);
+            store_first(e.y + at, v, lanes);
+        }
+    }
+}
+
+}  // namespace gog

@@ -1,0 +1,39 @@
+// The shared library's entry points: RegisterCustomOps for ONNX Runtime, a few facts for Python.
+#include "op_linear.h"
+#include "ort_abi.h"
+#include "parallel.h"
+
+#define GOG_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using gog::Parallel;
+using namespace gog::ort;
+
+gog::ort::Operator<gog::Linear<8>, Parallel> linear_w8;
+gog::ort::Operator<gog::Linear<4>, Parallel> linear_w4;
+
+CustomOp* const kOperators[] = {&linear_w8, &linear_w4};
+
+}  // namespace
+
+GOG_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
+    const ApiTable table = base->get_api(kApiVersion);
+    if (table == nullptr) {  // older than the ABI we were written for: it can still make a status
+        const ApiTable oldest = base->get_api(1);
+        return oldest ? Api(oldest).failure("this ONNX Runtime is too old for gog-edge's operators") : nullptr;
+    }
+    const Api api(table);
+    static Domain* domain = nullptr;  // lives as long as the process: sessions keep pointers into it
+    static Status* status = [&]() -> Status* {
+        Status* failed = api.call<Status*, const char*, Domain**>(kCreateDomain, "ai.gog_edge", &domain);
+        for (CustomOp* op : kOperators)
+            if (!failed) failed = api.call<Status*, Domain*, const CustomOp*>(kDomainAdd, domain, op);
+        return failed;
+    }();
+    if (status != nullptr || domain == nullptr) return api.failure("gog-edge's operator domain was refused");
+    return api.call<Status*, Options*, Domain*>(kAddDomain, options, domain);
+}
+
+GOG_EXPORT const char* gog_ops_isa() { return gog::kIsa; }
+GOG_EXPORT int gog_ops_version() { return 1; }

@@ -1,0 +1,86 @@
+"""The native operators in numpy: the same arithmetic, slowly.  Tests hold the kernels to these functions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.runtime.ops.packing import PANEL, PackedLinear, unpack_w4, unpack_w8
+
+Array = NDArray[np.float32]
+
+
+def normalize(x: Array, norm: str, weight: Array | None, bias: Array | None, epsilon: float) -> Array:
+    """RMS or layer norm over the last axis, in f32."""
+    if norm == "none":
+        return np.asarray(x, np.float32)
+    centred = x - x.mean(axis=-1, keepdims=True) if norm == "layer" else x
+    y = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(epsilon))
+    y = y if weight is None else y * weight
+    return np.asarray(y if bias is None else y + bias, np.float32)
+
+
+def quantize_rows(x: Array, block: int) -> tuple[NDArray[np.int32], Array]:
+    """int8 values [M, groups, block] (as int32) and scales [M, groups]; x [M, K] is padded with zeros."""
+    groups = -(-x.shape[1] // block)
+    padded = np.zeros((x.shape[0], groups * block), dtype=np.float32)
+    padded[:, : x.shape[1]] = x
+    grouped = padded.reshape(x.shape[0], groups, block)
+    peak = np.abs(grouped).max(axis=2)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    return np.rint(grouped * inverse[:, :, None]).astype(np.int32), (peak / np.float32(127)).astype(
+        np.float32
+    )
+
+
+def activate(x: Array, activation: str) -> Array:
+    """The elementwise activations, in f64 inside."""
+    v = x.astype(np.float64)
+    if activation == "gelu_tanh":
+        v = 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+    elif activation == "gelu":
+        v = 0.5 * v * (1 + np.vectorize(math.erf, otypes=[np.float64])(v / math.sqrt(2)))
+    elif activation == "silu":
+        v = v / (1 + np.exp(-v))
+    elif activation != "none":
+        raise ValueError(f"unknown activation {activation!r}")
+    return v.astype(np.float32)
+
+
+def linear(
+    x: Array,
+    packed: PackedLinear,
+    columns: int,
+    *,
+    bits: int,
+    activation: str = "none",
+    bias: Array | None = None,
+    residual: Array | None = None,
+    norm: str = "none",
+    norm_weight: Array | None = None,
+    norm_bias: Array | None = None,
+    epsilon: float = 1e-6,
+) -> Array:
+    """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order."""
+    x = normalize(np.asarray(x, np.float32), norm, norm_weight, norm_bias, epsilon)
+    if bits == 8:
+        q8, column_scales = unpack_w8(packed)
+        centred, scales = q8.astype(np.int32)[:, None, :], column_scales[:, None]
+    else:
+        q4, half_scales, zeros = unpack_w4(packed)
+        scales = half_scales.astype(np.float32)
+        grouped = q4.astype(np.int32).reshape(q4.shape[0], scales.shape[1], -1)
+        centred = grouped - (8 if zeros is None else zeros.astype(np.int32)[:, :, None])
+    rows, row_scales = quantize_rows(x, centred.shape[2])
+    sums = np.einsum("mgk,ngk->mgn", rows.astype(np.float64), centred.astype(np.float64))  # exact below 2^53
+    y = np.einsum("mgn,mg,ng->mn", sums, row_scales.astype(np.float64), scales.astype(np.float64))
+    y = (y if bias is None else y + bias).astype(np.float32)
+    if activation == "silu_mul":
+        pairs = y.reshape(len(y), -1, 2, PANEL)
+        y = (activate(pairs[:, :, 0], "silu") * pairs[:, :, 1]).reshape(len(y), -1)
+    else:
+        y = activate(y, activation)
+    y = y[:, :columns]
+    return np.asarray(y if residual is None else y + residual, np.float32)
