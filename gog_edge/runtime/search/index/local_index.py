@@ -119,6 +119,13 @@ class LocalIndex:
             raise SearchIndexError(f"{self.database.path}: can't be read ({e}); rebuild the index") from e
         return None if row is None else self.store.entities([row[0]]).get(row[0])
 
+    def remove(self, ids: Sequence[str]) -> int:
+        """Delete entries by id; returns how many there were. The index must be writable."""
+        with self.database.transaction() as c:
+            gone = self.store.remove(c, ids)
+            self.store.touch(c)
+        return gone
+
     def info(self) -> dict[str, object]:
         """What is in the index, for people and for JSON."""
         count, dim, deletions, _ = self.store.vector_state()

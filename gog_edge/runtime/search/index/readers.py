@@ -56,6 +56,14 @@ def read_source(path: Path, *, kind: str = ENTITY) -> Iterator[Item]:
     raise SearchIndexError(f"{path}: can't index this; give a folder of images, a .jsonl or a .csv file")
 
 
+def count_items(path: Path) -> int:
+    """About how many records a source has (lines, or images), for a progress bar."""
+    if path.is_dir():
+        return sum(1 for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    with path.open("rb") as stream:
+        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))
+
+
 def record_from(fields: Mapping[str, Any], base: Path, *, kind: str = ENTITY) -> Record:
     """A record from JSON fields: id, title, text, image(s), source, relations, kind; or document + page.
 

@@ -1,0 +1,266 @@
+"""`gog-edge index build|add|search|info|remove`: the local index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from gog_edge.cli.console import human_bytes, print_json, progress_bar, stderr, stdout
+from gog_edge.errors import SearchIndexError, UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.search.base import Embedder
+    from gog_edge.runtime.search.index.local_index import LocalIndex
+    from gog_edge.runtime.search.index.readers import Item
+    from gog_edge.runtime.search.index.record import IngestReport
+
+FOLDER = click.argument("index", type=click.Path(path_type=Path))
+SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+BUNDLE = click.option("--bundle", type=click.Path(path_type=Path), help="Image vectors by this policy's vision tower.")
+ENCODER = click.option("--encoder", type=click.Path(path_type=Path), help="Image vectors by this ONNX encoder.")
+PIXELS = click.option("--max-pixels", type=click.IntRange(min=0), default=0, help="Resize pictures to this area first.")
+KIND = click.option(
+    "--kind", type=click.Choice(["entity", "page"]), default="entity", help="What records are that do not say."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+
+
+@click.group("index")
+def command() -> None:
+    """Build, extend and search a local index of pictures and text."""
+
+
+@command.command("build")
+@FOLDER
+@SOURCES
+@BUNDLE
+@ENCODER
+@PIXELS
+@KIND
+@click.option("--force", is_flag=True, help="Replace an index that is there, once the new one is complete.")
+@JSON
+def build(
+    index: Path,
+    sources: tuple[Path, ...],
+    bundle: Path | None,
+    encoder: Path | None,
+    max_pixels: int,
+    kind: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make the folder INDEX from SOURCES: folders of pictures, JSONL or CSV files.
+
+    A build that was stopped goes on with `gog-edge index add` and the same arguments.
+    """
+    from gog_edge.runtime.search.index.database import DATABASE
+
+    embedder = _embedder(bundle, encoder, max_pixels, "")
+    replaced = force and (index / DATABASE).exists()
+    folder = index.with_name(f".{index.name}.building-{os.getpid()}") if replaced else index
+    try:
+        report = _fill(folder, sources, embedder, kind, create=True)
+        if replaced:
+            _swap(folder, index)
+    finally:
+        if replaced:
+            shutil.rmtree(folder, ignore_errors=True)
+    _print_report(index, report, as_json)
+
+
+@command.command("add")
+@FOLDER
+@SOURCES
+@BUNDLE
+@ENCODER
+@PIXELS
+@KIND
+@JSON
+def add(
+    index: Path,
+    sources: tuple[Path, ...],
+    bundle: Path | None,
+    encoder: Path | None,
+    max_pixels: int,
+    kind: str,
+    as_json: bool,
+) -> None:
+    """Add SOURCES to INDEX. What is in it already is skipped; changed entries (same id) are replaced."""
+    with _open(index) as opened:
+        known = opened.encoder
+    if known and not (bundle or encoder):
+        raise UsageError(f"{index} holds image vectors: give the --bundle or --encoder that it was built with")
+    report = _fill(index, sources, _embedder(bundle, encoder, max_pixels, known), kind, create=False)
+    _print_report(index, report, as_json)
+
+
+@command.command("search")
+@FOLDER
+@click.argument("query", default="")
+@click.option("--image", type=click.Path(path_type=Path), help="Search with this picture.")
+@click.option("--box", help="Only this part of the picture: x0,y0,x1,y1 in pixels.")
+@BUNDLE
+@ENCODER
+@click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Most results.")
+@click.option("--all", "everything", is_flag=True, help="Always K results, however low they score.")
+@click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries.")
+@JSON
+def search(
+    index: Path,
+    query: str,
+    image: Path | None,
+    box: str | None,
+    bundle: Path | None,
+    encoder: Path | None,
+    results: int,
+    everything: bool,
+    expand: int,
+    as_json: bool,
+) -> None:
+    """Search INDEX with QUERY, with a picture, or with both."""
+    if not (query.strip() or image):
+        raise UsageError("nothing to search for: give a QUERY, --image, or both")
+    if box and not image:
+        raise UsageError("--box cuts a picture: give --image, too")
+    with _open(index) as opened:
+        vector = None
+        if image is not None:
+            from gog_edge.runtime.frame import Frame
+            from gog_edge.runtime.search.index.ingest import ensure_same_encoder
+
+            embedder = _embedder(bundle, encoder, 0, opened.encoder)
+            if embedder is None:
+                raise UsageError("--image needs the --bundle or --encoder that the index was built with")
+            ensure_same_encoder(opened, embedder)
+            vector = embedder.embed(Frame.open(image), _region(box))
+        hits = opened.search(query, vector, k=results, dynamic=not everything, expand=expand)
+    if as_json:
+        print_json([{f: getattr(hit, f) for f in hit.__dataclass_fields__} for hit in hits])
+        return
+    table = Table(box=None)
+    for name in ("score", "id", "title", "text", "source"):
+        table.add_column(name, justify="right" if name == "score" else "left", max_width=60, overflow="ellipsis")
+    for hit in hits:
+        score = "related" if hit.score is None else f"{hit.score:.3f}"
+        table.add_row(
+            *(escape(v) for v in (score, hit.entity, hit.title, " ".join(hit.text.split())[:200], hit.source))
+        )
+    stdout().print(table if hits else "nothing found")
+
+
+@command.command("info")
+@FOLDER
+@JSON
+def info(index: Path, as_json: bool) -> None:
+    """Say what INDEX holds and which encoder made its vectors."""
+    with _open(index) as opened:
+        facts = opened.info()
+    if as_json:
+        print_json(facts)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        shown = human_bytes(value) if name == "bytes" and isinstance(value, int) else value
+        table.add_row(name.replace("_", " "), escape(f"{shown:,}" if isinstance(shown, int) else str(shown)))
+    stdout().print(table)
+
+
+@command.command("remove")
+@FOLDER
+@click.argument("ids", nargs=-1, required=True)
+def remove(index: Path, ids: tuple[str, ...]) -> None:
+    """Delete entries of INDEX by id."""
+    with _open(index, writable=True) as opened:
+        gone = opened.remove(ids)
+    stdout().print(f"{gone} of {len(ids)} removed")
+
+
+def _open(folder: Path, writable: bool = False) -> LocalIndex:
+    from gog_edge.runtime.search.index.local_index import LocalIndex
+
+    return LocalIndex(folder, writable=writable)
+
+
+def _embedder(bundle: Path | None, encoder: Path | None, max_pixels: int, fingerprint: str) -> Embedder | None:
+    if bundle is None and encoder is None:
+        if max_pixels:
+            raise UsageError("--max-pixels is for image vectors: give --bundle, too")
+        return None
+    from gog_edge.runtime.search.embedders import open_embedder
+
+    return open_embedder(bundle=bundle, encoder=encoder, max_pixels=max_pixels, fingerprint=fingerprint)
+
+
+def _fill(
+    folder: Path, sources: tuple[Path, ...], embedder: Embedder | None, kind: str, *, create: bool
+) -> IngestReport:
+    from gog_edge.runtime.search.index.ingest import add_records
+    from gog_edge.runtime.search.index.local_index import LocalIndex
+    from gog_edge.runtime.search.index.readers import count_items, read_source
+
+    for source in sources:
+        if not source.exists():
+            raise SearchIndexError(f"{source}: no such file or folder")
+    with LocalIndex(folder, writable=True, create=create) as index, progress_bar() as bar:
+        task = bar.add_task("indexing", total=sum(count_items(s) for s in sources))
+
+        def items() -> Iterator[Item]:
+            for source in sources:
+                yield from read_source(source, kind=kind)
+
+        report = add_records(index, items(), embedder=embedder, progress=lambda done: bar.update(task, completed=done))
+        bar.update(task, total=bar.tasks[task].completed)
+        graph: list[Any] = []
+
+        def grown(done: int, total: int) -> None:
+            if not graph:
+                graph.append(bar.add_task("vector graph", total=total))
+            bar.update(graph[0], completed=done)
+
+        index.prepare(grown)
+    return report
+
+
+def _swap(new: Path, index: Path) -> None:
+    """Put the finished folder in the place of the old one: two renames, so one of the two is always whole."""
+    old = index.with_name(f".{index.name}.old-{os.getpid()}")
+    index.rename(old)
+    new.rename(index)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _region(box: str | None) -> Any:
+    if box is None:
+        return None
+    from gog_edge.types import Region
+
+    try:
+        x0, y0, x1, y1 = (float(v) for v in box.split(","))
+    except ValueError as e:
+        raise UsageError(f"--box {box!r}: four numbers x0,y0,x1,y1 are needed") from e
+    return Region(x0, y0, x1, y1)
+
+
+def _print_report(index: Path, report: IngestReport, as_json: bool) -> None:
+    if as_json:
+        print_json({"index": str(index), **report.as_json()})
+        return
+    out = stdout()
+    out.print(
+        f"{index}: {report.added} added, {report.updated} updated, {report.unchanged} unchanged, "
+        f"{report.vectors} pictures embedded ({report.reused_vectors} known) in {report.seconds:.1f} s"
+    )
+    err = stderr()
+    for kind, lines in report.problems.items():
+        err.print(f"[yellow]{len(lines)} x {kind}[/]")
+        for line in lines[: report.MAX_LINES]:
+            err.print(f"  {escape(line)}")
+        if len(lines) > report.MAX_LINES:
+            err.print(f"  … {len(lines) - report.MAX_LINES} more")

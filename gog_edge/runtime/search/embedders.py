@@ -1,0 +1,75 @@
+"""Where an index gets its vectors: the policy's own vision tower, or a given ONNX encoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gog_edge.errors import UsageError
+from gog_edge.runtime.search.base import Embedder
+
+if TYPE_CHECKING:
+    from gog_edge.bundle import Bundle
+    from gog_edge.runtime.engines.base import VisionRunner
+    from gog_edge.runtime.vision import PixelLimits, VisionEncoder
+
+_LIMITS = re.compile(r":(\d+)-(\d+)$")
+
+
+def open_embedder(
+    *, bundle: str | Path | None = None, encoder: str | Path | None = None, max_pixels: int = 0, fingerprint: str = ""
+) -> Embedder:
+    """The embedder of an index, without loading the policy's decoder.
+
+    Args:
+        bundle: an exported policy; its vision tower makes the vectors.
+        encoder: an ONNX image encoder.
+        max_pixels: of a resized picture, for the tower; 0 means the checkpoint's own.
+        fingerprint: of an existing index: its pixel limits are taken over where `max_pixels` is 0.
+
+    Raises:
+        UsageError: both or neither are given.
+        BundleError, EngineError: one can't be loaded.
+    """
+    if (bundle is None) == (encoder is None):
+        raise UsageError("give either --bundle (the policy's own tower) or --encoder (an ONNX image encoder)")
+    if encoder is not None:
+        from gog_edge.runtime.search.encoder import OnnxEncoder
+
+        return OnnxEncoder(encoder)
+    from gog_edge.bundle import Bundle
+    from gog_edge.runtime.feature_cache import FeatureCache
+    from gog_edge.runtime.vision import PixelLimits, VisionEmbedder, VisionEncoder
+
+    opened = Bundle.open(Path(str(bundle)))
+    limits = PixelLimits(0, max_pixels) if max_pixels else _limits_of(fingerprint)
+    return VisionEmbedder(VisionEncoder(opened, _vision_runner(opened), FeatureCache(0)), limits)
+
+
+def embedder_for(index_fingerprint: str, vision: VisionEncoder) -> Embedder:
+    """The tower of a loaded policy, with the pixel limits that an index was built with."""
+    from gog_edge.runtime.vision import VisionEmbedder
+
+    return VisionEmbedder(vision, _limits_of(index_fingerprint))
+
+
+def _limits_of(fingerprint: str) -> PixelLimits:
+    from gog_edge.runtime.vision import PixelLimits
+
+    found = _LIMITS.search(fingerprint)
+    return PixelLimits(int(found[1]), int(found[2])) if found else PixelLimits()
+
+
+def _vision_runner(bundle: Bundle) -> VisionRunner:
+    """Only the vision graph where the engine can do that: an index needs no decoder in memory."""
+    if bundle.manifest.target in ("cpu", "cuda"):
+        from gog_edge.runtime.engines.onnxruntime import OrtVision
+        from gog_edge.runtime.engines.ort_graph import OrtGraph
+        from gog_edge.runtime.engines.ort_options import OrtOptions, find_device
+
+        options = OrtOptions()
+        return OrtVision(OrtGraph(bundle, "vision", find_device(bundle.manifest.target), options), options.shrink)
+    from gog_edge.runtime.engines.registry import create_engine
+
+    return create_engine(None, bundle).vision
