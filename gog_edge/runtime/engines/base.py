@@ -73,8 +73,8 @@ class KvCache(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
-        """Host arrays of rows [start, stop): keys and values layer by layer, each [kv_heads, rows, hd], copied or
-        viewed; valid until the next run."""
+        """Host arrays of rows [start, stop): keys and values (and their scales, where the cache is int8), layer by
+        layer in the engine's own order, each [kv_heads, rows, …], copied or viewed; valid until the next run."""
         ...
 
     def write(self, start: int, arrays: Sequence[NDArray[Any]]) -> None:

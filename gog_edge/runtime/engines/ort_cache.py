@@ -6,6 +6,7 @@ a step copies nothing. Buffers grow by doubling: appending n tokens one by one c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,27 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import EngineError
+from gog_edge.manifest import TensorSpec
 from gog_edge.runtime.engines.ort_graph import DTYPES, OrtGraph
 
-PAST, PRESENT = "past_key_values.{}.{}", "present.{}.{}"
-SIDES = ("key", "value")
+PAST, PRESENT = "past_key_values.", "present."
 _GRAIN = 64  # capacities are multiples of this many tokens
+_ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
 
 
-def cache_names(layers: int) -> list[tuple[str, str]]:
-    """(input, output) names: key and value of layer 0, then of layer 1 …"""
-    return [(PAST.format(i, s), PRESENT.format(i, s)) for i in range(layers) for s in SIDES]
+def cache_names(graph: OrtGraph) -> list[str]:
+    """The graph's cache inputs in its own order (keys, values, and their scales where the cache is int8)."""
+    return [name for name in graph.inputs if name.startswith(PAST)]
 
 
 class OrtKvCache:
-    """Buffers [1, kv_heads, capacity, head_dim], host or device, and the I/O binding that holds them."""
+    """Buffers [1, kv_heads, capacity, …], host or device, and the I/O binding that holds them."""
 
-    def __init__(self, graph: OrtGraph, layers: int, max_tokens: int, tokens: int) -> None:
+    def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int) -> None:
         self._graph = graph
-        self._names = cache_names(layers)
-        spec = graph.inputs[self._names[0][0]]
-        self._dtype = DTYPES[spec.dtype]
-        self._heads, self._dim = int(spec.shape[1]), int(spec.shape[3])
+        self._names = cache_names(graph)
+        self._specs = [graph.inputs[name] for name in self._names]
         self._max = max_tokens
         self._host = graph.device.memory == "cpu"
         self._capacity = 0
@@ -48,7 +48,9 @@ class OrtKvCache:
 
     @property
     def nbytes(self) -> int:
-        return self._capacity * len(self._names) * self._heads * self._dim * int(np.dtype(self._dtype).itemsize)
+        return sum(
+            int(np.dtype(DTYPES[s.dtype]).itemsize) * math.prod(self._shape(s, self._capacity)) for s in self._specs
+        )
 
     def reserve(self, tokens: int, keep: int) -> None:
         """Room for `tokens`; see `KvCache.reserve`."""
@@ -87,20 +89,26 @@ class OrtKvCache:
     def _allocate(self, capacity: int) -> None:
         import onnxruntime
 
-        shape = (1, self._heads, capacity, self._dim)
         make = onnxruntime.OrtValue
+        self._values = []  # the old buffers go first
+        # zeros come from the kernel page by page: unused capacity of a host cache costs no memory
+        arrays = (np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs)
         if self._host:
-            # zeros come from the kernel page by page: unused capacity costs no memory
-            self._arrays = [np.zeros(shape, self._dtype) for _ in self._names]
+            self._arrays = list(arrays)
             self._values = [make.ortvalue_from_numpy(array) for array in self._arrays]
         else:
-            self._values = []  # the old buffers go first
-            zeros = np.zeros(shape, self._dtype)
             memory, device_id = self._graph.device.memory, self._graph.device_id
-            self._values = [make.ortvalue_from_numpy(zeros, memory, device_id) for _ in self._names]
+            self._values = [make.ortvalue_from_numpy(array, memory, device_id) for array in arrays]
+
+    @staticmethod
+    def _shape(spec: TensorSpec, capacity: int) -> tuple[int, ...]:
+        """The spec's shape with `capacity` rows; every other axis has a fixed size."""
+        return tuple(capacity if axis == _ROWS else int(size) for axis, size in enumerate(spec.shape))
 
     def _bind(self) -> None:
         self.binding = self._graph.session.io_binding()
-        for (past, present), value in zip(self._names, self._values):
-            self.binding.bind_ortvalue_input(past, value)
-            self.binding.bind_ortvalue_output(present, value)
+        for name, value in zip(self._names, self._values):
+            self.binding.bind_ortvalue_input(name, value)
+            present = PRESENT + name.removeprefix(PAST)
+            if present in self._graph.outputs:  # native operators write into their input and have no such output
+                self.binding.bind_ortvalue_output(present, value)

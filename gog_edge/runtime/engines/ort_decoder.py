@@ -15,8 +15,8 @@ from gog_edge.runtime.engines.ort_cache import OrtKvCache, cache_names
 from gog_edge.runtime.engines.ort_graph import OrtGraph
 from gog_edge.runtime.layout import causal_bias
 
-_BASE = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
-_FLAVOUR = {"ort": ("seqlens_k", "total_sequence_length"), "standard": ("write_indices", "attention_bias")}
+_NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
+_POSITION = {"ort": ("seqlens_k", "total_sequence_length"), "standard": ("write_indices", "attention_bias")}
 
 
 class OrtDecoder:
@@ -25,26 +25,26 @@ class OrtDecoder:
 
     def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int) -> None:
         self._graph = graph
-        self._layers = manifest.decoder.layers
         self._standard = manifest.flavour == "standard"
         self._max = manifest.decoder.max_context
         self._initial = initial_context
         self._vocab = manifest.decoder.vocab
         self._takes_deepstack = "deepstack" in graph.inputs
+        self._takes_total = "total_sequence_length" in graph.inputs
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
-        known = {*_BASE, *_FLAVOUR[manifest.flavour], "deepstack", *(n for n, _ in cache_names(self._layers))}
-        unknown = sorted(graph.inputs.keys() - known)
-        missing = sorted({*_BASE, *_FLAVOUR[manifest.flavour]} - graph.inputs.keys())
-        if unknown or missing:
-            raise EngineError(
-                f"the decoder graph's inputs do not fit flavour {manifest.flavour!r} "
-                f"({', '.join(unknown + missing)}); export the checkpoint again with this version"
-            )
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
+        positions = _POSITION[manifest.flavour]
+        known = {*_NEEDED, *positions, "deepstack", *cache_names(graph)}
+        odd = sorted((graph.inputs.keys() - known) | ({*_NEEDED, positions[0]} - graph.inputs.keys()))
+        if odd:
+            raise EngineError(
+                f"the decoder graph's inputs do not fit flavour {manifest.flavour!r} ({', '.join(odd)}); "
+                "export the checkpoint again with this version"
+            )
 
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
-        return OrtKvCache(self._graph, self._layers, self._max, max(tokens, min(self._initial, self._max)))
+        return OrtKvCache(self._graph, self._max, max(tokens, min(self._initial, self._max)))
 
     def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
         """See `DecoderRunner.run`."""
@@ -78,7 +78,8 @@ class OrtDecoder:
             feeds["attention_bias"] = causal_bias(past, count, capacity)
         else:
             feeds["seqlens_k"] = np.array([past + count - 1], np.int32)
-            feeds["total_sequence_length"] = np.array(past + count, np.int32)
+            if self._takes_total:
+                feeds["total_sequence_length"] = np.array(past + count, np.int32)
         return feeds
 
     def _deepstack(self, inputs: DecoderInputs, count: int) -> F32:

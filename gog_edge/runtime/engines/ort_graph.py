@@ -32,7 +32,7 @@ _ORT_TYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-_OWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml"})
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "com.microsoft.nchwc", "ai.onnx.ml"})
 
 
 class OrtGraph:
@@ -56,7 +56,7 @@ class OrtGraph:
             raise BundleError(f"bundle {bundle.root} has no {name} graph; export it again") from None
         path = bundle.path(self.spec.file)
         so = session_options(options)
-        _register_operators(so, self.spec, options)
+        _register_operators(so, self.spec, bundle)
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
@@ -95,14 +95,23 @@ class OrtGraph:
             raise EngineError(f"the {self.name} graph failed: {_line(e)}") from e
 
 
-def _register_operators(session_options: Any, spec: GraphSpec, options: OrtOptions) -> None:
-    """Native operators for the domains that ONNX Runtime does not know."""
-    foreign = sorted(set(spec.domains) - _OWN_DOMAINS)
+def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -> None:
+    """Native operators, for a graph that was exported with them.
+
+    Raises:
+        EngineError: they can't be had on this machine, or the graph needs operators of somebody else.
+    """
+    foreign = sorted(set(spec.domains) - _KNOWN_DOMAINS)
     if not foreign:
         return
-    from gog_edge.runtime.ops import register
+    from gog_edge.runtime.ops import DOMAIN
+    from gog_edge.runtime.ops.library import register
 
-    register(session_options, foreign)
+    if foreign != [DOMAIN]:
+        raise EngineError(f"{bundle.root} needs operators of {', '.join(foreign)}, which this gog-edge does not have")
+    reason = register(session_options)
+    if reason is not None:
+        raise EngineError(f"{bundle.root} was exported with native operators: {reason}")
 
 
 def _check(what: str, nodes: Any, specs: tuple[TensorSpec, ...], graph: str) -> None:
