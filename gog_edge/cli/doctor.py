@@ -101,9 +101,8 @@ def _onnxruntime() -> Check:
 
 
 def _native() -> list[Check]:
-    from gog_edge.runtime.ops.library import status
-
     from gog_edge.runtime.crop import backend
+    from gog_edge.runtime.ops.library import status
 
     crop, ops = backend(), status()
     return [

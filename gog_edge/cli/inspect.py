@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -58,7 +59,7 @@ def _summary(bundle: Bundle) -> Table:
         + (f", {v.deepstack} DeepStack levels" if v.deepstack else ""),
         "image budget": f"{m.preprocessing.min_pixels:,} to {m.preprocessing.max_pixels:,} px",
         "dialect": m.dialect,
-        "quantization": ", ".join(f"{k}: {val}" for k, val in m.quantization.items()) or "none",
+        "quantization": _quantization(m.quantization),
         "engines": ", ".join(f"{e.graph} {e.runtime} {e.version} sm{e.compute_capability}" for e in m.engines)
         or "none",
         "fingerprint": bundle.fingerprint,
@@ -67,6 +68,17 @@ def _summary(bundle: Bundle) -> Table:
     for key, value in rows.items():
         table.add_row(key, value)
     return table
+
+
+def _quantization(recipe: dict[str, Any]) -> str:
+    """'attention, mlp: 4 bits in blocks of 32 (rtn); head: …': tensor classes with one scheme stand together."""
+    groups: dict[str, list[str]] = {}
+    for role, scheme in recipe.items():
+        if isinstance(scheme, dict) and "bits" in scheme:
+            block = f" in blocks of {scheme['block']}" if scheme.get("block") else " per row"
+            text = f"{scheme['bits']} bits{block if scheme['bits'] < 16 else ''} ({scheme.get('method')})"
+            groups.setdefault(text, []).append(role)
+    return "; ".join(f"{', '.join(roles)}: {text}" for text, roles in groups.items()) or "none"
 
 
 def _files(bundle: Bundle) -> Table:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -130,11 +131,12 @@ def _build(
     trt, spec = library.trt, manifest.graphs[graph]
     stem = f"engines/{graph}-{library.runtime}-{library.version}-sm{capability}"
     start = time.monotonic()
+    (root / f"{stem}.log").unlink(missing_ok=True)
     with BuildLog(trt, root / f"{stem}.log") as log:
         builder = trt.Builder(log.logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        _parse(trt, network, log, root / spec.file)
-        _fix_dimensions(network, spec, {"cap": options.capacity})
+        with _fixed(root / spec.file, {"cap": options.capacity}) as file:
+            _parse(trt, network, log, file)
         config = _config(trt, builder, capability, options)
         for symbols in _profiles(manifest, graph, options):
             config.add_optimization_profile(_profile(builder, network, spec, symbols))
@@ -160,13 +162,26 @@ def _parse(trt: Any, network: Any, log: BuildLog, file: Path) -> None:
         raise EngineError(f"TensorRT {trt.__version__} can't parse {file.name}: {problems} (log: {log.path.name})")
 
 
-def _fix_dimensions(network: Any, spec: GraphSpec, values: Mapping[str, int]) -> None:
-    """Give symbolic dimensions of inputs a fixed size before anything is built."""
-    by_name = {t.name: t for t in spec.inputs}
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        symbolic = by_name[tensor.name].shape
-        tensor.shape = tuple(values.get(d, -1) if isinstance(d, str) else d for d in symbolic)
+@contextmanager
+def _fixed(file: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
+    """The graph with sizes for some symbolic dimensions, beside the original (its weights are external and relative).
+
+    TensorRT's KV update layer wants a static sequence dimension at parse time.
+    """
+    import onnx
+
+    model = onnx.load(str(file), load_external_data=False)
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+    fixed = file.with_name(f".{file.name}.fixed")
+    try:
+        fixed.write_bytes(model.SerializeToString())
+        yield fixed
+    finally:
+        fixed.unlink(missing_ok=True)
 
 
 def _config(trt: Any, builder: Any, capability: str, options: BuildOptions) -> Any:
@@ -240,6 +255,8 @@ def _serialize(builder: Any, network: Any, config: Any, file: Path, log: BuildLo
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"building {file.name} failed: {log.last_error or 'see the log'} (log: {log.path.name})")
+    # the name may be a hard link into an older bundle: a new file, never new content of the old one
+    file.unlink(missing_ok=True)
     with file.open("wb") as f:
         f.write(memoryview(plan))
     return file.stat().st_size

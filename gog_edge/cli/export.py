@@ -1,0 +1,144 @@
+"""`gog-edge export CHECKPOINT -o DIR`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
+
+from gog_edge.cli.console import human_bytes, progress_bar, stderr
+from gog_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.bundle import Bundle
+    from gog_edge.export.checkpoint import Checkpoint
+    from gog_edge.export.options import ExportOptions
+
+
+@click.command("export")
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
+@click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), default="int4", show_default=True)
+@click.option(
+    "--target", type=click.Choice(["cpu", "cuda", "tensorrt-rtx", "tensorrt"]), default="cpu", show_default=True
+)
+@click.option(
+    "--flavour", type=click.Choice(["ort", "standard"]), help="Kind of graphs; default: what the target needs."
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
+@click.option("--dialect", default="gog", show_default=True, help="A shipped dialect's name or a TOML file.")
+@click.option("--name", help="Name of the bundle; default: the checkpoint's.")
+@click.option("--max-context", type=click.IntRange(min=1), help="Lower the checkpoint's limit of tokens.")
+@click.option("--min-pixels", type=click.IntRange(min=1), help="Of a resized image.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Of a resized image.")
+@click.option("--verify", is_flag=True, help="Compare with transformers; a difference fails the export.")
+@click.option("--verify-image", multiple=True, type=click.Path(path_type=Path), help="Also compare on this image.")
+@click.option("--sm", help="TensorRT-RTX: compute capabilities, as in 89,120; default: all that it offers.")
+@click.option("--capacity", default=4096, show_default=True, help="TensorRT: tokens of the KV cache.")
+@click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
+@click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load.")
+def command(checkpoint: str, output: Path, lora: Path | None, revision: str | None, **rest: Any) -> None:
+    """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
+
+    CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT target) a bundle that already has
+    standard graphs: then only engines are built, for the device of this machine.
+    """
+    try:
+        from gog_edge.bundle import MANIFEST, Bundle
+        from gog_edge.export.checkpoint import Checkpoint
+        from gog_edge.export.pipeline import export_bundle
+    except ImportError as e:
+        raise UsageError(f"export needs {e.name}: pip install 'gog-edge[export]'") from e
+    if rest["verify_image"] and not rest["verify"]:
+        raise UsageError("--verify-image needs --verify")
+    if (Path(checkpoint) / MANIFEST).is_file():
+        _engines(Bundle.open(checkpoint), output, rest)
+        return
+    opened = Checkpoint.open(checkpoint, revision=revision)
+    if lora is not None:
+        opened = opened.with_lora(lora)
+    with progress_bar() as bar:
+        bundle = export_bundle(
+            opened,
+            output,
+            _options(rest),
+            progress=_Drawn(bar),
+            gate=_gate(opened, rest["verify_image"]) if rest["verify"] else None,
+        )
+    _say(bundle)
+    if rest["target"] in ("tensorrt", "tensorrt-rtx"):
+        _engines(bundle, output, rest)
+
+
+def _options(rest: dict[str, Any]) -> ExportOptions:
+    from gog_edge.export.options import ExportOptions
+
+    names = ("precision", "target", "flavour", "dialect", "name", "max_context", "min_pixels", "max_pixels")
+    return ExportOptions(**{name: rest[name] for name in names})
+
+
+class _Drawn:
+    """The export's stages as bars."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.task: TaskID | None = None
+
+    def stage(self, name: str, total: int) -> None:
+        self._finish()
+        self.task = self.bar.add_task(name, total=total or None)
+
+    def advance(self, amount: int) -> None:
+        if self.task is not None:
+            self.bar.advance(self.task, amount)
+
+    def _finish(self) -> None:
+        if self.task is not None:
+            self.bar.update(self.task, total=1, completed=1)
+
+
+def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
+    """The parity gate as the pipeline wants it."""
+    try:
+        from gog_edge.export.parity import gate
+    except ImportError as e:
+        raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
+    return gate(checkpoint, images=images)
+
+
+def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
+    from gog_edge.export.engines import add_engines
+    from gog_edge.export.tensorrt import BuildOptions
+
+    if rest["target"] not in ("tensorrt", "tensorrt-rtx"):
+        raise UsageError(
+            f"{bundle.root} is a bundle already: only engines can be added, with --target tensorrt or tensorrt-rtx"
+        )
+    options = BuildOptions(
+        compute_capabilities=tuple(s.strip() for s in rest["sm"].split(",")) if rest["sm"] else (),
+        capacity=min(rest["capacity"], bundle.manifest.decoder.max_context),
+        workspace_mb=rest["workspace_mb"],
+        strip_weights=rest["strip_weights"],
+    )
+    console = stderr()
+    bundle = add_engines(bundle, output, rest["target"], options, console.print)
+    for engine in bundle.manifest.engines:
+        facts = engine.report
+        console.print(
+            f"{engine.file}: {human_bytes(facts['plan_bytes'])} in {facts['build_seconds']} s, attention "
+            f"{facts['attention']}" + (f", KV in place: {facts['kv_in_place']}" if "kv_in_place" in facts else "")
+        )
+
+
+def _say(bundle: Bundle) -> None:
+    m = bundle.manifest
+    size = human_bytes(sum(d.size for d in m.files.values()))
+    spent = m.provenance
+    cost = f"{spent['seconds']} s, peak memory {human_bytes(spent['peak_rss_bytes'])}"
+    stderr().print(
+        f"[green]exported[/] {m.name}: {m.precision} for {m.target}, {size} in {bundle.root}  [dim]({cost})[/]"
+    )
