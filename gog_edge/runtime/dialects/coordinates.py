@@ -137,8 +137,9 @@ class CoordinateFrame:
         if least and min(box.width, box.height) < least:
             if self.spec.min_side_rule == "refuse":
                 raise RegionError(f"the box {_show(numbers)} is smaller than {least:g} pixels")
-            x0, x1 = _grown(box.x0, box.x1, least, view.width)
-            y0, y1 = _grown(box.y0, box.y1, least, view.height)
+            ratio = least / min(box.width, box.height) if self.spec.min_side_rule == "scale" else 1.0
+            x0, x1 = _grown(box.x0, box.x1, max(least, box.width * ratio), view.width)
+            y0, y1 = _grown(box.y0, box.y1, max(least, box.height * ratio), view.height)
             box = Region(x0, y0, x1, y1)
         aspect = max(box.width / box.height, box.height / box.width)
         if self.spec.max_aspect and aspect > self.spec.max_aspect:

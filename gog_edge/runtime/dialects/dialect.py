@@ -20,6 +20,7 @@ from gog_edge.errors import DialectError
 from gog_edge.runtime.dialects.coordinates import CoordinateFrame
 from gog_edge.runtime.dialects.early import open_box
 from gog_edge.runtime.dialects.images import reference
+from gog_edge.runtime.dialects.lark import dialect_grammar
 from gog_edge.runtime.dialects.observe import Observer
 from gog_edge.runtime.dialects.parsers import Problem
 from gog_edge.runtime.dialects.safety import Neutraliser
@@ -222,7 +223,7 @@ class Dialect:
 
     def grammar(self) -> str | None:
         """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none."""
-        return self.spec.grammar.lark or None if self.spec.grammar.enabled else None
+        return dialect_grammar(self.spec, self.frame)
 
     @cached_property
     def _observer(self) -> Observer:

@@ -27,12 +27,14 @@ class Observer:
     ) -> list[Segment]:
         """The content of the result turn."""
         observe = self.spec.observe
-        out: list[Segment] = [Control(observe.open)]
+        labels = {o.action.label if o.action.kind is ActionKind.INVALID else "" for o in observations}
+        bare = bool(labels) and labels <= set(observe.bare)
+        out: list[Segment] = [] if bare else [Control(observe.open)]
         for number, observation in enumerate(observations):
             if number:
                 out.append(Control(self._body_spec(observation).between))
             out += self._one(observation, question, step, images)
-        return join_segments([*out, Control(observe.close)])
+        return join_segments(out if bare else [*out, Control(observe.close)])
 
     def _one(
         self, observation: Observation, question: str, step: int, images: Sequence[RegisteredImage]

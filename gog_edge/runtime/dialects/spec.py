@@ -120,7 +120,7 @@ class CoordinateSpec:
     qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows. `layout`: xyxy or
     xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it is
     refused. `slack`: how far (share of the frame) a refused box may leave the image. `min_side`: smallest side in
-    pixels of the target, grown about the centre (`min_side_rule` grow), or refused. `max_aspect`: 0 is no limit.
+    pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse. `max_aspect`: 0 is no limit.
     `pad`: pixels of the target added on every side, `pad_image`: share of the image's sides, `pad_image_pixels`: at
     most so many pixels of it; all before clamping.
     `decimals`: digits written by `format_box`.
@@ -133,7 +133,7 @@ class CoordinateSpec:
     clamp: bool = True
     slack: float = 0.0
     min_side: float = 0.0
-    min_side_rule: Literal["grow", "refuse"] = "grow"
+    min_side_rule: Literal["grow", "scale", "refuse"] = "grow"
     max_aspect: float = 0.0
     pad: float = 0.0
     pad_image: float = 0.0
@@ -195,10 +195,12 @@ class BodySpec:
 
 @dataclass(frozen=True)
 class ObserveSpec:
-    """[observe] the turn that carries results. `open` and `close` surround the observations."""
+    """[observe] the turn that carries results. `open` and `close` surround the observations, except for a turn with
+    nothing but one of the `bare` replies (keys of [replies])."""
 
     open: str = ""
     close: str = ""
+    bare: tuple[str, ...] = ()
     default: Mapping[str, Any] = field(default_factory=dict)
     glance: BodySpec = field(default_factory=BodySpec)
     gaze: BodySpec = field(default_factory=BodySpec)

@@ -17,10 +17,12 @@ def write_action(spec: DialectSpec, frame: CoordinateFrame, action: Action, imag
     """The action's text, in the first form the dialect lists for its kind.
 
     Raises:
-        DialectError: the dialect has no such action, or only writes it as code.
+        DialectError: the dialect has no such action.
         RegionError: the region lies outside of the target image.
     """
-    form = next((a for a in spec.actions if a.kind == action.kind.value and a.via != "code"), None)
+    form = next((a for a in spec.actions if a.kind == action.kind.value), None)
+    if form is None and action.kind is ActionKind.ANSWER and spec.parse.otherwise == "answer":
+        return action.text
     if form is None:
         raise DialectError(f"dialect {spec.name!r} can't write the action {action.kind.value!r}")
     numbers = _numbers(frame, action, images)
@@ -30,6 +32,8 @@ def write_action(spec: DialectSpec, frame: CoordinateFrame, action: Action, imag
         return "\\boxed{" + action.text + "}"
     if form.via == "tag":
         return form.open + _content(form, action, numbers) + form.close
+    if form.via == "code":
+        return _code(spec, frame, form, action, images)
     arguments = _arguments(spec, form, action, numbers)
     if form.via == "json":
         return form.open + json.dumps(arguments, ensure_ascii=False) + form.close
@@ -42,6 +46,19 @@ def _numbers(frame: CoordinateFrame, action: Action, images: Sequence[Registered
         return []
     written = frame.numbers(action.region, images[action.image])
     return [float(v) if "." in v else int(v) for v in written]
+
+
+def _code(
+    spec: DialectSpec, frame: CoordinateFrame, form: ActionSpec, action: Action, images: Sequence[RegisteredImage]
+) -> str:
+    """A crop in the dialect's style, see `code_calls`."""
+    image = reference(spec.images, action.image)
+    numbers = frame.numbers(action.region, images[action.image]) if action.region is not None else []
+    box = ", ".join(numbers)
+    body = f"\nimage_1 = crop({image}, [{box}])\n"
+    if frame.frame != "unit":
+        body = f"\n```python\nplt.imshow({image}.crop(({box})))\nplt.show()\n```\n"
+    return (form.open or "<code>") + body + (form.close or "</code>")
 
 
 def _content(form: ActionSpec, action: Action, numbers: list[int | float]) -> str:
