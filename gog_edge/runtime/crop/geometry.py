@@ -81,8 +81,8 @@ class Grid:
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(height, width) after the processor's resize: multiples of `factor`, area within the limits.
 
-    The arithmetic is transformers' `smart_resize` (Python's `round`: half to even; a side may end one factor over
-    `max_pixels` when it would otherwise be 0).  A side that would be 0 becomes one factor, where transformers fails.
+    The arithmetic is transformers' `smart_resize`, operation by operation: Python's `round` (half to even), and a
+    side of at least one factor, for which a very long image may end beyond `max_pixels`.
 
     Raises:
         ImageError: a side is not positive, the sides are more than 200 : 1, or the limits are not in order.
@@ -96,13 +96,13 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)
-        rows = math.floor(height / shrink / factor) * factor
-        columns = math.floor(width / shrink / factor) * factor
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
     elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
-    return max(factor, rows), max(factor, columns)
+    return rows, columns
 
 
 def pixel_box(region: Region | None, width: int, height: int) -> PixelBox:

@@ -139,7 +139,8 @@ class Band {
         Sum sum[kChannels];
         vertical(left + o, sum);
         for (int c = 0; c < kChannels; ++c)
-          sum[c].store_floats(out + c * p * p + o, std::min(kLanes, p - o), job_.normal.offset[c], job_.normal.scale[c]);
+          sum[c].store_floats(out + c * p * p + o, std::min(kLanes, p - o), job_.normal.offset[c],
+                              job_.normal.scale[c]);
       }
     }
   }
