@@ -8,7 +8,7 @@ store unsigned fields add 2^(b-1) to q and zero alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Method = Literal["rtn", "mse", "hqq", "gptq"]
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+CALIBRATED: frozenset[Method] = frozenset({"gptq"})
 _ROWS_BYTES = 1 << 26  # float32 bytes quantised at once: bounds the temporaries
 
 
@@ -279,6 +280,12 @@ class Recipe:
             mlp=replace(self.mlp, method=method),
             down_proj=replace(self.down_proj, method=method),
         )
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether weights alone decide, so that the same recipe gives the same result again (no calibration)."""
+        schemes = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "overrides")]
+        return all(s.is_float or s.method not in CALIBRATED for s in (*schemes, *self.overrides.values()))
 
     def describe(self) -> dict[str, Any]:
         """For the manifest."""

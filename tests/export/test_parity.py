@@ -1,0 +1,215 @@
+"""The gate itself: exported tiny models pass, wrong ones fail, whatever is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gog_edge.bundle import Bundle
+from gog_edge.errors import ParityError, UsageError
+from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.options import ExportOptions
+from gog_edge.export.parity import fake_quantisation, gate, generated_frames, verify
+from gog_edge.export.parity_metrics import Verdict
+from gog_edge.export.pipeline import export_bundle
+from gog_edge.export.quantize import Recipe, Scheme
+from gog_edge.export.synthetic import make_checkpoint
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+FAMILIES = ("tiny-qwen3-vl", "tiny-qwen2.5-vl")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("parity")
+    names = ("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied")
+    return {n: make_checkpoint(n, root / n, 11, "float32") for n in names}
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    root = tmp_path_factory.mktemp("bundles")
+    return {n: export_bundle(checkpoints[n], root / n, ExportOptions(precision="fp32")) for n in FAMILIES}
+
+
+def _stages(report) -> dict[str, Verdict]:  # type: ignore[no-untyped-def]
+    return {s.name: s.verdict for s in report.stages}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp32_decodes_the_same_64_tokens_in_each_of_three_turns(
+    checkpoints: dict[str, Path], bundles: dict[str, Bundle], name: str
+) -> None:
+    report = verify(bundles[name], checkpoints[name], tokens=64).require()
+    assert report.verdict is Verdict.PASS
+    greedy = next(s for s in report.stages if s.name == "greedy")
+    assert greedy.metrics["tokens"] == report.decoded_tokens == 192
+    assert greedy.metrics["exact_agreement"] == 1
+    assert report.turns == 3
+    assert len(report.images) == 3
+    assert report.images[2]["region"] is not None
+    assert ("deepstack" in _stages(report)) == ("qwen3" in name)
+    assert "pixels" in _stages(report)
+    again = json.loads(json.dumps(report.to_dict()))
+    assert again["verdict"] == "pass"
+    assert again["stages"][0]["metrics"]
+    assert len(report.lines()) == len(report.stages)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen3-vl-untied", "tiny-qwen2.5-vl-tied"])
+@pytest.mark.parametrize(
+    ("precision", "flavour"), [("fp32", "standard"), ("fp16", "ort"), ("int8", "ort"), ("int4", "ort")]
+)
+def test_every_precision_passes_its_own_gate(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, precision: str, flavour: str
+) -> None:
+    options = ExportOptions(precision=precision, flavour=flavour)  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(checkpoints[name])
+    bundle = export_bundle(checkpoint, tmp_path / "b", options, gate=gate(checkpoint, seed=4))
+    report = json.loads(bundle.read_text("verify.json"))
+    assert report["verdict"] in ("pass", "ambiguous")
+    assert report["precision"] == precision
+    assert any(s["name"] == "graph" for s in report["stages"]) == precision.startswith("int")
+
+
+def test_own_images_are_shown_too(checkpoints: dict[str, Path], bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (90, 241, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "own.png")
+    report = verify(bundles["tiny-qwen3-vl"], checkpoints["tiny-qwen3-vl"], [tmp_path / "own.png"], tokens=2)
+    assert [i["name"] for i in report.images][2] == "own.png"
+    assert report.verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_streamed_weights_give_the_same_report(
+    checkpoints: dict[str, Path], bundles: dict[str, Bundle], name: str
+) -> None:
+    resident = verify(bundles[name], checkpoints[name], tokens=3)
+    streamed = verify(bundles[name], checkpoints[name], tokens=3, memory=0)
+    assert "resident" in resident.reference
+    assert "streamed" in streamed.reference
+    for a, b in zip(resident.stages, streamed.stages):
+        assert a.metrics == pytest.approx(b.metrics)
+
+
+def test_reference_equals_from_pretrained(checkpoints: dict[str, Path]) -> None:
+    import torch
+    import transformers
+
+    from gog_edge.export.parity_reference import Reference
+
+    for name, root in checkpoints.items():
+        model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32)
+        ids = np.arange(30, 70)
+        with torch.no_grad():
+            expected = model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+        np.testing.assert_allclose(
+            Reference(Checkpoint.open(root)).logits(ids, [], 0), expected, rtol=1e-5, atol=1e-5, err_msg=name
+        )
+
+
+# Things that can go wrong in an export. Each must fail the gate, and say where.
+
+
+def _with_decoder(bundle: Bundle, **changes: object) -> Bundle:
+    decoder = dataclasses.replace(bundle.manifest.decoder, **changes)  # type: ignore[arg-type]
+    return Bundle(bundle.root, dataclasses.replace(bundle.manifest, decoder=decoder))
+
+
+@pytest.mark.parametrize(
+    ("fault", "stages"),
+    [
+        ("weights", {"vision", "prefill", "greedy"}),
+        ("rope section", {"prefill", "decode"}),
+        ("rope order", {"prefill", "decode"}),
+        ("position table", {"vision", "deepstack", "prefill"}),
+        ("pixels", {"pixels"}),
+    ],
+)
+def test_faults_fail_where_they_are(
+    checkpoints: dict[str, Path], bundles: dict[str, Bundle], tmp_path: Path, fault: str, stages: set[str]
+) -> None:
+    name = "tiny-qwen3-vl"
+    bundle, checkpoint = bundles[name], checkpoints[name]
+    manifest = bundle.manifest
+    if fault == "weights":
+        checkpoint = make_checkpoint(name, tmp_path / "other", 12, "float32")
+    elif fault == "rope section":
+        bundle = _with_decoder(bundle, mrope_section=(10, 1, 1))
+    elif fault == "rope order":
+        bundle = _with_decoder(bundle, mrope_interleaved=False)
+    elif fault == "position table":
+        vision = dataclasses.replace(manifest.vision, position_side=6)
+        bundle = Bundle(bundle.root, dataclasses.replace(manifest, vision=vision))
+    else:
+        pre = dataclasses.replace(manifest.preprocessing, image_mean=(0.48, 0.5, 0.5))
+        bundle = Bundle(bundle.root, dataclasses.replace(manifest, preprocessing=pre))
+    report = verify(bundle, checkpoint, tokens=6)
+    assert report.verdict is Verdict.FAIL
+    verdicts = _stages(report)
+    assert stages <= {n for n, v in verdicts.items() if v is Verdict.FAIL}
+    if fault.startswith("rope"):
+        assert verdicts["vision"] is Verdict.PASS
+    with pytest.raises(ParityError, match=f"fp32 bundle differs.*{min(stages)}"):
+        report.require()
+
+
+def test_failed_gate_leaves_no_bundle(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    other = Checkpoint.open(make_checkpoint("tiny-qwen2.5-vl", tmp_path / "other", 99, "float32"))
+    with pytest.raises(ParityError, match="differs from other"):
+        export_bundle(checkpoints["tiny-qwen2.5-vl"], tmp_path / "b", ExportOptions(precision="fp32"), gate=gate(other))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other"]
+
+
+def test_graph_stage_sees_what_the_loss_of_int4_would_hide(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A recipe other than the one that was used: within the loose limits of int4, but not what the weights say."""
+    checkpoint = checkpoints["tiny-qwen3-vl"]
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
+    wrong = dataclasses.replace(Recipe.for_precision("int4"), mlp=Scheme(4, 0))
+    manifest = dataclasses.replace(bundle.manifest, quantization=wrong.describe())
+    verdicts = _stages(verify(Bundle(bundle.root, manifest), checkpoint, tokens=6))
+    assert verdicts["prefill"] is Verdict.PASS
+    assert verdicts["graph"] is Verdict.FAIL
+
+
+def test_fake_quantisation_is_only_made_where_it_repeats(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = checkpoints["tiny-qwen3-vl"]
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
+    transform = fake_quantisation(bundle)
+    assert transform is not None
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    assert len(np.unique(transform("model.language_model.layers.0.mlp.up_proj.weight", weight)[0, :32])) <= 16
+    np.testing.assert_array_equal(transform("model.language_model.norm.weight", weight), weight)
+    standard = dataclasses.replace(bundle.manifest, flavour="standard")
+    assert fake_quantisation(Bundle(bundle.root, standard)) is None
+    broken = dataclasses.replace(bundle.manifest, quantization={"name": 3})
+    with pytest.raises(ParityError, match="recipe can't be read"):
+        fake_quantisation(Bundle(bundle.root, broken))
+
+
+def test_missing_torch_is_said_before_anything_runs(
+    checkpoints: dict[str, Path], bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gog_edge.export.parity_reference", None)
+    with pytest.raises(UsageError, match=r"gog-edge\[parity\]"):
+        gate(Checkpoint.open(checkpoints["tiny-qwen3-vl"]))
+    with pytest.raises(UsageError, match=r"gog-edge\[parity\]"):
+        verify(bundles["tiny-qwen3-vl"], checkpoints["tiny-qwen3-vl"])
+    with pytest.raises(UsageError, match="at least 1 token"):
+        verify(bundles["tiny-qwen3-vl"], checkpoints["tiny-qwen3-vl"], tokens=0)
+
+
+def test_generated_frames_are_seeded() -> None:
+    assert generated_frames(1) == generated_frames(1)
+    assert generated_frames(1) != generated_frames(2)
+    assert {(f.width % 28, f.height % 28) for f in generated_frames(1)} != {(0, 0)}
