@@ -37,6 +37,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     data: tuple[str, ...] = ()  # external weight files
     domains: dict[str, int] = field(default_factory=dict)  # operator domains and versions it needs
+    weights: int = 0  # values of all matrices: twice as many operations a row
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from gog_edge._version import __version__
@@ -61,7 +62,11 @@ def command(plan_memory: bool, memory_text: str | None, policy: str | None, as_j
     table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
     marks = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}
     for check in checks:
-        table.add_row(marks[check.ok], check.name, check.detail + (f"  [dim]-> {check.mend}[/]" if check.mend else ""))
+        table.add_row(
+            marks[check.ok],
+            check.name,
+            escape(check.detail) + (f"  [dim]-> {escape(check.mend)}[/]" if check.mend else ""),
+        )
     stdout().print(table)
 
 
@@ -102,12 +107,12 @@ def _onnxruntime() -> Check:
 
 def _native() -> list[Check]:
     from gog_edge.runtime.crop import backend
-    from gog_edge.runtime.ops.library import status
+    from gog_edge.runtime.ops.library import available, instruction_set
 
-    crop, ops = backend(), status()
+    crop, reason = backend(), available()
     return [
         Check("crop kernel", crop.name == "native", crop.name, crop.reason or ""),
-        Check("native operators", ops.available, "ai.gog_edge" if ops.available else "stock", ops.reason or ""),
+        Check("native operators", reason is None, instruction_set() or "stock operators are used", reason or ""),
     ]
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--sm", help="TensorRT-RTX: compute capabilities, as in 89,120; default: all that it offers.")
 @click.option("--capacity", default=4096, show_default=True, help="TensorRT: tokens of the KV cache.")
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
+@click.option("--no-engines", is_flag=True, help="TensorRT: graphs only; engines are built later, on the device.")
 @click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load.")
 def command(checkpoint: str, output: Path, lora: Path | None, revision: str | None, **rest: Any) -> None:
     """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
@@ -70,7 +71,7 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
             gate=_gate(opened, rest["verify_image"]) if rest["verify"] else None,
         )
     _say(bundle)
-    if rest["target"] in ("tensorrt", "tensorrt-rtx"):
+    if rest["target"] in ("tensorrt", "tensorrt-rtx") and not rest["no_engines"]:
         _engines(bundle, output, rest)
 
 

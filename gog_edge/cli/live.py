@@ -72,6 +72,8 @@ class LiveView:
             self.console.print(f"[bold]{step + 1}[/] [{colour}]{name}[/] {detail}")
 
     def _observation(self, observation: Observation) -> None:
+        if observation.action.kind is ActionKind.INVALID:
+            return
         if observation.error:
             self.console.print(f"  [red]{escape(observation.error)}[/]")
             return

@@ -159,7 +159,7 @@ class _Export:
             store = store_class(g, self.checkpoint, self.resolved.recipe, self.stats, self.progress.advance, shared)
             build(target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype))
         writer.record(data.path.name, data.digest)
-        return g.save(writer.root / f"{name}.onnx")
+        return replace(g.save(writer.root / f"{name}.onnx"), weights=self._values(name))
 
     def _values(self, graph: str) -> int:
         """Weight values that the graph's linear layers will report as they are done."""

@@ -1,0 +1,68 @@
+"""Conversations as data: what every subject, ours or a peer, is asked to do, turn by turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gog_edge.bench.subject import Part, Words, picture
+
+
+@dataclass(frozen=True)
+class TurnSpec:
+    """One turn: images (width, height) appended first, then `words` tokens of text; `tokens` are written."""
+
+    images: tuple[tuple[int, int], ...] = ()
+    words: int = 0
+    tokens: int = 1
+
+    def parts(self, seed: int) -> list[Part]:
+        """The turn with pixels and words that no earlier repeat had."""
+        pictures: list[Part] = [picture(w, h, seed * 97 + i) for i, (w, h) in enumerate(self.images)]
+        return [*pictures, Words(self.words, seed)] if self.words else pictures
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A named conversation. `x`: its place on a growth curve; `curve`: the name of that curve's scenario.
+
+    `warmup`: runs that are not counted. `repeats`: counted runs.
+    """
+
+    name: str
+    about: str
+    turns: tuple[TurnSpec, ...]
+    x: float | None = None
+    repeats: int = 5
+    warmup: int = 1
+
+
+# The two-turn job: a frame and a question, a call; a crop and its results, an answer.
+AGENT = (
+    TurnSpec(images=((1024, 768),), words=60, tokens=40),
+    TurnSpec(images=((448, 336),), words=250, tokens=60),
+)
+
+CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
+    "encode": (Conversation("encode", "one 1024x768 image", (TurnSpec(images=((1024, 768),)),)),),
+    "prefill": (Conversation("prefill", "1,024 tokens of text", (TurnSpec(words=1024),)),),
+    "decode": (Conversation("decode", "64 tokens behind 1,024", (TurnSpec(words=1024, tokens=64),), repeats=3),),
+    "agent": (Conversation("agent", "frame, question, call; crop, results, answer", AGENT, repeats=3),),
+    "agent-five": (Conversation("agent-five", "the same with four crops", (AGENT[0], *(AGENT[1],) * 4), repeats=2),),
+    "growth-context": tuple(
+        Conversation(
+            "growth-context", "decoding behind n tokens", (TurnSpec(words=n, tokens=8),), x=n, repeats=2, warmup=0
+        )
+        for n in (1024, 2048, 4096, 8192, 16384)
+    ),
+    "growth-images": tuple(
+        Conversation(
+            "growth-images",
+            "n images of 448x336",
+            (TurnSpec(images=((448, 336),) * n, words=16),),
+            x=n,
+            repeats=2,
+            warmup=0,
+        )
+        for n in (1, 2, 4, 8)
+    ),
+}

@@ -1,0 +1,59 @@
+"""The least time that a stage can take on this machine: its work held against the measured roofline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gog_edge.bench.conversations import TurnSpec
+from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
+from gog_edge.bundle import Bundle
+from gog_edge.manifest import Manifest
+from gog_edge.runtime.crop import Grid
+
+
+@dataclass(frozen=True)
+class StageLimits:
+    """Seconds at the roofline. Arithmetic counts at the fastest GEMM that was measured, whatever precision it has."""
+
+    encode: float
+    prefill: float
+    decode: float
+
+    def of(self, stage: str) -> float | None:
+        """The limit of a stage; None for stages without one (crop is bound by neither)."""
+        if stage == "total":
+            return self.encode + self.prefill + self.decode
+        return {"encode": self.encode, "prefill": self.prefill, "decode": self.decode}.get(stage) or None
+
+
+def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int) -> tuple[StageLimits, int]:
+    """(limits of one turn, tokens in the conversation after it); `before`: tokens in it already."""
+    m = bundle.manifest
+    fastest = max(roofline.gemm, key=lambda name: roofline.gemm[name])
+    encode, image_tokens = 0.0, 0
+    for width, height in turn.images:
+        patches = _patches(m, width, height)
+        tokens = patches // m.preprocessing.merge_size**2
+        image_tokens += tokens + 2
+        flops = 2.0 * m.graphs["vision"].weights * patches + vision_attention_flops(m.vision, patches)
+        encode += roofline.seconds(flops=flops, precision=fastest)
+    new = turn.words + image_tokens
+    total = before + new
+    # the head runs on the last row only
+    per_token = m.graphs["decoder"].weights - m.decoder.vocab * m.decoder.hidden
+    flops = 2.0 * per_token * new + decoder_attention_flops(m.decoder, new, total)
+    weights = _bytes(bundle, "decoder")
+    prefill = roofline.seconds(flops=flops, read_bytes=weights, precision=fastest) if new else 0.0
+    steps = turn.tokens - 1
+    step_bytes = weights + kv_bytes_read(m.decoder, total + steps // 2)
+    return StageLimits(encode, prefill, steps * roofline.seconds(read_bytes=step_bytes)), total + turn.tokens
+
+
+def _patches(m: Manifest, width: int, height: int) -> int:
+    pre = m.preprocessing
+    grid = Grid.fit(width, height, pre, min_pixels=pre.min_pixels, max_pixels=pre.max_pixels)
+    return grid.rows * grid.columns
+
+
+def _bytes(bundle: Bundle, graph: str) -> int:
+    return sum(bundle.manifest.files[name].size for name in bundle.manifest.graphs[graph].data)

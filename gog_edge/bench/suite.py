@@ -1,0 +1,104 @@
+"""Running conversations over subjects, interleaved: A B A B …, so that a machine that drifts drifts for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gog_edge.bench.conversations import Conversation
+from gog_edge.bench.limits import stage_limits
+from gog_edge.bench.probes import EnergyMeter
+from gog_edge.bench.result import Cell
+from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.subject import Subject, TurnTimes
+from gog_edge.bundle import Bundle
+from gog_edge.errors import GogEdgeError
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Samples:
+    """What one subject gave for one conversation: by turn and stage, a value a run."""
+
+    stages: dict[tuple[int, str], list[float]] = field(default_factory=dict)
+    resident: list[float] = field(default_factory=list)
+    joules: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, turns: Sequence[TurnTimes], joules: dict[str, float]) -> None:
+        for number, turn in enumerate(turns):
+            for stage, seconds in (*turn.stages.items(), ("total", turn.total)):
+                self.stages.setdefault((number, stage), []).append(seconds)
+        self.stages.setdefault((-1, "total"), []).append(sum(t.total for t in turns))
+        self.resident.append(max(t.resident for t in turns))
+        for name, value in joules.items():
+            self.joules.setdefault(name, []).append(value)
+
+
+def run_conversation(
+    conversation: Conversation,
+    subjects: Sequence[Subject],
+    repeats: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Samples], dict[str, str]]:
+    """(samples by subject, why a subject dropped out). A subject that fails is out; the others go on."""
+    samples = {s.name: Samples() for s in subjects}
+    failed: dict[str, str] = {}
+    runs = conversation.warmup + (repeats or conversation.repeats)
+    for run in range(runs):
+        for subject in subjects:
+            if subject.name in failed:
+                continue
+            if progress is not None:
+                progress(f"{conversation.name} {subject.name} {run + 1}/{runs}")
+            meter = EnergyMeter()
+            meter.start()
+            try:
+                subject.reset()
+                turns = [subject.turn(t.parts(run + 1), t.tokens) for t in conversation.turns]
+            except GogEdgeError as e:
+                failed[subject.name] = str(e)
+                continue
+            finally:
+                joules = meter.stop()
+            if run >= conversation.warmup:
+                samples[subject.name].add(turns, joules)
+    return {name: s for name, s in samples.items() if name not in failed}, failed
+
+
+def cells(
+    conversation: Conversation, samples: dict[str, Samples], bundle: Bundle | None, roofline: Roofline | None
+) -> Iterator[Cell]:
+    """Samples as cells, our own with the roofline's limit beside them."""
+    limits: dict[tuple[int, str], float] = {}
+    if bundle is not None and roofline is not None:
+        before, whole = 0, 0.0
+        for number, turn in enumerate(conversation.turns):
+            bound, before = stage_limits(bundle, roofline, turn, before)
+            for stage in ("encode", "prefill", "decode", "total"):
+                if (value := bound.of(stage)) is not None:
+                    limits[number, stage] = value
+            whole += bound.of("total") or 0.0
+        limits[-1, "total"] = whole
+    several = len(conversation.turns) > 1
+    for subject, found in samples.items():
+        for (number, stage), values in found.stages.items():
+            if number == -1 and not several:
+                continue
+            label = stage if not several or number == -1 else f"turn {number + 1} {stage}"
+            limit = limits.get((number, stage)) if subject.startswith("gog-edge") else None
+            yield Cell(conversation.name, subject, label, "s", tuple(values), x=conversation.x, limit=limit)
+        yield Cell(conversation.name, subject, "resident", "B", tuple(found.resident), x=conversation.x)
+        for name, joules in found.joules.items():
+            yield Cell(conversation.name, subject, name, "J", tuple(joules), x=conversation.x)
+        yield from _rates(conversation, subject, found)
+
+
+def _rates(conversation: Conversation, subject: str, found: Samples) -> Iterator[Cell]:
+    """Tokens a second of decoding, where a turn writes enough of them."""
+    for number, turn in enumerate(conversation.turns):
+        seconds = found.stages.get((number, "decode"))
+        if seconds and turn.tokens >= 8:
+            rate = tuple((turn.tokens - 1) / s for s in seconds)
+            label = "decode rate" if len(conversation.turns) == 1 else f"turn {number + 1} decode rate"
+            yield Cell(conversation.name, subject, label, "tok/s", rate, lower_is_better=False, x=conversation.x)

@@ -1,0 +1,124 @@
+"""`gog-edge ask IMAGE "QUESTION"`: run the loop, show it live, print the answer with its evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+
+from gog_edge.cli.console import print_json, stderr, stdout
+from gog_edge.cli.live import LiveView
+from gog_edge.cli.options import SECONDS
+from gog_edge.codec import encode
+from gog_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.agent import Agent
+    from gog_edge.runtime.options import RunOptions
+    from gog_edge.runtime.telemetry import Trace
+    from gog_edge.types import Answer
+
+
+@click.command("ask")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] QUESTION")
+@click.option(
+    "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
+)
+@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
+@click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")
+@click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
+@click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy, the default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@click.option("--stream", is_flag=True, help="Show every token as it is written.")
+@click.option("--quiet", is_flag=True, help="Only the answer.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
+def command(
+    images: tuple[str, ...],
+    bundle: Path,
+    index: Path | None,
+    engine: str | None,
+    dialect: str | None,
+    deadline: float | None,
+    max_turns: int | None,
+    stream: bool,
+    quiet: bool,
+    trace: Path | None,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Ask QUESTION about one or more images; the last argument is the question.
+
+    Steps are shown on stderr as they happen, the answer goes to stdout.
+    """
+    if len(images) < 2:
+        raise UsageError('an image and a question are needed: gog-edge ask photo.jpg "What is this?"')
+    if trace is not None and trace.suffix not in (".html", ".json"):
+        raise UsageError(f"--trace {trace}: the name must end in .html or .json")
+    import gog_edge
+    from gog_edge.runtime.telemetry import Trace
+
+    *files, question = images
+    record = Trace(question)
+    with gog_edge.load(bundle, engine=engine, index=index, dialect=dialect, options=_options(**sampling)) as agent:
+        view = None if quiet else LiveView(stderr(), tokens=stream)
+        answer = _run(agent, files, question, deadline, max_turns, record, view)
+    _save(record, trace)
+    if as_json:
+        print_json({"question": question, **encode(answer)})
+    else:
+        _print(answer, trace)
+
+
+def _options(grammar: Any, temperature: float, seed: int) -> RunOptions:
+    from gog_edge.runtime.options import RunOptions
+    from gog_edge.runtime.sampling import Sampling
+
+    return RunOptions(grammar=grammar, sampling=Sampling(temperature=temperature, seed=seed))
+
+
+def _run(
+    agent: Agent,
+    files: list[str],
+    question: str,
+    deadline: float | None,
+    max_turns: int | None,
+    trace: Trace,
+    view: LiveView | None,
+) -> Answer:
+    from gog_edge.types import AnswerEvent
+
+    for event in agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=trace):
+        if view is not None:
+            view.show(event)
+        if isinstance(event, AnswerEvent):
+            return event.answer
+    raise AssertionError("a stream ends with its answer")
+
+
+def _save(record: Trace, path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix == ".html":
+        from gog_edge.runtime.trace_html import save
+
+        save(record, path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+
+def _print(answer: Answer, trace: Path | None) -> None:
+    out = stdout()
+    out.print(f"[bold]{escape(answer.text)}[/]" if answer.text else "no answer")
+    for hit in answer.evidence:
+        source = f" ({hit.source})" if hit.source else ""
+        out.print(f"  evidence: {escape(hit.title)}: {escape(' '.join(hit.text.split()))}{escape(source)}")
+    if trace is not None:
+        out.print(f"  trace: {escape(str(trace))}")
