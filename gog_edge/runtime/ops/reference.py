@@ -84,3 +84,38 @@ def linear(
         y = activate(y, activation)
     y = y[:, :columns]
     return np.asarray(y if residual is None else y + residual, np.float32)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate-half rotary of x [n, heads, hd] by cos/sin [n, hd/2]."""
+    a, b = np.split(x, 2, axis=-1)
+    c, s = cos[:, None, :], sin[:, None, :]
+    return np.concatenate([a * c - b * s, b * c + a * s], axis=-1)
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis; rows of -inf only are not allowed."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True), np.float64)
+
+
+def vision_attention(
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    heads: int,
+    gather: NDArray[np.int64] | None = None,
+    mask: NDArray[np.int32] | None = None,
+    scale: float | None = None,
+) -> Array:
+    """VisionAttention of qkv [n, 3 * heads * hd], in f64."""
+    n = qkv.shape[0]
+    q, k, v = np.split(qkv.astype(np.float64).reshape(n, 3 * heads, -1), 3, axis=1)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    groups = [np.arange(n)] if gather is None or mask is None else [g[m != 0] for g, m in zip(gather, mask)]
+    y = np.zeros_like(q)
+    for rows in groups:
+        scores = np.einsum("qhd,khd->hqk", q[rows], k[rows]) * factor
+        y[rows] = np.einsum("hqk,khd->qhd", softmax(scores), v[rows])
+    return y.reshape(n, -1).astype(np.float32)

@@ -1,14 +1,11 @@
 // The operators LinearW8 and LinearW4 (semantics: gog_edge/runtime/ops/__init__.py).
 #pragma once
 
+#include "check.h"
 #include "gemm.h"
 #include "ort_abi.h"
 
 namespace gog {
-
-inline void require(bool condition, const std::string& message) {
-    if (!condition) throw std::invalid_argument(message);
-}
 
 template <int kBits>
 class Linear {

@@ -1,5 +1,6 @@
 // The shared library's entry points: RegisterCustomOps for ONNX Runtime, a few facts for Python.
 #include "op_linear.h"
+#include "op_vision_attention.h"
 #include "ort_abi.h"
 #include "parallel.h"
 
@@ -12,8 +13,9 @@ using namespace gog::ort;
 
 gog::ort::Operator<gog::Linear<8>, Parallel> linear_w8;
 gog::ort::Operator<gog::Linear<4>, Parallel> linear_w4;
+gog::ort::Operator<gog::VisionAttention, Parallel> vision_attention;
 
-CustomOp* const kOperators[] = {&linear_w8, &linear_w4};
+CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention};
 
 }  // namespace
 
