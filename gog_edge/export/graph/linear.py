@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.errors import CheckpointError
 from gog_edge.export.graph import packing
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.matrix import Matrix, TensorSource, check_shape, chunks
@@ -97,7 +98,7 @@ class LinearStore:
     def _float_chunks(self, weight: Matrix, dtype: DType) -> Iterator[NDArray[Any]]:
         for _, _, rows in chunks(weight):
             if dtype == "float16" and np.abs(rows).max() > np.finfo(np.float16).max:
-                raise ValueError(f"{weight.label} has values beyond the range of float16; use another precision")
+                raise CheckpointError(f"{weight.label} has values beyond the range of float16; use another precision")
             yield rows.astype(dtype)
             self.progress(rows.size)
 
