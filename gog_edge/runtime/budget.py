@@ -11,7 +11,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 from gog_edge.errors import CancelledError, GogEdgeError
 
@@ -39,7 +41,7 @@ class Budget:
         self._clock = clock
         own = math.inf if seconds is None else clock() + max(seconds, 0.0)
         self._at: float = min(own, parent._at if parent else math.inf)
-        self._cancelled: threading.Event = parent._cancelled if parent else threading.Event()
+        self._cancelled = threading.Event()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._next = 0
@@ -53,7 +55,7 @@ class Budget:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._cancelled.is_set() or (self._parent is not None and self._parent.cancelled)
 
     @property
     def expired(self) -> bool:
@@ -64,11 +66,10 @@ class Budget:
         return max(self._at - self._clock(), 0.0)
 
     def cancel(self) -> None:
-        """End the question: `check` raises from now on, running work is interrupted. Idempotent, from any thread."""
+        """End this work (not the parent's): `check` raises from now on, what runs is interrupted. Idempotent, from
+        any thread."""
         self._cancelled.set()
         self._fire()
-        if self._parent is not None:
-            self._parent._fire()
 
     def check(self) -> None:
         """Go on or not.
@@ -77,10 +78,27 @@ class Budget:
             CancelledError: `cancel` was called.
             DeadlineReached: the wall time is over.
         """
-        if self._cancelled.is_set():
+        if self.cancelled:
             raise CancelledError("the question was cancelled by the caller")
         if self._at != math.inf and self._clock() >= self._at:
             raise DeadlineReached("the deadline of the question has passed")
+
+    def wait(self, future: Future[Any], timeout: float = math.inf) -> bool:
+        """Wait until `future` is done or `timeout` seconds are over; whether it is done.
+
+        Raises:
+            CancelledError, DeadlineReached: the budget ended first.
+        """
+        if future.done():
+            return True
+        woken = threading.Event()
+        future.add_done_callback(lambda _: woken.set())
+        with self.on_stop(woken.set):
+            left = min(timeout, self.remaining())
+            woken.wait(None if left == math.inf else left)
+        if not future.done():
+            self.check()
+        return future.done()
 
     @contextlib.contextmanager
     def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
@@ -92,7 +110,7 @@ class Budget:
         nested = self._parent.on_stop(callback) if self._parent is not None else contextlib.nullcontext()
         try:
             with nested:
-                if self._cancelled.is_set():
+                if self.cancelled:
                     callback()
                 yield
         finally:

@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,16 +140,11 @@ class FeatureCache:
 
 def _await(running: Future[Features], budget: Budget) -> Features | None:
     """Another thread's result; None if that thread was cancelled or ran out of its own time."""
-    while True:
-        budget.check()
-        wait_for([running], timeout=min(budget.remaining(), 0.05))
-        if running.done():
-            error = running.exception()
-            if error is None:
-                return running.result()
-            if isinstance(error, (CancelledError, DeadlineReached)):
-                return None
-            raise error
+    budget.wait(running)
+    error = running.exception()
+    if isinstance(error, (CancelledError, DeadlineReached)):
+        return None
+    return running.result()
 
 
 class DiskFeatures:

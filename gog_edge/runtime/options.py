@@ -52,6 +52,7 @@ class RunOptions:
         feature_cache_bytes: of vision features kept in memory.
         feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
         prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
+        keep_sessions: idle sessions whose KV cache is kept for the next question (its image may be the same).
         cache_dir: folder of caches (default: $GOG_EDGE_CACHE, else the user's cache folder).
     """
 
@@ -75,6 +76,7 @@ class RunOptions:
     feature_cache_bytes: int = 256 << 20
     feature_cache_disk: int = 0
     prefix_cache: bool = True
+    keep_sessions: int = 1
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:

@@ -44,6 +44,11 @@ class SessionImage:
     def tokens(self) -> int:
         return self.rows * self.columns
 
+    def same(self, other: SessionImage) -> bool:
+        """The policy sees the same pixels at the same size."""
+        mine, yours = self.geometry.region, other.geometry.region
+        return (self.digest, self.rows, self.columns, mine) == (other.digest, other.rows, other.columns, yours)
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -94,6 +99,11 @@ class Session:
     def images(self) -> tuple[RegisteredImage, ...]:
         """The registry's geometry, for dialects."""
         return tuple(i.geometry for i in self._images)
+
+    @property
+    def digests(self) -> list[str]:
+        """Content of the registry's frames, in order."""
+        return [i.digest for i in self._images]
 
     @property
     def room(self) -> int:
@@ -149,19 +159,19 @@ class Session:
         plan = self.model.vision.plan(frame, region, limits)
         with self.lock:
             index = len(self._images)
-            geometry = RegisteredImage(
-                index,
-                frame.width,
-                frame.height,
-                plan.shown_width,
-                plan.shown_height,
-                region,
-                index if source is None else source,
-            )
-            self._images.append(SessionImage(geometry, plan.rows, plan.columns, frame.digest, plan))
-            cached = self.model.vision.cache.peek(plan.key)
-            self.trace.image(TracedImage(geometry, frame, frame.digest, plan.tokens, cached))
-            return geometry
+            image = self._registered(plan, index, index if source is None else source)
+            self._images.append(image)
+            self._trace_image(image)
+            return image.geometry
+
+    @staticmethod
+    def _registered(plan: VisionPlan, index: int, source: int) -> SessionImage:
+        return SessionImage(plan.registered(index, source), plan.rows, plan.columns, plan.frame.digest, plan)
+
+    def _trace_image(self, image: SessionImage) -> None:
+        plan = image.plan
+        frame, cached = (plan.frame, self.model.vision.cache.peek(plan.key)) if plan is not None else (None, False)
+        self.trace.image(TracedImage(image.geometry, frame, image.digest, image.tokens, cached))
 
     def append(self, segments: Sequence[Segment], *, reserve: int = 0) -> int:
         """Append wording, outside text and images; returns the number of tokens. Nothing is computed yet.
@@ -184,6 +194,62 @@ class Session:
             if fresh:
                 self._reuse_prefix(segments)
             return count
+
+    def restart(self, plans: Sequence[VisionPlan], segments: Sequence[Segment], *, reserve: int = 0) -> int:
+        """Begin another conversation, keeping the KV of what it has in common with this one.
+
+        Tokens are compared one by one, images by content and size, so a second question about the same frame pays
+        for its own words only, wherever its dialect puts the image. Returns the number of tokens that were kept.
+
+        Args:
+            plans: the new registry, in order (see `VisionEncoder.plan`).
+
+        Raises:
+            ContextOverflowError: it does not fit; the old conversation is as it was.
+            SessionError: a segment names an image that is not in `plans`.
+        """
+        images = [self._registered(plan, index, index) for index, plan in enumerate(plans)]
+        with self.lock:
+            parts = self.model.tokenizer.encode(segments)
+            named = [p.image for p in parts if not isinstance(p, list)]
+            if any(not 0 <= i < len(images) for i in named):
+                raise SessionError(f"the prompt names image {max(named)}, the question has {len(images)}")
+            shown = sum(images[i].tokens for i in named)
+            count = sum(len(p) for p in parts if isinstance(p, list)) + shown + 2 * len(named)
+            self._check_room(count - len(self), reserve, shown)
+            kept, rest = self._common(parts, images)
+            self.cut(kept)
+            self._images = images
+            for image in images:
+                self._trace_image(image)
+            for part in rest:
+                self._append_part(part)
+            self._usage += Usage(prompt_tokens=count - kept, reused_tokens=kept)
+            if kept == 0:
+                self._reuse_prefix(segments)
+            return kept
+
+    def _common(self, parts: Sequence[EncodedPart], images: Sequence[SessionImage]) -> tuple[int, list[EncodedPart]]:
+        """How many tokens of the present conversation `parts` begin with, and what of `parts` is left to append."""
+        at = 0
+        for number, part in enumerate(parts):
+            if isinstance(part, list):
+                here = self._tokens[at : min(at + len(part), len(self))]
+                differs = np.flatnonzero(here != np.asarray(part[: len(here)], np.int32))
+                same = int(differs[0]) if differs.size else len(here)
+                at += same
+                if same < len(part):
+                    return at, [part[same:], *parts[number + 1 :]]
+                continue
+            span = self.positions.span_at(at + 1)
+            old = self._images[span.image] if span is not None else None
+            new = images[part.image]
+            if span is None or old is None or span.start != at + 1 or span.image != part.image or not old.same(new):
+                return at, list(parts[number:])
+            at = span.stop + 1
+            if at > len(self):  # cut right behind the image: its end marker is gone
+                return span.start - 1, list(parts[number:])
+        return at, []
 
     def extend(self, ids: Iterable[int], *, forced: bool = False) -> None:
         """Append tokens that the policy wrote (or that its grammar forced).

@@ -158,7 +158,8 @@ class Trace:
             "notes": [{"at": at, "text": text} for at, text in self.notes],
             "answer": encode(self.answer) if self.answer is not None else None,
         }
-        return {k: _clean(v, _secrets()) for k, v in data.items()}
+        secrets = _secrets()
+        return {k: _clean(v, secrets) for k, v in data.items()}
 
 
 class _NoTrace(Trace):
@@ -194,11 +195,16 @@ def _secrets() -> tuple[str, ...]:
     return tuple(v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8)
 
 
+def redact(text: str, secrets: tuple[str, ...] | None = None) -> str:
+    """`text` without credentials: secrets of the environment, key parameters and user names of addresses."""
+    for secret in _secrets() if secrets is None else secrets:
+        text = text.replace(secret, _BLANK)
+    return _USERINFO.sub(rf"\1{_BLANK}@", _QUERY.sub(rf"\1{_BLANK}", text))
+
+
 def _clean(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, _BLANK)
-        return _USERINFO.sub(rf"\1{_BLANK}@", _QUERY.sub(rf"\1{_BLANK}", value))
+        return redact(value, secrets)
     if isinstance(value, Mapping):
         return {str(k): _clean(v, secrets) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,7 +16,7 @@ from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.layout import vision_inputs
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
-from gog_edge.types import Region
+from gog_edge.types import Region, RegisteredImage
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class VisionPlan:
     key: FeatureKey
     shown_width: int
     shown_height: int
+
+    def registered(self, index: int, source: int) -> RegisteredImage:
+        """The geometry as dialects see it, at registry place `index`."""
+        frame = self.frame
+        return RegisteredImage(
+            index, frame.width, frame.height, self.shown_width, self.shown_height, self.region, source
+        )
 
 
 class VisionEncoder:
@@ -123,6 +130,10 @@ class VisionEmbedder:
         self.limits = limits or PixelLimits()
         self.fingerprint = f"{encoder.fingerprint}:{self.limits.min_pixels}-{self.limits.max_pixels}"
 
+    def plan(self, frame: Frame, region: Region | None = None) -> VisionPlan:
+        """What `embed` encodes; equal keys share one run of the tower with what the policy sees."""
+        return self._encoder.plan(frame, region, self.limits)
+
     def embed(self, frame: Frame, region: Region | None = None) -> NDArray[np.float32]:
         """[H] float32 of unit length; `region` in pixels of the frame.
 
@@ -130,7 +141,7 @@ class VisionEmbedder:
             RegionError, ImageError: the region or frame can't be encoded.
             EngineError: the engine failed.
         """
-        features, _ = self._encoder.encode(self._encoder.plan(frame, region, self.limits))
+        features, _ = self._encoder.encode(self.plan(frame, region))
         mean = features.main.mean(axis=0, dtype=np.float64)
         norm = float(np.linalg.norm(mean))
         vector: NDArray[np.float32] = (mean / norm if norm > 0 else mean).astype(np.float32)

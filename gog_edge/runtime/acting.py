@@ -1,0 +1,207 @@
+"""Doing what the policy decided: searches in parallel, crops, pages; counting what the dialect allows.
+
+Everything that can go wrong becomes an observation in the dialect's words. Images are registered in the order of
+the actions, after all searches came back, so that a session does not depend on who was faster.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
+from gog_edge.runtime.budget import Budget, DeadlineReached
+from gog_edge.runtime.desk import Outcome, SearchDesk, run_in_thread
+from gog_edge.runtime.dialects import Dialect
+from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.search.base import IMAGE, ImageQuery
+from gog_edge.runtime.session import Session
+from gog_edge.runtime.vision import PixelLimits, VisionEmbedder
+from gog_edge.types import Action, ActionKind, Hit, Observation, Region
+
+log = logging.getLogger("gog_edge.agent")
+
+_SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.TEXT_SEARCH, ActionKind.VISIT)
+_IMAGE_SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE)
+
+
+@dataclass(frozen=True)
+class QuestionContext:
+    """What providers may need beside pixels. `urls`: public addresses of the question's images, in order;
+    `key`: the data set's id of the question (replayed caches)."""
+
+    question: str
+    urls: tuple[str, ...] = ()
+    key: str = ""
+
+
+@dataclass
+class Actor:
+    """Carries out the actions of one question."""
+
+    session: Session
+    dialect: Dialect
+    desk: SearchDesk
+    options: RunOptions
+    context: QuestionContext
+    budget: Budget
+    user_images: int
+    used: dict[ActionKind, int] = field(default_factory=dict)
+    _encoding: list[Future[None]] = field(default_factory=list)
+    _started: set[tuple[int, Region]] = field(default_factory=set)
+
+    # -- early -----------------------------------------------------------------------------------------------
+
+    def expect_glance(self) -> None:
+        """Search with the first image now, if that costs the policy nothing."""
+        if not self.options.prefetch.glance or not self.desk.can(IMAGE) or not self.session.images:
+            return
+        query = self._query(Action(ActionKind.GLANCE), "")
+        if self._shares_features(query):
+            self.desk.image_early(query, self._results(None))
+
+    def expect_crop(self, region: Region, image: int) -> None:
+        """A box was closed: encode the crop and search with it, in the background."""
+        if (image, region) in self._started or not 0 <= image < len(self.session.images):
+            return
+        self._started.add((image, region))
+        action = Action(ActionKind.GAZE, region=region, image=image)
+        kinds = {a.kind for a in self.dialect.spec.actions}
+        if self.options.prefetch.crop_search and "gaze" in kinds:
+            self.desk.image_early(self._query(action, ""), self._results(None))
+        shown = self.dialect.shows_crop(ActionKind.GAZE if "gaze" in kinds else ActionKind.ZOOM)
+        if self.options.prefetch.crop and shown:
+            self._encoding.append(run_in_thread(lambda: self._encode_early(action), "encode"))
+
+    def finish(self) -> None:
+        """Wait for background encoding (the budget's end interrupts it)."""
+        for future in self._encoding:
+            future.exception()
+        self._encoding.clear()
+
+    def _encode_early(self, action: Action) -> None:
+        session = self.session
+        try:
+            plan = session.model.vision.plan(session.frame(action.image), action.region, self._crop_limits())
+            session.model.vision.encode(plan, self.budget, session.trace)
+        except (CancelledError, DeadlineReached, GogEdgeError) as e:
+            log.debug("early encoding ended: %s", e)  # the call itself will meet and report what is wrong
+
+    def _shares_features(self, query: ImageQuery) -> bool:
+        """Whether searching with `query` needs no run of the tower beyond what the policy needs anyway."""
+        embedder = getattr(self.desk.first(IMAGE), "embedder", None)
+        if not isinstance(embedder, VisionEmbedder):
+            return True
+        plan = self.session.image(0).plan
+        return plan is not None and embedder.plan(query.frame, query.region).key == plan.key
+
+    # -- acting ----------------------------------------------------------------------------------------------
+
+    def perform(self, actions: Sequence[Action], budget: Budget) -> list[Observation]:
+        """One observation an action, in order; waits no longer than `budget`.
+
+        Raises:
+            CancelledError, DeadlineReached: the question ended meanwhile.
+        """
+        allowed = [self._allowed(action) for action in actions]
+        started = [self._start(action) for action in allowed]
+        return [self._finish(action, future, budget) for action, future in zip(allowed, started)]
+
+    def _allowed(self, action: Action) -> Action:
+        """The action, or the dialect's reply that this kind is used up."""
+        limits, kind = self.dialect.limits, action.kind
+        if kind in (ActionKind.INVALID, ActionKind.ANSWER):
+            return action
+        image_searches = sum(self.used.get(k, 0) for k in _IMAGE_SEARCHES)
+        spent = (
+            (limits.calls, sum(self.used.values()), "calls"),
+            (limits.image_searches if kind in _IMAGE_SEARCHES else 0, image_searches, "image searches"),
+            (limits.text_searches if kind is ActionKind.TEXT_SEARCH else 0, self.used.get(kind, 0), "text searches"),
+            (limits.zooms if kind is ActionKind.ZOOM else 0, self.used.get(kind, 0), "zooms"),
+        )
+        for limit, count, what in spent:
+            if limit and count >= limit:
+                self.session.trace.note(f"the limit of {limit} {what} is reached")
+                return self.dialect.invalid("limit", f"no more than {limit} {what} are allowed")
+        self.used[kind] = self.used.get(kind, 0) + 1
+        return action
+
+    def _start(self, action: Action) -> Future[Outcome] | None:
+        if action.kind is ActionKind.TEXT_SEARCH:
+            return self.desk.text(action.text, self._results(action.limit))
+        if action.kind is ActionKind.VISIT:
+            return self.desk.page(action.text, action.label or self.context.question)
+        if action.kind in _IMAGE_SEARCHES:
+            try:
+                return self.desk.image(self._query(action, action.label), self._results(action.limit))
+            except SessionError as e:
+                failed: Future[Outcome] = Future()
+                failed.set_result(Outcome(error=str(e)))
+                return failed
+        return None
+
+    def _finish(self, action: Action, future: Future[Outcome] | None, budget: Budget) -> Observation:
+        outcome = self.desk.wait(future, budget) if future is not None else Outcome()
+        shown: int | None = None
+        if action.region is not None and self.dialect.shows_crop(action.kind):
+            try:
+                shown = self._register_crop(action)
+            except (RegionError, ImageError, SessionError) as e:
+                return Observation(self.dialect.invalid("box", str(e)))
+        thumbnails: tuple[int | None, ...] = ()
+        if outcome.hits and self.dialect.shows_thumbnails(action.kind):
+            wanted = action.limit or self.dialect.limits.results
+            local = self.desk.serves_files(outcome.provider)
+            thumbnails = tuple(self._register_picture(hit, local) for hit in outcome.hits[: wanted or None])
+        return Observation(
+            action, outcome.hits, outcome.error, outcome.text, shown, outcome.provider, thumbnails=thumbnails
+        )
+
+    def _register_crop(self, action: Action) -> int:
+        session = self.session
+        source = session.image(action.image).geometry.source
+        geometry = session.add_image(
+            session.frame(action.image), action.region, source=source, limits=self._crop_limits()
+        )
+        return geometry.index
+
+    def _register_picture(self, hit: Hit, local: bool) -> int | None:
+        """A result's picture in the registry, or None when it can't be had (results come without it, then).
+
+        Only files that a provider of this machine names are opened: a page from the web must not choose them.
+        """
+        if not hit.image or not local:
+            return None
+        try:
+            frame = Frame.open(Path(hit.image))
+            return self.session.add_image(frame, limits=PixelLimits(0, self.dialect.limits.thumbnail_max_pixels)).index
+        except GogEdgeError as e:
+            self.session.trace.note(f"a result's picture is left out: {e}")
+            return None
+
+    def _query(self, action: Action, label: str) -> ImageQuery:
+        session = self.session
+        geometry = session.image(action.image).geometry
+        url = self.context.urls[geometry.source] if geometry.source < len(self.context.urls) else ""
+        region = action.region or geometry.region
+        return ImageQuery(session.frame(action.image), region, label, url, self.context.key)
+
+    def _results(self, asked: int | None) -> int:
+        return asked or self.options.results or self.dialect.limits.results or 3
+
+    def _crop_limits(self) -> PixelLimits:
+        limits, options = self.dialect.limits, self.options
+        return PixelLimits(
+            options.crop_min_pixels or limits.crop_min_pixels,
+            options.crop_max_pixels or limits.crop_max_pixels,
+            limits.crop_upscale,
+        )
+
+    @property
+    def searches(self) -> int:
+        """Searches done so far."""
+        return sum(self.used.get(kind, 0) for kind in _SEARCHES)

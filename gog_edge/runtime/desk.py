@@ -1,0 +1,171 @@
+"""Searching for one question: which provider, in parallel, with a deadline, and started early where that is harmless.
+
+Providers are asked in order; the first that can do a kind of search is used, and the next one if it fails. Whatever
+a provider does (raise, hang, return rubbish) ends as an `Outcome` with an error, never as an exception.
+
+A search that was started early is used only for exactly the query it was started with (same image, same box, same
+label unless the provider ignores labels, same number of results), so it can't change what the policy reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
+from gog_edge.runtime.budget import Budget
+from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, Deadline, ImageQuery, SearchProvider
+from gog_edge.runtime.telemetry import Trace, redact
+from gog_edge.types import Hit
+
+log = logging.getLogger("gog_edge.search")
+
+_GRACE_S = 0.25  # a provider is waited for this much longer than its deadline, so that its own message is used
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to: hits or a page's text, or an error in one line."""
+
+    hits: tuple[Hit, ...] = ()
+    text: str = ""
+    error: str = ""
+    provider: str = ""
+
+
+Key = tuple[Any, ...]
+
+
+class SearchDesk:
+    """Searches of one question. Used by the question's own thread; the work runs in threads of its own."""
+
+    def __init__(self, providers: Sequence[SearchProvider], timeout: float, budget: Budget, trace: Trace) -> None:
+        self._providers = list(providers)
+        self._timeout = timeout
+        self._budget = budget
+        self._trace = trace
+        self._early: dict[Key, Future[Outcome]] = {}
+
+    def can(self, kind: str) -> bool:
+        """Whether a provider does this kind of search."""
+        return any(kind in p.kinds for p in self._providers)
+
+    def first(self, kind: str) -> SearchProvider | None:
+        """The provider that is asked first."""
+        return next((p for p in self._providers if kind in p.kinds), None)
+
+    def serves_files(self, name: str) -> bool:
+        """Whether the pictures that provider `name` gives are files of this machine."""
+        from gog_edge.runtime.search.local import LocalProvider
+
+        return any(p.name == name and getattr(p, "local_files", isinstance(p, LocalProvider)) for p in self._providers)
+
+    def text(self, query: str, k: int) -> Future[Outcome]:
+        """Start a text search."""
+        return self._start(TEXT, lambda p, d: Outcome(hits=tuple(p.search_text(query, k=k, deadline=d))))
+
+    def page(self, url: str, goal: str) -> Future[Outcome]:
+        """Start reading a page."""
+
+        def read(provider: SearchProvider, deadline: Deadline) -> Outcome:
+            page = provider.read_page(url, deadline=deadline, goal=goal)
+            hit = Hit(title=page.title, text="", source=page.url)
+            return Outcome(hits=(hit,) if page.title else (), text=page.text)
+
+        return self._start(PAGE, read)
+
+    def image(self, query: ImageQuery, k: int) -> Future[Outcome]:
+        """An image search: the one that was started early for this very query, or a new one."""
+        early = self._early.pop(self._key(query, k), None)
+        if early is not None:
+            self._trace.note("an image search that was started early is used")
+            return early
+        return self._image(query, k)
+
+    def image_early(self, query: ImageQuery, k: int) -> None:
+        """Start an image search that may be asked for."""
+        key = self._key(query, k)
+        if self.can(IMAGE) and key not in self._early:
+            self._early[key] = self._image(query, k, early=True)
+
+    def wait(self, future: Future[Outcome], budget: Budget) -> Outcome:
+        """The outcome, or a timeout as an error.
+
+        Raises:
+            CancelledError, DeadlineReached: `budget` ended meanwhile.
+        """
+        deadline = Deadline.after(self._timeout + _GRACE_S)
+        with self._trace.span("wait"):
+            budget.wait(future, deadline.remaining())
+        if not future.done():
+            return Outcome(error=f"the search took longer than {self._timeout:g} s")
+        return future.result()
+
+    def _image(self, query: ImageQuery, k: int, *, early: bool = False) -> Future[Outcome]:
+        def search(provider: SearchProvider, deadline: Deadline) -> Outcome:
+            return Outcome(hits=tuple(provider.search_image(query, k=k, deadline=deadline)))
+
+        return self._start(IMAGE, search, early=early)
+
+    def _key(self, query: ImageQuery, k: int) -> Key:
+        provider = self.first(IMAGE)
+        label = query.label if getattr(provider, "use_label", True) else ""
+        return (query.frame.digest, query.region, label, query.url, query.key, k)
+
+    def _start(
+        self, kind: str, call: Callable[[SearchProvider, Deadline], Outcome], *, early: bool = False
+    ) -> Future[Outcome]:
+        able = [p for p in self._providers if kind in p.kinds]
+        budget, trace, timeout = self._budget, self._trace, self._timeout
+
+        def work() -> Outcome:
+            deadline = Deadline(budget.at).within(timeout)
+            problems = []
+            for provider in able:
+                with trace.span("search", kind=kind, provider=provider.name, early=early) as fields:
+                    outcome = _ask(provider, call, deadline)
+                    fields["hits"] = len(outcome.hits)
+                    if not outcome.error:
+                        return outcome
+                    fields["problem"] = outcome.error
+                problems.append(outcome.error)
+                if deadline.expired or budget.cancelled:
+                    break
+            return Outcome(error="; ".join(problems) or f"no {kind} search is set up", provider=_names(able))
+
+        return run_in_thread(work, f"search-{kind}")
+
+
+def _ask(provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Outcome], deadline: Deadline) -> Outcome:
+    try:
+        outcome = call(provider, deadline)
+        return Outcome(outcome.hits, outcome.text, "", provider.name)
+    except SearchTimeoutError as e:
+        return Outcome(error=redact(str(e)), provider=provider.name)
+    except (SearchError, GogEdgeError) as e:
+        return Outcome(error=redact(str(e)), provider=provider.name)
+    except Exception as e:  # a provider is somebody else's code: its bug is a failed search
+        log.warning("provider %s failed: %s", provider.name, redact(f"{type(e).__name__}: {e}"), exc_info=True)
+        return Outcome(error=f"{provider.name} failed ({type(e).__name__})", provider=provider.name)
+
+
+def _names(providers: Sequence[SearchProvider]) -> str:
+    return ", ".join(p.name for p in providers)
+
+
+def run_in_thread(work: Callable[[], Any], name: str) -> Future[Any]:
+    """Run `work` in a daemon thread: a provider that never returns must not keep the program alive."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as e:  # noqa: BLE001 - handed to whoever waits
+            future.set_exception(e)
+
+    threading.Thread(target=run, name=f"gog-{name}", daemon=True).start()
+    return future

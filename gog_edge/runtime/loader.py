@@ -1,0 +1,86 @@
+"""From a path to an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gog_edge.bundle import Bundle
+from gog_edge.runtime.agent import Agent
+from gog_edge.runtime.dialects import Dialect
+from gog_edge.runtime.dialects import load as load_dialect
+from gog_edge.runtime.engines.registry import create_engine
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.search.base import SearchProvider
+
+TEMPLATE = "chat_template.jinja"
+DIALECT = "dialect.toml"
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    engine: str | None = None,
+    index: str | Path | None = None,
+    providers: Sequence[SearchProvider] = (),
+    dialect: str | Path | None = None,
+    options: RunOptions | None = None,
+    engine_options: Any = None,
+) -> Agent:
+    """Load a policy, ready to be asked.
+
+    Args:
+        bundle: an exported bundle.
+        engine: "cpu", "cuda", "tensorrt", … (see `runtime.engines.registry`); default: what it was exported for.
+        index: folder of a local index; searched before `providers`.
+        providers: further search providers, asked in order; they stay the caller's to close.
+        dialect: name or file that replaces the bundle's.
+        options: how questions are run.
+        engine_options: the engine's own options (`OrtOptions` …).
+
+    Raises:
+        BundleError: missing, corrupt, or of another version. EngineError: the graphs can't be loaded here.
+        DialectError: the dialect is wrong. SearchIndexError: the index is missing or of another encoder.
+        GrammarError: a grammar is insisted on and can't be had. UsageError: an option makes no sense.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    options = options or RunOptions()
+    speech = bundle_dialect(opened, dialect)
+    model = Model.assemble(opened, create_engine(engine, opened, engine_options), options)
+    owned: list[SearchProvider] = []
+    try:
+        if index is not None:
+            owned.append(_local(index, model))
+        return Agent(model, speech, [*owned, *providers], options, owned=owned)
+    except BaseException:
+        for provider in owned:
+            provider.close()
+        model.engine.close()
+        raise
+
+
+def bundle_dialect(bundle: Bundle, dialect: str | Path | None = None) -> Dialect:
+    """The dialect that a bundle names (or `dialect` instead), bound to its chat template and family.
+
+    Raises:
+        DialectError: there is no such dialect, or it is wrong.
+    """
+    manifest = bundle.manifest
+    name: str | Path = dialect if dialect is not None else manifest.dialect
+    if dialect is None and bundle.has(str(name)):
+        name = bundle.path(str(name))
+    template = bundle.read_text(TEMPLATE) if bundle.has(TEMPLATE) else None
+    return load_dialect(name, family=manifest.family, chat_template=template)
+
+
+def _local(index: str | Path, model: Model) -> SearchProvider:
+    """The index, searched with the tower of this policy where its vectors were made with it."""
+    from gog_edge.runtime.search.embedders import embedder_for
+    from gog_edge.runtime.search.index.local_index import LocalIndex
+    from gog_edge.runtime.search.local import LocalProvider
+
+    with LocalIndex(index) as opened:
+        fingerprint = opened.encoder
+    return LocalProvider(index, embedder_for(fingerprint, model.vision) if fingerprint else None)
