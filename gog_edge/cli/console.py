@@ -17,7 +17,7 @@ def stderr() -> Console:
 
 def stdout() -> Console:
     """Results for people. Wide enough not to break lines when it is not a terminal."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

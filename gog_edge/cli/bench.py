@@ -1,0 +1,217 @@
+"""`gog-edge bench [SCENARIO…]`: measure; `bench diff`, `bench make-checkpoint`, `bench budget`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gog_edge.cli.console import progress_bar, stderr, stdout
+from gog_edge.cli.options import SECONDS
+from gog_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.bench.result import Cell, Report
+    from gog_edge.bench.roofline import Roofline
+    from gog_edge.bench.subject import Subject
+    from gog_edge.bundle import Bundle
+
+
+class DefaultRun(click.Group):
+    """`gog-edge bench encode` is `gog-edge bench run encode`: what is no sub-command is a scenario."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group("bench", cls=DefaultRun)
+def command() -> None:
+    """Measure where the time, memory and energy go: gog-edge bench [run] SCENARIO… --bundle DIR."""
+
+
+@command.command("run")
+@click.argument("scenarios", nargs=-1)
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to measure.")
+@click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
+@click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line last.")
+@click.option("--list", "list_them", is_flag=True, help="List the scenarios.")
+def run(
+    scenarios: tuple[str, ...],
+    bundle: Path | None,
+    engine: str | None,
+    repeats: int | None,
+    out: Path | None,
+    html: Path | None,
+    no_roofline: bool,
+    as_json: bool,
+    list_them: bool,
+) -> None:
+    """Run SCENARIO…; without any, all that can run with what was given."""
+    from gog_edge.bench import report as text
+    from gog_edge.bench.conversations import CONVERSATIONS
+    from gog_edge.bench.pieces import PIECES
+
+    known = {**{n: c[0].about for n, c in CONVERSATIONS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
+    if list_them:
+        for name, about in known.items():
+            stdout().print(f"{name:16} {about}")
+        return
+    for name in scenarios:
+        if name not in known:
+            raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
+    chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
+    report = _measure(chosen, bundle, engine, repeats, roofline=not no_roofline)
+    stdout().print(text.render(report))
+    if out is not None:
+        report.save(out)
+    if html is not None:
+        from gog_edge.bench import report_html
+
+        report_html.write(report, html)
+    if as_json:
+        _print_line(report)
+
+
+def _about(piece: Any) -> str:
+    return str(piece.__doc__).partition(":")[0].partition(";")[0].strip()
+
+
+def _measure(
+    chosen: Sequence[str], bundle: Path | None, engine: str | None, repeats: int | None, *, roofline: bool
+) -> Report:
+    from gog_edge.bench import probes
+    from gog_edge.bench.result import Report
+    from gog_edge.bench.roofline import measure
+    from gog_edge.bundle import Bundle
+    from gog_edge.codec import encode
+
+    opened = Bundle.open(bundle) if bundle is not None else None
+    limits = measure() if roofline else None
+    skipped: dict[str, str] = {}
+    cells = tuple(_cells(chosen, opened, engine, repeats, limits, skipped))
+    return Report(
+        format="gog-edge-bench",
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=probes.describe_machine(),
+        roofline=encode(limits) if limits is not None else {},
+        bundle=_describe(opened),
+        cells=cells,
+        skipped=skipped,
+    )
+
+
+def _describe(bundle: Bundle | None) -> dict[str, Any]:
+    if bundle is None:
+        return {}
+    m = bundle.manifest
+    return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "target": m.target}
+
+
+def _cells(
+    chosen: Sequence[str],
+    bundle: Bundle | None,
+    engine: str | None,
+    repeats: int | None,
+    limits: Roofline | None,
+    skipped: dict[str, str],
+) -> Iterator[Cell]:
+    from gog_edge.bench.conversations import CONVERSATIONS
+    from gog_edge.bench.ours import LocalSubject
+    from gog_edge.bench.pieces import PIECES
+    from gog_edge.bench.suite import cells, run_conversation
+
+    subjects: list[Subject] = []
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=None)
+        for name in chosen:
+            bar.update(task, description=name)
+            if name in PIECES:
+                yield from PIECES[name](bundle.root if bundle is not None else None, repeats or 5)
+                continue
+            if bundle is None:
+                skipped[name] = "no bundle was given (--bundle DIR)"
+                continue
+            if not subjects:
+                subjects.append(LocalSubject(bundle.root, engine=engine))
+                subjects[0].load()
+            for conversation in CONVERSATIONS[name]:
+                samples, failed = run_conversation(
+                    conversation, subjects, repeats, lambda text: bar.update(task, description=text)
+                )
+                skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
+                yield from cells(conversation, samples, bundle, limits)
+        for subject in subjects:
+            subject.close()
+
+
+def _print_line(report: Report) -> None:
+    import json
+
+    from gog_edge.codec import encode
+
+    sys.stdout.write(json.dumps(encode(report)) + "\n")
+
+
+@command.command("diff")
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--threshold", default=0.05, show_default=True, help="Share that never counts as slower.")
+def diff(before: Path, after: Path, threshold: float) -> None:
+    """Compare two JSON reports; exit code 1 when something got worse beyond noise, or is missing."""
+    from gog_edge.bench import diff as comparison
+    from gog_edge.bench.result import load
+
+    old, new = load(before), load(after)
+    gone = comparison.missing(old, new)
+    worse = [c for c in comparison.compare(old, new, threshold) if c.worse]
+    out = stdout()
+    for change in worse:
+        c = change.after
+        out.print(
+            f"[red]worse[/] {c.scenario} {c.subject} {c.stage}: {change.ratio:.2f}x (beyond noise: {change.worse:.0%})"
+        )
+    for cell in gone:
+        out.print(f"[red]missing[/] {cell.scenario} {cell.subject} {cell.stage}")
+    if worse or gone:
+        raise click.exceptions.Exit(1)
+    out.print("nothing got worse beyond noise")
+
+
+@command.command("make-checkpoint")
+@click.argument("shape")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The new folder.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
+    """Write a checkpoint of a published SHAPE (qwen3-vl-2b …) with seeded random weights."""
+    try:
+        from gog_edge.export import synthetic
+    except ImportError as e:
+        raise UsageError(f"make-checkpoint needs {e.name}: pip install 'gog-edge[export]'") from e
+    with progress_bar() as bar:
+        task = bar.add_task(shape, total=None)
+        synthetic.make_checkpoint(
+            shape, output, seed, dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    stderr().print(f"wrote {output}; export it with: gog-edge export {output} -o BUNDLE")
+
+
+@command.command("budget")
+@click.option("--deadline", type=SECONDS, required=True, help="Time for one answer: 500ms, 2s.")
+@click.option("--words", default=310, show_default=True, help="Text tokens read in all turns.")
+@click.option("--tokens", default=100, show_default=True, help="Tokens written in all turns.")
+def budget(deadline: float, words: int, tokens: int) -> None:
+    """Which policy, precision and image budget fit DEADLINE on this machine, at its measured roofline."""
+    from gog_edge.bench.budget import table
+
+    stdout().print(table(deadline, words, tokens))
