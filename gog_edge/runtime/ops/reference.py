@@ -119,3 +119,50 @@ def vision_attention(
         scores = np.einsum("qhd,khd->hqk", q[rows], k[rows]) * factor
         y[rows] = np.einsum("hqk,khd->qhd", softmax(scores), v[rows])
     return y.reshape(n, -1).astype(np.float32)
+
+
+def quantize_cache_row(x: Array) -> tuple[NDArray[np.int8], Array]:
+    """int8 rows and their scales [..] of x [.., hd], as the int8 KV cache stores them."""
+    peak = np.abs(x).max(axis=-1)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    return np.rint(x * inverse[..., None]).astype(np.int8), (peak / np.float32(127)).astype(np.float32)
+
+
+def decoder_attention(
+    qkv: Array,
+    cos: Array,
+    sin: Array,
+    past_keys: Array,
+    past_values: Array,
+    heads: int,
+    *,
+    q_norm: Array | None = None,
+    k_norm: Array | None = None,
+    scale: float | None = None,
+    epsilon: float = 1e-6,
+) -> tuple[Array, Array, Array]:
+    """DecoderAttention of qkv [s, (heads + 2 kv) * hd] after past_keys/values [kv, past, hd] (f32), in f64.
+
+    Returns y [s, heads * hd] and the new keys and values [kv, s, hd] before they are stored.  The caller rounds
+    past and new rows to the cache's type; new rows are attended as stored, so round-trip them and pass `past`
+    accordingly (see the tests).
+    """
+    kv, past, hd = past_keys.shape
+    s = qkv.shape[0]
+    rows = qkv.astype(np.float32).reshape(s, heads + 2 * kv, hd)
+    q, k, v = rows[:, :heads], rows[:, heads : heads + kv], rows[:, heads + kv :]
+    if q_norm is not None:
+        q = normalize(q, "rms", q_norm, None, epsilon)
+    if k_norm is not None:
+        k = normalize(k, "rms", k_norm, None, epsilon)
+    q, k = rotate(q, cos, sin).astype(np.float32), rotate(k, cos, sin).astype(np.float32)
+    new_keys, new_values = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+    keys = np.concatenate([past_keys, new_keys], axis=1).astype(np.float64)
+    values = np.concatenate([past_values, new_values], axis=1).astype(np.float64)
+    factor = 1 / math.sqrt(hd) if scale is None else scale
+    grouped = q.reshape(s, kv, heads // kv, hd).astype(np.float64)
+    scores = np.einsum("skgd,ktd->kgst", grouped, keys) * factor
+    hidden = np.arange(past + s)[None, :] > past + np.arange(s)[:, None]
+    scores = np.where(hidden, -np.inf, scores)
+    y = np.einsum("kgst,ktd->skgd", softmax(scores), values).reshape(s, heads * hd)
+    return y.astype(np.float32), np.asarray(new_keys, np.float32), np.asarray(new_values, np.float32)

@@ -1,4 +1,5 @@
 // The shared library's entry points: RegisterCustomOps for ONNX Runtime, a few facts for Python.
+#include "op_decoder_attention.h"
 #include "op_linear.h"
 #include "op_vision_attention.h"
 #include "ort_abi.h"
@@ -14,8 +15,11 @@ using namespace gog::ort;
 gog::ort::Operator<gog::Linear<8>, Parallel> linear_w8;
 gog::ort::Operator<gog::Linear<4>, Parallel> linear_w4;
 gog::ort::Operator<gog::VisionAttention, Parallel> vision_attention;
+gog::ort::Operator<gog::DecoderAttention<gog::HalfCache>, Parallel> decoder_attention_f16;
+gog::ort::Operator<gog::DecoderAttention<gog::ByteCache>, Parallel> decoder_attention_i8;
 
-CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention};
+CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention, &decoder_attention_f16,
+                               &decoder_attention_i8};
 
 }  // namespace
 

@@ -1,0 +1,206 @@
+// Attention of a few queries (decoding, or checking a guessed continuation) straight over the cache: every cached
+// row is read once, in the order it lies in memory, and widened in registers; nothing is repacked.
+#pragma once
+
+#include "flash.h"
+#include "kv_cache.h"
+
+namespace gog {
+
+constexpr size_t kDecodeRows = 32;  // queries of one kv head: tokens x heads of its group
+
+// Sums of 16 vectors: result lane i = sum of the lanes of a[i] (of the first W when W is smaller).
+GOG_INLINE void sums_of(const vf (&a)[16], float* out) {
+#if defined(GOG_AVX512)
+    __m512 b[8], c[4], d[2];
+    GOG_UNROLL
+    for (int i = 0; i < 8; i++)  // pairs 2i, 2i + 1
+        b[i] = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]),
+                             _mm512_unpackhi_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]));
+    GOG_UNROLL
+    for (int i = 0; i < 4; i++)  // every 128-bit lane now sums four vectors
+        c[i] = _mm512_add_ps(
+            (__m512)_mm512_unpacklo_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]),
+            (__m512)_mm512_unpackhi_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]));
+    GOG_UNROLL
+    for (int i = 0; i < 2; i++)
+        d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xdd));
+    const __m512 e = _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xdd));
+    _mm512_storeu_ps(out, e);
+#else
+    for (int i = 0; i < 16; i++) out[i] = hsum(a[i]);
+#endif
+}
+
+// scores[r][key] for R rows and 16 / R keys from `position` on.
+template <class C, int R>
+GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const float* q, size_t stride, float* scores) {
+    constexpr int kKeys = 16 / R;
+    const auto* row = cache.row(head, position);
+    vf acc[16];
+    GOG_UNROLL
+    for (int i = 0; i < 16; i++) acc[i] = vf{};
+    const size_t hd = cache.hd;
+    for (size_t i = 0; i < hd; i += W) {
+        GOG_UNROLL
+        for (int k = 0; k < kKeys; k++) {
+            const vf key = C::values(row + k * hd, i);
+            GOG_UNROLL
+            for (int r = 0; r < R; r++) acc[r * kKeys + k] += load<vf>(q + r * stride + i) * key;
+        }
+    }
+    alignas(64) float sums[16];
+    sums_of(acc, sums);
+    for (int r = 0; r < R; r++) std::memcpy(scores + r * kKeyBlock, sums + r * kKeys, kKeys * 4);
+}
+
+// The same for any number of keys and any head size.
+template <class C>
+inline void plain_scores(const C& cache, size_t head, size_t position, size_t keys, const float* q, size_t rows,
+                         float* scores) {
+    for (size_t k = 0; k < keys; k++) {
+        const auto* row = cache.row(head, position + k);
+        for (size_t r = 0; r < rows; r++) {
+            float sum = 0;
+            for (size_t i = 0; i < cache.hd; i++) sum += q[r * cache.hd + i] * C::value(row, i);
+            scores[r * kKeyBlock + k] = sum;
+        }
+    }
+}
+
+template <class C, int R>
+inline void score_block(const C& cache, size_t head, size_t position, size_t keys, const float* q, float* scores) {
+    constexpr size_t kKeys = 16 / R;
+    size_t k = 0;
+    if (cache.hd % W == 0)
+        for (; k + kKeys <= keys; k += kKeys) few_scores<C, R>(cache, head, position + k, q, cache.hd, scores + k);
+    plain_scores(cache, head, position + k, keys - k, q, R, scores + k);
+}
+
+// out[R][hd] = factor[r] * out + sum over keys of p[r][key] * value row, C vectors of channels at a time.
+template <class Cache, int R, int C>
+GOG_INLINE void few_values(const Cache& cache, size_t head, size_t position, size_t keys, size_t channel,
+                           const float* p, const float* factor, float* out) {
+    vf acc[R][C];
+    GOG_UNROLL
+    for (int r = 0; r < R; r++)
+        GOG_UNROLL
+        for (int c = 0; c < C; c++) acc[r][c] = load<vf>(out + r * cache.hd + channel + c * W) * factor[r];
+    const auto* row = cache.row(head, position);
+    for (size_t k = 0; k < keys; k++, row += cache.hd) {
+        vf v[C];
+        GOG_UNROLL
+        for (int c = 0; c < C; c++) v[c] = Cache::values(row, channel + c * W);
+        GOG_UNROLL
+        for (int r = 0; r < R; r++)
+            GOG_UNROLL
+            for (int c = 0; c < C; c++) acc[r][c] += v[c] * p[r * kKeyBlock + k];
+    }
+    GOG_UNROLL
+    for (int r = 0; r < R; r++)
+        GOG_UNROLL
+        for (int c = 0; c < C; c++) store(out + r * cache.hd + channel + c * W, acc[r][c]);
+}
+
+template <class Cache, int R>
+inline void mix_block(const Cache& cache, size_t head, size_t position, size_t keys, const float* p,
+                      const float* factor, float* out) {
+    size_t i = 0;
+    for (; i + 4 * W <= cache.hd; i += 4 * W)
+        few_values<Cache, R, 4>(cache, head, position, keys, i, p, factor, out);
+    for (; i + W <= cache.hd; i += W) few_values<Cache, R, 1>(cache, head, position, keys, i, p, factor, out);
+    for (; i < cache.hd; i++)
+        for (int r = 0; r < R; r++) {
+            float sum = out[r * cache.hd + i] * factor[r];
+            for (size_t k = 0; k < keys; k++)
+                sum += p[r * kKeyBlock + k] * Cache::value(cache.row(head, position + k), i);
+            out[r * cache.hd + i] = sum;
+        }
+}
+
+// Unnormalised attention over a range of keys; ranges are put together by merge_parts.
+struct Partial {
+    float maximum[kDecodeRows], sum[kDecodeRows];
+};
+
+// q [rows][hd] (scaled by scale * log2 e) over keys [begin, end) of one kv head; row r sees keys below limits[r].
+template <class C>
+inline void attend_cache(const C& keys, const C& values, size_t head, size_t begin, size_t end, const float* q,
+                         size_t rows, const size_t* limits, float* out, Partial& partial) {
+    alignas(64) float scores[kDecodeRows * kKeyBlock];
+    alignas(64) float scaled[kKeyBlock];
+    float factor[kDecodeRows];
+    vf sums[kDecodeRows];
+    const size_t hd = keys.hd;
+    for (size_t r = 0; r < rows; r++) {
+        partial.maximum[r] = -INFINITY;
+        sums[r] = vf{};
+    }
+    std::memset(out, 0, rows * hd * 4);
+    for (size_t position = begin; position < end; position += kKeyBlock) {
+        const size_t count = end - position < (size_t)kKeyBlock ? end - position : kKeyBlock;
+        const size_t whole = div_up(count, W) * W;
+        for (size_t r = 0; r < rows;) {
+            float* s = scores + r * kKeyBlock;
+            const float* x = q + r * hd;
+            if (rows - r >= 4) {
+                score_block<C, 4>(keys, head, position, count, x, s);
+                r += 4;
+            } else if (rows - r >= 2) {
+                score_block<C, 2>(keys, head, position, count, x, s);
+                r += 2;
+            } else {
+                score_block<C, 1>(keys, head, position, count, x, s);
+                r += 1;
+            }
+        }
+        if (C::kScaled)
+            for (size_t k = 0; k < count; k++) scaled[k] = keys.scale(head, position + k);
+        for (size_t r = 0; r < rows; r++) {
+            float* s = scores + r * kKeyBlock;
+            if (C::kScaled)
+                for (size_t k = 0; k < count; k++) s[k] *= scaled[k];
+            for (size_t k = count; k < whole; k++) s[k] = 0;
+            const size_t limit = limits[r] > position ? limits[r] - position : 0;
+            softmax_row<F32Words>(s, limit < count ? limit : count, whole, partial.maximum + r, sums + r, factor + r);
+        }
+        if (C::kScaled) {
+            for (size_t k = 0; k < count; k++) scaled[k] = values.scale(head, position + k);
+            for (size_t r = 0; r < rows; r++)
+                for (size_t k = 0; k < count; k++) scores[r * kKeyBlock + k] *= scaled[k];
+        }
+        for (size_t r = 0; r < rows;) {
+            const float* p = scores + r * kKeyBlock;
+            if (rows - r >= 4) {
+                mix_block<C, 4>(values, head, position, count, p, factor + r, out + r * hd);
+                r += 4;
+            } else if (rows - r >= 2) {
+                mix_block<C, 2>(values, head, position, count, p, factor + r, out + r * hd);
+                r += 2;
+            } else {
+                mix_block<C, 1>(values, head, position, count, p, factor + r, out + r * hd);
+                r += 1;
+            }
+        }
+    }
+    for (size_t r = 0; r < rows; r++) partial.sum[r] = hsum(sums[r]);
+}
+
+// out[hd] of one row from `parts` ranges: parts[i].out is at rows + i * stride.
+inline void merge_parts(const Partial* partials, const float* rows, size_t stride, size_t parts, size_t row, size_t hd,
+                        float* out) {
+    float top = -INFINITY, total = 0;
+    for (size_t i = 0; i < parts; i++) top = partials[i].maximum[row] > top ? partials[i].maximum[row] : top;
+    for (size_t i = 0; i < hd; i++) out[i] = 0;
+    for (size_t i = 0; i < parts; i++) {
+        if (partials[i].maximum[row] == -INFINITY) continue;
+        const float weight = std::exp2(partials[i].maximum[row] - top);
+        total += weight * partials[i].sum[row];
+        for (size_t j = 0; j < hd; j++) out[j] += weight * rows[i * stride + row * hd + j];
+    }
+    const float inverse = total > 0 ? 1.0f / total : 0.0f;
+    for (size_t j = 0; j < hd; j++) out[j] *= inverse;
+}
+
+}  // namespace gog

@@ -1,0 +1,247 @@
+// The operators DecoderAttentionF16 and DecoderAttentionI8: causal grouped-query attention, KV cache in place.
+#pragma once
+
+#include "check.h"
+#include "decode.h"
+#include "flash.h"
+#include "kv_cache.h"
+#include "ort_abi.h"
+#include "rotary.h"
+
+namespace gog {
+
+struct DecoderInput {
+    const float *qkv, *cos, *sin, *q_norm, *k_norm;
+    size_t s, total, heads, kv_heads, hd;
+    float scale, epsilon;
+
+    size_t group() const { return heads / kv_heads; }  // query heads that share a kv head
+    // Queries of one kv head are taken token by token: row i is token i / group, head i % group of the group.
+    size_t limit(size_t row) const { return total - s + row / group() + 1; }
+};
+
+template <class C>
+class DecoderKernel {
+public:
+    DecoderKernel(const DecoderInput& in, const C& keys, const C& values, float* y)
+        : in_(in), keys_(keys), values_(values), y_(y) {}
+
+    void run(const Parallel& parallel) const {
+        static thread_local Scratch queries;
+        float* q = queries.get<float>(in_.s * in_.heads * in_.hd);
+        if (in_.s == 1) {
+            prepare(0, q);
+        } else {
+            parallel(in_.s, [&](size_t token) { prepare(token, q); });
+        }
+        if (in_.s * in_.group() <= kDecodeRows)
+            decode(q, parallel);
+        else
+            prefill(q, parallel);
+    }
+
+private:
+    // Norm, rotate and scale the queries of one token; write its key and value into the cache.
+    // q is laid out [kv_heads][s][group][hd].
+    void prepare(size_t token, float* q) const {
+        const size_t hd = in_.hd, group = in_.group();
+        const float* row = in_.qkv + token * (in_.heads + 2 * in_.kv_heads) * hd;
+        const float *cos = in_.cos + token * hd / 2, *sin = in_.sin + token * hd / 2;
+        const size_t position = in_.total - in_.s + token;
+        alignas(64) float normed[kLargestHead], rotated[kLargestHead];
+        for (size_t head = 0; head < in_.heads + in_.kv_heads; head++) {
+            const bool is_key = head >= in_.heads;
+            const float* weight = is_key ? in_.k_norm : in_.q_norm;
+            const float* x = row + head * hd;
+            if (weight) {
+                rms_row(x, weight, hd, in_.epsilon, normed);
+                x = normed;
+            }
+            if (is_key) {
+                rotate_row(x, cos, sin, hd, 1.0f, rotated);
+                keys_.write(head - in_.heads, position, rotated);
+            } else {
+                const size_t at = ((head / group) * in_.s + token) * group + head % group;
+                rotate_row(x, cos, sin, hd, in_.scale * 1.44269504088896f, q + at * hd);
+            }
+        }
+        for (size_t head = 0; head < in_.kv_heads; head++)
+            values_.write(head, position, row + (in_.heads + in_.kv_heads + head) * hd);
+    }
+
+    float* out_row(size_t kv_head, size_t row) const {
+        const size_t group = in_.group();
+        return y_ + ((row / group) * in_.heads + kv_head * group + row % group) * in_.hd;
+    }
+
+    void decode(const float* q, const Parallel& parallel) const {
+        static thread_local Scratch partial_memory, row_memory;
+        const size_t rows = in_.s * in_.group(), hd = in_.hd;
+        // Split the keys so that there are tasks for every core of a large machine, but none below 256 keys.
+        size_t parts = div_up(32, in_.kv_heads);
+        const size_t most = in_.total / 256 > 0 ? in_.total / 256 : 1;
+        if (parts > most) parts = most;
+        Partial* partials = partial_memory.get<Partial>(in_.kv_heads * parts);
+        float* out = row_memory.get<float>(in_.kv_heads * parts * rows * hd);
+        size_t limits[kDecodeRows];
+        for (size_t r = 0; r < rows; r++) limits[r] = in_.limit(r);
+        const auto task = [&](size_t i) {
+            const size_t head = i / parts, part = i % parts;
+            const size_t begin = part * in_.total / parts, end = (part + 1) * in_.total / parts;
+            attend_cache(keys_, values_, head, begin, end, q + head * rows * hd, rows, limits, out + i * rows * hd,
+                         partials[i]);
+            if (parts > 1) return;
+            for (size_t r = 0; r < rows; r++)
+                merge_parts(partials + i, out + i * rows * hd, rows * hd, 1, r, hd, out_row(head, r));
+        };
+        if (in_.total * in_.kv_heads * rows < 2048) {  // cheaper than waking another thread
+            for (size_t i = 0; i < in_.kv_heads * parts; i++) task(i);
+        } else {
+            parallel(in_.kv_heads * parts, task);
+        }
+        if (parts == 1) return;
+        for (size_t head = 0; head < in_.kv_heads; head++)
+            for (size_t r = 0; r < rows; r++)
+                merge_parts(partials + head * parts, out + head * parts * rows * hd, rows * hd, parts, r, hd,
+                            out_row(head, r));
+    }
+
+    void prefill(const float* q, const Parallel& parallel) const {
+        typedef FastWords E;
+        static thread_local Scratch scratch;
+        constexpr size_t kPiece = 4 * kQueryBlock, kPackKeys = 128, kMostWords = 4 << 20;
+        const size_t hd = in_.hd, rows = in_.s * in_.group();
+        const size_t key_part = key_words<E>(in_.total, hd), each = key_part + value_words<E>(in_.total, hd);
+        size_t at_once = kMostWords / each > 0 ? kMostWords / each : 1;
+        if (at_once > in_.kv_heads) at_once = in_.kv_heads;
+        uint32_t* memory = scratch.get<uint32_t>(at_once * each);
+        const auto memory_of = [&](size_t slot) { return HeadMemory{memory + slot * each, memory + slot * each + key_part}; };
+        const size_t packs = div_up(in_.total, kPackKeys), pieces = div_up(rows, kPiece);
+        for (size_t head = 0; head < in_.kv_heads; head += at_once) {
+            const size_t heads = in_.kv_heads - head < at_once ? in_.kv_heads - head : at_once;
+            parallel(heads * packs, [&](size_t task) {
+                const size_t begin = task % packs * kPackKeys;
+                pack<E>(head + task / packs, begin, memory_of(task / packs));
+            });
+            parallel(heads * pieces, [&](size_t task) {
+                // Late pieces see more keys: they go first, so that the last task left is a short one.
+                const size_t slot = task % heads, piece = pieces - 1 - task / heads;
+                const size_t begin = piece * kPiece, end = begin + kPiece < rows ? begin + kPiece : rows;
+                attend_rows<E>(head + slot, begin, end, q + (head + slot) * rows * hd, memory_of(slot));
+            });
+        }
+    }
+
+    // Keys [begin, begin + 128) of a head, and the zeros a block of keys may read beyond the last.
+    template <class E>
+    void pack(size_t head, size_t begin, const HeadMemory& out) const {
+        const size_t hd = in_.hd, total = in_.total;
+        const size_t limit = div_up(total, 2 * W) * 2 * W, end = begin + 128 < limit ? begin + 128 : limit;
+        alignas(64) float rows[W * kLargestHead];
+        for (size_t i = begin; i < end; i += W) {
+            const size_t count = i >= total ? 0 : total - i < (size_t)W ? total - i : W;
+            for (size_t j = 0; j < count; j++) read_row(keys_, head, i + j, rows + j * hd);
+            pack_keys<E>(rows, hd, count, i, out.keys);
+            for (size_t j = 0; j < count; j++) read_row(values_, head, i + j, rows + j * hd);
+            std::memset(rows + count * hd, 0, (W - count) * hd * 4);
+            for (size_t j = 0; j < (size_t)W; j += E::kPer)
+                pack_values<E>(rows + j * hd, rows + (j + E::kPer - 1) * hd, hd, i + j, out.values);
+        }
+    }
+
+    template <class E>
+    void attend_rows(size_t head, size_t begin, size_t end, const float* q, const HeadMemory& memory) const {
+        const size_t hd = in_.hd, padded = padded_head(hd), words = hd / E::kPer;
+        alignas(64) uint32_t queries[kQueryBlock * kLargestHead];
+        alignas(64) float out[kQueryBlock * kLargestHead];
+        size_t limits[kQueryBlock];
+        const size_t span = end - begin, blocks = div_up(span, kQueryBlock);
+        for (size_t b = 0; b < blocks; b++) {
+            const size_t first = begin + b * span / blocks, last = begin + (b + 1) * span / blocks;
+            for (size_t i = first; i < last; i++) {
+                to_words<E>(q + i * hd, hd, queries + (i - first) * words);
+                limits[i - first] = in_.limit(i);
+            }
+            attend<E>({queries, last - first, hd, in_.limit(last - 1), limits, out}, memory);
+            for (size_t i = first; i < last; i++) std::memcpy(out_row(head, i), out + (i - first) * padded, hd * 4);
+        }
+    }
+
+    const DecoderInput& in_;
+    const C& keys_;
+    const C& values_;
+    float* y_;
+};
+
+template <class C>
+class DecoderAttention {
+public:
+    static constexpr const char* kName = C::kScaled ? "DecoderAttentionI8" : "DecoderAttentionF16";
+    static const std::vector<ort::Argument>& inputs() {
+        using namespace ort;
+        constexpr Element cache = C::kScaled ? kInt8 : kHalf;
+        static const std::vector<Argument> list{
+            {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {kInt32, kRequired}, {cache, kRequired},
+            {cache, kRequired},  {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}};
+        return list;
+    }
+    static const std::vector<ort::Argument>& outputs() {
+        static const std::vector<ort::Argument> list{{ort::kFloat, ort::kRequired}};
+        return list;
+    }
+
+    explicit DecoderAttention(const ort::Attributes& attributes)
+        : heads_((size_t)attributes.integer("heads", 0)),
+          kv_heads_((size_t)attributes.integer("kv_heads", 0)),
+          scale_(attributes.real("scale", 0.0f)),
+          epsilon_(attributes.real("epsilon", 1e-6f)) {
+        require(heads_ > 0 && kv_heads_ > 0 && heads_ % kv_heads_ == 0,
+                "attributes heads and kv_heads are missing or do not divide");
+        require(heads_ / kv_heads_ <= kDecodeRows, "more than 32 query heads share a kv head");
+    }
+
+    void run(const ort::Call& call, const Parallel& parallel) const {
+        const ort::Tensor qkv = call.input(0), cos = call.input(1), sin = call.input(2), length = call.input(3),
+                          key = call.input(4), value = call.input(5), q_norm = call.input(6), k_norm = call.input(7),
+                          key_scale = call.input(8), value_scale = call.input(9);
+        require(key.shape.size() == 4 && key.dim(0) == 1 && key.dim(1) == kv_heads_ && value.shape == key.shape,
+                "the caches must be [1, kv_heads, cap, hd]");
+        const size_t capacity = key.dim(2), hd = key.dim(3), width = (heads_ + 2 * kv_heads_) * hd;
+        require(hd % 2 == 0 && hd > 0 && hd <= (size_t)kLargestHead, "hd must be even and at most 256");
+        require(qkv.last() == width, "qkv must be [.., (heads + 2 * kv_heads) * hd]");
+        require(length.count() == 1, "seqlens_k must be [1]");
+        DecoderInput in;
+        in.s = qkv.count() / width;
+        in.total = (size_t)length.as<int32_t>()[0] + 1;
+        require(in.total >= in.s && in.total <= capacity, "seqlens_k + 1 must be between s and the cache's capacity");
+        require(cos.count() == in.s * hd / 2 && sin.count() == cos.count(), "rope_cos/rope_sin must be [s, hd/2]");
+        require((!q_norm || q_norm.count() == hd) && (!k_norm || k_norm.count() == hd), "norms must have hd entries");
+        if (C::kScaled)
+            require(key_scale && value_scale && key_scale.count() == kv_heads_ * capacity &&
+                        value_scale.count() == key_scale.count(),
+                    "key_scale and value_scale must be [1, kv_heads, cap]");
+        in.qkv = qkv.as<float>();
+        in.cos = cos.as<float>();
+        in.sin = sin.as<float>();
+        in.q_norm = q_norm.as<float>();
+        in.k_norm = k_norm.as<float>();
+        in.heads = heads_;
+        in.kv_heads = kv_heads_;
+        in.hd = hd;
+        in.scale = scale_ > 0 ? scale_ : 1.0f / std::sqrt((float)hd);
+        in.epsilon = epsilon_;
+        std::vector<int64_t> shape = qkv.shape;
+        shape.back() = (int64_t)(heads_ * hd);
+        const ort::Tensor y = call.output(0, shape);
+        if (in.s == 0) return;
+        const C keys{static_cast<decltype(C::data)>(key.data), key_scale.mutable_as<float>(), capacity, hd};
+        const C values{static_cast<decltype(C::data)>(value.data), value_scale.mutable_as<float>(), capacity, hd};
+        DecoderKernel<C>(in, keys, values, y.mutable_as<float>()).run(parallel);
+    }
+
+private:
+    size_t heads_, kv_heads_;
+    float scale_, epsilon_;
+};
+
+}  // namespace gog
