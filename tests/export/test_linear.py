@@ -134,7 +134,7 @@ def test_wrong_shapes_are_named() -> None:
     source = Tensors(a=np.zeros((4, 6), np.float32))
     with pytest.raises(CheckpointError, match=r"a has shape \[4, 6\], config.json says \[4, 8\]"):
         Stacked(source, ("a",), 4, 8)
-    with pytest.raises(CheckpointError, match="a have 4 rows, config.json says 5"):
+    with pytest.raises(CheckpointError, match="a have 4 rows"):
         Stacked(source, ("a",), 5, 6)
     with pytest.raises(CheckpointError, match="no tensor b"):
         Stacked(source, ("a", "b"), 8, 6)

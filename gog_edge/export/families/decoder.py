@@ -39,7 +39,7 @@ def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     """SwiGLU; gate and up run as one matrix."""
     hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
     weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
-    x = t.swiglu(t.linear(x, t.matrix(weights, 2 * inner, hidden), (), role="mlp"), inner)
+    x = t.gated_linear(x, t.matrix(weights, 2 * inner, hidden), (), role="mlp")
     return t.linear(x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (), role="down_proj")
 
 

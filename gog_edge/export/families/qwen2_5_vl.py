@@ -6,7 +6,6 @@ merge-block order everywhere: only window attention gathers them into windows an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from gog_edge.export.families.base import (
@@ -22,7 +21,7 @@ from gog_edge.export.families.base import (
     vision_heads,
 )
 from gog_edge.export.families.section import Section
-from gog_edge.export.graph.target import Target
+from gog_edge.export.graph.target import Target, Windows
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
 
@@ -108,40 +107,25 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
     )
 
 
-@dataclass(frozen=True)
-class WindowInputs:
-    """Graph inputs of window attention; see gog_edge.runtime.layout.Windows."""
-
-    gather: Value
-    mask: Value
-    scatter: Value
-
-
 def attention(
-    t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, windows: WindowInputs | None, name: str
+    t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, windows: Windows | None, name: str
 ) -> Value:
     """Attention over all rows, or, given windows, inside each window only."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
     qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
-    q, k, v = t.split(qkv, (hidden, hidden, hidden))
-    q, k = t.rotary(q, cos, sin, heads), t.rotary(k, cos, sin, heads)
-    if windows is None:
-        out = t.attention(q, k, v, heads)
-    else:
-        out = t.window_attention(q, k, v, heads, windows.gather, windows.mask, windows.scatter)
+    out = t.vision_attention(qkv, cos, sin, heads, windows)
     return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
 
 
 def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     """SwiGLU with biases; gate and up run as one matrix."""
     hidden, inner = dims.spec.hidden, dims.intermediate
-    gate_up = t.linear(
+    x = t.gated_linear(
         x,
         t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), 2 * inner, hidden),
         (f"{name}.gate_proj.bias", f"{name}.up_proj.bias"),
         role="vision",
     )
-    x = t.swiglu(gate_up, inner)
     return t.linear(
         x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (f"{name}.down_proj.bias",), role="vision"
     )
@@ -162,7 +146,7 @@ def build_vision(t: Target, dims: VisionDims) -> None:
     patches = t.input("patches", "float32", ("n", dims.patch_values))
     cos = t.input("rope_cos", "float32", ("n", spec.head_dim // 2))
     sin = t.input("rope_sin", "float32", ("n", spec.head_dim // 2))
-    windows = WindowInputs(
+    windows = Windows(
         t.input("window_gather", "int64", ("W", "L")),
         t.input("window_mask", "int32", ("W", "L")),
         t.input("window_scatter", "int64", ("n",)),

@@ -133,9 +133,7 @@ def attention(t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, nam
     """Full attention over all n rows of one image."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
     qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
-    q, k, v = t.split(qkv, (hidden, hidden, hidden))
-    q, k = t.rotary(q, cos, sin, heads), t.rotary(k, cos, sin, heads)
-    out = t.attention(q, k, v, heads)
+    out = t.vision_attention(qkv, cos, sin, heads, None)
     return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
 
 

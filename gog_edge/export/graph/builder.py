@@ -67,6 +67,13 @@ class GraphBuilder:
         self._outputs.append(TensorSpec(name, dtype, shape))
         return Value(name, dtype)
 
+    def width(self, value: Value) -> int:
+        """Fixed size of a graph input's last axis."""
+        size = next(spec.shape[-1] for spec in self._inputs if spec.name == value.name)
+        if not isinstance(size, int):
+            raise ValueError(f"graph {self.name}: the last axis of {value.name} has no fixed size")
+        return size
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefix of the names of nodes and values made inside: `layer.3/…`."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gog_edge.errors import CheckpointError
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.standard import StandardTarget, declare_past, declare_present
-from gog_edge.export.graph.target import Cache
+from gog_edge.export.graph.target import Cache, Windows
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, DType
 
@@ -57,33 +58,35 @@ class OrtTarget(StandardTarget):
         normed, _, _, total = self.g.ops("SkipLayerNormalization", *inputs, dtypes=(None,) * 4, domain=MS, epsilon=eps)
         return normed, total
 
-    def swiglu(self, gate_up: Value, inner: int) -> Value:
-        gate, up = self.split(gate_up, (inner, inner))
-        return self.g.op("Mul", self.g.op("QuickGelu", gate, domain=MS, alpha=1.0), up)  # alpha 1 is SiLU
+    def _silu(self, x: Value) -> Value:
+        return self.g.op("QuickGelu", x, domain=MS, alpha=1.0)  # x * sigmoid(alpha * x)
 
     # -- attention ------------------------------------------------------------------------------------------------
 
-    def rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
-        y = self._rotary(self.g.op("Unsqueeze", x, self._ints(0)), cos, sin, heads)
+    def _rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
+        y = self._rotary_batch(self.g.op("Unsqueeze", x, self._ints(0)), cos, sin, heads)
         return self.g.op("Squeeze", y, self._ints(0))
 
-    def _rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
+    def _rotary_batch(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
         """[1, n, heads*hd] turned by the table rows 0 … n-1 (the position 0 says where the rows begin)."""
         return self.g.op("RotaryEmbedding", x, self._ints(0), cos, sin, domain=MS, num_heads=heads)
 
-    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
+    def _attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
         q, k, v = (self.g.op("Unsqueeze", part, self._ints(0)) for part in (q, k, v))
         y = self.g.op("MultiHeadAttention", q, k, v, domain=MS, num_heads=heads)
         return self.g.op("Squeeze", y, self._ints(0))
 
-    def window_attention(
-        self, q: Value, k: Value, v: Value, heads: int, gather: Value, mask: Value, scatter: Value
-    ) -> Value:
-        q, k, v = (self.g.op("Gather", part, gather, axis=0) for part in (q, k, v))
-        y = self.g.op("MultiHeadAttention", q, k, v, None, mask, domain=MS, num_heads=heads)
-        return self._ungather(y, scatter)
+    def _window_attention(self, q: Value, k: Value, v: Value, heads: int, windows: Windows) -> Value:
+        q, k, v = (self.g.op("Gather", part, windows.gather, axis=0) for part in (q, k, v))
+        y = self.g.op("MultiHeadAttention", q, k, v, None, windows.mask, domain=MS, num_heads=heads)
+        return self._ungather(y, windows.scatter)
 
     def cache(self, spec: DecoderSpec) -> Cache:
+        if spec.head_dim % 8:
+            raise CheckpointError(
+                f"config.json: head_dim = {spec.head_dim} is not a multiple of 8, which ONNX Runtime's "
+                "GroupQueryAttention needs; use flavour standard"
+            )
         seqlens = self.g.input("seqlens_k", "int32", (1,))
         total = self.g.input("total_sequence_length", "int32", ())
         return OrtCache(self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), seqlens, total)
@@ -101,11 +104,11 @@ class OrtTarget(StandardTarget):
         assert isinstance(cache, OrtCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = self.split(self.reshape(qkv, (1, -1, wide + 2 * narrow)), (wide, narrow, narrow))
+        q, k, v = self._split(self.reshape(qkv, (1, -1, wide + 2 * narrow)), (wide, narrow, narrow))
         if norms is not None:
             q = self.reshape(self.rms_norm(self.reshape(q, (-1, spec.head_dim)), norms[0], eps), (1, -1, wide))
             k = self.reshape(self.rms_norm(self.reshape(k, (-1, spec.head_dim)), norms[1], eps), (1, -1, narrow))
-        q, k = self._rotary(q, cos, sin, spec.heads), self._rotary(k, cos, sin, spec.kv_heads)
+        q, k = self._rotary_batch(q, cos, sin, spec.heads), self._rotary_batch(k, cos, sin, spec.kv_heads)
         q, k, v = (g.cast(part, self.kv_dtype) for part in (q, k, v))
         past_key, past_value = cache.past[layer]
         y = Value(f"layer.{layer}/attention", self.kv_dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.linear import LinearStore
 from gog_edge.export.graph.matrix import FoldedPatches, Matrix, Stacked, TensorSource, check_shape
-from gog_edge.export.graph.target import Cache, Role
+from gog_edge.export.graph.target import Cache, Role, Windows
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
@@ -118,9 +118,6 @@ class StandardTarget:
     def reshape(self, x: Value, shape: tuple[int, ...]) -> Value:
         return self.g.op("Reshape", x, self._ints(*shape))
 
-    def split(self, x: Value, widths: tuple[int, ...]) -> list[Value]:
-        return self.g.ops("Split", x, self._ints(*widths), dtypes=(None,) * len(widths), axis=-1)
-
     def stack(self, parts: list[Value]) -> Value:
         raised = [self.g.op("Unsqueeze", part, self._ints(0)) for part in parts]
         return self.g.op("Concat", *raised, axis=0)
@@ -156,32 +153,42 @@ class StandardTarget:
     def gelu(self, x: Value, *, tanh: bool) -> Value:
         return self.g.op("Gelu", x, approximate="tanh" if tanh else "none")
 
-    def swiglu(self, gate_up: Value, inner: int) -> Value:
-        gate, up = self.split(gate_up, (inner, inner))
-        return self.g.op("Mul", self.g.op("Mul", gate, self.g.op("Sigmoid", gate)), up)
+    def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
+        gate, up = self._split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
+        return self.g.op("Mul", self._silu(gate), up)
+
+    def _silu(self, x: Value) -> Value:
+        return self.g.op("Mul", x, self.g.op("Sigmoid", x))
 
     # -- attention ------------------------------------------------------------------------------------------------
 
-    def rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
+    def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
+        width = 2 * heads * self.g.width(cos)  # a head is twice as wide as its rotary table
+        q, k, v = self._split(qkv, (width, width, width))
+        q, k = self._rotary(q, cos, sin, heads), self._rotary(k, cos, sin, heads)
+        if windows is None:
+            return self._attention(q, k, v, heads)
+        return self._window_attention(q, k, v, heads, windows)
+
+    def _rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
         batch = (self.g.op("Unsqueeze", table, self._ints(0)) for table in (cos, sin))
         y = self.g.op("RotaryEmbedding", self.g.op("Unsqueeze", x, self._ints(0)), *batch, num_heads=heads)
         return self.g.op("Squeeze", y, self._ints(0))
 
-    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
+    def _attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
         q, k, v = (self.g.op("Unsqueeze", self.g.cast(part, self.compute), self._ints(0)) for part in (q, k, v))
         y = self.g.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
         return self.g.op("Squeeze", self.g.cast(y, "float32"), self._ints(0))
 
-    def window_attention(
-        self, q: Value, k: Value, v: Value, heads: int, gather: Value, mask: Value, scatter: Value
-    ) -> Value:
+    def _window_attention(self, q: Value, k: Value, v: Value, heads: int, windows: Windows) -> Value:
+        gather = windows.gather
         q, k, v = (self.g.op("Gather", self.g.cast(part, self.compute), gather, axis=0) for part in (q, k, v))
-        allowed = self.g.op("Unsqueeze", self.g.cast(mask, "bool"), self._ints(1, 2))  # [W, 1, 1, L]
+        allowed = self.g.op("Unsqueeze", self.g.cast(windows.mask, "bool"), self._ints(1, 2))  # [W, 1, 1, L]
         zero, low = (self.g.constant(np.array(value, self.compute)) for value in (0, np.finfo(self.compute).min))
         bias = self.g.op("Where", allowed, zero, low, dtype=self.compute)
         wide = self.g.op("Expand", bias, self._window_shape(gather))
         y = self.g.op("Attention", q, k, v, wide, q_num_heads=heads, kv_num_heads=heads)
-        return self._ungather(self.g.cast(y, "float32"), scatter)
+        return self._ungather(self.g.cast(y, "float32"), windows.scatter)
 
     def _window_shape(self, gather: Value) -> Value:
         """[W, 1, L, L] of a gather [W, L]."""
@@ -219,7 +226,7 @@ class StandardTarget:
         assert isinstance(cache, StandardCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = self.split(qkv, (wide, narrow, narrow))
+        q, k, v = self._split(qkv, (wide, narrow, narrow))
         q, k, v = (
             self.reshape(part, (1, -1, heads, spec.head_dim))  # [1, s, heads, hd]
             for part, heads in ((q, spec.heads), (k, spec.kv_heads), (v, spec.kv_heads))
@@ -242,6 +249,9 @@ class StandardTarget:
         return self.reshape(y, (-1, wide))
 
     # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _split(self, x: Value, widths: tuple[int, ...]) -> list[Value]:
+        return self.g.ops("Split", x, self._ints(*widths), dtypes=(None,) * len(widths), axis=-1)
 
     def _ints(self, *values: int) -> Value:
         return self.g.constant(np.array(values, np.int64))

@@ -1,13 +1,14 @@
 """What a family may ask of a target. A target decides with which operators, layouts and types it is done.
 
 Rows are patches or tokens and matrices are 2-D [rows, features] everywhere outside of a target; `t.linear(x, matrix)`
-computes x @ matrix.T (+ bias). Implementations: `standard.StandardTarget` (opset only) and
-`ort.OrtTarget` (ONNX Runtime's fused operators), which replaces what it knows better.
+computes x @ matrix.T (+ bias). Implementations, each replacing what it knows better: `standard.StandardTarget` (opset
+only), `ort.OrtTarget` (ONNX Runtime's fused operators), `native.NativeTarget` (this package's own operators).
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from gog_edge.export.graph.matrix import Matrix
@@ -16,6 +17,15 @@ from gog_edge.manifest import DecoderSpec, Dim, DType
 
 # Tensor classes of a recipe; "patch_embed" is always float.
 Role = Literal["patch_embed", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Graph inputs of window attention; see gog_edge.runtime.layout.Windows."""
+
+    gather: Value
+    mask: Value
+    scatter: Value
 
 
 class Cache(Protocol):
@@ -48,8 +58,6 @@ class Target(Protocol):
 
     def reshape(self, x: Value, shape: tuple[int, ...]) -> Value: ...
 
-    def split(self, x: Value, widths: tuple[int, ...]) -> list[Value]: ...
-
     def stack(self, parts: list[Value]) -> Value: ...
 
     def pick(self, x: Value, index: int) -> Value: ...
@@ -71,16 +79,14 @@ class Target(Protocol):
 
     def gelu(self, x: Value, *, tanh: bool) -> Value: ...
 
-    def swiglu(self, gate_up: Value, inner: int) -> Value: ...
+    def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
+        """silu(gate) * up, where `weight` is [gate; up] stacked."""
+        ...
 
     # -- attention
-    def rotary(self, x: Value, cos: Value, sin: Value, heads: int) -> Value: ...
-
-    def attention(self, q: Value, k: Value, v: Value, heads: int) -> Value: ...
-
-    def window_attention(
-        self, q: Value, k: Value, v: Value, heads: int, gather: Value, mask: Value, scatter: Value
-    ) -> Value: ...
+    def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
+        """qkv [n, 3*hidden] -> [n, hidden]; rotary included; inside each window only where windows are given."""
+        ...
 
     def cache(self, spec: DecoderSpec) -> Cache: ...
 
