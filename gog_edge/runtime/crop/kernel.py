@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gog_edge.errors import ImageError, UsageError
 from gog_edge.manifest import Preprocessing
 from gog_edge.runtime.crop import native, reference
-from gog_edge.runtime.crop.geometry import Grid, pixel_box
+from gog_edge.runtime.crop.geometry import Grid, PixelBox, pixel_box
 from gog_edge.runtime.crop.normal import normal_of
 from gog_edge.runtime.frame import Frame
 from gog_edge.types import Region
@@ -78,10 +78,7 @@ def crop_patches(
         UsageError: `out` has another shape, type or layout.
     """
     patch, merge = preprocessing.patch_size, preprocessing.merge_size
-    if grid.rows < 1 or grid.columns < 1 or grid.rows % merge or grid.columns % merge:
-        raise ImageError(f"a grid of {grid.rows}x{grid.columns} patches is not a positive multiple of {merge}")
-    _check_side(*grid.pixels(patch))
-    box = pixel_box(region, frame.width, frame.height)
+    box = checked_box(frame, region, grid, preprocessing)
     out = _buffer(out, (grid.patches, preprocessing.patch_values))
     normal = normal_of(preprocessing)
     kernel = _native_kernel()
@@ -105,7 +102,7 @@ def crop_image(
     """
     box = pixel_box(region, frame.width, frame.height)
     height, width = (box.height, box.width) if size is None else size
-    _check_side(height, width)
+    check_side(height, width)
     if (height, width) == (box.height, box.width):
         return frame.pixels[box.y0 : box.y1, box.x0 : box.x1].copy()
     kernel = _native_kernel()
@@ -114,7 +111,17 @@ def crop_image(
     return reference.resize_box(frame.pixels, box, width, height)
 
 
-def _check_side(height: int, width: int) -> None:
+def checked_box(frame: Frame, region: Region | None, grid: Grid, preprocessing: Preprocessing) -> PixelBox:
+    """The pixels to cut, after the checks that every kernel build relies on; raises as `crop_patches`."""
+    merge = preprocessing.merge_size
+    if grid.rows < 1 or grid.columns < 1 or grid.rows % merge or grid.columns % merge:
+        raise ImageError(f"a grid of {grid.rows}x{grid.columns} patches is not a positive multiple of {merge}")
+    check_side(*grid.pixels(preprocessing.patch_size))
+    return pixel_box(region, frame.width, frame.height)
+
+
+def check_side(height: int, width: int) -> None:
+    """Raises ImageError for a resized crop that is empty or absurdly large."""
     if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
         raise ImageError(f"a crop of {width}x{height} pixels can't be made: both sides must be 1 to {_MAX_SIDE}")
 
