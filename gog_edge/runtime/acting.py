@@ -87,7 +87,10 @@ class Actor:
         session = self.session
         try:
             plan = session.model.vision.plan(session.frame(action.image), action.region, self._crop_limits())
-            session.model.vision.encode(plan, self.budget, session.trace)
+            session.encoded_early.add(plan.key)
+            _, cached = session.model.vision.encode(plan, self.budget, session.trace)
+            if cached:
+                session.encoded_early.discard(plan.key)
         except (CancelledError, DeadlineReached, GogEdgeError) as e:
             log.debug("early encoding ended: %s", e)  # the call itself will meet and report what is wrong
 

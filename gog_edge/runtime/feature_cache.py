@@ -87,6 +87,12 @@ class FeatureCache:
             # the thread that computed it was cancelled: this one takes over
         return self._compute(key, mine, compute)
 
+    def put(self, key: FeatureKey, features: Features) -> None:
+        """Keep features that came from elsewhere (a saved session)."""
+        with self._lock:
+            if key not in self._kept:
+                self._keep(key, features)
+
     def peek(self, key: FeatureKey) -> bool:
         """Whether the features are in memory now."""
         with self._lock:

@@ -18,6 +18,7 @@ from gog_edge.errors import ContextOverflowError, SessionError
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.engines.base import F32, Features, KvCache
+from gog_edge.runtime.feature_cache import FeatureKey
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
@@ -79,6 +80,7 @@ class Session:
         self._draft: tuple[int, ...] = ()
         self._share = 0  # length of the prefix whose KV is to be kept once it is computed
         self._usage = Usage()
+        self.encoded_early: set[FeatureKey] = set()  # crops that are encoded before they are appended
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -383,6 +385,9 @@ class Session:
                 self.frame(span.image)  # raises, and says what is missing
                 raise SessionError(f"image {span.image} can't be encoded")
             image.features, cached = self.model.vision.encode(image.plan, budget, self.trace)
+            if image.plan.key in self.encoded_early:  # in the cache, but only because this question put it there
+                self.encoded_early.discard(image.plan.key)
+                cached = False
             self._usage += Usage(cached_images=1) if cached else Usage(encoded_images=1)
         return image.features
 

@@ -185,6 +185,8 @@ def _image(
         features = Features(
             np.array(arrays[name], np.float32), None if deepstack is None else np.array(deepstack, np.float32)
         )
+        if plan is not None:
+            model.vision.cache.put(plan.key, features)
     return SessionImage(saved.geometry, saved.rows, saved.columns, saved.digest, plan, features)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,22 @@ def make_bundle(folder: Path, name: str = "tiny-qwen3-vl", flavour: str = "ort",
     checkpoint = make_checkpoint(name, folder / "checkpoint", dtype="float32", overrides=overrides or None)
     options = ExportOptions(precision="fp32", flavour=flavour)  # type: ignore[arg-type]
     return export_bundle(checkpoint, folder / "bundle", options)
+
+
+def wall_time(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of wall time is run again if it fails (four times in all): another process may have had the cores."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        for left in reversed(range(4)):
+            try:
+                test(*args, **kwargs)
+                return
+            except AssertionError:
+                if not left:
+                    raise
+
+    return run
 
 
 class FakeCache:
@@ -174,6 +191,7 @@ class FakeProvider(BaseProvider):
         self._hits, self._wait_s, self._error, self._page = list(hits), wait_s, error, page
         self.use_label = use_label
         self.asked: list[tuple[str, Any]] = []
+        self.spans: list[tuple[float, float]] = []
         self.closed = 0
 
     def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
@@ -193,7 +211,9 @@ class FakeProvider(BaseProvider):
 
     def _reply(self, kind: str, what: Any) -> list[Hit]:
         self.asked.append((kind, what))
+        start = time.monotonic()
         time.sleep(self._wait_s)
+        self.spans.append((start, time.monotonic()))
         if self._error is not None:
             raise self._error
         return list(self._hits)

@@ -6,6 +6,8 @@ import pytest
 
 from gog_edge.errors import EngineError, ImageError, SearchError, UsageError
 from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.options import NO_PREFETCH, Prefetch
+from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import (
     ActionEvent,
@@ -70,9 +72,10 @@ def test_events_spell_the_transcript(make_agent: MakeAgent, frame: Frame) -> Non
 
 def test_several_calls_of_a_turn_run_side_by_side(make_agent: MakeAgent, frame: Frame) -> None:
     provider = FakeProvider([HERON], wait_s=0.3)
-    answer = make_agent([GAZE + "\n" + TEXT, ANSWER], [provider]).ask(frame, "q")
+    answer = make_agent([GAZE + "\n" + TEXT, ANSWER], [provider], prefetch=NO_PREFETCH).ask(frame, "q")
     assert [o.action.kind for o in answer.steps[0].observations] == [ActionKind.GAZE, ActionKind.TEXT_SEARCH]
-    assert answer.steps[0].seconds < 0.55  # one after the other would take 0.6
+    (first, second) = sorted(provider.spans[-2:])
+    assert second[0] < first[1]
 
 
 def test_malformed_call_gets_the_dialects_reply_and_the_loop_goes_on(make_agent: MakeAgent, frame: Frame) -> None:
@@ -113,10 +116,11 @@ def test_the_next_provider_is_asked_when_one_fails(make_agent: MakeAgent, frame:
 
 
 def test_a_provider_that_hangs_is_left_behind(make_agent: MakeAgent, frame: Frame) -> None:
-    answer = make_agent([TEXT, ANSWER], [FakeProvider(wait_s=3)], search_timeout=0.2).ask(frame, "q")
+    provider = FakeProvider(wait_s=30, kinds=["text"])
+    answer = make_agent([TEXT, ANSWER], [provider], search_timeout=0.2).ask(frame, "q")
     assert "longer than" in answer.steps[0].observations[0].error
     assert answer.text == "fish"
-    assert answer.seconds < 2
+    assert answer.seconds < 20
 
 
 def test_hostile_results_stay_text(make_agent: MakeAgent, frame: Frame) -> None:
@@ -184,9 +188,6 @@ def test_early_knowledge_reaches_the_first_prompt(make_agent: MakeAgent, frame: 
 def test_nothing_started_early_changes_the_answer(
     make_agent: MakeAgent, frame: Frame, prefetch: bool, speculation: int
 ) -> None:
-    from gog_edge.runtime.options import NO_PREFETCH, Prefetch
-    from gog_edge.runtime.speculation import Speculation
-
     script = [GLANCE, GAZE, TEXT, GAZE, ANSWER]
     agent = make_agent(
         script,
