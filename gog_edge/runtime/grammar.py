@@ -6,6 +6,7 @@ gets its own `TokenConstraint`, which masks logits, follows the tokens, and tell
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,11 +46,12 @@ class TokenGrammar:
             raise GrammarError("a grammar needs the ids of the tokens that end a turn; none were given")
         self.added_tokens = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         self.end_tokens = frozenset(int(token) for token in end_tokens)
-        self.vocab_size = max(vocab_size, tokenizer.get_vocab_size(with_added_tokens=True))
+        ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = max(vocab_size, max(ids) + 1)
         self._llguidance = llguidance
         try:
             self._tokenizer = llguidance.LLTokenizer(
-                tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=sorted(self.end_tokens)
+                _dense(tokenizer.to_str(), ids), n_vocab=self.vocab_size, eos_token=sorted(self.end_tokens)
             )
         except (ValueError, RuntimeError) as error:
             raise GrammarError(f"llguidance can't use this tokenizer: {error}") from error
@@ -64,6 +66,18 @@ class TokenGrammar:
         if matcher.is_error():
             raise GrammarError(f"the grammar can't be compiled: {matcher.get_error().strip()}")
         return TokenConstraint(matcher, self.vocab_size, self.end_tokens)
+
+
+def _dense(source: str, ids: set[int]) -> str:
+    """The tokenizer with its unused ids named, as special tokens: llguidance takes vocabularies without gaps only."""
+    missing = sorted(set(range(max(ids))) - ids)
+    if not missing:
+        return source
+    data = json.loads(source)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    unused = [{"id": i, "content": f"<|unused_id_{i}|>", **flags} for i in missing]
+    data["added_tokens"] = sorted([*data["added_tokens"], *unused], key=lambda token: int(token["id"]))
+    return json.dumps(data, ensure_ascii=False)
 
 
 class TokenConstraint:

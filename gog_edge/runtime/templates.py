@@ -170,7 +170,7 @@ class ChatTemplate:
                 if size > MAX_PROMPT_CHARS:
                     raise DialectError(f"chat template wrote more than {MAX_PROMPT_CHARS} characters")
                 pieces.append(piece)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             if isinstance(error, DialectError):
                 raise
             raise DialectError(f"chat template failed: {error}") from error

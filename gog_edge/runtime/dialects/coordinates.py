@@ -63,13 +63,15 @@ class CoordinateFrame:
             raise RegionError(f"the box {_show(numbers)} is empty")
         width, height = self.extent(image, self._frame_of(x1, y1, image))
         view = image.view
-        sx, sy = view.width / width, view.height / height
         slack = self.spec.slack
         if not self.spec.clamp and (
             x0 < -slack * width or y0 < -slack * height or x1 > width * (1 + slack) or y1 > height * (1 + slack)
         ):
             raise RegionError(f"the box {_show(numbers)} leaves the image")
-        local = Region(x0 * sx, y0 * sy, x1 * sx, y1 * sy)
+        # Multiplied before divided: 480 of 960 shown pixels is exactly half of 1000.
+        local = Region(
+            x0 * view.width / width, y0 * view.height / height, x1 * view.width / width, y1 * view.height / height
+        )
         px, py = self._padding(view.width), self._padding(view.height)
         grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
         kept = self._sized(_clamped(grown, view, numbers), view, numbers)

@@ -115,7 +115,7 @@ class Dialect:
                     "height": geometry.height if geometry else 0,
                 }
             )
-        tools_block = Control("\n".join(json.dumps(tool, ensure_ascii=False) for tool in self.tools))
+        tools_block = Control(prompt.tools_between.join(tool.json for tool in self.spec.tools))
         values: dict[str, Value] = {
             "question": Text(question.strip()),
             "images": shown,
@@ -159,8 +159,8 @@ class Dialect:
                 the answer itself.
             user_images: how many of the first registry images the user gave.
         """
-        raw = self.spec.forced.prefill + text if forced else text
-        return TurnReader(self.spec, self.frame, images, user_images).read(raw, forced=forced)
+        reader = TurnReader(self.spec, self.frame, images, user_images)
+        return reader.read_forced(text) if forced else reader.read(text)
 
     def invalid(self, reply: str, error: str = "", *, tool: str = "", call: str = "") -> Action:
         """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""

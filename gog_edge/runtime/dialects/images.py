@@ -42,7 +42,10 @@ def resolve_image(
         number = spec.aliases[value.strip()]
     if number is not None and 0 <= number < len(allowed):
         return allowed[number]
-    if number is not None and number >= len(allowed) and (out_of_range or spec.out_of_range) == "last":
+    rule = out_of_range or spec.out_of_range
+    if rule == "default":
+        return allowed[0] if spec.default == "first" else allowed[-1]
+    if number is not None and number >= len(allowed) and rule == "last":
         return allowed[-1]
     shown = ", ".join(reference(spec, position) for position in range(min(len(allowed), 20)))
     raise ImageReferenceError(f"there is no image {str(value)[:40]!r}; the images are {shown}")

@@ -136,9 +136,10 @@ class _Writer:
 
     def _references(self) -> str:
         images = self.spec.images
-        pattern = _regex(images.reference).replace(_regex("{n}"), "[0-9]{1,2}")
+        number = "(0|[1-9][0-9]?)"
+        pattern = _regex(images.reference).replace(_regex("{n}"), number)
         if "{n}" not in images.reference:
-            pattern = "[0-9]{1,2}"
+            pattern = number
         return "|".join([pattern, *(_regex(alias) for alias in images.aliases)])
 
     # -- actions -----------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class _Writer:
         image = self._image_is_text()
         pairs: list[tuple[str, bool]] = []
         for role, keys in action.args.items():
-            needed = role in action.required or role == "box"
+            needed = role in action.required or role in ("box", "unused")
             if role == "box" and isinstance(keys, tuple):
                 pairs.append((' ", " '.join(f'"\\"{key}\\": " NUM' for key in keys), needed))
                 continue
@@ -201,11 +202,13 @@ class _Writer:
         if role == "box":
             return '"[" box (", " box)* "]"' if action.many else "box"
         if role == "image":
-            return r'"\"" REF "\""' if image_is_text else "REF"
+            named = r'"\"" REF "\""' if image_is_text else "REF"
+            return f'"[" {named} "]"' if action.listed else named
         if role == "limit":
             return "LIMIT"
-        listed = action.many and role in ("query", "url")
-        return '"[" STR (", " STR)* "]"' if listed else "STR"
+        listed = action.listed and role in ("query", "url")
+        several = ' (", " STR)*' if action.many else ""
+        return f'"[" STR{several} "]"' if listed else "STR"
 
     def _image_is_text(self) -> bool:
         images = self.spec.images

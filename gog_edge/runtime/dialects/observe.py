@@ -46,6 +46,8 @@ class Observer:
             body = self._reply(observation.action.text)
         elif observation.error:
             body = spec.failed.render(values)
+        elif self._only_looks(observation) and spec.show_crop and observation.shown is None:
+            body = spec.failed.render({**values, "error": "the region could not be shown"})
         elif not observation.hits and not observation.text and not self._only_looks(observation):
             body = spec.empty.render(values)
         else:

@@ -26,7 +26,7 @@ else:
 
 DEFAULT = "gog"
 MAX_FILE_BYTES = 1_000_000
-_ROLES = frozenset({"box", "label", "query", "image", "limit", "url", "text"})
+_ROLES = frozenset({"box", "label", "query", "image", "limit", "url", "text", "unused"})
 _KINDS = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 
 

@@ -40,13 +40,14 @@ class ChatSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`.
+    """[prompt] the first turn. `tools` in a wording are the `json` of [[tools]] as written. `system_file`/`user_file` (beside the dialect) replace `system`/`user`.
     `image` is written for every user image, `several` is added to the system text when there are two or more."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
     image_between: str = ""
+    tools_between: str = "\n"
     several: str = ""
     system_file: str = ""
     user_file: str = ""
@@ -68,7 +69,9 @@ class ActionSpec:
     `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
     label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
     is a box with words around it, or words alone (answered with `replies.ground`).
-    `required`: roles that must be present. `many`: each item of a list is an action of its own (else the first one).
+    `unused` is a role for keys that the policy writes and nobody reads.
+    `required`: roles that must be present. `listed`: queries, addresses and images are written as lists; `many`: each
+    item of a list is an action of its own (else the first one counts).
     `image_out_of_range`: overrides [images]. `kind` refuse: known, answered with `replies.refused`.
     """
 
@@ -81,8 +84,9 @@ class ActionSpec:
     content: Literal["text", "query", "box", "label", "url", "box_or_label", "none"] = "text"
     args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    listed: bool = False
     many: bool = False
-    image_out_of_range: Literal["", "refuse", "last"] = ""
+    image_out_of_range: Literal["", "refuse", "last", "default"] = ""
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,11 @@ class CoordinateSpec:
     `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
     smart_resize), original (pixels of the target image at native size), family (thousand for qwen3_vl, shown for
     qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows. `layout`: xyxy or
-    xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it is
-    refused. `slack`: how far (share of the frame) a refused box may leave the image. `min_side`: smallest side in
-    pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse. `max_aspect`: 0 is no limit.
-    `pad`: pixels of the target added on every side, `pad_image`: share of the image's sides, `pad_image_pixels`: at
-    most so many pixels of it; all before clamping.
-    `decimals`: digits written by `format_box`.
+    xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it by more
+    than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side, `pad_image`: share
+    of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping. `min_side`: smallest
+    side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.
+    `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits written by `format_box`.
     """
 
     frame: FrameName = "family"
@@ -147,7 +150,8 @@ class ImagesSpec:
 
     `scope`: user (the question's images), all (crops and result pictures too). `default`: the target of a call that
     names none. `reference`: index0, index1, or a pattern with `{n}` such as `img_{n}`; `first`: the number of
-    registry image 0 in it. `aliases`: words for fixed registry images. `out_of_range`: refuse, or the last image.
+    registry image 0 in it. `aliases`: words for fixed registry images. `out_of_range`: refuse, take the last image for
+    a number that is too large, or take the default image for any name that is not known.
     """
 
     scope: Literal["user", "all"] = "all"
@@ -155,7 +159,7 @@ class ImagesSpec:
     reference: str = "index0"
     first: int = 0
     aliases: Mapping[str, int] = field(default_factory=dict)
-    out_of_range: Literal["refuse", "last"] = "refuse"
+    out_of_range: Literal["refuse", "last", "default"] = "refuse"
 
 
 _BODY = (

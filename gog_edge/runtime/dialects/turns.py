@@ -37,8 +37,23 @@ class TurnReader:
     images: Sequence[RegisteredImage]
     user_images: int | None = None
 
-    def read(self, raw: str, *, forced: bool) -> Turn:
-        """One turn; never raises. `forced`: an answer is wanted whatever the text is."""
+    def read_forced(self, text: str) -> Turn:
+        """The reply to a forced answer: an answer whatever the text is; empty when it holds nothing but a call."""
+        tags = [a for a in self.spec.actions if a.kind == "answer" and a.via == "tag"]
+        again = any(tag.open in text for tag in tags)  # the policy began the answer once more
+        raw = text if again else self.spec.forced.prefill + text
+        thought, begin = split_thought(raw, self.spec.parse)
+        body = raw[begin:]
+        found = find_calls(body, self.spec, self._size_of)
+        answers = [f for f in found if f.action is not None and f.action.kind == "answer" and f.problem is None]
+        said = str(answers[-1].values.get("text", "")) if answers else self._untagged(body)
+        calls = [a.open or a.literal for a in self.spec.actions if a.kind != "answer" and (a.open or a.literal)]
+        for opening in [self.spec.parse.call_open, *calls]:
+            said = said.split(opening, 1)[0] if opening else said
+        return Turn(thought, (Action(ActionKind.ANSWER, said.strip()),), raw)
+
+    def read(self, raw: str) -> Turn:
+        """One turn; never raises."""
         spec = self.spec.parse
         seen = raw.split(spec.cut, 1)[0] if spec.cut else raw
         thought, begin = split_thought(seen, spec)
@@ -46,9 +61,6 @@ class TurnReader:
         body = seen[offset:]
         found = find_calls(body, self.spec, self._size_of)
         answers = [f for f in found if f.action is not None and f.action.kind == "answer" and f.problem is None]
-        if forced:
-            said = str(answers[-1].values.get("text", "")) if answers else self._untagged(seen[begin:])
-            return Turn(thought, (Action(ActionKind.ANSWER, said),), raw)
         chosen = self._choose(found, answers, body)
         if not chosen:
             if spec.otherwise == "answer" and not self._unfinished(seen):

@@ -1,12 +1,14 @@
 """The small template language of dialect files: literal wording with `{placeholders}`.
 
-`{name}` is replaced, `{name:.2f}` formats a number, `{{` and `}}` are braces. Literal wording becomes `Control`
+`{name}` is replaced, `{name:.2f}` formats a number, `{name:json}` escapes text
+for a JSON string, `{{` and `}}` are braces. Literal wording becomes `Control`
 (special tokens in it are meant), every value that comes from outside becomes `Text` (special tokens in it are not).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,4 +127,6 @@ def _segments(value: Value, spec: str) -> list[Segment]:
 
 
 def _format(value: str | int | float, spec: str) -> str:
-    return format(value, spec) if spec and not isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)[1:-1] if spec == "json" else value
+    return format(value, spec) if spec else str(value)

@@ -80,7 +80,10 @@ def _arguments(spec: DialectSpec, form: ActionSpec, action: Action, numbers: lis
             out[key] = [numbers] if form.many else numbers
         elif role == "image":
             if "image" in form.required or action.image:
-                out[key] = _image(spec, action.image)
+                named = _image(spec, action.image)
+                out[key] = [named] if form.listed else named
+        elif role == "unused":
+            out[key] = reference(spec.images, action.image)
         elif role == "limit":
             if action.limit:
                 out[key] = action.limit
@@ -88,8 +91,7 @@ def _arguments(spec: DialectSpec, form: ActionSpec, action: Action, numbers: lis
             if action.label or "label" in form.required:
                 out[key] = action.label
         else:
-            listed = form.many and action.kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT)
-            out[key] = [action.text] if listed else action.text
+            out[key] = [action.text] if form.listed else action.text
     return out
 
 

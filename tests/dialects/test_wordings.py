@@ -1,0 +1,191 @@
+"""The systems' own strings, written out by hand from their code: results, errors and prompts must contain them."""
+
+# ruff: noqa: E501 - literal calls and replies
+
+from __future__ import annotations
+
+import pytest
+
+from gog_edge.runtime import dialects
+from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage
+from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain
+
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+CROP = RegisteredImage(1, 1000, 800, 448, 352, Region(100, 80, 500, 400), 0)
+
+
+def reply(name: str, text: str, hits=(), *, shown: bool = False, thumbnails=(), step: int = 1, **keys) -> str:
+    """What the dialect appends after a turn with the text `text`."""
+    dialect = dialects.load(name)
+    turn = dialect.parse(text, [PHOTO])
+    made = [
+        Observation(action, tuple(hits), shown=1 if shown else None, thumbnails=tuple(thumbnails), **keys)
+        for action in turn.actions
+    ]
+    return plain(dialect.observe(turn, made, question="Who?", step=step, images=[PHOTO, CROP]))
+
+
+def test_mmsearch_r1() -> None:
+    text = reply("mmsearch-r1", "<reason>a</reason><search><img></search>", [Hit("Tower", "x")], thumbnails=[1])
+    assert text.startswith(
+        "<|im_end|><|im_start|>user\nSearched results: <information>[Image Search Results] The result of the image "
+        "search consists of web page information related to the image from the user's original question. Each result "
+        "includes the main image from the web page and its title, ranked in descending order of search relevance, as "
+        f"demonstrated below:\n1. image: {IMAGE_TEXT}\ntitle: Tower\n</information>\nOriginal user's question: Who?\n"
+    )
+    assert text.endswith(ASSISTANT)
+    text = reply("mmsearch-r1", "<reason>a</reason><text_search>q</text_search>", [Hit("T", "Facts.", "http://u")])
+    assert text.startswith(
+        "<|im_end|><|im_start|>user\nSearched results: <information>[Text Search Results] Below are the text summaries "
+        "of the most relevant webpages related to your query, ranked in descending order of relevance:\n"
+        "1. (http://u) Facts.\n</information>\nOriginal user's question: Who?\n"
+    )
+    for call, kind in (("<search><img></search>", "Image"), ("<text_search>q</text_search>", "Text")):
+        assert reply("mmsearch-r1", f"<reason>a</reason>{call}", error="down") == (
+            f"<|im_end|><|im_start|>user\n[{kind} Search Results] There is an error encountered in performing search. "
+            f"Please reason with your own capaibilities.{ASSISTANT}"
+        )
+
+
+def test_deepeyes() -> None:
+    call = '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [100, 80, 500, 400]}}\n</tool_call>'
+    suffix = (
+        "\nThink first, call **image_zoom_in_tool** if needed, then answer. Format strictly as:  <think>...</think>  "
+        "<tool_call>...</tool_call> (if tools needed)  <answer>...</answer> "
+    )
+    assert reply("deepeyes", call, shown=True) == (
+        f"<|im_end|>\n{USER}<tool_response>{IMAGE_TEXT}{suffix}</tool_response>{ASSISTANT}"
+    )
+    assert plain(dialects.load("deepeyes").opening("Q", 1)).endswith(f"{IMAGE_TEXT}Q{suffix}{ASSISTANT}")
+    assert reply("deepeyes", "<tool_call>\n{bad}\n</tool_call>") == (
+        f"<|im_end|>\n{USER}Error: Invalid tool call format: {{bad}}. Error: Expecting property name enclosed in double "
+        f"quotes: line 1 column 2 (char 1){ASSISTANT}"
+    )
+    small = call.replace("[100, 80, 500, 400]", "[100, 80, 120, 400]")
+    assert f"{USER}Error: ZOOM IN ARGUMENTS ARE INVALID{ASSISTANT}" in reply("deepeyes", small)
+
+
+def test_deepeyes_v2() -> None:
+    hits = [Hit("Tower", "It is high.", "http://u")]
+    text = reply("deepeyes-v2", '<tool_call>\n{"name": "search", "arguments": {"query": "q"}}\n</tool_call>', hits)
+    assert text == (
+        f"<|im_end|>\n{USER}<tool_response>\nA Google search for 'q' found 1 results:\n\n## Web Results\n"
+        f"1. [Tower](http://u)\n\nIt is high.\n</tool_response>{ASSISTANT}<think>"
+    )
+    text = reply("deepeyes-v2", '<tool_call>\n{"name": "image_search"}\n</tool_call>', hits, thumbnails=[1])
+    assert text == (
+        f"<|im_end|>\n{USER}<tool_response>\nA Google image search for the image found 1 results:\n\n## Web Results\n"
+        f"1. {IMAGE_TEXT}\n[Tower] \n\n</tool_response>{ASSISTANT}<think>"
+    )
+    code = "<code>\n```python\nplt.imshow(image_1.crop((100, 80, 500, 400)))\nplt.show()\n```\n</code>"
+    assert reply("deepeyes-v2", code, shown=True) == (
+        f"<|im_end|>\n{USER}Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\n\n```\n\nImages:\n"
+        f"{IMAGE_TEXT}{ASSISTANT}<think>"
+    )
+    text = reply("deepeyes-v2", "<code>\n```python\nimport os\nos.system('ls')\n```\n</code>")
+    assert "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\nImport is not allowed\n```" in text
+
+
+def test_qwen_agent() -> None:
+    call = '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 500, 500], "label": "a", "img_idx": 0}}\n</tool_call>'
+    one = f"<tool_response>\n{IMAGE_TEXT}\n</tool_response>"
+    assert reply("qwen-agent", f"{call}\n{call}", shown=True) == f"<|im_end|>\n{USER}{one}\n{one}{ASSISTANT}"
+    search = '<tool_call>\n{"name": "image_search", "arguments": {"img_idx": 7}}\n</tool_call>'
+    text = reply("qwen-agent", search, [Hit("Tower", "High.", image="http://i/1.jpg")], thumbnails=[1])
+    assert f'<tool_response>\n[1] "http://i/1.jpg" Tower\nHigh.{IMAGE_TEXT}\n</tool_response>' in text
+    assert "Tool other does not exists." in reply("qwen-agent", '<tool_call>\n{"name": "other"}\n</tool_call>')
+
+
+def test_vrag_rl() -> None:
+    assert reply("vrag-rl", "<think>a</think><search> q </search>", [Hit("p", "", image="p.png")], thumbnails=[1]) == (
+        f"<|im_end|>\n{USER}{IMAGE_TEXT}{ASSISTANT}"
+    )
+    dialect = dialects.load("vrag-rl")
+    turn = dialect.parse("<bbox>[0, 0, 96, 96]</bbox>", [PHOTO])
+    out = dialect.observe(turn, [Observation(turn.actions[0], shown=1)], images=[PHOTO, CROP], last=True)
+    assert plain(out).endswith(
+        f"{IMAGE_TEXT}please answer the question now with answer in <answer> ... </answer>{ASSISTANT}"
+    )
+
+
+def test_mini_o3() -> None:
+    call = '<grounding>{"bbox_2d": [0.1, 0.1, 0.5, 0.5], "source": "original_image"}</grounding>'
+    assert reply("mini-o3", call, shown=True, step=2) == (
+        f"<|im_end|>\n{USER}After the above Action 1, here is the the zoom-in image (Observation 2):\n{IMAGE_TEXT}.\n"
+        "Continue your reasoning process inside <think> and </think>. If needed, you can continue to zoom in on the "
+        "original image or any of the observations, by outputting <grounding> and </grounding> as before. If the final "
+        f"answer is confirmed, put your final answer inside <answer> and </answer>.{ASSISTANT}"
+    )
+    text = reply("mini-o3", call.replace("original_image", "observation_4"))
+    assert text.startswith(f"<|im_end|>\n{USER}ERROR occurs during grounding. Error Information: ")
+    assert text.endswith(
+        ".\nPlease analyze the error information obtained from the function tool and adjust your response. Countinue "
+        f"your reasoning process inside <think> and </think>.{ASSISTANT}"
+    )
+
+
+def test_pixel_reasoner() -> None:
+    call = '<tool_call>\n{"name": "crop_image_normalized", "arguments": {"bbox_2d": [0.2, 0.2, 0.4, 0.4], "target_image": 1}}\n</tool_call>'
+    assert f"{USER}\nHere is the cropped image (Image Size: 448x352):{IMAGE_TEXT}{ASSISTANT}" in reply(
+        "pixel-reasoner", call, shown=True
+    )
+    assert f"{USER}\nExecution error:\n" in reply(
+        "pixel-reasoner", call.replace('"target_image": 1', '"target_image": 5')
+    )
+
+
+def test_webwatcher() -> None:
+    call = '<tool_call>\n{"name": "VLSearchImage", "arguments": {"image_urls": ["x.jpg"]}}\n</tool_call>'
+    hits = [Hit("Tower", "", "http://u", image="1.jpg"), Hit("Arch", "", "http://v", image="2.jpg")]
+    assert reply("webwatcher", call, hits, thumbnails=[1, 1]) == (
+        f"<|im_end|>\n{USER}<tool_response>{IMAGE_TEXT}{IMAGE_TEXT}```\nImage: 1.jpg, Text: Tower, Webpage Url: http://u"
+        f"\n\nImage: 2.jpg, Text: Arch, Webpage Url: http://v\n```</tool_response>{ASSISTANT}"
+    )
+    code = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "1"}}\n</tool_call>'
+    assert f"{USER}please use valid tool or answer the question.{ASSISTANT}" in reply("webwatcher", code)
+
+
+def test_vision_deepresearch() -> None:
+    call = '<tool_call>\n{"name": "crop_and_search", "arguments": {"image_id": "a", "bbox": [[0, 0, 500, 500], [1, 1, 9, 9]], "goal": "g"}}\n</tool_call>'
+    text = reply("vision-deepresearch", call, [Hit("Tower", "High.", "http://u")])
+    one = (
+        "The search results for bbox {} are as follows:\n[1] The useful information in [Tower](http://u) are:\n\n"
+        "Evidence in page:\nHigh.\n\nSummary:\nTower\n\n"
+    )
+    body = one.format("[0, 0, 500, 500]") + "\n\n=======\n\n" + one.format("[1, 1, 9, 9]")
+    assert text == f"<|im_end|>\n{USER}<tool_response>\n{body}\n</tool_response>{ASSISTANT}"
+    nothing = "Error: Invalid content format. Content must contain <tool_call> or <answer> tags. Let's try again."
+    assert reply("vision-deepresearch", "hm") == f"<|im_end|>\n{USER}{nothing}{ASSISTANT}"
+    broken = "<tool_response>\n[Json Parse Error]: Tool call is not a valid JSON.\n</tool_response>"
+    assert broken in reply("vision-deepresearch", "<tool_call>{oops</tool_call>")
+
+
+def test_opensearch_vl() -> None:
+    call = '<tool_call>{"name": "crop", "arguments": {"image": "img_1", "x": 100, "y": 80, "width": 400, "height": 320}}</tool_call>'
+    assert reply("opensearch-vl", call, shown=True) == (
+        f"<|im_end|>\n{USER}<observation>\nImage cropped successfully. New image ID: img_2. Available at: img_2\n"
+        f"</observation>{IMAGE_TEXT}{ASSISTANT}"
+    )
+    call = '<tool_call>{"name": "text_search", "arguments": {"query": "q", "top_k": 1}}</tool_call>'
+    text = reply("opensearch-vl", call, [Hit("A", "Facts.", "http://u"), Hit("B", "x", "y")])
+    assert "Tool execution result:\n[Passage 1]\nTitle: A\nURL: http://u\nSummary:\nFacts.\n</observation>" in text
+    call = '<tool_call>{"name": "image_search", "arguments": {"url": "img_1"}}</tool_call>'
+    text = reply("opensearch-vl", call, [Hit('A "quoted" title', "", "s")])
+    assert '[{"title": "A \\"quoted\\" title", "source": "s"}]' in text
+
+
+def test_agile() -> None:
+    text = reply("agile", "<code>\nimage_2 = crop(raw_image, [0.1, 0.1, 0.5, 0.5])\n</code>", shown=True)
+    assert f"{USER}The code is executed successfully. `image_2` is{IMAGE_TEXT}{ASSISTANT}" in text
+    wrong = reply("agile", "<code>\nimage_2 = crop(raw_image, [0.1, 0.1, 0.5, 1.5])\n</code>")
+    assert f"{USER}Error: crop_box must be 4 values between 0 and 1{ASSISTANT}" in wrong
+
+
+@pytest.mark.parametrize("name", dialects.names())
+def test_forced_answers_are_answers(name: str) -> None:
+    dialect = dialects.load(name)
+    closing = next((a.close for a in dialect.spec.actions if a.kind == "answer" and a.via == "tag"), "")
+    for text in (f"a cat{closing}", "a cat"):
+        assert dialect.parse(text, [PHOTO], forced=True).actions == (Action(ActionKind.ANSWER, "a cat"),)
+    whole = dialect.write(Action(ActionKind.ANSWER, "a cat"), [PHOTO])
+    assert dialect.parse(whole, [PHOTO], forced=True).actions[0].text == "a cat"
