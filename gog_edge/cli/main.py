@@ -65,7 +65,7 @@ def cli() -> None:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors made by input are one line on stderr and code 2."""
     try:
-        cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
+        code = cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.ClickException as e:
@@ -88,7 +88,8 @@ def run(args: Sequence[str] | None = None) -> int:
             raise
         name = f"{e.filename}: " if e.filename else ""
         return _report(GogEdgeError(f"{name}{e.strerror or e}"))
-    return 0
+    # without stand-alone mode click returns the code of an Exit instead of raising it
+    return code if isinstance(code, int) else 0
 
 
 def _report(error: GogEdgeError) -> int:

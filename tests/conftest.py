@@ -1,0 +1,55 @@
+"""Small seeded bundles that several areas share: exported once a session, in a fraction of a second each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefix and feature caches of the tests stay out of the user's; compiled kernels may be shared."""
+    from gog_edge.runtime.native.build import cache_directory
+
+    shared = cache_directory()
+    folder = tmp_path_factory.mktemp("cache")
+    shared.mkdir(parents=True, exist_ok=True)
+    (folder / "native").symlink_to(shared, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOG_EDGE_CACHE", str(folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of random checkpoints of both families, odd shapes, by family."""
+    from gog_edge.export.synthetic import make_checkpoint
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    names = {"qwen3_vl": "tiny-qwen3-vl", "qwen2_5_vl": "tiny-qwen2.5-vl"}
+    return {family: make_checkpoint(name, root / name) for family, name in names.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3-VL bundle in fp32; its policy writes nonsense."""
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.pipeline import export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(tiny_checkpoints["qwen3_vl"], out, ExportOptions(precision="fp32"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small JPEG of noise."""
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("photos") / "photo.jpg"
+    pixels = np.random.default_rng(3).integers(0, 256, (120, 160, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
