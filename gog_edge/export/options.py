@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from gog_edge.errors import UsageError
+from gog_edge.export.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
 from gog_edge.export.quantize import Recipe
 from gog_edge.manifest import Flavour, PrecisionName, Target
 
 PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")
 TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt-rtx", "tensorrt")
-KvDType = Literal["float32", "float16"]
+KvDType = Literal["float32", "float16", "int8"]
+Ops = Literal["stock", "native"]
 Compute = Literal["float32", "float16"]
+
+FITS: dict[str, Change] = {"stock": for_stock, "native": for_native}
+_KV_DTYPES: dict[bool, tuple[KvDType, ...]] = {False: ("float32", "float16"), True: ("float16", "int8")}
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class ExportOptions:
     """Options of one export; None means: what suits the target.
 
     `flavour`: ort for cpu and cuda, standard (opset only) for TensorRT; `standard` can be asked for on any target.
+    `ops`: stock operators of ONNX Runtime, or this package's own (`gog_edge.runtime.ops`: faster, CPUs only, compiled
+    on the machine that runs the bundle).
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
     `dialect`: a shipped name or a path of a TOML file that is copied into the bundle.
@@ -30,6 +37,7 @@ class ExportOptions:
     target: Target = "cpu"
     flavour: Flavour | None = None
     recipe: Recipe | None = None
+    ops: Ops = "stock"
     compute: Compute | None = None
     kv_dtype: KvDType | None = None
     name: str | None = None
@@ -45,6 +53,7 @@ class Resolved:
     """Options without gaps."""
 
     flavour: Flavour
+    ops: Ops
     compute: Compute
     kv_dtype: KvDType
     recipe: Recipe
@@ -56,32 +65,33 @@ def resolve(options: ExportOptions) -> Resolved:
     Raises:
         UsageError: options that contradict each other or are unknown.
     """
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"precision {options.precision!r} is unknown: choose {', '.join(PRECISIONS)}")
-    if options.target not in TARGETS:
-        raise UsageError(f"target {options.target!r} is unknown: choose {', '.join(TARGETS)}")
-    tensorrt = options.target in ("tensorrt", "tensorrt-rtx")
-    flavour = options.flavour or ("standard" if tensorrt else "ort")
-    if tensorrt and flavour != "standard":
-        raise UsageError(f"target {options.target} needs flavour standard, not {flavour}")
-    on_gpu = options.target != "cpu"
-    half = on_gpu and options.precision != "fp32"
-    compute: Compute = options.compute or ("float16" if half else "float32")
-    if options.target == "cpu" and compute == "float16" and flavour == "ort":
-        raise UsageError("float16 arithmetic is slow or missing on CPUs: use compute float32 for target cpu")
-    kv_dtype: KvDType = options.kv_dtype or compute
+    for name, value, known in (
+        ("precision", options.precision, PRECISIONS),
+        ("target", options.target, TARGETS),
+        ("ops", options.ops, tuple(FITS)),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} {value!r} is unknown: choose {', '.join(known)}")
     if options.max_context is not None and options.max_context < 1:
         raise UsageError(f"max_context must be at least 1, not {options.max_context}")
+    flavour = _flavour(options)
+    native, gpu = options.ops == "native", options.target != "cpu"
+    compute: Compute = options.compute or ("float16" if gpu and options.precision != "fp32" else "float32")
+    if not gpu and compute == "float16" and flavour == "ort":
+        raise UsageError("float16 arithmetic is slow or missing on CPUs: use compute float32 for target cpu")
+    kv_dtype: KvDType = options.kv_dtype or ("float16" if native else compute)
+    if kv_dtype not in _KV_DTYPES[native]:
+        raise UsageError(f"ops {options.ops} keep the KV cache in {' or '.join(_KV_DTYPES[native])}, not {kv_dtype}")
+    change = for_standard if flavour == "standard" else for_cuda if gpu else FITS[options.ops]
     recipe = options.recipe or Recipe.for_precision(options.precision)
-    if flavour == "ort" and on_gpu:
-        recipe = _blocked(recipe)
-    return Resolved(flavour, compute, kv_dtype, recipe)
+    return Resolved(flavour, options.ops, compute, kv_dtype, fit(recipe, change))
 
 
-def _blocked(recipe: Recipe) -> Recipe:
-    """int8 weights per output need DynamicQuantizeMatMul, which CUDA lacks: blocks of 128 for MatMulNBits instead."""
-    roles = ("head", "attention", "mlp", "down_proj", "vision", "merger")
-    schemes = {role: getattr(recipe, role) for role in roles}
-    return replace(
-        recipe, **{r: replace(s, block=128) for r, s in schemes.items() if not s.is_float and not s.block}
-    )
+def _flavour(options: ExportOptions) -> Flavour:
+    tensorrt = options.target in ("tensorrt", "tensorrt-rtx")
+    flavour: Flavour = options.flavour or ("standard" if tensorrt else "ort")
+    if tensorrt and flavour != "standard":
+        raise UsageError(f"target {options.target} needs flavour standard, not {flavour}")
+    if options.ops == "native" and (options.target != "cpu" or flavour != "ort"):
+        raise UsageError("native operators run on CPUs only: use ops stock for other targets and flavours")
+    return flavour

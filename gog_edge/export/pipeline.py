@@ -28,8 +28,11 @@ from gog_edge.export.embedding import write_embedding
 from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
 from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
 from gog_edge.export.graph.matrix import check_shape
+from gog_edge.export.graph.native import NativeTarget
+from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.standard import StandardTarget
 from gog_edge.export.graph.target import Target
@@ -42,8 +45,8 @@ Stats = Callable[[str], Any]
 Gate = Callable[[Bundle], dict[str, Any]]
 VERIFY_FILE = "verify.json"
 _TARGETS: dict[str, tuple[type[StandardTarget], type[LinearStore]]] = {
-    "ort": (OrtTarget, OrtLinear),
-    "standard": (StandardTarget, StandardLinear),
+    "stock": (OrtTarget, OrtLinear),
+    "native": (NativeTarget, NativeLinear),
 }
 
 
@@ -153,11 +156,14 @@ class _Export:
         self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
     ) -> GraphSpec:
         self.progress.stage(name, self._values(name))
-        target_class, store_class = _TARGETS[self.resolved.flavour]
+        standard = self.resolved.flavour == "standard"
+        target_class, store_class = (StandardTarget, StandardLinear) if standard else _TARGETS[self.resolved.ops]
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.checkpoint, self.resolved.recipe, self.stats, self.progress.advance, shared)
             build(target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype))
+        if target_class is NativeTarget:
+            g.rewrite(fuse)
         writer.record(data.path.name, data.digest)
         return replace(g.save(writer.root / f"{name}.onnx"), weights=self._values(name))
 

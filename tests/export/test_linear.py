@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from gog_edge.errors import CheckpointError
+from gog_edge.export.fit import for_standard, for_stock
 from gog_edge.export.graph import matrix, packing
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
@@ -22,6 +23,7 @@ from gog_edge.export.graph.weightfile import ALIGNMENT, WeightFile
 from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize
 
 DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "standard": {"": 24}}
+FIT = {"ort": for_stock, "standard": for_standard}
 STORES: dict[str, type[LinearStore]] = {"ort": OrtLinear, "standard": StandardLinear}
 
 
@@ -54,12 +56,13 @@ def run_linear(
     """y of one linear layer, built, saved, loaded and run."""
     rows = sum(source.shape(name)[0] for name in names)
     biases = tuple(n.replace("weight", "bias") for n in names if n.replace("weight", "bias") in source.names())
+    scheme = scheme if scheme.is_float else FIT[flavour](scheme)
     with WeightFile(folder / "w.data") as data:
         g = GraphBuilder("g", data, DOMAINS[flavour])
         store = STORES[flavour](g, source, recipe(scheme))
         weight = Stacked(source, names, rows, x.shape[1])
         value = g.input("x", "float32", ("n", x.shape[1]))
-        y = store.linear(value, weight, store.bias(weight, biases), "mlp")
+        y = store.linear(value, weight, biases, "mlp")
         g.output(y, "y", "float32", ("n", rows))
     g.save(folder / "w.onnx")
     options = ort.SessionOptions()
@@ -95,7 +98,8 @@ def test_a_linear_layer_computes_its_dequantised_weight(
     exact = x @ weight.T + bias
     if flavour == "standard":  # symmetric with positive scales, or 8 bits where blocks do not fill the axis
         bits = 8 if scheme.bits == 4 and shape[1] % scheme.block else scheme.bits
-        stored = Scheme(bits, scheme.block if bits == 4 else 0, positive=True) if bits < 16 else scheme
+        block = (scheme.block or 128) if bits == 4 else 0
+        stored = Scheme(bits, block, positive=True) if bits < 16 else scheme
     else:
         stored = scheme
     want = x @ dequantize(quantize(weight, stored)).T + bias

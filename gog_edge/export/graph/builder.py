@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,12 @@ class GraphBuilder:
         return Value(name, dtype)
 
     def output(self, value: Value, name: str, dtype: DType, shape: tuple[Dim, ...]) -> None:
-        """Declare `value` as a graph output called `name` (casting where the type differs)."""
+        """Declare `value` as a graph output called `name` (casting where the type differs); its last use."""
         if value.dtype != dtype:
             self.node("Cast", [value], [name], to=_ELEMENT[dtype])
+        elif self._nodes and value.name in self._nodes[-1].output:  # no copy: the node writes under that name
+            outputs = self._nodes[-1].output
+            outputs[list(outputs).index(value.name)] = name
         else:
             self.node("Identity", [value], [name])
         self._outputs.append(TensorSpec(name, dtype, shape))
@@ -148,6 +151,10 @@ class GraphBuilder:
         return name in self._initializers
 
     # -- result ---------------------------------------------------------------------------------------------------
+
+    def rewrite(self, change: Callable[[list[onnx.NodeProto], set[str]], list[onnx.NodeProto]]) -> None:
+        """Let a pass change the nodes; it is given the names of the graph's outputs too."""
+        self._nodes = change(self._nodes, {spec.name for spec in self._outputs})
 
     def save(self, path: Path) -> GraphSpec:
         """Write the graph (without weights) and return its typed interface."""

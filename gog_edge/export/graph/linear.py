@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,26 +44,37 @@ class LinearStore:
     progress: Progress = ignore_progress
     shared: dict[str, Blob] = field(default_factory=dict)
 
-    def linear(self, x: Value, weight: Matrix, bias: Value | None, role: Role) -> Value:
-        """x [n, columns] @ weight.T + bias, by the recipe's scheme for this role and name."""
+    def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
+        """x [n, columns] @ weight.T + biases, by the recipe's scheme for this role and name; of x's type."""
         raise NotImplementedError
+
+    def gated(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value | None:
+        """silu(gate) * up of a stacked [gate; up] in one node; None where there is no such node."""
+        return None
 
     def scheme(self, weight: Matrix, role: Role) -> Scheme:
         """The scheme for a matrix; one whose parts are overridden differently follows its first part."""
         return FLOAT32 if role == "patch_embed" else self.recipe.scheme(role, weight.names[0])
 
-    def bias(self, weight: Matrix, names: tuple[str, ...]) -> Value | None:
-        """The biases of a matrix as one float32 vector, or None."""
+    def bias(self, weight: Matrix, names: tuple[str, ...], dtype: DType = "float32") -> Value | None:
+        """The biases of a matrix as one vector, or None."""
+        joined = self.read_bias(weight, names)
+        return None if joined is None else self.g.cast(self.g.weight(f"{weight.label}.bias", joined), dtype)
+
+    def read_bias(self, weight: Matrix, names: tuple[str, ...]) -> NDArray[np.float32] | None:
+        """The biases of a matrix [rows], joined; None when there are none.
+
+        Raises:
+            CheckpointError: one is missing or they have another length than the matrix.
+        """
         if not names:
             return None
-        parts = []
         for name in names:
             check_shape(self.source, name, self.source.shape(name)[:1] if name in self.source.names() else (0,))
-            parts.append(self.source.read(name, np.float32))
-        joined = np.concatenate(parts)
+        joined: NDArray[np.float32] = np.concatenate([self.source.read(name, np.float32) for name in names])
         if joined.shape != (weight.rows,):
             check_shape(self.source, names[0], (weight.rows,))
-        return self.g.weight(f"{weight.label}.bias", joined)
+        return joined
 
     def float_rows(self, weight: Matrix, dtype: DType) -> Value:
         """The matrix [rows, columns] in float32 or float16, streamed."""
@@ -106,19 +117,18 @@ class LinearStore:
 class OrtLinear(LinearStore):
     """ONNX Runtime: Gemm (float), DynamicQuantizeMatMul (int8 per row), MatMulNBits (int4 and int8 in blocks)."""
 
-    def linear(self, x: Value, weight: Matrix, bias: Value | None, role: Role) -> Value:
+    def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
         scheme = self.scheme(weight, role)
+        bias = self.bias(weight, biases, x.dtype)
         if scheme.is_float:
             stored = self.float_rows(weight, "float32" if scheme.bits == 32 else "float16")
-            return self.g.op("Gemm", x, self.g.cast(stored, "float32"), bias, transB=1)
+            return self.g.op("Gemm", x, self.g.cast(stored, x.dtype), bias, transB=1)
         if scheme.bits == 8 and not scheme.block:
             return self._dynamic(x, weight, bias, scheme)
         return self._nbits(x, weight, bias, scheme)
 
     def _dynamic(self, x: Value, weight: Matrix, bias: Value | None, scheme: Scheme) -> Value:
         """uint8 activations with one scale for the whole input, int8 weights with a scale per output."""
-        if not scheme.symmetric:
-            raise ValueError("int8 weights with a scale per output must be symmetric")
         name = f"{weight.label}.weight"
         if not self.g.has(f"{name}.q"):
             quantized = self.quantized(weight, scheme)
@@ -136,7 +146,7 @@ class OrtLinear(LinearStore):
                 for part in self.quantized_chunks(weight, scheme):
                     b, scale, zero = packing.matmul_nbits(part)
                     out.write(b)
-                    scales.append(scale)
+                    scales.append(scale.astype(x.dtype))
                     zeros.append(zero)
             self.g.external(f"{name}.q", done[0], "uint8", (weight.rows, blocks, scheme.block * scheme.bits // 8))
             self.g.weight(f"{name}.scale", np.concatenate(scales))
@@ -146,7 +156,7 @@ class OrtLinear(LinearStore):
             "MatMulNBits",
             x,
             Value(f"{name}.q", "uint8"),
-            Value(f"{name}.scale"),
+            Value(f"{name}.scale", x.dtype),
             None if scheme.symmetric else Value(f"{name}.zero", "uint8"),
             None,
             bias,
@@ -155,7 +165,7 @@ class OrtLinear(LinearStore):
             N=weight.rows,
             bits=scheme.bits,
             block_size=scheme.block,
-            accuracy_level=4,
+            accuracy_level=4 if x.dtype == "float32" else 0,  # int8 activations; CUDA knows its own way only
         )
 
 
@@ -163,18 +173,19 @@ class StandardLinear(LinearStore):
     """Opset only: MatMul over float weights or over DequantizeLinear (INT4 in blocks, INT8 per output).
 
     Weights lie as [columns, rows], which is what MatMul takes and what both TensorRT's and ONNX Runtime's
-    DequantizeLinear + MatMul fusions look for. TensorRT wants symmetric weights with positive scales.
+    DequantizeLinear + MatMul fusions look for. Schemes have been through `fit.for_standard`.
     """
 
-    def linear(self, x: Value, weight: Matrix, bias: Value | None, role: Role) -> Value:
+    def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
         scheme = self.scheme(weight, role)
+        bias = self.bias(weight, biases, x.dtype)
         if scheme.is_float:
             half = scheme.bits == 16 or x.dtype == "float16"
             stored = self.g.cast(self._float(weight, "float16" if half else "float32"), x.dtype)
         else:
             stored = self._dequantized(weight, scheme, x.dtype)
         y = self.g.op("MatMul", x, stored)
-        return y if bias is None else self.g.op("Add", y, self.g.cast(bias, x.dtype))
+        return y if bias is None else self.g.op("Add", y, bias)
 
     def _float(self, weight: Matrix, dtype: DType) -> Value:
         name = f"{weight.label}.weight"
@@ -187,18 +198,16 @@ class StandardLinear(LinearStore):
         return Value(name, dtype)
 
     def _dequantized(self, weight: Matrix, scheme: Scheme, dtype: DType) -> Value:
-        blocked = scheme.bits == 4 and scheme.block > 0
-        fitted = Scheme(scheme.bits, scheme.block if blocked else 0, True, scheme.method, scheme.scale_dtype, True)
-        if blocked and weight.columns % scheme.block:
-            fitted = Scheme(8, 0, True, "rtn", scheme.scale_dtype, True)  # blocks must fill the axis: keep 8 bits
-            blocked = False
+        blocked = scheme.bits == 4
+        if blocked and weight.columns % scheme.block:  # blocks must fill the axis: keep 8 bits
+            blocked, scheme = False, replace(scheme, bits=8, block=0, method="rtn")
         name = f"{weight.label}.weight"
         if not self.g.has(f"{name}.q"):
-            quantized = self.quantized(weight, fitted)
+            quantized = self.quantized(weight, scheme)
             scales = np.asarray(quantized.scales, np.float32).astype(dtype)
             shape = (weight.columns, weight.rows)
             turned = packing.transposed(quantized.q)
-            if fitted.bits == 4:
+            if scheme.bits == 4:
                 self.g.external(f"{name}.q", self.g.data.append(packing.onnx_int4(turned)), "int4", shape)
             else:
                 self.g.weight(f"{name}.q", turned)

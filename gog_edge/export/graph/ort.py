@@ -72,14 +72,16 @@ class OrtTarget(StandardTarget):
         return self.g.op("RotaryEmbedding", x, self._ints(0), cos, sin, domain=MS, num_heads=heads)
 
     def _attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:
-        q, k, v = (self.g.op("Unsqueeze", part, self._ints(0)) for part in (q, k, v))
+        q, k, v = (self.g.op("Unsqueeze", self.g.cast(part, self.compute), self._ints(0)) for part in (q, k, v))
         y = self.g.op("MultiHeadAttention", q, k, v, domain=MS, num_heads=heads)
-        return self.g.op("Squeeze", y, self._ints(0))
+        return self.g.op("Squeeze", self.g.cast(y, "float32"), self._ints(0))
 
     def _window_attention(self, q: Value, k: Value, v: Value, heads: int, windows: Windows) -> Value:
-        q, k, v = (self.g.op("Gather", part, windows.gather, axis=0) for part in (q, k, v))
+        q, k, v = (
+            self.g.op("Gather", self.g.cast(part, self.compute), windows.gather, axis=0) for part in (q, k, v)
+        )
         y = self.g.op("MultiHeadAttention", q, k, v, None, windows.mask, domain=MS, num_heads=heads)
-        return self._ungather(y, windows.scatter)
+        return self._ungather(self.g.cast(y, "float32"), windows.scatter)
 
     def cache(self, spec: DecoderSpec) -> Cache:
         if spec.head_dim % 8:

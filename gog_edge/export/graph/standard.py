@@ -73,7 +73,7 @@ class StandardTarget:
         source: TensorSource,
         store: LinearStore,
         compute: Literal["float32", "float16"] = "float32",
-        kv_dtype: Literal["float32", "float16"] = "float32",
+        kv_dtype: Literal["float32", "float16", "int8"] = "float32",
     ) -> None:
         self.g = g
         self.source = source
@@ -106,8 +106,7 @@ class StandardTarget:
         return self.g.weight(name, self.source.read(name, np.float32))
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
-        bias = self.store.bias(weight, biases)
-        y = self.store.linear(self.g.cast(x, self.compute), weight, bias, role)
+        y = self.store.linear(self.g.cast(x, self.compute), weight, biases, role)
         return self.g.cast(y, "float32")
 
     # -- arithmetic and shapes ------------------------------------------------------------------------------------
@@ -154,6 +153,9 @@ class StandardTarget:
         return self.g.op("Gelu", x, approximate="tanh" if tanh else "none")
 
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
+        fused = self.store.gated(self.g.cast(x, self.compute), weight, biases, role)
+        if fused is not None:
+            return self.g.cast(fused, "float32")
         gate, up = self._split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
         return self.g.op("Mul", self._silu(gate), up)
 

@@ -1,0 +1,89 @@
+"""Target `native`: this package's own CPU operators (`gog_edge.runtime.ops`), stock ones for the rest.
+
+A linear node takes in the norm before it and the activation or residual after it (`fuse`), attention takes q, k, v
+as one tensor and turns them itself: a transformer layer is five nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.ort import MS, OrtTarget
+from gog_edge.export.graph.standard import StandardTarget, cache_shape
+from gog_edge.export.graph.target import Cache, Windows
+from gog_edge.export.graph.value import Value
+from gog_edge.manifest import DecoderSpec, DType
+from gog_edge.runtime.ops import DOMAIN, VERSION
+
+
+@dataclass(frozen=True)
+class NativeCache:
+    """Cache inputs that the attention nodes write into; there are no outputs. `scales`: int8 caches only."""
+
+    g: GraphBuilder
+    spec: DecoderSpec
+    seqlens_k: Value
+    past: tuple[tuple[Value, Value], ...]
+    scales: tuple[tuple[Value, Value], ...]
+
+    def finish(self) -> None:
+        """Nothing to declare: the cache is written where it is read."""
+
+
+class NativeTarget(OrtTarget):
+    """See the module."""
+
+    domains = {"": 21, MS: 1, DOMAIN: VERSION}  # noqa: RUF012 (never changed)
+
+    # Plain Add and norm nodes: `fuse` makes them part of the linear nodes on either side.
+    add_rms_norm = StandardTarget.add_rms_norm
+    add_layer_norm = StandardTarget.add_layer_norm
+
+    def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
+        cut = () if windows is None else (windows.gather, windows.mask)
+        return self.g.op("VisionAttention", qkv, cos, sin, *cut, domain=DOMAIN, heads=heads)
+
+    def cache(self, spec: DecoderSpec) -> Cache:
+        g, shape = self.g, cache_shape(spec)
+        seqlens = g.input("seqlens_k", "int32", (1,))
+        past, scales = [], []
+        for i in range(spec.layers):
+            names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
+            past.append((g.input(names[0], self.kv_dtype, shape), g.input(names[1], self.kv_dtype, shape)))
+            if self.kv_dtype == "int8":
+                rows = (g.input(f"{name}_scale", "float32", shape[:3]) for name in names)
+                scales.append((next(rows), next(rows)))
+        return NativeCache(g, spec, seqlens, tuple(past), tuple(scales))
+
+    def cached_attention(
+        self,
+        cache: Cache,
+        layer: int,
+        qkv: Value,
+        cos: Value,
+        sin: Value,
+        norms: tuple[str, str] | None,
+        eps: float,
+    ) -> Value:
+        assert isinstance(cache, NativeCache), "a cache made by another target"
+        spec = cache.spec
+        vectors = (None, None) if norms is None else (self._vector(norms[0]), self._vector(norms[1]))
+        scales = cache.scales[layer] if cache.scales else ()
+        return self.g.op(
+            _KINDS[self.kv_dtype],
+            qkv,
+            cos,
+            sin,
+            cache.seqlens_k,
+            *cache.past[layer],
+            *vectors,
+            *scales,
+            domain=DOMAIN,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            epsilon=eps,
+        )
+
+
+_KINDS: dict[DType, str] = {"float16": "DecoderAttentionF16", "int8": "DecoderAttentionI8"}
