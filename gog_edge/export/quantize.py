@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Method = Literal["rtn", "mse", "hqq", "gptq"]
+METHODS: tuple[Method, ...] = ("rtn", "mse", "hqq", "gptq")
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
 CALIBRATED: frozenset[Method] = frozenset({"gptq"})
 _ROWS_BYTES = 1 << 26  # float32 bytes quantised at once: bounds the temporaries
@@ -40,6 +41,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.bits not in (4, 8, 16, 32):
             raise ValueError(f"{self.bits} bits are not supported: 4, 8, 16 or 32")
+        if self.method not in METHODS:
+            raise ValueError(f"method {self.method!r} is unknown: {', '.join(METHODS)}")
         if self.block < 0 or (self.block and self.block % 16):
             raise ValueError(f"a block of {self.block} inputs is not supported: a multiple of 16, or 0 for the row")
 
@@ -164,9 +167,22 @@ Parts = tuple[NDArray[np.int8], NDArray[np.float32], "NDArray[np.int8] | None"]
 
 
 def _method(scheme: Scheme, stats: Any) -> Callable[[NDArray[np.float32], Scheme], Parts]:
+    """The function that quantises rows; the searching ones are imported when they are asked for."""
     if scheme.is_float or scheme.method == "rtn":
         return round_to_nearest
-    raise ValueError(f"unknown quantisation method {scheme.method!r}")
+    if scheme.method == "gptq":
+        from gog_edge.export.quantize_gptq import compensate
+
+        if stats is None:
+            raise ValueError("method gptq needs calibration: none was given for this weight")
+        order, upper = stats.factor
+        return lambda weight, scheme: compensate(weight, scheme, order, upper, stats.mean_square)
+    from gog_edge.export.quantize_search import search_hqq, search_mse
+
+    if scheme.method == "hqq":
+        return search_hqq
+    importance = None if stats is None else stats.mean_square
+    return lambda weight, scheme: search_mse(weight, scheme, importance)
 
 
 def round_to_nearest(weight: NDArray[np.float32], scheme: Scheme) -> Parts:

@@ -1,0 +1,191 @@
+"""Calibration-free quantisation that looks for a better scale than the covering one: `mse` and `hqq`.
+
+Both work block by block on weights alone (optionally weighted by how strong each input is), so they stream like RTN.
+`mse`: several clipped ranges are tried; for each the scale is refitted by least squares to the integers it leads to
+(the closed form min_s sum i (w - s q)^2 = sum i w q / sum i q^2, as in llama.cpp's k-quants), the best one stays.
+`hqq`: half-quadratic splitting with a shrinkage operator for an l_p norm with p < 1 that lets outliers keep their
+error (Badri & Shaji 2023, "Half-Quadratic Quantization"); here the zero point is rounded at the end, as it is stored
+as an integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.export.quantize import (
+    Parts,
+    Scheme,
+    cover,
+    encode,
+    from_blocks,
+    rounded_scale,
+    to_blocks,
+    zero_point,
+)
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+_SHRINK = {4: (1.0, 0.94, 0.88, 0.82, 0.76, 0.7), 8: (1.0, 0.98, 0.96)}
+_VALUES = 1 << 21  # values searched at once: stays in the cache
+
+
+def search_mse(weight: F32, scheme: Scheme, importance: F32 | None = None) -> Parts:
+    """The scale and zero point of every block with the least (weighted) squared error among those tried.
+
+    Args:
+        importance: [in], mean square of each input; None: all count the same.
+    """
+    return _by_rows(weight, lambda part: _search(part, scheme, importance))
+
+
+def _search(weight: F32, scheme: Scheme, importance: F32 | None) -> Parts:
+    blocks = to_blocks(weight, scheme)
+    strength = _strength(importance, weight.shape[1], scheme)
+    best_q, best_scale, best_zero, best_error = None, None, None, None
+    for scale, zero in _candidates(blocks, scheme):
+        q = encode(blocks, scale, zero, scheme)
+        scale = _refit(blocks, q, zero, scale, strength, scheme)
+        q = encode(blocks, scale, zero, scheme)
+        error = _error(blocks, q, scale, zero, strength)
+        if best_q is None or best_scale is None or best_error is None:
+            best_q, best_scale, best_zero, best_error = q, scale, zero, error
+            continue
+        better = error < best_error
+        best_q[better] = q[better]
+        best_scale[better] = scale[better]
+        best_error[better] = error[better]
+        if zero is not None and best_zero is not None:
+            best_zero[better] = zero[better]
+    if best_q is None or best_scale is None:
+        raise ValueError(f"nothing to search for {scheme.bits} bits")
+    return from_blocks(best_q, weight.shape[1]), best_scale, best_zero
+
+
+def _candidates(blocks: F32, scheme: Scheme) -> list[tuple[F32, I8 | None]]:
+    if scheme.symmetric:
+        scale, _ = cover(blocks, scheme)
+        found: list[tuple[F32, I8 | None]] = [
+            (rounded_scale(scale * np.float32(f), scheme), None) for f in _factors(scheme)
+        ]
+        if scheme.bits == 4 and not scheme.positive:  # the other sign gives the other side the sixteenth level
+            found += [(rounded_scale(-scale * np.float32(8 / 7 * f), scheme), None) for f in (1.0, 0.9)]
+        return found
+    low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
+    result: list[tuple[F32, I8 | None]] = []
+    for f in _factors(scheme):
+        scale = rounded_scale((high - low) * np.float32(f / (scheme.high - scheme.low)), scheme)
+        result.append((scale, zero_point(low * np.float32(f), scale, scheme)))
+    return result
+
+
+def _factors(scheme: Scheme) -> tuple[float, ...]:
+    return _SHRINK[scheme.bits]
+
+
+def _refit(blocks: F32, q: I8, zero: I8 | None, scale: F32, strength: F32 | None, scheme: Scheme) -> F32:
+    """Least-squares scale for fixed integers; where they are all zero the old one stays."""
+    steps = q.astype(np.float32)
+    if zero is not None:
+        steps -= zero[..., None]
+    weighted = steps if strength is None else steps * strength
+    top = np.einsum("rbk,rbk->rb", weighted, blocks)
+    bottom = np.einsum("rbk,rbk->rb", weighted, steps)
+    fitted = np.where(bottom > 0, top / np.maximum(bottom, np.float32(1e-30)), scale).astype(np.float32)
+    if scheme.positive or not scheme.symmetric:
+        fitted = np.where(fitted > 0, fitted, scale)
+    fitted = np.where(fitted == 0, scale, fitted)
+    return rounded_scale(fitted, scheme)
+
+
+def _error(blocks: F32, q: I8, scale: F32, zero: I8 | None, strength: F32 | None) -> F32:
+    values = q.astype(np.float32)
+    if zero is not None:
+        values -= zero[..., None]
+    values *= scale[..., None]
+    values -= blocks
+    weighted = values if strength is None else values * strength
+    error: F32 = np.einsum("rbk,rbk->rb", weighted, values)
+    return error
+
+
+def _strength(importance: F32 | None, inputs: int, scheme: Scheme) -> F32 | None:
+    """[1, blocks, width] weights of the squared errors; padding counts nothing."""
+    if importance is None:
+        return None
+    width, count = scheme.width(inputs), scheme.blocks(inputs)
+    padded = np.zeros(width * count, np.float32)
+    padded[:inputs] = importance / max(float(importance.mean()), 1e-30)
+    return np.maximum(padded, np.float32(1e-8)).reshape(1, count, width)
+
+
+def search_hqq(
+    weight: F32, scheme: Scheme, steps: int = 20, p: float = 0.7, beta: float = 10.0, kappa: float = 1.01
+) -> Parts:
+    """Half-quadratic optimisation of the zero point (asymmetric) or the scale (symmetric).
+
+    `p`, `beta`, `kappa`: norm, penalty and its growth a step, as in the paper.
+    """
+    return _by_rows(weight, lambda part: _hqq(part, scheme, steps, p, beta, kappa))
+
+
+def _hqq(weight: F32, scheme: Scheme, steps: int, p: float, beta: float, kappa: float) -> Parts:
+    blocks = to_blocks(weight, scheme)
+    scale, zero = cover(blocks, scheme)
+    size = np.abs(blocks).mean() + np.float32(1e-12)  # the penalty is meant for weights of about unit size
+    shift = None if zero is None else zero.astype(np.float32)
+    best, best_error = (scale, zero), None
+    for _ in range(steps):
+        q = _levels(blocks, scale, shift, scheme)
+        kept = q if shift is None else q - shift[..., None]
+        gap = (blocks - kept * scale[..., None]) / size
+        magnitude = np.abs(gap)
+        outlier = np.sign(gap) * np.maximum(magnitude - np.power(magnitude + 1e-8, p - 1) / beta, 0) * size
+        target = blocks - outlier
+        if shift is not None:
+            shift = (q - target / scale[..., None]).mean(-1)
+            rounded = np.clip(np.rint(shift), scheme.low, scheme.high).astype(np.int8)
+            tried = (scale, rounded)
+        else:
+            bottom = np.einsum("rbk,rbk->rb", q, q)
+            fitted = np.einsum("rbk,rbk->rb", q, target) / np.maximum(bottom, np.float32(1e-30))
+            ok = (bottom > 0) & (fitted * scale > 0)
+            scale = rounded_scale(np.where(ok, fitted, scale).astype(np.float32), scheme)
+            tried = (scale, None)
+        error = float(np.power(np.abs(_residual(blocks, *tried, scheme)) + 1e-12, p).mean())
+        if best_error is not None and error >= best_error:
+            break
+        best, best_error = tried, error
+        beta *= kappa
+    q8 = encode(blocks, best[0], best[1], scheme)
+    return from_blocks(q8, weight.shape[1]), best[0], best[1]
+
+
+def _levels(blocks: F32, scale: F32, shift: F32 | None, scheme: Scheme) -> F32:
+    levels = np.rint(blocks / scale[..., None] + (0 if shift is None else shift[..., None]))
+    low = -127 if scheme.symmetric and scheme.bits == 8 else scheme.low
+    clipped: F32 = np.clip(levels, low, scheme.high).astype(np.float32)
+    return clipped
+
+
+def _residual(blocks: F32, scale: F32, zero: I8 | None, scheme: Scheme) -> F32:
+    values = encode(blocks, scale, zero, scheme).astype(np.float32)
+    if zero is not None:
+        values -= zero[..., None]
+    residual: F32 = blocks - values * scale[..., None]
+    return residual
+
+
+def _by_rows(weight: F32, run: Callable[[F32], Parts]) -> Parts:
+    step = max(1, _VALUES // weight.shape[1])
+    parts = [run(weight[at : at + step]) for at in range(0, len(weight), step)]
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [p[2] for p in parts if p[2] is not None]
+    return (
+        np.concatenate([p[0] for p in parts]),
+        np.concatenate([p[1] for p in parts]),
+        np.concatenate(zeros) if zeros else None,
+    )

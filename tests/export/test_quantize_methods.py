@@ -1,0 +1,249 @@
+"""Searching and calibrated quantisation: each method must be better at what it claims to be better at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gog_edge.errors import UsageError
+from gog_edge.export.calibration import Calibration, CalibrationWriter, LayerStats
+from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize_awq import ScaledCheckpoint, find_scaling
+from gog_edge.export.quantize_gptq import inverse_factor
+from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.tensor_class import tensor_class
+
+RNG = np.random.default_rng(8)
+
+
+def _weight(rows: int = 24, inputs: int = 200) -> np.ndarray:
+    return (0.05 * RNG.standard_t(4, (rows, inputs))).astype(np.float32)
+
+
+def _inputs(inputs: int, tokens: int = 600) -> np.ndarray:
+    """Correlated, with a few strong channels, as in a real network."""
+    mixed = RNG.standard_normal((tokens, inputs // 4)) @ RNG.standard_normal((inputs // 4, inputs))
+    strength = np.exp(RNG.standard_normal(inputs))
+    return ((mixed + 0.3 * RNG.standard_normal((tokens, inputs))) * strength).astype(np.float32)
+
+
+def _stats(x: np.ndarray) -> LayerStats:
+    return LayerStats(np.square(x).mean(0), np.abs(x).mean(0), (x.T @ x / len(x)).astype(np.float32), len(x))
+
+
+def _error(weight: np.ndarray, scheme: Scheme, stats: LayerStats | None = None, x: np.ndarray | None = None) -> float:
+    difference = dequantize(quantize(weight, scheme, stats)) - weight
+    return float(np.square(difference if x is None else x @ difference.T).mean())
+
+
+SCHEMES = [
+    Scheme(4, 32),
+    Scheme(4, 32, symmetric=False),
+    Scheme(4, 64, scale_dtype="float16"),
+    Scheme(4, 0),
+    Scheme(4, 32, positive=True),
+    Scheme(8, 32),
+    Scheme(8),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_mse_is_never_worse_than_rtn_in_any_block(scheme: Scheme) -> None:
+    weight = _weight()
+    errors = {}
+    for method in ("rtn", "mse"):
+        chosen = quantize(weight, replace(scheme, method=method))  # type: ignore[arg-type]
+        squared = np.square(dequantize(chosen) - weight).astype(np.float64)
+        width = scheme.width(weight.shape[1])
+        errors[method] = np.add.reduceat(squared, np.arange(0, weight.shape[1], width), axis=1)
+        assert chosen.q.min() >= (-127 if scheme == Scheme(8) else scheme.low)
+        if scheme.positive:
+            assert chosen.scales is not None
+            assert (chosen.scales > 0).all()
+    # The padding of a short last block counts too, so blocks are compared where there is none.
+    full = slice(0, weight.shape[1] // scheme.width(weight.shape[1]))
+    assert (errors["mse"][:, full] <= errors["rtn"][:, full] * (1 + 1e-5) + 1e-12).all()
+    assert errors["mse"].sum() < errors["rtn"].sum()
+
+
+def test_importance_moves_the_error_to_inputs_that_do_not_matter() -> None:
+    weight, x = _weight(), _inputs(200)
+    stats = _stats(x)
+    scheme = Scheme(4, 32, method="mse")
+    weighted = dequantize(quantize(weight, scheme, stats)) - weight
+    plain = dequantize(quantize(weight, scheme)) - weight
+    assert (np.square(weighted) @ stats.mean_square).sum() < (np.square(plain) @ stats.mean_square).sum()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_gptq_more_than_halves_the_output_error_of_4_bits(scheme: Scheme) -> None:
+    weight, x = _weight(), _inputs(200)
+    stats = _stats(x)
+    rtn = _error(weight, scheme, x=x)
+    gptq = _error(weight, replace(scheme, method="gptq"), stats, x)
+    assert gptq < (0.5 if scheme.bits == 4 else 0.9) * rtn
+
+
+def test_gptq_needs_calibration_and_streams_like_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, stats = _weight(), _stats(_inputs(200))
+    scheme = Scheme(4, 32, method="gptq")
+    with pytest.raises(ValueError, match="needs calibration"):
+        quantize(weight, scheme)
+    whole = quantize(weight, scheme, stats)
+    monkeypatch.setattr("gog_edge.export.quantize._ROWS_BYTES", 200 * 4 * 7)
+    np.testing.assert_array_equal(quantize(weight, scheme, stats).q, whole.q)
+
+
+def test_gptq_survives_dead_and_collinear_inputs() -> None:
+    x = _inputs(64, tokens=10)  # fewer tokens than inputs: singular without damping
+    x[:, 5] = 0
+    weight = _weight(8, 64)
+    result = dequantize(quantize(weight, Scheme(4, 32, method="gptq"), _stats(x)))
+    assert np.isfinite(result).all()
+    assert np.abs(result - weight).max() < 2 * np.abs(weight).max()
+    order, upper = inverse_factor(_stats(x).hessian)
+    assert sorted(order) == list(range(64))
+    assert np.allclose(np.tril(upper, -1), 0)
+    with pytest.raises(ValueError, match="square"):
+        inverse_factor(np.ones((2, 3), np.float32))
+    with pytest.raises(ValueError, match="positive definite"):
+        inverse_factor(np.full((4, 4), np.nan, np.float32))
+
+
+def test_hqq_gives_outliers_their_error() -> None:
+    """HQQ minimises an l_p norm with p < 1: the typical error gets smaller, the largest may grow."""
+    weight = _weight(64, 256)
+    weight[:, ::37] *= 6
+    rtn = np.abs(dequantize(quantize(weight, Scheme(4, 64))) - weight)
+    hqq = np.abs(dequantize(quantize(weight, Scheme(4, 64, method="hqq"))) - weight)
+    assert np.power(hqq, 0.7).mean() < np.power(rtn, 0.7).mean()
+    asymmetric = quantize(weight, Scheme(4, 64, False, "hqq"))
+    assert asymmetric.zero_points is not None
+
+
+def test_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="method 'best' is unknown"):
+        Scheme(4, 32, method="best")  # type: ignore[arg-type]
+
+
+def test_calibration_files_round_trip(tmp_path: Path) -> None:
+    x = _inputs(16, 50)
+    writer = CalibrationWriter()
+    writer.add("q", ("a.weight", "b.weight"), x[:20])
+    writer.add("q", ("a.weight", "b.weight"), x[20:])
+    calibration = writer.save(tmp_path / "c", {"tokens": 50})
+    for opened in (calibration, Calibration.open(tmp_path / "c")):
+        stats = opened("b.weight")
+        assert stats is not None
+        assert stats is opened("a.weight")  # one file, read once
+        assert stats.count == 50
+        np.testing.assert_allclose(stats.hessian, _stats(x).hessian, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(stats.mean_abs, np.abs(x).mean(0), rtol=1e-5)
+        assert opened("c.weight") is None
+        assert opened.meta == {"tokens": 50}
+    (tmp_path / "c" / "calibration.json").write_text("{}")
+    for folder in (tmp_path / "c", tmp_path / "missing"):
+        with pytest.raises(UsageError, match="calibrate again"):
+            Calibration.open(folder)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen3-vl", "tiny-qwen2.5-vl"])
+@pytest.mark.parity
+def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from gog_edge.export.parity_calibrate import Talk, calibrate
+    from gog_edge.export.parity_reference import Reference
+
+    checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "ck", 3, "float32"))
+    talks = [Talk(RNG.integers(0, 600, 80)) for _ in range(4)]
+    stats = calibrate(checkpoint, talks, 652, tmp_path / "cal")
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
+    head_dim = text.get("head_dim") or text["hidden_size"] // heads
+    layers = text["num_hidden_layers"]
+    decoder = {n for n in checkpoint.names() if "layers." in n and tensor_class(n)} - {
+        "model.language_model.norm.weight"
+    }
+    assert set(stats.files) == decoder
+    recipe = Recipe.for_precision("int4")
+    scaling = find_scaling(checkpoint, stats, recipe, layers, heads // kv_heads, head_dim)
+    assert scaling.exponents
+    scaled = ScaledCheckpoint(checkpoint, scaling)
+    down = "model.language_model.layers.0.mlp.down_proj.weight"
+    np.testing.assert_array_equal(scaled.read_rows(down, 2, 5), scaled.read(down)[2:5])
+    assert scaled.shape(down) == checkpoint.shape(down)
+    assert scaled.names() == checkpoint.names()
+    ids = talks[0].tokens
+    plain = Reference(checkpoint).logits(ids, [], 0)
+    moved = Reference(checkpoint, scaling.apply).logits(ids, [], 0)
+    np.testing.assert_allclose(moved, plain, atol=2e-4)
+    for weight, exponent in scaling.exponents.items():
+        known, then = stats(weight), scaling.stats(weight, stats(weight))
+        assert known is not None
+        assert then is not None
+        kind = tensor_class(weight)
+        assert kind is not None
+        assert exponent > 0
+        scheme = recipe.scheme(kind)
+        before = dequantize(quantize(checkpoint.read(weight), scheme)) - checkpoint.read(weight)
+        after = dequantize(quantize(scaled.read(weight), scheme)) - scaled.read(weight)
+        if "up_proj" in weight or "v_proj" in weight or "gate" in weight or "q_proj" in weight or "k_proj" in weight:
+            continue  # searched together with others
+        loss = [np.einsum("oi,ij,oj->", d, s.hessian, d) for d, s in ((before, known), (after, then))]
+        assert loss[1] < loss[0]
+
+
+@pytest.mark.parity
+def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from gog_edge.export.parity_calibrate import Talk, calibrate
+
+    root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "ck", 3, "float32")
+    talks = [Talk(np.arange(30, 70)), Talk(np.arange(100, 125))]
+    stats = calibrate(Checkpoint.open(root), talks, 652, tmp_path / "cal", memory=0)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32).eval()
+    seen: list[np.ndarray] = []
+    down = model.model.language_model.layers[1].mlp.down_proj
+    down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0].numpy()))
+    with torch.no_grad():
+        for talk in talks:
+            model(torch.from_numpy(talk.tokens)[None])
+    x = np.concatenate(seen)
+    known = stats("model.language_model.layers.1.mlp.down_proj.weight")
+    assert known is not None
+    assert known.count == len(x) == 65
+    np.testing.assert_allclose(known.hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-6)
+    with pytest.raises(UsageError, match="at least one conversation"):
+        calibrate(Checkpoint.open(root), [], 652, tmp_path / "cal")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lm_head.weight", "head"),
+        ("model.language_model.embed_tokens.weight", "embedding"),
+        ("model.language_model.layers.11.self_attn.o_proj.weight", "attention"),
+        ("model.language_model.layers.11.self_attn.q_norm.weight", None),
+        ("model.language_model.layers.0.mlp.gate_proj.weight", "mlp"),
+        ("model.language_model.layers.0.mlp.down_proj.weight", "down_proj"),
+        ("model.language_model.layers.0.self_attn.q_proj.bias", None),
+        ("model.language_model.norm.weight", None),
+        ("model.visual.blocks.3.attn.qkv.weight", "vision"),
+        ("model.visual.blocks.3.mlp.down_proj.weight", "vision"),
+        ("model.visual.blocks.3.norm1.weight", None),
+        ("model.visual.merger.mlp.2.weight", "merger"),
+        ("model.visual.merger.ln_q.weight", None),
+        ("model.visual.deepstack_merger_list.1.linear_fc2.weight", "merger"),
+        ("model.visual.deepstack_merger_list.1.norm.weight", None),
+        ("model.visual.patch_embed.proj.weight", None),
+        ("model.visual.pos_embed.weight", None),
+    ],
+)
+def test_tensor_classes(name: str, expected: str | None) -> None:
+    assert tensor_class(name) == expected
