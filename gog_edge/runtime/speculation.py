@@ -39,7 +39,8 @@ class Speculation:
 
 
 class PromptLookup:
-    """Where n-grams of the conversation ended last. Follows a token array that grows and may be cut."""
+    """Where n-grams of the conversation ended last. Follows a token array that grows; if it is cut and goes on
+    otherwise, some guesses are missed, none is made up: every entry is compared with the tokens."""
 
     def __init__(self, options: Speculation, never: frozenset[int] = frozenset()) -> None:
         """`never`: ids that a guess must not hold (image pads: they stand for pixels, not for text)."""
@@ -82,10 +83,6 @@ class PromptLookup:
                 if size <= end:
                     self._ends[tuple(part[end - size - low : end - low])] = end
         self._indexed = n - 1
-
-    def cut(self, length: int) -> None:
-        """The conversation was cut back to `length` tokens."""
-        self._indexed = min(self._indexed, length)
 
 
 @dataclass

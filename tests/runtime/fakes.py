@@ -127,7 +127,10 @@ class ScriptedDecoder:
             return self._eos
         turns = self._script(self._tokenizer.decode(ids)) if callable(self._script) else self._script
         wanted = turns[min(len(starts), len(turns)) - 1]
-        written = self._tokenizer.decode(ids[starts[-1] :]).rstrip("\ufffd")
+        whole, own = self._tokenizer.encode_control(wanted), ids[starts[-1] :]
+        if own == whole[: len(own)]:
+            return whole[len(own)] if len(own) < len(whole) else self._eos
+        written = self._tokenizer.decode(own)
         if not wanted.startswith(written):
             return self._eos  # a guess or a forced token left the script
         left = self._tokenizer.encode_control(wanted[len(written) :])
