@@ -40,8 +40,9 @@ class ChatSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """[prompt] the first turn. `tools` in a wording are the `json` of [[tools]] as written. `system_file`/`user_file` (beside the dialect) replace `system`/`user`.
-    `image` is written for every user image, `several` is added to the system text when there are two or more."""
+    """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
+    wording are the `json` of [[tools]] as written, joined by `tools_between`; else they go through the chat template.
+    `image` is written for every user image; `several` is added to the system text when there are two or more."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
