@@ -45,7 +45,7 @@ def boxes(draw, image: RegisteredImage) -> Region:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(FRAMES), st.sampled_from(["xyxy", "xywh"]))
 def test_numbers_round_trip(data, name: str, layout: str) -> None:
     image = data.draw(images())
@@ -55,7 +55,7 @@ def test_numbers_round_trip(data, name: str, layout: str) -> None:
     assert back.as_tuple() == pytest.approx(region.as_tuple(), rel=1e-6, abs=1e-6 * max(image.width, image.height))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(FRAMES), st.sampled_from(["xyxy", "xywh"]))
 def test_written_boxes_round_trip_within_a_unit(data, name: str, layout: str) -> None:
     """What `format_box` writes reads back as a box at most one unit of the frame away, inside the image."""
@@ -75,7 +75,7 @@ def test_written_boxes_round_trip_within_a_unit(data, name: str, layout: str) ->
     assert view.y0 - 1e-6 <= back.y0 < back.y1 <= view.y1 + 1e-6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(allow_nan=True, allow_infinity=True, width=64), min_size=0, max_size=6),
     st.sampled_from(FRAMES),

@@ -162,7 +162,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(dialects.names()), st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=8)), max_size=14)
 )
@@ -188,7 +188,7 @@ def test_any_text_gives_a_typed_turn(name: str, pieces: list[str]) -> None:
         dialect.early_box(text, images)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), st.sampled_from(dialects.names()))
 def test_what_a_dialect_writes_it_reads(data, name: str) -> None:
     dialect = dialects.load(name)

@@ -105,11 +105,10 @@ class CoordinateFrame:
     def numbers(self, region: Region, image: RegisteredImage) -> list[str]:
         """The four numbers of `format_box` as strings."""
         a, b, c, d = self.from_region(region, image)
-        width, height = self.extent(image)
         if self.spec.layout == "xywh":
             c, d = a + c, b + d
-        x0, x1 = self._rounded(a, c, width)
-        y0, y1 = self._rounded(b, d, height)
+        x0, x1 = self._rounded(a, c)
+        y0, y1 = self._rounded(b, d)
         if self.spec.layout == "xywh":
             x1, y1 = x1 - x0, y1 - y0
         return [f"{v:.{self.spec.decimals}f}" for v in (x0, y0, x1, y1)]
@@ -118,14 +117,14 @@ class CoordinateFrame:
         share = self.spec.pad_image * side
         return self.spec.pad + (min(share, self.spec.pad_image_pixels) if self.spec.pad_image_pixels else share)
 
-    def _rounded(self, low: float, high: float, extent: float) -> tuple[float, float]:
+    def _rounded(self, low: float, high: float) -> tuple[float, float]:
+        """Both ends in the dialect's digits; a side that would vanish gets the unit it lies in."""
         unit = 10.0**-self.spec.decimals
-        low, high = round(low, self.spec.decimals), round(high, self.spec.decimals)
-        if high <= low:
-            high = low + unit
-            if high > extent and low >= unit:
-                low, high = low - unit, high - unit
-        return low, high
+        near = round(low, self.spec.decimals), round(high, self.spec.decimals)
+        if near[1] > near[0]:
+            return near
+        floor = math.floor(low / unit) * unit
+        return floor, floor + unit
 
     def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> Frame:
         """The frame the numbers are in: `fallback` when they are larger than `frame` allows."""
