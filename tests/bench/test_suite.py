@@ -1,0 +1,111 @@
+"""The suite: interleaving, limits, failures of one subject, and cells that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gog_edge.bench.conversations import CONVERSATIONS, Conversation, TurnSpec
+from gog_edge.bench.limits import stage_limits
+from gog_edge.bench.ours import LocalSubject
+from gog_edge.bench.result import Report, load
+from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
+from gog_edge.bench.suite import cells, run_conversation
+from gog_edge.bundle import Bundle
+from gog_edge.errors import BenchError
+
+SHORT = Conversation("short", "a test", (TurnSpec(((64, 64),), 5, 3), TurnSpec(words=4, tokens=2)), repeats=2)
+MACHINE = Roofline(1, 10.0, {"fp32": 100.0})
+
+
+class FakePeer:
+    """Takes a fixed time; notes what was asked of it and when."""
+
+    def __init__(self, name: str, seconds: float, log: list[str], fail: bool = False) -> None:
+        self.name, self.seconds, self.log, self.fail = name, seconds, log, fail
+
+    def load(self) -> float:
+        return 0.0
+
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
+        self.log.append(self.name)
+        if self.fail:
+            raise BenchError("no such model")
+        return TurnTimes(self.seconds, {"decode": self.seconds / 2}, 10, tokens, 1 << 20)
+
+    def reset(self) -> None:
+        self.log.append(f"reset {self.name}")
+
+    def close(self) -> None:
+        return
+
+
+def test_subjects_take_turns_and_a_failing_one_drops_out() -> None:
+    log: list[str] = []
+    subjects = [FakePeer("gog-edge", 1.0, log), FakePeer("peer", 2.0, log), FakePeer("broken", 1.0, log, fail=True)]
+    samples, failed = run_conversation(SHORT, subjects)
+    assert failed == {"broken": "no such model"}
+    assert log[:6] == ["reset gog-edge", "gog-edge", "gog-edge", "reset peer", "peer", "peer"]
+    assert log.count("broken") == 1
+    assert samples["peer"].stages[-1, "total"] == [4.0, 4.0]
+    found = tuple(cells(SHORT, samples, None, None))
+    report = Report("gog-edge-bench", "now", {}, {}, {}, found)
+    ratios = {(ours.stage): r.p50 for ours, _, r in report.ratios()}
+    assert ratios["total"] == ratios["turn 1 total"] == 0.5
+
+
+def test_our_own_turns_write_what_was_asked(tiny_bundle: Path) -> None:
+    subject = LocalSubject(tiny_bundle)
+    subject.load()
+    try:
+        times = subject.turn([picture(64, 48, 1), Words(7)], 5)
+        assert times.generated == 5
+        assert {"crop", "encode", "prefill", "decode"} == set(times.stages)
+        assert sum(times.stages.values()) <= times.total
+        length = len(subject.session)
+        subject.turn([Words(3, 9)], 2)
+        # the last token of a turn is in the session, too
+        assert len(subject.session) == length + 3 + 2
+        subject.reset()
+        assert len(subject.session) == 0
+    finally:
+        subject.close()
+
+
+def test_limits_follow_the_work(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    small, after = stage_limits(bundle, MACHINE, TurnSpec(((64, 64),), 8, 4), 0)
+    large, _ = stage_limits(bundle, MACHINE, TurnSpec(((256, 256),), 8, 4), 0)
+    late, _ = stage_limits(bundle, MACHINE, TurnSpec(((64, 64),), 8, 4), 2000)
+    assert large.encode > 10 * small.encode
+    assert late.decode > small.decode
+    assert small.of("crop") is None
+    assert after > 12
+    text, _ = stage_limits(bundle, MACHINE, TurnSpec(words=8, tokens=1), 0)
+    assert (text.encode, text.decode) == (0.0, 0.0)
+
+
+def test_every_shipped_conversation_asks_for_something() -> None:
+    for several in CONVERSATIONS.values():
+        for conversation in several:
+            for turn in conversation.turns:
+                assert turn.parts(1) and turn.tokens >= 1
+
+
+def test_pictures_differ_by_seed() -> None:
+    one, two = picture(32, 16, 1), picture(32, 16, 2)
+    assert isinstance(one, Picture) and one.pixels.shape == (16, 32, 3)
+    assert (one.pixels != two.pixels).any()
+    assert (one.pixels == picture(32, 16, 1).pixels).all()
+
+
+def test_a_report_survives_the_disk_and_another_file_is_refused(tmp_path: Path) -> None:
+    report = Report("gog-edge-bench", "now", {"cpu": "x"}, {}, {}, (), {"a": "b"})
+    report.save(tmp_path / "r.json")
+    assert load(tmp_path / "r.json") == report
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(BenchError, match=r"x\.json"):
+        load(tmp_path / "x.json")
