@@ -10,13 +10,11 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
 from gog_edge.runtime.budget import Budget, DeadlineReached
 from gog_edge.runtime.desk import Outcome, SearchDesk, run_in_thread
 from gog_edge.runtime.dialects import Dialect
-from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.search.base import IMAGE, ImageQuery
 from gog_edge.runtime.session import Session
@@ -158,8 +156,7 @@ class Actor:
         thumbnails: tuple[int | None, ...] = ()
         if outcome.hits and self.dialect.shows_thumbnails(action.kind):
             wanted = action.limit or self.dialect.limits.results
-            local = self.desk.serves_files(outcome.provider)
-            thumbnails = tuple(self._register_picture(hit, local) for hit in outcome.hits[: wanted or None])
+            thumbnails = self._register_pictures(outcome.hits[: wanted or None], outcome.provider, budget)
         return Observation(
             action, outcome.hits, outcome.error, outcome.text, shown, outcome.provider, thumbnails=thumbnails
         )
@@ -172,19 +169,19 @@ class Actor:
         )
         return geometry.index
 
-    def _register_picture(self, hit: Hit, local: bool) -> int | None:
-        """A result's picture in the registry, or None when it can't be had (results come without it, then).
-
-        Only files that a provider of this machine names are opened: a page from the web must not choose them.
-        """
-        if not hit.image or not local:
-            return None
-        try:
-            frame = Frame.open(Path(hit.image))
-            return self.session.add_image(frame, limits=PixelLimits(0, self.dialect.limits.thumbnail_max_pixels)).index
-        except GogEdgeError as e:
-            self.session.trace.note(f"a result's picture is left out: {e}")
-            return None
+    def _register_pictures(self, hits: Sequence[Hit], provider: str, budget: Budget) -> tuple[int | None, ...]:
+        """The results' pictures in the registry; None for those that can't be had."""
+        limits = PixelLimits(0, self.dialect.limits.thumbnail_max_pixels)
+        jobs = [self.desk.picture(hit, provider) for hit in hits]
+        out: list[int | None] = []
+        for job in jobs:
+            frame = self.desk.wait_picture(job, budget) if job is not None else None
+            try:
+                out.append(self.session.add_image(frame, limits=limits).index if frame is not None else None)
+            except GogEdgeError as e:  # too thin to be shown
+                self.session.trace.note(f"a result's picture is left out: {e}")
+                out.append(None)
+        return tuple(out)
 
     def _query(self, action: Action, label: str) -> ImageQuery:
         session = self.session

@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.runtime.budget import Budget
+from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, Deadline, ImageQuery, SearchProvider
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.types import Hit
@@ -58,11 +60,39 @@ class SearchDesk:
         """The provider that is asked first."""
         return next((p for p in self._providers if kind in p.kinds), None)
 
-    def serves_files(self, name: str) -> bool:
-        """Whether the pictures that provider `name` gives are files of this machine."""
+    def picture(self, hit: Hit, provider: str) -> Future[Frame] | None:
+        """Start getting the picture of a hit of `provider`; None if nobody can.
+
+        Only providers of this machine may name files: a page from the web must not choose what is opened here.
+        Addresses go to a provider with `read_image`, which checks them.
+        """
         from gog_edge.runtime.search.local import LocalProvider
 
-        return any(p.name == name and getattr(p, "local_files", isinstance(p, LocalProvider)) for p in self._providers)
+        if hit.image.startswith(("http://", "https://")):
+            reader = next((p for p in self._providers if hasattr(p, "read_image")), None)
+            if reader is None:
+                return None
+            deadline = Deadline(self._budget.at).within(self._timeout)
+            return run_in_thread(lambda: reader.read_image(hit.image, deadline), "picture")
+        named = (p for p in self._providers if p.name == provider)
+        if hit.image and any(getattr(p, "local_files", isinstance(p, LocalProvider)) for p in named):
+            return run_in_thread(lambda: Frame.open(Path(hit.image)), "picture")
+        return None
+
+    def wait_picture(self, future: Future[Frame], budget: Budget) -> Frame | None:
+        """The picture, or None if it could not be had (then the result comes without it).
+
+        Raises:
+            CancelledError, DeadlineReached: `budget` ended meanwhile.
+        """
+        if not budget.wait(future, self._timeout):
+            self._trace.note("a result's picture is left out: it took too long")
+            return None
+        problem = future.exception()
+        if problem is not None:
+            self._trace.note(f"a result's picture is left out: {redact(str(problem))}")
+            return None
+        return future.result()
 
     def text(self, query: str, k: int) -> Future[Outcome]:
         """Start a text search."""
