@@ -7,8 +7,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,23 +41,24 @@ class ResultCache:
         self.path, self._seconds, self._max, self._clock = path, seconds, max_entries, clock
         self._lock = threading.Lock()
         self._writes = 0
+        self._connection: sqlite3.Connection | None = None
 
     def get(self, key: str) -> str | None:
         """The value, unless it is missing or expired."""
-        try:
-            with self._lock, closing(self._connect()) as c:
+        with self._open("read") as c:
+            if c is not None:
                 row = c.execute(
                     "SELECT value FROM results WHERE key = ? AND expires > ?", (key, self._clock())
                 ).fetchone()
-        except (sqlite3.Error, OSError) as e:
-            log.warning("search cache %s can't be read (%s)", self.path, e)
-            return None
-        return None if row is None else str(row[0])
+                return None if row is None else str(row[0])
+        return None
 
     def put(self, key: str, value: str) -> None:
         """Keep a value; an older one is replaced."""
-        try:
-            with self._lock, closing(self._connect()) as c, c:
+        with self._open("written") as c:
+            if c is None:
+                return
+            with c:
                 c.execute(
                     "INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (key, value, self._clock() + self._seconds)
                 )
@@ -66,21 +67,45 @@ class ResultCache:
                     c.execute("DELETE FROM results WHERE expires <= ?", (self._clock(),))
                     oldest = "SELECT key FROM results ORDER BY expires DESC LIMIT -1 OFFSET ?"
                     c.execute(f"DELETE FROM results WHERE key IN ({oldest})", (self._max,))
-        except (sqlite3.Error, OSError) as e:
-            log.warning("search cache %s can't be written (%s)", self.path, e)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock, closing(self._connect()) as c, c:
-            c.execute("DELETE FROM results")
+    def close(self) -> None:
+        """Close the file; it is opened again when needed. Idempotent."""
+        with self._lock:
+            self._drop()
+
+    @contextmanager
+    def _open(self, what: str) -> Iterator[sqlite3.Connection | None]:
+        """The one connection; trouble with it is logged, and the next call starts anew."""
+        with self._lock:
+            connection = None
+            try:
+                connection = self._connect()
+            except (sqlite3.Error, OSError) as e:
+                log.warning("search cache %s can't be opened (%s)", self.path, e)
+            try:
+                yield connection
+            except (sqlite3.Error, OSError) as e:
+                log.warning("search cache %s can't be %s (%s)", self.path, what, e)
+                self._drop()
 
     def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=5.0)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.executescript(_SCHEMA)
-        return connection
+        if self._connection is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=5.0, check_same_thread=False)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.executescript(_SCHEMA)
+            except sqlite3.Error:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def encode_hits(hits: Sequence[Hit]) -> str:

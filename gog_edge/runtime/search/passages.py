@@ -60,7 +60,7 @@ def best_passages(text: str, query: str, *, chars: int = 1200, embedder: TextEmb
 
     Without a query, or where no word of it occurs, the beginning of the text.
     """
-    passages = split_passages(text)
+    passages = split_passages(text, min(PASSAGE_CHARS, chars))
     if sum(map(len, passages)) + len(passages) <= chars:
         return "\n".join(passages)
     ranked = rank_passages(passages, query, embedder)

@@ -105,6 +105,8 @@ class Resilient(BaseProvider):
 
     def close(self) -> None:
         self.inner.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def _through_cache(
         self,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 
 MAX_HTML_CHARS = 4_000_000
-MAX_SECONDS = 2.0  # hostile markup can make a parser slow; what was read until then is used
+MAX_SECONDS = 1.0  # hostile markup can make a parser slow; what was read until then is used
 _PIECE = 1 << 16
+_REST = 4096
 MAX_BLOCKS = 20_000
 MAX_DEPTH = 400
 
@@ -74,7 +75,8 @@ def extract(page: str) -> Extracted:
         parser.feed(page[at : at + _PIECE])
         if time.monotonic() > until or len(parser.blocks) >= MAX_BLOCKS:
             break
-    else:
+    # What is left is an unfinished tag or comment. Closing scans it again and again: only worth it for a short one.
+    if len(parser.rawdata) < _REST:
         parser.close()
     parser.end_block()
     blocks = parser.blocks
@@ -114,9 +116,11 @@ def _kind(block: Block) -> str:
     size = len(block.text)
     if block.tag in _HEADINGS:
         return "heading" if block.link_density < 0.9 else "bad"
+    if block.tag == "tr" and " | " in block.text:
+        return "good" if block.link_density < 0.9 else "short"  # a fact in a table, however short
     if block.link_density > MAX_LINKS:
         return "bad" if size >= SHORT_CHARS else "short"
-    if size >= GOOD_CHARS or (block.tag in ("tr", "dd", "pre", "blockquote", "figcaption") and size >= SHORT_CHARS):
+    if size >= GOOD_CHARS or (block.tag in ("dd", "pre", "blockquote", "figcaption") and size >= SHORT_CHARS):
         return "good"
     return "short"
 

@@ -137,7 +137,7 @@ class HttpClient:
             idle, self._idle = self._idle, {}
         for connections in idle.values():
             for _, connection in connections:
-                connection.close()
+                _close(connection)
 
     def _exchange(
         self,
@@ -167,6 +167,7 @@ class HttpClient:
                 connection.request(method, target.path, body, sent)
                 answer = connection.getresponse()
                 result = _read(answer, target.url, reading)
+                answer.close()  # it was read to its end; http.client only notices by itself when asked once more
             except (http.client.RemoteDisconnected, ConnectionError) as e:
                 _close(connection)
                 if reused:
@@ -212,7 +213,7 @@ class HttpClient:
                 until, connection = idle.pop()
                 if until > time.monotonic():
                     return connection
-                connection.close()
+                _close(connection)
         return None
 
     def _give(self, target: Target, connection: _Connection) -> None:
@@ -221,7 +222,7 @@ class HttpClient:
             if len(idle) < KEEP_IDLE:
                 idle.append((time.monotonic() + KEEP_SECONDS, connection))
                 return
-        connection.close()
+        _close(connection)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -230,6 +231,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, target: Target, context: ssl.SSLContext | None, deadline: Deadline) -> None:
         super().__init__(target.host, target.port)
         self._target, self._context, self.deadline = target, context, deadline
+        self._raw: socket.socket | None = None
 
     def connect(self) -> None:
         raw = self._dial()
@@ -241,7 +243,14 @@ class _Connection(http.client.HTTPConnection):
         except BaseException:
             raw.close()
             raise
+        self._raw = raw
         self.sock = _DeadlineSocket(raw, self)
+
+    def end(self) -> None:
+        """Close for good."""
+        self.close()
+        if self._raw is not None:
+            self._raw.close()
 
     def _dial(self) -> socket.socket:
         *others, last = self._target.addresses
@@ -265,7 +274,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._raw, self._connection), _PIECE)
 
     def close(self) -> None:
-        self._raw.close()
+        """http.client lets go of a socket while the body is still to be read; `_Connection.end` really closes it."""
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -328,4 +337,4 @@ def _read(answer: http.client.HTTPResponse, url: str, reading: Reading) -> Respo
 def _close(connection: _Connection | None) -> None:
     if connection is not None:
         with contextlib.suppress(OSError):
-            connection.close()
+            connection.end()
