@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.runtime.ops.library import available
 from tests.export.graph_driver import Conversation, Runner, conversation
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
+needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 GRIDS = [(6, 10), (14, 4)]  # no multiple of the window in either direction
 # Shapes beyond the tiny checkpoints' own: GQA ratio 1, 3 and 6, odd widths, another head size, biases.
@@ -166,6 +170,44 @@ def test_quantised_graphs_stay_near(
     runner = Runner(bundle)
     x, positions, deepstack, _ = runner.inputs(talk)
     assert cosine(runner.step(x, positions, deepstack, last_k=len(x)), want) > least
+
+
+@needs_ops
+@pytest.mark.parametrize(
+    ("precision", "kv_dtype", "least"), [("int8", "float16", 0.999), ("int8", "int8", 0.999), ("int4", "float16", 0.96)]
+)
+def test_native_operators_stay_near(
+    case: tuple[Path, Reference], precision: str, kv_dtype: str, least: float, tmp_path: Path
+) -> None:
+    root, reference = case
+    bundle = export(root, tmp_path / "b", precision=precision, ops="native", kv_dtype=kv_dtype)
+    talk = conversation(bundle, GRIDS)
+    want = reference.logits(reference.arguments(talk, bundle.manifest.preprocessing.patch_size))
+    runner = Runner(bundle)
+    x, positions, deepstack, _ = runner.inputs(talk)
+    whole = runner.step(x, positions, deepstack, last_k=len(x))
+    assert cosine(whole, want) > least
+    runner.past = 0
+    for start, stop in itertools.pairwise([0, 9, 10, 31, len(x)]):  # the same cache, written in pieces
+        part = None if deepstack is None else deepstack[:, start:stop]
+        logits = runner.step(x[start:stop], positions[:, start:stop], part)
+    assert cosine(logits[0], whole[-1]) > 0.998  # activations are quantised: another blocking rounds otherwise
+
+
+@needs_ops
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_native_nodes_take_in_their_neighbours(case: tuple[Path, Reference], precision: str, tmp_path: Path) -> None:
+    root, _ = case
+    bundle = export(root, tmp_path / "b", precision=precision, ops="native")
+    manifest = bundle.manifest
+    for name, layers in (("vision", manifest.vision.depth), ("decoder", manifest.decoder.layers)):
+        graph = onnx.load(bundle.path(f"{name}.onnx"), load_external_data=False).graph
+        kinds = Counter(node.op_type for node in graph.node)
+        assert sum(kinds[k] for k in kinds if k.endswith(("Attention", "AttentionF16"))) == layers
+        assert sum(kinds[k] for k in kinds if k.startswith("LinearW")) >= 4 * layers
+        assert not kinds.keys() & {"Gelu", "QuickGelu", "SkipLayerNormalization", "Split", "MatMulNBits"}
+        merged = 1 if name == "vision" else 0  # the merger's norm stands before a reshape
+        assert kinds["LayerNormalization"] + kinds["SimplifiedLayerNormalization"] == merged
 
 
 def test_half_precision_arithmetic(case: tuple[Path, Reference], tmp_path: Path) -> None:
