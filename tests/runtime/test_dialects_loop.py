@@ -1,0 +1,60 @@
+"""Every shipped dialect through the real loop: each of its actions written, read, carried out, answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from gog_edge.runtime.dialects import load, names
+from gog_edge.runtime.frame import Frame
+from gog_edge.types import Action, ActionKind, Hit, Region, StopReason
+from tests.runtime.conftest import MakeAgent
+from tests.runtime.fakes import FakeProvider
+
+ACTIONS = {
+    "glance": Action(ActionKind.GLANCE),
+    "gaze": Action(ActionKind.GAZE, "", Region(20, 20, 120, 100), 0, "a bird"),
+    "zoom": Action(ActionKind.ZOOM, "", Region(20, 20, 120, 100), 0, "a bird"),
+    "text_search": Action(ActionKind.TEXT_SEARCH, "heron food"),
+    "visit": Action(ActionKind.VISIT, "https://x.org/heron", label="food"),
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_action_of_every_dialect(make_agent: MakeAgent, frame: Frame, name: str) -> None:
+    spec = load(name).spec
+    kinds = [k for k in ACTIONS if k in {a.kind for a in spec.actions}]
+    provider = FakeProvider([Hit("Grey heron", "eats fish", "https://x.org", 0.8)], page="Herons eat fish.")
+    probe = make_agent([""], dialect=name)
+    with probe.session(frame) as conversation:
+        conversation.session.add_image(frame, limits=probe.image_limits())
+        images = conversation.session.images
+        think = f"{spec.parse.think_open}look{spec.parse.think_close}\n" if spec.parse.think_open else ""
+        head = think if not probe.dialect.template.frame.prefill else think.removeprefix(spec.parse.think_open)
+        script = [head + probe.dialect.write(ACTIONS[k], images) for k in kinds]
+        answer_text = probe.dialect.write(Action(ActionKind.ANSWER, "fish"), images)
+    agent = make_agent([*script, head + answer_text], [provider], dialect=name)
+    answer = agent.ask(frame, "What does it eat?", max_turns=len(kinds) + 1)
+    assert (answer.text, answer.stop) == ("fish", StopReason.ANSWERED), [s.turn for s in answer.steps]
+    assert [s.turn.actions[0].kind.value for s in answer.steps] == [*kinds, "answer"]
+    for step in answer.steps[:-1]:
+        assert not step.observations[0].error
+        region = step.turn.actions[0].region
+        if region is not None:
+            box = ACTIONS["zoom"].region
+            assert box is not None and region.intersection(box) > 0.9 * box.area  # some dialects pad
+            assert region.width < box.width + 120 and region.height < box.height + 120
+            assert (step.observations[0].shown is not None) == agent.dialect.shows_crop(step.turn.actions[0].kind)
+
+
+@pytest.mark.parametrize("name", names())
+def test_forced_answers(make_agent: MakeAgent, frame: Frame, name: str) -> None:
+    spec = load(name).spec
+    if spec.parse.otherwise == "answer":
+        pytest.skip("every turn is an answer")
+    probe = make_agent([""], dialect=name)
+    with probe.session(frame) as conversation:
+        conversation.session.add_image(frame, limits=probe.image_limits())
+        tagged = probe.dialect.write(Action(ActionKind.ANSWER, "fish"), conversation.session.images)
+    agent = make_agent(["nothing of use"] * 2 + [tagged], dialect=name)
+    answer = agent.ask(frame, "q", max_turns=2)
+    assert (answer.text, answer.stop) == ("fish", StopReason.FORCED)
