@@ -171,9 +171,7 @@ def _ensure_built(name: str, sources: list[Path], flags: tuple[str, ...]) -> tup
         return target, took
 
 
-def _compile(
-    toolchain: Toolchain, sources: list[Path], flags: tuple[str, ...], target: Path, failed: Path
-) -> None:
+def _compile(toolchain: Toolchain, sources: list[Path], flags: tuple[str, ...], target: Path, failed: Path) -> None:
     scratch = target.with_name(f".{target.stem}-{os.getpid()}.so")  # unique: the caller holds the lock
     options = (*BASE_FLAGS, *_cpu_flags(), *flags)
     command = [str(toolchain.path), *options, "-o", str(scratch), *map(str, sources)]

@@ -47,7 +47,9 @@ VisionAttention: softmax(q k^T / sqrt(hd)) v, not causal, rotary applied here, w
              3 gather?        i64 [windows, L]            row of each slot (the bundle's window_gather)
              4 mask?          i32 [windows, L]            1 real, 0 padding; real slots come first in a window
     output   0 y              f32 [n, heads * hd]
-    attributes  heads, scale (default 1/sqrt(hd)), precision (0: bf16 products where the CPU has them; 1: f32)
+    attributes  heads, scale (default 1/sqrt(hd)), precision
+                precision   0 bf16 products where the CPU has them, 1 f32, 2 int8 (see flash8.h: keys and values
+                            centred, one scale per row of q and k, per channel of v, per 128 keys of p)
     Every row must be in exactly one window.  Rotary: rotate-half over (i, i + hd/2) pairs.
 
 DecoderAttention: causal grouped-query attention with an in-place KV cache

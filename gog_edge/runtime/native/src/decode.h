@@ -9,28 +9,21 @@ namespace gog {
 
 constexpr size_t kDecodeRows = 32;  // queries of one kv head: tokens x heads of its group
 
-// Sums of 16 vectors: result lane i = sum of the lanes of a[i] (of the first W when W is smaller).
-GOG_INLINE void sums_of(const vf (&a)[16], float* out) {
-#if defined(GOG_AVX512)
-    __m512 b[8], c[4], d[2];
-    GOG_UNROLL
-    for (int i = 0; i < 8; i++)  // pairs 2i, 2i + 1
-        b[i] = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]),
-                             _mm512_unpackhi_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]));
-    GOG_UNROLL
-    for (int i = 0; i < 4; i++)  // every 128-bit lane now sums four vectors
-        c[i] = _mm512_add_ps(
-            (__m512)_mm512_unpacklo_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]),
-            (__m512)_mm512_unpackhi_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]));
-    GOG_UNROLL
-    for (int i = 0; i < 2; i++)
-        d[i] = _mm512_add_ps(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
-                             _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xdd));
-    const __m512 e = _mm512_add_ps(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xdd));
-    _mm512_storeu_ps(out, e);
-#else
-    for (int i = 0; i < 16; i++) out[i] = hsum(a[i]);
-#endif
+// Softmax over one row of scores of this key block, in place: scores become probabilities.
+// `visible` keys count (at most kKeyBlock), the others get probability 0.
+GOG_INLINE void softmax_row(float* scores, size_t visible, size_t count, float* maximum, vf* sum, float* factor) {
+    if (visible == 0) {
+        *factor = 1.0f;
+        std::memset(scores, 0, count * 4);
+        return;
+    }
+    if (visible < count) hide(scores, visible, count);
+    vf top = load<vf>(scores);
+    for (size_t i = W; i < count; i += W) top = vmax(top, load<vf>(scores + i));
+    const float block = hmax(top), fresh = block > *maximum ? block : *maximum;
+    *factor = std::exp2(*maximum - fresh);
+    *maximum = fresh;
+    to_probabilities<F32Words>(scores, count, fresh, *factor, sum);
 }
 
 // scores[r][key] for R rows and 16 / R keys from `position` on.
@@ -51,7 +44,7 @@ GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const f
         }
     }
     alignas(64) float sums[16];
-    sums_of(acc, sums);
+    fold16<false>(acc, sums);
     for (int r = 0; r < R; r++) std::memcpy(scores + r * kKeyBlock, sums + r * kKeys, kKeys * 4);
 }
 
@@ -134,7 +127,7 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
     vf sums[kDecodeRows];
     const size_t hd = keys.hd;
     for (size_t r = 0; r < rows; r++) {
-        partial.maximum[r] = -INFINITY;
+        partial.maximum[r] = kHidden;
         sums[r] = vf{};
     }
     std::memset(out, 0, rows * hd * 4);
@@ -163,7 +156,7 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
                 for (size_t k = 0; k < count; k++) s[k] *= scaled[k];
             for (size_t k = count; k < whole; k++) s[k] = 0;
             const size_t limit = limits[r] > position ? limits[r] - position : 0;
-            softmax_row<F32Words>(s, limit < count ? limit : count, whole, partial.maximum + r, sums + r, factor + r);
+            softmax_row(s, limit < count ? limit : count, whole, partial.maximum + r, sums + r, factor + r);
         }
         if (C::kScaled) {
             for (size_t k = 0; k < count; k++) scaled[k] = values.scale(head, position + k);
@@ -190,11 +183,11 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
 // out[hd] of one row from `parts` ranges: parts[i].out is at rows + i * stride.
 inline void merge_parts(const Partial* partials, const float* rows, size_t stride, size_t parts, size_t row, size_t hd,
                         float* out) {
-    float top = -INFINITY, total = 0;
+    float top = kHidden, total = 0;
     for (size_t i = 0; i < parts; i++) top = partials[i].maximum[row] > top ? partials[i].maximum[row] : top;
     for (size_t i = 0; i < hd; i++) out[i] = 0;
     for (size_t i = 0; i < parts; i++) {
-        if (partials[i].maximum[row] == -INFINITY) continue;
+        if (partials[i].maximum[row] == kHidden) continue;
         const float weight = std::exp2(partials[i].maximum[row] - top);
         total += weight * partials[i].sum[row];
         for (size_t j = 0; j < hd; j++) out[j] += weight * rows[i * stride + row * hd + j];

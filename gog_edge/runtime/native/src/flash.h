@@ -17,13 +17,11 @@ namespace gog {
 
 struct F32Words {
     static constexpr int kPer = 1;
-    static constexpr int kExpDegree = 5;
     static GOG_INLINE vf dot(vf acc, vi a, vi b) { return acc + (vf)a * (vf)b; }
 };
 #if defined(GOG_BF16)
 struct Bf16Words {
     static constexpr int kPer = 2;
-    static constexpr int kExpDegree = 3;
     static GOG_INLINE vf dot(vf acc, vi a, vi b) {
         return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
     }
@@ -233,58 +231,85 @@ struct Mix {
     };
 };
 
-// Softmax over one row of scores of this key block, in place: scores become probability words.
-// `visible` keys count (at most kKeyBlock), the others get probability 0.
-template <class E>
-GOG_INLINE void softmax_row(float* scores, size_t visible, size_t computed, float* maximum, vf* sum, float* factor) {
-    constexpr int kBlockVectors = kKeyBlock / W;
-    const size_t vectors = computed / W;
+// Hides keys of a block from a row: scores of keys from `visible` on become kHidden, whose 2^x is 0 beside any
+// score that is seen.  Finite, so that no difference of two hidden scores is a NaN.
+constexpr float kHidden = -1e30f;
+inline void hide(float* scores, size_t visible, size_t count) {
     vf lanes{};
     for (int i = 0; i < W; i++) lanes[i] = (float)i;
-    const float kHidden = -INFINITY;
-    vf top = splat(kHidden);
-    if (visible < computed)
-        for (size_t v = visible / W; v < vectors; v++) {
-            const vf s = load<vf>(scores + v * W);
-            store(scores + v * W, lanes + (float)(v * W) < (float)visible ? s : splat(kHidden));
+    for (size_t v = visible / W; v < count / W; v++) {
+        const vf s = load<vf>(scores + v * W);
+        store(scores + v * W, lanes + (float)(v * W) < (float)visible ? s : splat(kHidden));
+    }
+}
+
+// Running softmax of a block of queries.  Everything that is one number a row is kept as an array over rows, so
+// that a vector holds W rows.
+struct Softmax {
+    static constexpr int kRows = (kQueryBlock + 15) / 16 * 16;
+    alignas(64) float maximum[kRows], factor[kRows], gain[kRows];
+    vf sum[kQueryBlock];
+
+    explicit Softmax(size_t rows) {
+        for (int r = 0; r < kRows; r++) maximum[r] = kHidden;
+        for (size_t r = 0; r < rows; r++) sum[r] = vf{};
+    }
+
+    // From the scores of the next block: the new maxima, and what the old output must be multiplied by (factor).
+    // kLocal: the block's probabilities will be relative to its own maximum, left in `top`, and gain is
+    // what puts them right.  scale: of each row's scores, or null.
+    template <bool kLocal>
+    void next(const float* scores, size_t rows, size_t count, const float* scale, float* top) {
+        for (size_t first = 0; first < rows; first += 16) {
+            vf lanes[16];
+            for (size_t r = 0; r < 16; r++) {
+                const float* s = scores + (first + r < rows ? first + r : first) * kKeyBlock;
+                vf m0 = load<vf>(s), m1 = load<vf>(s + W);
+                for (size_t i = 2 * W; i < count; i += 2 * W) {
+                    m0 = vmax(m0, load<vf>(s + i));
+                    m1 = vmax(m1, load<vf>(s + i + W));
+                }
+                lanes[r] = vmax(m0, m1);
+            }
+            fold16<true>(lanes, top + first);
         }
-    for (size_t v = 0; v < vectors; v++) top = vmax(top, load<vf>(scores + v * W));
-    const float block_top = hmax(top);
-    const float next = block_top > *maximum ? block_top : *maximum;
-    *factor = *maximum == kHidden ? 0.0f : std::exp2(*maximum - next);
-    *maximum = next;
-    if (next == kHidden) {  // nothing visible yet
-        std::memset(scores, 0, computed * 4);
+        for (size_t r = 0; r < rows; r += W) {
+            vf block = load<vf>(top + r);
+            if (scale) block *= load<vf>(scale + r);
+            const vf old = load<vf>(maximum + r), fresh = vmax(old, block);
+            store(maximum + r, fresh);
+            store(factor + r, exp2v(old - fresh));
+            store(top + r, kLocal ? block : fresh);
+            if (kLocal) store(gain + r, exp2v(block - fresh));
+        }
+    }
+};
+
+// One row of scores to probability words, in place.
+template <class E>
+GOG_INLINE void to_probabilities(float* scores, size_t count, float top, float factor, vf* sum) {
+    vf total = *sum * factor;
+#if defined(GOG_BF16)
+    if (E::kPer == 2) {
+        for (size_t i = 0; i < count; i += 2 * W) {
+            const vf p0 = exp2v<3, false>(load<vf>(scores + i) - top);
+            const vf p1 = exp2v<3, false>(load<vf>(scores + i + W) - top);
+            total += p0 + p1;
+            _mm512_storeu_si512(scores + i / 2, (__m512i)_mm512_cvtne2ps_pbh((__m512)p1, (__m512)p0));
+        }
+        *sum = total;
         return;
     }
-    vf total = *sum * *factor;
-    (void)kBlockVectors;
-    if (E::kPer == 1) {
-        for (size_t v = 0; v < vectors; v++) {
-            const vf s = load<vf>(scores + v * W);
-            vf p = exp2v<E::kExpDegree>(s - next);
-            if (visible < computed) p = s == kHidden ? vf{} : p;
-            total += p;
-            store(scores + v * W, p);
-        }
-    } else {
-#if defined(GOG_BF16)
-        for (size_t v = 0; v < vectors; v += 2) {
-            const vf s0 = load<vf>(scores + v * W), s1 = load<vf>(scores + (v + 1) * W);
-            vf p0 = exp2v<E::kExpDegree>(s0 - next), p1 = exp2v<E::kExpDegree>(s1 - next);
-            if (visible < computed) {
-                p0 = s0 == kHidden ? vf{} : p0;
-                p1 = s1 == kHidden ? vf{} : p1;
-            }
-            total += p0 + p1;
-            _mm512_storeu_si512(scores + v / 2 * W, (__m512i)_mm512_cvtne2ps_pbh((__m512)p1, (__m512)p0));
-        }
 #endif
+    for (size_t i = 0; i < count; i += W) {
+        const vf p = exp2v<5, false>(load<vf>(scores + i) - top);
+        total += p;
+        store(scores + i, p);
     }
     *sum = total;
 }
 
-// One block of queries.  visible(row, key_block_start) is the number of keys row may see counted from there.
+// One block of queries; every row sees key 0.
 struct QueryBlock {
     const uint32_t* queries;  // [rows][words]
     size_t rows, hd;
@@ -293,16 +318,13 @@ struct QueryBlock {
     float* out;               // [rows][padded_head]: the attention output, normalised
 };
 
+// Outputs are unnormalised sums until the end; see Softmax for the running maxima.
 template <class E>
 inline void attend(const QueryBlock& block, const HeadMemory& memory) {
     const size_t words = block.hd / E::kPer, padded = padded_head(block.hd);
     alignas(64) float scores[kQueryBlock * kKeyBlock];
-    float maximum[kQueryBlock], factor[kQueryBlock];
-    vf sum[kQueryBlock];
-    for (size_t r = 0; r < block.rows; r++) {
-        maximum[r] = -INFINITY;
-        sum[r] = vf{};
-    }
+    alignas(64) float top[Softmax::kRows];
+    Softmax softmax(block.rows);
     std::memset(block.out, 0, block.rows * padded * 4);
     for (size_t key = 0; key < block.keys; key += kKeyBlock) {
         const size_t left = block.keys - key;
@@ -311,9 +333,12 @@ inline void attend(const QueryBlock& block, const HeadMemory& memory) {
                                                         (const uint32_t*)memory.keys + key * words, count, scores);
         for (size_t r = 0; r < block.rows; r++) {
             const size_t limit = block.limits[r] > key ? block.limits[r] - key : 0;
-            softmax_row<E>(scores + r * kKeyBlock, limit < count ? limit : count, count, maximum + r, sum + r,
-                           factor + r);
+            if (limit < count) hide(scores + r * kKeyBlock, limit, count);
         }
+        softmax.next<false>(scores, block.rows, count, nullptr, top);
+        for (size_t r = 0; r < block.rows; r++)
+            to_probabilities<E>(scores + r * kKeyBlock, count, top[r], softmax.factor[r], softmax.sum + r);
+        const float* factor = softmax.factor;
         const uint32_t* p = (const uint32_t*)scores;
         const uint32_t* values = memory.values + key / E::kPer * padded;
         const size_t pairs = count / E::kPer;
@@ -322,24 +347,24 @@ inline void attend(const QueryBlock& block, const HeadMemory& memory) {
             const uint32_t* v = values + c * W;
             float* out = block.out + c * W;
             if (W == 16 && rest == 5) {
-                in_pieces<5, Mix<E, 5>::template Rows>(block.rows, p, pairs, v, padded, (const float*)factor, out);
+                in_pieces<5, Mix<E, 5>::template Rows>(block.rows, p, pairs, v, padded, factor, out);
                 c += 5;
             } else if (rest >= 4) {
                 in_pieces<W == 16 ? 6 : 3, Mix<E, 4>::template Rows>(block.rows, p, pairs, v, padded,
-                                                                    (const float*)factor, out);
+                                                                    factor, out);
                 c += 4;
             } else if (rest >= 2) {
                 in_pieces<W == 16 ? 8 : 5, Mix<E, 2>::template Rows>(block.rows, p, pairs, v, padded,
-                                                                    (const float*)factor, out);
+                                                                    factor, out);
                 c += 2;
             } else {
-                in_pieces<8, Mix<E, 1>::template Rows>(block.rows, p, pairs, v, padded, (const float*)factor, out);
+                in_pieces<8, Mix<E, 1>::template Rows>(block.rows, p, pairs, v, padded, factor, out);
                 c += 1;
             }
         }
     }
     for (size_t r = 0; r < block.rows; r++) {
-        const float total = hsum(sum[r]);
+        const float total = hsum(softmax.sum[r]);
         const float inverse = total > 0 ? 1.0f / total : 0.0f;
         for (size_t i = 0; i < padded; i += W)
             store(block.out + r * padded + i, load<vf>(block.out + r * padded + i) * inverse);

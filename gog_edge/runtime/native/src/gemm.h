@@ -91,14 +91,16 @@ GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVec
 template <int kBits, int R, bool kZeros>
 void gemm_tile(const TileInput& in) {
     constexpr int32_t kMiddle = kBits == 8 ? 128 - kWeightShift : 8;
+    constexpr bool kOneGroup = kBits == 8;
     vf total[R][kVectors];
-    GOG_UNROLL
-    for (int r = 0; r < R; r++)
+    if (!kOneGroup)
         GOG_UNROLL
-        for (int v = 0; v < kVectors; v++) total[r][v] = vf{};
+        for (int r = 0; r < R; r++)
+            GOG_UNROLL
+            for (int v = 0; v < kVectors; v++) total[r][v] = vf{};
     const int8_t* a = in.rows;
     const size_t group_bytes = in.group * 2 * kBits;  // of one panel: 16 columns
-    for (size_t g = 0; g < in.groups; g++, a += in.group * R) {
+    for (size_t g = 0; g < (kOneGroup ? 1 : in.groups); g++, a += in.group * R) {
         const uint8_t* w[kVectors];
         GOG_UNROLL
         for (int v = 0; v < kVectors; v++)
@@ -123,7 +125,8 @@ void gemm_tile(const TileInput& in) {
             for (int r = 0; r < R; r++) {
                 vf value = to_float(acc[r][v]);
                 if (kZeros) value -= zero * (float)in.row_sums[g * R + r];
-                total[r][v] += value * (scale * in.row_scales[g * R + r]);
+                const vf scaled = value * (scale * in.row_scales[g * R + r]);
+                total[r][v] = kOneGroup ? scaled : total[r][v] + scaled;
             }
         }
     }
@@ -192,6 +195,7 @@ void gemm(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilog
                 finish_strip(strip, rows, first, s * kStrip, epilogue);
             }
         }
+        if (epilogue.stream) finish_streaming();
     });
 }
 

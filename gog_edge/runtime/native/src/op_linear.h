@@ -85,6 +85,7 @@ public:
         epilogue.residual = residual.as<float>();
         epilogue.y = y.mutable_as<float>();
         epilogue.columns = columns_;
+        epilogue.stream = can_stream(epilogue.y, rows, columns_);
         gemm<kBits>(q, w, epilogue, parallel);
     }
 

@@ -120,6 +120,30 @@ GOG_INLINE float hmax(vf a) {
 #endif
 }
 
+// The lanes of 16 vectors folded to one number each, out[i] from a[i]: by sum, or by maximum.
+template <bool kMaximum>
+GOG_INLINE void fold16(const vf (&a)[16], float* out) {
+#if defined(GOG_AVX512)
+    const auto join = [](__m512 x, __m512 y) { return kMaximum ? _mm512_max_ps(x, y) : _mm512_add_ps(x, y); };
+    __m512 b[8], c[4], d[2];
+    GOG_UNROLL
+    for (int i = 0; i < 8; i++)  // vectors 2i and 2i + 1
+        b[i] = join(_mm512_unpacklo_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]),
+                    _mm512_unpackhi_ps((__m512)a[2 * i], (__m512)a[2 * i + 1]));
+    GOG_UNROLL
+    for (int i = 0; i < 4; i++)  // every 128-bit lane holds what that lane of four vectors folds to
+        c[i] = join((__m512)_mm512_unpacklo_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]),
+                    (__m512)_mm512_unpackhi_pd((__m512d)b[2 * i], (__m512d)b[2 * i + 1]));
+    GOG_UNROLL
+    for (int i = 0; i < 2; i++)
+        d[i] = join(_mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0x88),
+                    _mm512_shuffle_f32x4(c[2 * i], c[2 * i + 1], 0xdd));
+    _mm512_storeu_ps(out, join(_mm512_shuffle_f32x4(d[0], d[1], 0x88), _mm512_shuffle_f32x4(d[0], d[1], 0xdd)));
+#else
+    for (int i = 0; i < 16; i++) out[i] = kMaximum ? hmax(a[i]) : hsum(a[i]);
+#endif
+}
+
 // Round to the nearest integer, ties to even (the default rounding mode).
 GOG_INLINE vf vround(vf x) {
 #if defined(GOG_AVX512)
@@ -295,12 +319,15 @@ GOG_INLINE vf load_first(const float* p, int n) {
 }
 
 // 2^x by a minimax polynomial on [-1/2, 1/2]: relative error 1e-7 (degree 5), or 8e-5 (degree 3, enough for a
-// result that is rounded to bf16).  x is clamped to [-126, 127]: what would be a subnormal becomes 2^-126.
-template <int kDegree = 5>
+// result that is rounded to 8 bits).  kClamped: x is clamped to [-126, 127], so what would be a subnormal becomes
+// 2^-126; otherwise x must be finite and below 127, and far below -126 gives 0 (or 2^-126 where the CPU can not
+// scale by 2^n in one instruction).
+template <int kDegree = 5, bool kClamped = true>
 GOG_INLINE vf exp2v(vf x) {
-    x = vmax(x, splat(-126.0f));
-#if !defined(GOG_AVX512)
-    x = vmin(x, splat(127.0f));
+#if defined(GOG_AVX512)
+    if (kClamped) x = vmax(x, splat(-126.0f));
+#else
+    x = vmin(vmax(x, splat(-126.0f)), splat(127.0f));
 #endif
     const vf n = vround(x);
     const vf r = x - n;
