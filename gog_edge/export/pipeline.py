@@ -161,11 +161,14 @@ class _Export:
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.checkpoint, self.resolved.recipe, self.stats, self.progress.advance, shared)
-            build(target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype))
+            target = target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype)
+            build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
         writer.record(data.path.name, data.digest)
-        return replace(g.save(writer.root / f"{name}.onnx"), weights=self._values(name))
+        unit = self.config.vision.merge**2  # mergers see one row where the tower has m*m
+        values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
+        return replace(g.save(writer.root / f"{name}.onnx"), weights=values)
 
     def _values(self, graph: str) -> int:
         """Weight values that the graph's linear layers will report as they are done."""

@@ -210,10 +210,11 @@ def test_native_nodes_take_in_their_neighbours(case: tuple[Path, Reference], pre
         assert kinds["LayerNormalization"] + kinds["SimplifiedLayerNormalization"] == merged
 
 
-def test_half_precision_arithmetic(case: tuple[Path, Reference], tmp_path: Path) -> None:
-    """What TensorRT runs: float16 matrices and cache, float32 residual stream; here on ONNX Runtime's CPU kernels."""
+@pytest.mark.parametrize("target", ["tensorrt", "cuda"])
+def test_half_precision_arithmetic(case: tuple[Path, Reference], target: str, tmp_path: Path) -> None:
+    """What GPUs run: float16 matrices and cache, float32 residual stream; here on ONNX Runtime's CPU kernels."""
     root, reference = case
-    bundle = export(root, tmp_path / "b", precision="fp16", target="tensorrt")
+    bundle = export(root, tmp_path / "b", precision="fp16", target=target)
     assert bundle.manifest.decoder.kv_dtype == "float16"
     talk = conversation(bundle, GRIDS[:1])
     want = reference.logits(reference.arguments(talk, bundle.manifest.preprocessing.patch_size))

@@ -84,6 +84,20 @@ def test_the_manifest_is_the_graphs_interface(
                 assert {"float": "float32", "float16": "float16"}.get(node.type[7:-1], node.type[7:-1]) == tensor.dtype
 
 
+def test_weights_count_the_work_of_a_row(tmp_path: Path) -> None:
+    root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "c", 5)
+    source = Checkpoint.open(root)
+    sizes = {n: int(np.prod(source.shape(n))) for n in source.names() if len(source.shape(n)) == 2}
+    decoder = sum(s for n, s in sizes.items() if "layers." in n or n == "lm_head.weight")
+    blocks = sum(s for n, s in sizes.items() if "visual.blocks." in n)
+    merger = sum(s for n, s in sizes.items() if "visual.merger." in n)
+    patch = int(np.prod(source.shape("model.visual.patch_embed.proj.weight"))) // 2
+    for flavour in ("ort", "standard"):
+        graphs = export_bundle(root, tmp_path / "b", ExportOptions(flavour=flavour)).manifest.graphs  # type: ignore[arg-type]
+        assert graphs["decoder"].weights == decoder
+        assert abs(graphs["vision"].weights - (blocks + patch + merger / 4)) < 2
+
+
 def test_weights_are_aligned_and_nothing_big_is_inline(checkpoint: Path, tmp_path: Path) -> None:
     bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
     for name in ("vision", "decoder"):

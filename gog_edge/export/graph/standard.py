@@ -6,6 +6,7 @@ keeps Qwen's large residual values in range, and TensorRT folds the casts into t
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,7 @@ class StandardTarget:
         self.store = store
         self.compute: DType = compute
         self.kv_dtype: DType = kv_dtype
+        self.matrix_values: Counter[Role] = Counter()  # what linear layers were built so far
 
     # -- interface and naming -------------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class StandardTarget:
         return self.g.weight(name, self.source.read(name, np.float32))
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
+        self.matrix_values[role] += weight.rows * weight.columns
         y = self.store.linear(self.g.cast(x, self.compute), weight, biases, role)
         return self.g.cast(y, "float32")
 
@@ -155,6 +158,7 @@ class StandardTarget:
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
         fused = self.store.gated(self.g.cast(x, self.compute), weight, biases, role)
         if fused is not None:
+            self.matrix_values[role] += weight.rows * weight.columns
             return self.g.cast(fused, "float32")
         gate, up = self._split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
         return self.g.op("Mul", self._silu(gate), up)
