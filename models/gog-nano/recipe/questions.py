@@ -1,0 +1,128 @@
+"""Questions about a scene, with their answers: referring expressions, attributes, comparisons.
+
+A ``Question`` says what is asked and what the teacher has to know to act: which items to look at (``targets``,
+numbers into the scene's items, from left to right), which attribute to look up, and the rule that gives the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import draw, geometry, scenes
+
+ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
+PLURALS = {kind: kind + "s" for kind in draw.KINDS}
+SKILLS = ("direct", "glance", "gaze", "two-hop", "comparison", "reflection", "look-alike", "unknown")
+ATTRIBUTES = (
+    "capital", "currency", "language", "continent", "population", "area", "highest point", "nationality", "internet code",
+    "national symbol",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """``rule``: name (title's country), value (attribute), same / more (two targets), hint (first result whose
+    continent is ``hint``), direct (``answer`` is given by the scene alone), absent (nothing of the kind is there)."""
+
+    skill: str
+    text: str
+    rule: str
+    targets: tuple[int, ...] = ()
+    attribute: str = ""
+    hint: str = ""
+    answer: str = ""
+
+
+def box_of(item: scenes.Item) -> tuple[int, int, int, int]:
+    return geometry.expert_box(item.box, scenes.WIDTH, scenes.HEIGHT)
+
+
+def references(items: tuple[scenes.Item, ...], target: int) -> dict[str, str]:
+    """Ways to say which flag is meant, by kind of expression; every one names exactly one item."""
+    item, n = items[target], len(items)
+    kinds = [i.kind for i in items]
+    pairs = [(i.colour, i.kind) for i in items]
+    found: dict[str, str] = {}
+    if kinds.count(item.kind) == 1:
+        found["kind"] = f"the flag on the {item.kind}"
+    if pairs.count((item.colour, item.kind)) == 1:
+        found["colour"] = f"the flag on the {item.colour} {item.kind}"
+    if n >= 2:
+        if target == 0:
+            found["leftmost"] = "the leftmost flag"
+        if target == n - 1:
+            found["rightmost"] = "the rightmost flag"
+        if 0 < target:
+            found["ordinal"] = f"the {ORDINALS[target + 1]} flag from the left"
+        if n - 2 >= target >= 0 and n >= 3:
+            found["ordinal-right"] = f"the {ORDINALS[n - target]} flag from the right"
+        sizes = [i.size for i in items]
+        if item.size == "large" and sizes.count("large") == 1:
+            found["largest"] = "the largest flag"
+        if item.size == "small" and sizes.count("small") == 1:
+            found["smallest"] = "the smallest flag"
+        tops = [box_of(i)[1] for i in items]
+        others = [t for i, t in enumerate(tops) if i != target]
+        if tops[target] <= min(others) - 100:
+            found["highest"] = "the highest flag"
+        if tops[target] >= max(others) + 100:
+            found["lowest"] = "the lowest flag"
+        for side, other in (("right", target - 1), ("left", target + 1)):
+            if 0 <= other < n and kinds.count(kinds[other]) == 1:
+                found[f"{side}-of"] = f"the flag just {side} of the {kinds[other]}"
+    return found
+
+
+def refer(items: tuple[scenes.Item, ...], target: int, rng: np.random.Generator) -> str:
+    ways = list(references(items, target).values())
+    return ways[int(rng.integers(len(ways)))] if ways else f"flag number {target + 1} from the left"
+
+
+def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: str = "", hint: str = "") -> Question:
+    """A question of a skill about a scene (see ``SKILLS``)."""
+    if scene.type != scenes.CLUTTERED:
+        what = "this flag" if scene.type == scenes.SINGLE else "this photo"
+        if attribute and scene.type == scenes.SINGLE:
+            return Question(skill, f"What is the {attribute} of the country of {what}?", "value", (0,), attribute)
+        if attribute:
+            return Question(skill, f"What is the {attribute} of the thing in {what}?", "value", (0,), attribute)
+        return Question(skill, "Which country has this flag?" if scene.type == scenes.SINGLE else "What is in this photo?", "name", (0,))
+    items = scene.items
+    if skill == "direct":
+        return _direct(items, rng)
+    target = int(rng.integers(len(items)))
+    if skill == "comparison":
+        first, second = (int(i) for i in rng.permutation(len(items))[:2])
+        a, b = refer(items, first, rng), refer(items, second, rng)
+        if attribute == "population":
+            return Question(skill, f"Which country has more people, that of {a} or that of {b}?", "more", (first, second), attribute)
+        return Question(skill, f"Are the countries of {a} and {b} on the same continent?", "same", (first, second), "continent")
+    if skill == "unknown" and rng.random() < 0.5:
+        absent = [k for k in draw.KINDS if k not in {i.kind for i in items}]
+        kind = str(rng.choice(absent))
+        about = f"the {attribute} of the country of the flag on the {kind}" if attribute else ""
+        text = f"What is {about}?" if about else f"Which country has the flag on the {kind}?"
+        return Question(skill, text, "absent", answer="unknown")
+    where = refer(items, target, rng)
+    if skill == "look-alike":
+        return Question(skill, f"Which country in {hint} has {where}?", "hint", (target,), "continent", hint)
+    if attribute:
+        return Question(skill, f"What is the {attribute} of the country of {where}?", "value", (target,), attribute)
+    return Question(skill, f"Which country has {where}?", "name", (target,))
+
+
+def _direct(items: tuple[scenes.Item, ...], rng: np.random.Generator) -> Question:
+    kinds = [i.kind for i in items]
+    options: list[tuple[str, str]] = [("How many flags are there?", str(len(items)))]
+    kind = str(rng.choice(draw.KINDS))
+    options.append((f"Is there a {kind}?", "yes" if kind in kinds else "no"))
+    some = str(rng.choice(kinds))
+    options.append((f"How many {PLURALS[some]} are there?", str(kinds.count(some))))
+    if kinds.count(some) == 1:
+        options += [(f"What colour is the {some}?", items[kinds.index(some)].colour)] * 2
+    for word, index in (("leftmost", 0), ("rightmost", -1)):
+        options.append((f"What carries the {word} flag?", kinds[index]))
+    text, answer = options[int(rng.integers(len(options)))]
+    return Question("direct", text, "direct", answer=answer)
