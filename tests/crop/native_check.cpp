@@ -11,8 +11,8 @@
 
 #include "host_cuda.h"
 
-extern "C" int32_t gog_crop(const uint8_t*, int64_t, const int32_t*, const int32_t* const*, const int32_t*, int32_t,
-                            int32_t, const float*, float*, uint8_t*, int32_t);
+extern "C" int32_t gog_crop(const uint8_t*, int64_t, const int32_t*, int32_t, int32_t, const float*, float*, uint8_t*,
+                            int32_t, const int32_t* const*, const int32_t*);
 extern "C" const char* gog_crop_simd();
 
 namespace {
@@ -101,16 +101,16 @@ int check(std::mt19937& rng, int number, bool grid) {
     const unsigned grid_w = static_cast<unsigned>((out_w + gog::kTileW - 1) / gog::kTileW);
     const unsigned grid_h = static_cast<unsigned>((out_h + gog::kTileH - 1) / gog::kTileH);
     for (float* out : {got_patches.data(), static_cast<float*>(nullptr)})
-      host_launch(grid_w, grid_h, gog::kBlockThreads, source, int64_t{3} * frame_w, out_w, out_h, tables.data(), x.stride,
-                  y.stride, patch, merge, normal[0], normal[1], normal[2], normal[3], normal[4], normal[5], out,
-                  out ? nullptr : got_image.data());
+      host_launch(grid_w, grid_h, gog::kBlockThreads, source, int64_t{3} * frame_w, out_w, out_h, tables.data(),
+                  x.stride, y.stride, patch, merge, normal[0], normal[1], normal[2], normal[3], normal[4], normal[5],
+                  out, out ? nullptr : got_image.data());
   } else {
     const int32_t sizes[4] = {in_w, in_h, out_w, out_h}, strides[2] = {x.stride, y.stride};
     const int32_t* taps[6] = {x.start.data(), x.count.data(), x.weight.data(),
                               y.start.data(), y.count.data(), y.weight.data()};
     for (float* out : {got_patches.data(), static_cast<float*>(nullptr)})
-      if (gog_crop(source, frame_w * 3, sizes, taps, strides, patch, merge, normal, out,
-                   out ? nullptr : got_image.data(), threads) != 0)
+      if (gog_crop(source, frame_w * 3, sizes, patch, merge, normal, out, out ? nullptr : got_image.data(), threads,
+                   taps, strides) != 0)
         return fail("status codes", number);
   }
   if (image != got_image) return fail("images", number);

@@ -12,8 +12,9 @@ from PIL import Image
 
 from gog_edge.errors import ImageError, RegionError, UsageError
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime.crop import Grid, backend, crop_image, crop_patches, kernel, pixel_box, region_grid
+from gog_edge.runtime.crop import Grid, PixelBox, backend, crop_image, crop_patches, kernel, pixel_box, region_grid
 from gog_edge.runtime.crop.reference import resize_box
+from gog_edge.runtime.crop.taps import PRECISION_BITS, bicubic_taps
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.native import build
 from gog_edge.types import Region
@@ -127,6 +128,25 @@ def test_without_a_compiler_it_says_why_once(no_native: None, caplog: pytest.Log
         crop_image(scene(50, 40), None, (10, 20))
     assert len(caplog.records) == 1
     assert str(backend()).startswith("numpy (native code is switched off")
+
+
+@pytest.mark.skipif(backend().name != "native", reason="no native kernel on this machine")
+@settings(max_examples=150, deadline=None)
+@given(size_in=st.integers(1, 3000), size_out=st.integers(1, 600))
+def test_the_table_made_in_cpp_is_the_one_made_in_numpy(size_in: int, size_out: int) -> None:
+    """Resizing single bright pixels with either table; the widest downscales keep every weight visible."""
+    native_kernel = kernel._native_kernel()
+    assert native_kernel is not None
+    row = np.random.default_rng([size_in, size_out]).integers(0, 256, (1, size_in, 3), dtype=np.uint8)
+    taps = bicubic_taps(size_in, size_out)
+    sums = np.add.reduceat(
+        row[0].astype(np.int64)[np.concatenate([np.arange(s, s + c) for s, c in zip(taps.start, taps.count)])]
+        * np.concatenate([w[:c] for w, c in zip(taps.weight, taps.count)])[:, None],
+        np.concatenate([[0], np.cumsum(taps.count)[:-1]]),
+    )
+    expected = np.clip((sums + (1 << (PRECISION_BITS - 1))) >> PRECISION_BITS, 0, 255)
+    made = native_kernel.image(row, PixelBox(0, 0, size_in, 1), size_out, 1, 1)
+    assert np.array_equal(made[0], expected)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7, 64, None])

@@ -63,7 +63,7 @@ def test_arm_paths_are_exact(
 ) -> None:
     compiler, emulator, driver = arm_driver
     check = link_check(compiler, driver, tmp_path / "check", "-O2", "-static", *flags)
-    assert run(emulator, check, "cpu", "120").stdout == f"120 cases equal, {name}\n"
+    assert run(emulator, check, "cpu", "40").stdout == f"40 cases equal, {name}\n"
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from gog_edge.errors import EngineError
 from gog_edge.runtime.crop.geometry import Grid, PixelBox
 from gog_edge.runtime.crop.normal import Normal
-from gog_edge.runtime.crop.taps import Taps, bicubic_taps
 from gog_edge.runtime.native.build import NativeLibrary, NativeStatus, load_status
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -25,9 +24,8 @@ _PIXELS_A_THREAD = 400_000  # of the source: about 0.3 ms, ten times what starti
 
 def status() -> NativeStatus:
     """The loaded library, or why there is none; builds it on the first call (about 2 s with g++)."""
-    return load_status(
-        "crop", [SOURCES / "crop_cpu.cpp"], fallback="Pillow and numpy cut crops, about ten times slower"
-    )
+    sources, flags = [SOURCES / "crop_cpu.cpp"], ["-ffp-contract=off"]
+    return load_status("crop", sources, flags=flags, fallback="Pillow and numpy cut crops, about ten times slower")
 
 
 class NativeKernel:
@@ -35,10 +33,10 @@ class NativeKernel:
 
     def __init__(self, library: NativeLibrary) -> None:
         self.simd: str = library.function("gog_crop_simd", ctypes.c_char_p)().decode()
+        pointer, integer = ctypes.c_void_p, ctypes.c_int32
         self._crop: Any = library.function(
-            "gog_crop", ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
-            ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-            ctypes.c_int32,
+            "gog_crop", integer, pointer, ctypes.c_int64, pointer, integer, integer, pointer, pointer, pointer,
+            integer, pointer, pointer,
         )  # fmt: skip
 
     def patches(
@@ -77,25 +75,17 @@ class NativeKernel:
         image: int | None,
         threads: int | None,
     ) -> None:
-        across, down = bicubic_taps(box.width, width), bicubic_taps(box.height, height)
         sizes = np.array([box.width, box.height, width, height], dtype=np.int32)
-        strides = np.array([across.stride, down.stride], dtype=np.int32)
-        tables = (ctypes.c_void_p * 6)(*_addresses(across), *_addresses(down))
         row_bytes = pixels.strides[0]
         source = pixels.ctypes.data + box.y0 * row_bytes + box.x0 * 3
         count = _threads(threads, box.width * box.height)
         code = self._crop(
-            source, row_bytes, sizes.ctypes.data, tables, strides.ctypes.data, patch, merge, normal.ctypes.data,
-            patches, image, count,
-        )  # fmt: skip
+            source, row_bytes, sizes.ctypes.data, patch, merge, normal.ctypes.data, patches, image, count, None, None
+        )
         if code == 1:
             raise MemoryError(f"no memory for the crop kernel ({box.width}x{box.height} to {width}x{height})")
         if code != 0:
             raise EngineError(f"the crop kernel failed (code {code}) on {box.width}x{box.height} to {width}x{height}")
-
-
-def _addresses(taps: Taps) -> tuple[int, int, int]:
-    return taps.start.ctypes.data, taps.count.ctypes.data, taps.weight.ctypes.data
 
 
 def _threads(wanted: int | None, source_pixels: int) -> int:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "crop_quads.h"
+#include "crop_taps.h"
 
 namespace gog {
 namespace {
@@ -203,19 +204,26 @@ Status run(const Job& job, int32_t threads) {
 GOG_EXPORT const char* gog_crop_simd() { return GOG_SIMD_NAME; }
 
 // Returns 0, 1 when memory ran out, 2 on any other failure. Sizes and pointers are checked by the caller.
-// `taps`: {x.start, x.count, x.weight, y.start, y.count, y.weight}; `strides`: weights per output of x and y.
-// `normal`: three offsets, three scales. Exactly one of `patches` and `image` is written.
-GOG_EXPORT int32_t gog_crop(const uint8_t* source, int64_t row_bytes, const int32_t* sizes, const int32_t* const* taps,
-                            const int32_t* strides, int32_t patch, int32_t merge, const float* normal, float* patches,
-                            uint8_t* image, int32_t threads) {
+// `sizes`: {in_w, in_h, out_w, out_h}. `normal`: three offsets, three scales. Exactly one of `patches` and `image` is
+// written. `taps`: null for bicubic, or {x.start, x.count, x.weight, y.start, y.count, y.weight} with `strides`, the
+// weights per output of x and y.
+GOG_EXPORT int32_t gog_crop(const uint8_t* source, int64_t row_bytes, const int32_t* sizes, int32_t patch,
+                            int32_t merge, const float* normal, float* patches, uint8_t* image, int32_t threads,
+                            const int32_t* const* taps, const int32_t* strides) {
   try {
-    gog::Job job{source, row_bytes, sizes[0], sizes[1], sizes[2], sizes[3],
-                 {taps[0], taps[1], taps[2], strides[0]}, {taps[3], taps[4], taps[5], strides[1]},
-                 patch, merge, {}, patches, image};
+    gog::Job job{source, row_bytes, sizes[0], sizes[1], sizes[2], sizes[3], {}, {}, patch, merge, {}, patches, image};
     for (int c = 0; c < gog::kChannels; ++c) {
       job.normal.offset[c] = normal[c];
       job.normal.scale[c] = normal[gog::kChannels + c];
     }
+    if (taps != nullptr) {
+      job.x = {taps[0], taps[1], taps[2], strides[0]};
+      job.y = {taps[3], taps[4], taps[5], strides[1]};
+      return gog::run(job, threads);
+    }
+    const gog::BicubicTaps x(job.in_w, job.out_w), y(job.in_h, job.out_h);
+    job.x = x.view();
+    job.y = y.view();
     return gog::run(job, threads);
   } catch (const std::bad_alloc&) {
     return gog::kNoMemory;

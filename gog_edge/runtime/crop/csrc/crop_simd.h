@@ -38,7 +38,7 @@ struct Digits {
       int32_t rest = w[i];
       for (int k = 0; k < 3; ++k) {
         d[k][i] = static_cast<int8_t>(static_cast<uint8_t>(rest & 255));
-        rest = (rest - d[k][i]) / 256;
+        rest = (rest - d[k][i]) >> 8;
       }
     }
   }
