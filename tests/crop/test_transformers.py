@@ -48,7 +48,7 @@ def settings_of(pre: Preprocessing) -> dict[str, Any]:
 
 
 def horizontal_first(frame: Frame, region: Region | None, size: tuple[int, int]) -> bool:
-    """Whether this Pillow resizes this crop in the order that all versions before 12.3 did."""
+    """Whether this Pillow resizes this crop in the order that the versions before 13 did."""
     from PIL import Image
 
     box = pixel_box(region, frame.width, frame.height)
@@ -73,7 +73,7 @@ def test_equal_to_the_pil_processor(height: int, width: int, region: Region | No
         if horizontal_first(frame, region, grid.pixels(pre.patch_size)):
             assert off.max() < 1e-3  # the same 8-bit pixels
         else:
-            # Pillow >= 12.3 went vertically first: the 8-bit rounding between the passes falls elsewhere, so
+            # Pillow 13 went vertically first: the 8-bit rounding between the passes falls elsewhere, so
             # pictures that do not clip stay within a step but for isolated pixels
             assert np.mean(off > 1.001) < (2e-4 if frame == scene(height, width) else 0.1)
 

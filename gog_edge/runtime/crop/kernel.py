@@ -1,7 +1,8 @@
 """From a frame and a region to the patches of the vision graph, or to a picture of the crop.
 
 Numbers: what PIL gives for `image.crop(box).resize(size, BICUBIC)` with the horizontal pass first (every Pillow
-before 12.3, and transformers' fast processor within one 8-bit step), then (v / 255 - mean) / std in float32.
+before 13; torch's uint8 resize, behind transformers' fast processor, is within one 8-bit step but for isolated
+pixels that are two off), then (v / 255 - mean) / std in float32.
 The native kernel, the Pillow path, and the CUDA kernel give the same bits, for any number of threads.
 """
 

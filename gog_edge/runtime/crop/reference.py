@@ -1,6 +1,6 @@
 """The crop kernel in Pillow and numpy: what the native kernel is measured against, and the way without a compiler.
 
-Both passes are asked for one after the other, because Pillow 12.3 and later may resize vertically first; older
+Both passes are asked for one after the other, because Pillow 13 resizes some shapes vertically first; older
 versions, torch and the native kernel always resize horizontally first, and that is what policies were trained on.
 """
 
