@@ -376,3 +376,44 @@ def test_a_dialect_file_travels_with_the_bundle(checkpoint: Path, tmp_path: Path
     assert bundle.read_text("dialect.toml") == 'base = "gog"\n'
     with pytest.raises(UsageError, match="does not exist"):
         export_bundle(checkpoint, tmp_path / "c", ExportOptions(dialect=str(tmp_path / "none.toml")))
+
+
+def test_recipes_are_fitted_to_the_operators() -> None:
+    eight, four = Scheme(8, 32), Scheme(4, 48, symmetric=False)
+    recipe = Recipe("r", Scheme(8), eight, eight, four, four, Scheme(16), Scheme(8))
+    stock = resolve(ExportOptions(recipe=recipe)).recipe
+    assert (stock.head.block, stock.mlp.block, stock.merger.block) == (128, 32, 0)
+    assert not stock.mlp.symmetric
+    native = resolve(ExportOptions(recipe=recipe, ops="native")).recipe
+    assert (native.head.block, native.mlp.block, native.mlp.scale_dtype) == (0, 48, "float16")
+    standard = resolve(ExportOptions(recipe=recipe, flavour="standard")).recipe
+    assert standard.mlp.symmetric
+    assert standard.mlp.positive
+    assert standard.head.block == 0
+    cuda = resolve(ExportOptions(recipe=recipe, target="cuda")).recipe
+    assert (cuda.merger.block, cuda.mlp.scale_dtype) == (128, "float16")
+    for fitted in (stock, native, standard, cuda):
+        assert fitted.vision == Scheme(16)
+        assert fitted.embedding == Scheme(8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ops": "fast"}, "ops 'fast' is unknown"),
+        ({"ops": "native", "target": "cuda"}, "run on CPUs only"),
+        ({"ops": "native", "kv_dtype": "float32"}, "keep the KV cache in float16 or int8"),
+        ({"kv_dtype": "int8"}, "keep the KV cache in float32 or float16"),
+    ],
+)
+def test_operators_and_their_limits(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(ExportOptions(**options))
+
+
+def test_an_odd_head_needs_standard(tmp_path: Path) -> None:
+    overrides = {"text_config": {"head_dim": 12, "rope_scaling": {"mrope_section": [2, 2, 2]}}}
+    root = make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 5, overrides=overrides)
+    with pytest.raises(CheckpointError, match="head_dim = 12 is not a multiple of 8"):
+        export_bundle(root, tmp_path / "b")
+    assert export_bundle(root, tmp_path / "b", ExportOptions(flavour="standard")).manifest.decoder.head_dim == 12
