@@ -135,9 +135,11 @@ def search(
             from gog_edge.runtime.frame import Frame
             from gog_edge.runtime.search.index.ingest import ensure_same_encoder
 
-            embedder = _embedder(bundle, encoder, 0, opened.encoder)
+            from gog_edge.runtime.search.embedders import embedder_of
+
+            embedder = _embedder(bundle, encoder, 0, opened.encoder) or embedder_of(opened)
             if embedder is None:
-                raise UsageError("--image needs the --bundle or --encoder that the index was built with")
+                raise UsageError(f"{index} holds no image vectors; rebuild it with --bundle or --encoder")
             ensure_same_encoder(opened, embedder)
             vector = embedder.embed(Frame.open(image), _region(box))
         hits = opened.search(query, vector, k=results, dynamic=not everything, expand=expand)

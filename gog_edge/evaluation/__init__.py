@@ -1,1 +1,1 @@
-"""Evaluation: data-set readers, judges and the runner."""
+"""Evaluation: data sets in their published formats, judges, a resumable parallel runner, reports."""

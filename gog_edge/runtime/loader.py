@@ -25,7 +25,7 @@ def load(
     engine: str | None = None,
     index: str | Path | None = None,
     providers: Sequence[SearchProvider] = (),
-    dialect: str | Path | None = None,
+    dialect: str | Path | Dialect | None = None,
     options: RunOptions | None = None,
     engine_options: Any = None,
 ) -> Agent:
@@ -36,7 +36,7 @@ def load(
         engine: "cpu", "cuda", "tensorrt", … (see `runtime.engines.registry`); default: what it was exported for.
         index: folder of a local index; searched before `providers`.
         providers: further search providers, asked in order; they stay the caller's to close.
-        dialect: name or file that replaces the bundle's.
+        dialect: name or file, or a loaded dialect, that replaces the bundle's.
         options: how questions are run.
         engine_options: the engine's own options (`OrtOptions` …).
 
@@ -61,12 +61,14 @@ def load(
         raise
 
 
-def bundle_dialect(bundle: Bundle, dialect: str | Path | None = None) -> Dialect:
+def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) -> Dialect:
     """The dialect that a bundle names (or `dialect` instead), bound to its chat template and family.
 
     Raises:
         DialectError: there is no such dialect, or it is wrong.
     """
+    if isinstance(dialect, Dialect):
+        return dialect
     manifest = bundle.manifest
     name: str | Path = dialect if dialect is not None else manifest.dialect
     if dialect is None and bundle.has(str(name)):
@@ -76,11 +78,8 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | None = None) -> Dialect
 
 
 def _local(index: str | Path, model: Model) -> SearchProvider:
-    """The index, searched with the tower of this policy where its vectors were made with it."""
-    from gog_edge.runtime.search.embedders import embedder_for
-    from gog_edge.runtime.search.index.local_index import LocalIndex
+    """The index, searched with the encoder that made its vectors: the tower of this policy, or a given one."""
+    from gog_edge.runtime.search.embedders import embedder_of
     from gog_edge.runtime.search.local import LocalProvider
 
-    with LocalIndex(index) as opened:
-        fingerprint = opened.encoder
-    return LocalProvider(index, embedder_for(fingerprint, model.vision) if fingerprint else None)
+    return LocalProvider(index, embedder_of(index, model.vision))

@@ -48,7 +48,8 @@ def test_build_add_search_info_remove(tmp_path: Path, source: Path, capsys: pyte
     assert [h["entity"] for h in hits] == ["blue"]
     hits = call(capsys, "index", "search", index, "--image", tmp_path / "green.png", "--encoder", encoder, "--json")
     assert [h["entity"] for h in hits] == ["green"]
-    args = ("--image", tmp_path / "red.png", "--box", "1,1,9,9", "--encoder", encoder, "--all", "--json")
+    # The index remembers a given encoder's file.
+    args = ("--image", tmp_path / "red.png", "--box", "1,1,9,9", "--all", "--json")
     assert len(call(capsys, "index", "search", index, *args)) == 3
     related = call(capsys, "index", "search", index, "red", "-k", 1, "--expand", 2, "--json")
     assert [h["entity"] for h in related] == ["red", "blue"]
@@ -69,7 +70,7 @@ def test_build_add_search_info_remove(tmp_path: Path, source: Path, capsys: pyte
         (("add", "empty", "docs.jsonl"), "build one"),
         (("add", "full", "docs.jsonl"), "built with"),
         (("search", "full"), "nothing to search"),
-        (("search", "full", "x", "--image", "red.png"), "--encoder"),
+        (("search", "textonly", "x", "--image", "red.png"), "no image vectors"),
         (("search", "full", "x", "--box", "1,2,3,4"), "--box"),
         (("search", "full", "--image", "red.png", "--encoder", "e.onnx", "--box", "1,2"), "four numbers"),
         (("search", "full", "--image", "red.png", "--encoder", "e2.onnx"), "rebuild"),
@@ -91,6 +92,7 @@ def test_mistakes_end_in_one_line_and_code_2(
     make_encoder(tmp_path / "e2.onnx", [1, 3, 16, 16])
     (tmp_path / "empty").mkdir()
     call(capsys, "index", "build", "full", "docs.jsonl", "--encoder", "e.onnx", "--json")
+    call(capsys, "index", "build", "textonly", "docs.jsonl", "--json")
     _, err = call(capsys, "index", *args, code=2)
     assert says in err
     assert len([line for line in err.splitlines() if line.startswith("gog-edge")]) == 1

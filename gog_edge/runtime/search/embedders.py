@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gog_edge.errors import UsageError
+from gog_edge.errors import EngineError, SearchIndexError, UsageError
 from gog_edge.runtime.search.base import Embedder
 
 if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
     from gog_edge.runtime.engines.base import VisionRunner
+    from gog_edge.runtime.search.index.local_index import LocalIndex
     from gog_edge.runtime.vision import PixelLimits, VisionEncoder
 
 _LIMITS = re.compile(r":(\d+)-(\d+)$")
@@ -47,11 +48,33 @@ def open_embedder(
     return VisionEmbedder(VisionEncoder(opened, _vision_runner(opened), FeatureCache(0)), limits)
 
 
-def embedder_for(index_fingerprint: str, vision: VisionEncoder) -> Embedder:
-    """The tower of a loaded policy, with the pixel limits that an index was built with."""
+def embedder_of(index: str | Path | LocalIndex, vision: VisionEncoder | None = None) -> Embedder | None:
+    """The encoder that made an index's vectors: a loaded policy's tower, or the ONNX file that the index remembers.
+
+    None for an index without vectors.
+
+    Raises:
+        SearchIndexError: the index can't be opened, or its encoder file is gone.
+    """
+    from gog_edge.runtime.search.index.local_index import LocalIndex
+
+    if not isinstance(index, LocalIndex):
+        with LocalIndex(index) as opened:
+            return embedder_of(opened, vision)
+    if not index.encoder:
+        return None
+    if index.encoder_file:
+        from gog_edge.runtime.search.encoder import OnnxEncoder
+
+        try:
+            return OnnxEncoder(index.encoder_file)
+        except EngineError as e:
+            raise SearchIndexError(f"{index.folder}: the encoder that it was built with can't be loaded ({e})") from e
+    if vision is None:
+        raise SearchIndexError(f"{index.folder}: was built with a policy's tower; give its --bundle")
     from gog_edge.runtime.vision import VisionEmbedder
 
-    return VisionEmbedder(vision, _limits_of(index_fingerprint))
+    return VisionEmbedder(vision, _limits_of(index.encoder))
 
 
 def _limits_of(fingerprint: str) -> PixelLimits:

@@ -110,7 +110,7 @@ class OnnxEncoder:
             self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as e:
             raise EngineError(f"{path}: ONNX Runtime can't load the encoder ({' '.join(str(e).split())[:300]})") from e
-        self._path = path
+        self.path = path
         self._input = self._check_input()
         self.options = self._complete(options)
         self._lock = threading.Lock()
@@ -129,11 +129,11 @@ class OnnxEncoder:
             with self._lock:
                 output = self._session.run([self.options.output], {self._input.name: tensor})[0]
         except Exception as e:
-            raise EngineError(f"{self._path}: the encoder failed ({' '.join(str(e).split())[:300]})") from e
+            raise EngineError(f"{self.path}: the encoder failed ({' '.join(str(e).split())[:300]})") from e
         vector = self._pool(np.asarray(output, np.float32))
         norm = float(np.linalg.norm(vector))
         if not math.isfinite(norm) or norm == 0.0:
-            raise EngineError(f"{self._path}: the encoder gave a vector of length {norm}")
+            raise EngineError(f"{self.path}: the encoder gave a vector of length {norm}")
         return vector / np.float32(norm)
 
     def _prepare(self, frame: Frame, box: Region) -> NDArray[Any]:
@@ -176,7 +176,7 @@ class OnnxEncoder:
         elif output.ndim == 4 and pool == "mean":
             vector = output[0].mean(axis=(0, 1) if self.options.layout == "nhwc" else (1, 2))
         else:
-            raise EngineError(f"{self._path}: can't pool an output of shape {list(output.shape)} with {pool!r}")
+            raise EngineError(f"{self.path}: can't pool an output of shape {list(output.shape)} with {pool!r}")
         return vector
 
     def _check_input(self) -> Any:
@@ -184,7 +184,7 @@ class OnnxEncoder:
         first = inputs[0] if inputs else None
         if first is None or len(inputs) != 1 or len(first.shape) != 4 or "float" not in first.type:
             shapes = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs) or "none"
-            raise EngineError(f"{self._path}: an image encoder has one float input [1, 3, h, w]; this one has {shapes}")
+            raise EngineError(f"{self.path}: an image encoder has one float input [1, 3, h, w]; this one has {shapes}")
         return first
 
     def _complete(self, options: EncoderOptions) -> EncoderOptions:
@@ -195,18 +195,18 @@ class OnnxEncoder:
         size = (options.size[0] or fixed[0] or 224, options.size[1] or fixed[1] or 224)
         if any(f and f != s for f, s in zip(fixed, size)):
             raise UsageError(
-                f"{self._path}: the graph takes {fixed[0]}x{fixed[1]} pixels, options say {size[0]}x{size[1]}"
+                f"{self.path}: the graph takes {fixed[0]}x{fixed[1]} pixels, options say {size[0]}x{size[1]}"
             )
         names = [o.name for o in self._session.get_outputs()]
         output = options.output or names[0]
         if output not in names:
-            raise UsageError(f"{self._path}: no output is named {output!r}; there are {', '.join(names)}")
+            raise UsageError(f"{self.path}: no output is named {output!r}; there are {', '.join(names)}")
         return replace(options, size=size, layout=layout, output=output)
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(file_hash(self._path))
+        digest = hashlib.sha256(file_hash(self.path))
         for suffix in (".data", "_data"):
-            beside = self._path.with_name(self._path.name + suffix)
+            beside = self.path.with_name(self.path.name + suffix)
             if beside.is_file():
                 digest.update(file_hash(beside))
         digest.update(json.dumps(asdict(self.options), sort_keys=True).encode())

@@ -83,7 +83,7 @@ def _write(
     with index.database.transaction() as c:
         first = next((i.vector for _, images in batch for i in images if i.vector is not None), None)
         if embedder is not None and first is not None:
-            index.store.claim_encoder(c, embedder.fingerprint, first.size)
+            index.store.claim_encoder(c, embedder.fingerprint, first.size, str(getattr(embedder, "path", "")))
         for record, images in batch:
             if not (record.title or record.text or images):
                 report.problem("empty", f"{record.id or '(no id)'}: nothing left of it")

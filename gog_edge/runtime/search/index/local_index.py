@@ -16,7 +16,7 @@ from gog_edge.runtime.search.index.database import Database
 from gog_edge.runtime.search.index.lexical import Lexical
 from gog_edge.runtime.search.index.rank import Scored, dynamic_count, fuse, ordered
 from gog_edge.runtime.search.index.record import Entity
-from gog_edge.runtime.search.index.store import DTYPE, ENCODER, Store
+from gog_edge.runtime.search.index.store import DTYPE, ENCODER, ENCODER_FILE, Store
 from gog_edge.runtime.search.index.text import STOP_WORDS, tokens
 from gog_edge.runtime.search.index.vectors import VectorSearcher
 from gog_edge.types import Hit
@@ -60,6 +60,12 @@ class LocalIndex:
     def encoder(self) -> str:
         """Fingerprint of the encoder that made the vectors; empty when there are none."""
         return self.database.meta(ENCODER)
+
+    @property
+    def encoder_file(self) -> str:
+        """The ONNX encoder that made the vectors, as a path; empty for a policy's tower."""
+        stored = self.database.meta(ENCODER_FILE)
+        return self.store.resolve(stored) if stored else ""
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the vector structure now instead of at the first search; `progress(done, total)` while it is made."""
@@ -136,6 +142,7 @@ class LocalIndex:
             "dim": dim,
             "vector_dtype": self.database.meta(DTYPE, "float16") if count else "",
             "encoder": self.encoder,
+            "encoder_file": self.encoder_file,
             "deleted_vectors": deletions,
             "sqlite": sqlite3.sqlite_version,
         }

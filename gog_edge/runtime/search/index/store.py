@@ -19,7 +19,7 @@ from gog_edge.runtime.search.index.vectors import Vectors
 
 _BATCH = 4096
 _CHUNK = 500  # bound parameters a statement
-ENCODER, DIM, DTYPE, DELETIONS = "encoder", "dim", "vector_dtype", "deletions"
+ENCODER, ENCODER_FILE, DIM, DTYPE, DELETIONS = "encoder", "encoder_file", "dim", "vector_dtype", "deletions"
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class Store:
 
     # Writing (inside a transaction)
 
-    def claim_encoder(self, c: sqlite3.Connection, fingerprint: str, dim: int) -> None:
-        """Remember the encoder of the first vector; refuse any other afterwards.
+    def claim_encoder(self, c: sqlite3.Connection, fingerprint: str, dim: int, file: str = "") -> None:
+        """Remember the encoder of the first vector, and its file where it has one; refuse any other afterwards.
 
         Raises:
             SearchIndexError: the index holds vectors of another encoder.
@@ -165,7 +165,12 @@ class Store:
         if not known:
             c.executemany(
                 "INSERT INTO meta (key, value) VALUES (?, ?)",
-                [(ENCODER, fingerprint), (DIM, str(dim)), (DTYPE, "float16")],
+                [
+                    (ENCODER, fingerprint),
+                    (ENCODER_FILE, self.relative(Path(file)) if file else ""),
+                    (DIM, str(dim)),
+                    (DTYPE, "float16"),
+                ],
             )
             return
         self.check_encoder(fingerprint, known.get(ENCODER, ""))

@@ -1,0 +1,240 @@
+"""`gog-edge eval DATASET`: measure a policy on a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from gog_edge.cli.console import print_json, progress_bar, stderr, stdout
+from gog_edge.cli.options import SECONDS
+from gog_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from gog_edge.evaluation.samples import Sample
+    from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
+
+_PATH = click.Path(path_type=Path)
+_KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
+
+
+@click.command("eval")
+@click.argument("dataset", type=_PATH)
+@click.option("--bundle", envvar="GOG_EDGE_BUNDLE", type=_PATH, help="The exported policy.")
+@click.option("--format", "form", default="", help="fvqa, simplevqa, mmsearch, livevqa, webwatcher, dynvqa or gog.")
+@click.option("--index", envvar="GOG_EDGE_INDEX", type=_PATH, help="A local index to search.")
+@click.option("--search", type=_PATH, help="A TOML file of search providers (docs/search.md).")
+@click.option("--images", multiple=True, type=_PATH, help="Folder of the data set's pictures; may be repeated.")
+@click.option("--download", is_flag=True, help="Fetch pictures that are only addresses (kept in the cache folder).")
+@click.option("--out", type=_PATH, default="results.jsonl", show_default=True, help="Results, one JSON line each.")
+@click.option("--restart", is_flag=True, help="Start over instead of going on with --out.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Engine threads a process; 0 shares the cores.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only the first N questions.")
+@click.option("--deadline", type=SECONDS, help="Per question; 2s or 500ms.")
+@click.option("--max-turns", type=click.IntRange(min=0), default=0, help="Rounds before the forced answer.")
+@click.option("--engine", default="", help="cpu, cuda, tensorrt …")
+@click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
+@click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
+@click.option("--seed", type=int, default=0)
+@click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
+@click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
+@click.option("--judge-url", help="OpenAI-compatible endpoint of an LLM judge, up to /v1.")
+@click.option("--judge-model", default="", help="Model of the judge.")
+@click.option("--judge-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the judge's key.")
+@click.option("--summary", type=_PATH, help="Write the summary as JSON.")
+@click.option("--gallery", type=_PATH, help="Write an HTML page of the failures.")
+@click.option("--gallery-limit", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--report", "report_only", is_flag=True, help="Ask nothing; report what --out holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
+def command(
+    dataset: Path,
+    bundle: Path | None,
+    form: str,
+    out: Path,
+    restart: bool,
+    workers: int,
+    limit: int,
+    judge_url: str | None,
+    judge_model: str,
+    judge_key_env: str,
+    summary: Path | None,
+    gallery: Path | None,
+    gallery_limit: int,
+    report_only: bool,
+    as_json: bool,
+    **agent: Any,
+) -> None:
+    """Ask a policy every question of DATASET and report accuracy by skill.
+
+    Stopped at any moment, the same command goes on where it was. DATASET is JSONL, JSON, parquet, or a folder of them.
+    """
+    if bundle is None and not report_only:
+        raise UsageError("--bundle is needed (or GOG_EDGE_BUNDLE)")
+    if judge_url and not judge_model:
+        raise UsageError("--judge-url needs --judge-model")
+    from gog_edge.evaluation.datasets import read_dataset
+    from gog_edge.evaluation.results import read_results
+
+    samples, problems = read_dataset(dataset, form=form, limit=limit)
+    for line in problems[:5]:
+        stderr().print(f"[yellow]skipped[/] {escape(line)}")
+    if len(problems) > 5:
+        stderr().print(f"[yellow]skipped[/] {len(problems) - 5} more rows")
+    spec = _worker_spec(dataset, bundle or Path(), workers, agent)
+    if not report_only:
+        _run(samples, spec, _settings(dataset, samples, form, spec), out, restart, workers)
+    settings, rows = read_results(out)
+    wanted = {s.id for s in samples}
+    rows = [r for r in rows if str(r["id"]) in wanted]
+    verdicts = _judge(rows, judge_url, judge_model, judge_key_env, out) if judge_url else None
+    _report(rows, settings, verdicts, summary, as_json)
+    if gallery is not None:
+        _gallery(gallery, rows, samples, spec, verdicts, gallery_limit)
+
+
+def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any]) -> WorkerSpec:
+    from gog_edge.evaluation.runner import default_threads
+    from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
+    from gog_edge.runtime.paths import cache_directory
+
+    without = {*agent["without"], *(("gaze", "zoom") if agent["no_gaze"] else ())}
+    cache = cache_directory()
+    made: AgentSpec = AgentSpec(
+        bundle=str(bundle),
+        index=str(agent["index"] or ""),
+        search=str(agent["search"] or ""),
+        dialect=agent["dialect"],
+        engine=agent["engine"],
+        without=tuple(sorted(without)),
+        grammar=agent["grammar"],
+        temperature=agent["temperature"],
+        seed=agent["seed"],
+        max_turns=agent["max_turns"],
+        threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
+        cache_dir=str(cache / "search"),
+    )
+    home = dataset if dataset.is_dir() else dataset.parent
+    return WorkerSpec(
+        agent=made,
+        image_roots=tuple(str(r) for r in (*agent["images"], home)),
+        downloads=str(cache / "eval-images") if agent["download"] else "",
+        deadline=agent["deadline"],
+    )
+
+
+def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerSpec) -> dict[str, Any]:
+    """What makes results comparable. Neither the number of processes nor of questions is part of it."""
+    from gog_edge.bundle import Bundle
+
+    agent = dataclasses.asdict(spec.agent)
+    for name in ("threads", "cache_dir", "bundle"):
+        agent.pop(name)
+    opened = Bundle.open(Path(spec.agent.bundle))
+    return {
+        "dataset": dataset.name,
+        "format": form,
+        "bundle": opened.manifest.name,
+        "fingerprint": opened.fingerprint,
+        "deadline": spec.deadline,
+        **agent,
+    }
+
+
+def _run(
+    samples: Sequence[Sample], spec: WorkerSpec, settings: dict[str, Any], out: Path, restart: bool, workers: int
+) -> None:
+    from gog_edge.evaluation.results import ResultsFile
+    from gog_edge.evaluation.runner import run_samples
+
+    if restart:
+        out.unlink(missing_ok=True)
+    results = ResultsFile(out, settings)
+    left = sum(s.id not in results.done for s in samples)
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task(f"asking ({len(samples) - left} done before)", total=left)
+            right = asked = 0
+
+            def step(row: dict[str, Any]) -> None:
+                nonlocal right, asked
+                asked += 1
+                right += row["scores"]["subem"] >= 1.0
+                bar.update(task, advance=1, description=f"asking  SubEM {right / asked * 100:.1f}")
+
+            run_samples(samples, spec, results, workers=workers, progress=step)
+    finally:
+        results.close()
+
+
+def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, out: Path) -> dict[str, bool]:
+    from gog_edge.evaluation.llm_judge import JudgeSpec, LlmJudge
+
+    judge = LlmJudge(JudgeSpec(url, model, key_env))
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("judging", total=len(rows))
+            path = out.with_name(out.name + ".verdicts")
+            verdicts, problems = judge.judge_all(rows, path, lambda: bar.advance(task))
+            bar.update(task, completed=len(rows))
+    finally:
+        judge.close()
+    for line in problems[:5]:
+        stderr().print(f"[yellow]not judged[/] {escape(line)}")
+    return verdicts
+
+
+def _report(
+    rows: Sequence[dict[str, Any]],
+    settings: dict[str, Any],
+    verdicts: dict[str, bool] | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    import json
+
+    from gog_edge.evaluation.report import summarise, table_rows
+
+    found = summarise(rows, settings, verdicts)
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(found)
+        return
+    names, cells = table_rows(found)
+    table = Table(box=None, title=f"{settings.get('dataset', '')}: {settings.get('bundle', '')}", title_justify="left")
+    for name in names:
+        table.add_column(name, justify="left" if name == "skill" else "right")
+    for row in cells:
+        table.add_row(*(escape(c) for c in row), style="bold" if row[0] == "all" else "")
+    stdout().print(table)
+
+
+def _gallery(
+    path: Path,
+    rows: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    spec: WorkerSpec,
+    verdicts: dict[str, bool] | None,
+    limit: int,
+) -> None:
+    from gog_edge.evaluation.gallery import failures, write_gallery
+    from gog_edge.evaluation.images import ImageStore
+
+    store = ImageStore(tuple(Path(r) for r in spec.image_roots), Path(spec.downloads) if spec.downloads else None)
+    by_id = {s.id: s for s in samples}
+    wrong = failures(rows, verdicts)
+    shown = write_gallery(
+        path,
+        wrong,
+        lambda identity: store.open(by_id[identity].images[0]),
+        title=f"{len(wrong)} failures of {len(rows)}",
+        limit=limit,
+    )
+    stderr().print(f"{path}: {shown} of {len(wrong)} failures")

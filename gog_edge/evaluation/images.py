@@ -1,0 +1,83 @@
+"""From a reference to a decoded picture: files, parquet, base64, addresses (in a folder, or fetched if allowed)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from gog_edge.errors import DatasetError, SearchError
+from gog_edge.evaluation.datasets import parquet_image
+from gog_edge.evaluation.samples import ImageRef
+from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.search.base import Deadline
+from gog_edge.runtime.search.web.page import PageReader
+
+FETCH_SECONDS = 30.0
+
+
+class ImageStore:
+    """Opens pictures of samples.
+
+    Args:
+        roots: folders in which relative files and pictures of addresses (by their last path part) are looked up.
+        downloads: folder for fetched pictures; None never contacts anybody.
+        reader: how pictures are fetched.
+    """
+
+    def __init__(
+        self, roots: tuple[Path, ...], downloads: Path | None = None, reader: PageReader | None = None
+    ) -> None:
+        self._roots, self._downloads, self._reader = roots, downloads, reader
+
+    def open(self, ref: ImageRef) -> Frame:
+        """The decoded picture.
+
+        Raises:
+            DatasetError: it is nowhere to be found, or can't be fetched.
+            ImageError: it can't be decoded.
+        """
+        if ref.kind == "parquet":
+            data = parquet_image(ref.value, ref.row, ref.column, ref.index)
+            return Frame.open(data, name=f"{Path(ref.value).name} row {ref.row}")
+        if ref.kind == "base64":
+            try:
+                return Frame.open(base64.b64decode(ref.value, validate=False), name="base64 image")
+            except binascii.Error as e:
+                raise DatasetError(f"a base64 picture is damaged ({e})") from e
+        if ref.kind == "file":
+            return Frame.open(self._file(ref.value))
+        return self._url(ref.value)
+
+    def _file(self, name: str) -> Path:
+        candidates = [Path(name)] if Path(name).is_absolute() else []
+        candidates += [root / name for root in self._roots] + [root / Path(name).name for root in self._roots]
+        for path in candidates:
+            if path.is_file():
+                return path
+        tried = ", ".join(str(r) for r in self._roots)
+        raise DatasetError(f"picture {name!r} is not in {tried}; give its folder with --images")
+
+    def _url(self, url: str) -> Frame:
+        name = Path(unquote(urlsplit(url).path)).name
+        for root in self._roots:
+            if name and (root / name).is_file():
+                return Frame.open(root / name)
+        if self._downloads is None:
+            raise DatasetError(f"picture {url[:120]} is only an address; give --images, or --download to fetch it")
+        kept = self._downloads / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.png"
+        if kept.is_file():
+            return Frame.open(kept)
+        try:
+            frame = (self._reader or PageReader()).read_image(url, Deadline.after(FETCH_SECONDS))
+        except SearchError as e:
+            raise DatasetError(f"picture {url[:120]} can't be fetched ({e})") from e
+        self._downloads.mkdir(parents=True, exist_ok=True)
+        # Workers share the folder: a half-written file must never be seen.
+        beside = kept.with_name(f".{kept.name}.{os.getpid()}")
+        frame.image().save(beside, "PNG")
+        beside.replace(kept)
+        return frame

@@ -1,0 +1,216 @@
+"""What runs in each evaluation process: one policy, one question after the other, a plain dict per result."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from gog_edge.codec import encode
+from gog_edge.errors import GogEdgeError
+from gog_edge.evaluation.images import ImageStore
+from gog_edge.evaluation.samples import Sample
+from gog_edge.evaluation.scoring import score
+from gog_edge.runtime.frame import Frame
+from gog_edge.types import Action, ActionKind, Answer, Region
+
+KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
+MAX_RAW = 4_000
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """How every worker makes its agent. Plain values: it travels to other processes.
+
+    Args:
+        without: kinds of actions that are taken away (ablations); the prompt stays as the policy was trained.
+        search: a provider configuration; see docs/search.md.
+        threads: of the engine, in each process.
+    """
+
+    bundle: str
+    index: str = ""
+    search: str = ""
+    dialect: str = ""
+    engine: str = ""
+    without: tuple[str, ...] = ()
+    grammar: str = "auto"
+    temperature: float = 0.0
+    seed: int = 0
+    max_turns: int = 0
+    threads: int = 0
+    cache_dir: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Agent, pictures and limits of one worker. `make`: a function of a module, so that it can be pickled."""
+
+    agent: AgentSpec
+    image_roots: tuple[str, ...]
+    downloads: str = ""
+    deadline: float | None = None
+    make: Callable[[AgentSpec], AgentLike] | None = None
+
+
+class AgentLike(Protocol):
+    """What the evaluation needs of an agent."""
+
+    def ask(
+        self,
+        image: Any,
+        question: str,
+        *,
+        deadline: float | None = None,
+        urls: Any = (),
+        key: str = "",
+    ) -> Answer: ...
+
+    def close(self) -> None: ...
+
+
+class Worker:
+    """Asks questions; whatever goes wrong with one ends in its result."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        roots = tuple(Path(r) for r in spec.image_roots)
+        self._images = ImageStore(roots, Path(spec.downloads) if spec.downloads else None)
+        self._agent = (spec.make or open_agent)(spec.agent)
+
+    def run(self, sample: Sample) -> dict[str, Any]:
+        """The result of one question."""
+        began = time.monotonic()
+        row: dict[str, Any] = {
+            "id": sample.id,
+            "question": sample.question,
+            "answers": list(sample.answers),
+            "skill": sample.skill,
+            "held_out": sample.held_out,
+            "target_box": list(sample.target_box) if sample.target_box else None,
+        }
+        try:
+            frames = [self._images.open(ref) for ref in sample.images]
+            answer = self._agent.ask(
+                frames, sample.question, deadline=self._spec.deadline, urls=sample.urls, key=sample.id
+            )
+        except GogEdgeError as e:
+            problem = " ".join(f"{type(e).__name__}: {e}".split())
+            return row | {
+                "prediction": "",
+                "scores": score("", sample.answers),
+                "error": problem,
+                "seconds": round(time.monotonic() - began, 4),
+            }
+        return row | describe(answer, sample, frames) | {"seconds": round(time.monotonic() - began, 4)}
+
+    def close(self) -> None:
+        self._agent.close()
+
+
+def describe(answer: Answer, sample: Sample, frames: list[Frame]) -> dict[str, Any]:
+    """What is kept of an answer: text, scores, the steps, how well boxes met the target."""
+    steps = [
+        {
+            "thought": step.turn.thought[:MAX_RAW],
+            "seconds": round(step.seconds, 4),
+            "actions": [_action(a) for a in step.turn.actions],
+            "observations": [
+                {
+                    "error": o.error,
+                    "provider": o.provider,
+                    "hits": [{"title": h.title[:200], "entity": h.entity, "score": h.score} for h in o.hits[:5]],
+                }
+                for o in step.observations
+            ],
+        }
+        for step in answer.steps
+    ]
+    actions = [a for step in answer.steps for a in step.turn.actions]
+    boxes = [a.region for a in actions if a.kind in (ActionKind.GAZE, ActionKind.ZOOM) and a.region is not None]
+    target = Region(*sample.target_box) if sample.target_box else None
+    return {
+        "prediction": answer.text,
+        "scores": score(answer.text, sample.answers),
+        "stop": answer.stop.value,
+        "actions": {kind: sum(a.kind.value == kind for a in actions) for kind in (*KINDS, "invalid")},
+        "target_iou": round(max((b.iou(target) for b in boxes), default=0.0), 4) if target else None,
+        "steps": steps,
+        "usage": encode(answer.usage),
+        "size": [frames[0].width, frames[0].height],
+        "error": "",
+    }
+
+
+def open_agent(spec: AgentSpec) -> AgentLike:
+    """An agent of a bundle, as `WorkerSpec.make` by default.
+
+    Raises:
+        GogEdgeError: something can't be loaded.
+    """
+    import gog_edge
+    from gog_edge.runtime.loader import bundle_dialect
+    from gog_edge.runtime.options import RunOptions
+    from gog_edge.runtime.sampling import Sampling
+    from gog_edge.runtime.search.config import load_providers
+
+    bundle = gog_edge.Bundle.open(Path(spec.bundle))
+    dialect = bundle_dialect(bundle, spec.dialect or None)
+    if spec.without:
+        kept = tuple(a for a in dialect.spec.actions if a.kind not in spec.without)
+        dialect = replace(dialect, spec=replace(dialect.spec, actions=kept))
+    options = RunOptions(
+        sampling=Sampling(temperature=spec.temperature, seed=spec.seed),
+        grammar=spec.grammar,  # type: ignore[arg-type]
+        max_turns=spec.max_turns,
+    )
+    cache = Path(spec.cache_dir) if spec.cache_dir else None
+    providers = load_providers(spec.search, cache_dir=cache) if spec.search else []
+    return gog_edge.load(
+        bundle,
+        engine=spec.engine or None,
+        index=spec.index or None,
+        providers=providers,
+        dialect=dialect,
+        options=options,
+        engine_options=_engine_options(spec.threads),
+    )
+
+
+def _engine_options(threads: int) -> Any:
+    if threads <= 0:
+        return None
+    from gog_edge.runtime.engines.ort_options import OrtOptions
+
+    return OrtOptions(threads=threads)
+
+
+def _action(action: Action) -> dict[str, Any]:
+    return {
+        "kind": action.kind.value,
+        "text": action.text[:1000],
+        "label": action.label[:200],
+        "image": action.image,
+        "box": [round(v, 1) for v in action.region.as_tuple()] if action.region else None,
+    }
+
+
+_worker: Worker | None = None
+
+
+def start(spec: WorkerSpec) -> None:
+    """Initialise this process (called once in each)."""
+    global _worker
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(spec.agent.threads, 1)))
+    _worker = Worker(spec)
+
+
+def run(sample: Sample) -> dict[str, Any]:
+    """Ask one question in this process."""
+    if _worker is None:
+        raise RuntimeError("the evaluation worker was not started")
+    return _worker.run(sample)
