@@ -30,7 +30,7 @@ from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
-from gog_edge.export.graph.matrix import check_shape
+from gog_edge.export.graph.matrix import TensorSource, check_shape
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
@@ -58,6 +58,7 @@ def export_bundle(
     progress: Progress | None = None,
     gate: Gate | None = None,
     stats: Stats | None = None,
+    weights: TensorSource | None = None,
 ) -> Bundle:
     """Export a checkpoint (opened, or a folder or hub id) into the bundle directory `out`.
 
@@ -65,6 +66,8 @@ def export_bundle(
         gate: called with the finished but not yet visible bundle; returns the report for verify.json. What it raises
             (ParityError) fails the export and leaves `out` as it was.
         stats: calibration by weight name, for quantisation methods that need it.
+        weights: where tensors are read from; default: the checkpoint (a view that scales them before quantisation,
+            such as `quantize_awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
 
     Raises:
         CheckpointError: the checkpoint can't be exported right. UsageError: options that make no sense.
@@ -79,7 +82,8 @@ def export_bundle(
     family = families.find(checkpoint.config)
     config = _limit_context(family.parse(checkpoint.config), options)
     with BundleWriter(out) as writer:
-        manifest = _Export(checkpoint, family, config, options, resolved, progress, stats).write(writer)
+        job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
+        manifest = job.write(writer)
         manifest = replace(manifest, provenance=_provenance(checkpoint, started))
         if gate is not None:
             progress.stage("verify", 0)
@@ -97,6 +101,7 @@ class _Export:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        weights: TensorSource,
         family: FamilyDefinition,
         config: ModelConfig,
         options: ExportOptions,
@@ -105,6 +110,7 @@ class _Export:
         stats: Stats | None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.weights = weights
         self.family = family
         self.config = config
         self.options = options
@@ -125,7 +131,7 @@ class _Export:
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
         embedding, digest, table = write_embedding(
-            checkpoint, EMBEDDING, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
+            self.weights, EMBEDDING, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
         )
         writer.record(EMBEDDING_FILE, digest)
         shared = {EMBEDDING: table} if scheme.bits == 32 else {}
@@ -160,8 +166,8 @@ class _Export:
         target_class, store_class = (StandardTarget, StandardLinear) if standard else _TARGETS[self.resolved.ops]
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
-            store = store_class(g, self.checkpoint, self.resolved.recipe, self.stats, self.progress.advance, shared)
-            target = target_class(g, self.checkpoint, store, self.resolved.compute, self.resolved.kv_dtype)
+            store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
+            target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
             build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
@@ -174,7 +180,7 @@ class _Export:
         """Weight values that the graph's linear layers will report as they are done."""
         visual = graph == "vision"
         prefix = "model.visual." if visual else "model.language_model.layers."
-        shapes = [self.checkpoint.shape(n) for n in self.checkpoint.names() if n.startswith(prefix)]
+        shapes = [self.weights.shape(n) for n in self.weights.names() if n.startswith(prefix)]
         total = sum(int(np.prod(shape)) for shape in shapes if len(shape) == 2)
         total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
         spec = self.config.decoder.spec

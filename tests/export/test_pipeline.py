@@ -27,7 +27,7 @@ from gog_edge.export.pipeline import check_checkpoint, export_bundle
 from gog_edge.export.progress import Counting
 from gog_edge.export.quantize import Recipe, Scheme
 from gog_edge.export.synthetic import make_checkpoint
-from tests.export.graph_driver import session
+from tests.export.graph_driver import Runner, conversation, session
 
 FAMILIES = ("tiny-qwen3-vl", "tiny-qwen2.5-vl-tied")
 
@@ -417,3 +417,22 @@ def test_an_odd_head_needs_standard(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="head_dim = 12 is not a multiple of 8"):
         export_bundle(root, tmp_path / "b")
     assert export_bundle(root, tmp_path / "b", ExportOptions(flavour="standard")).manifest.decoder.head_dim == 12
+
+
+def test_weights_may_come_through_a_view(checkpoint: Path, tmp_path: Path) -> None:
+    """Scaling a norm up and the matrices behind it down changes bytes, not the model: the way of AWQ."""
+    from gog_edge.export.quantize_awq import ScaledCheckpoint, Scaling
+
+    opened = Checkpoint.open(checkpoint)
+    layer = "model.language_model.layers.0."
+    factors = np.linspace(0.5, 2, opened.shape(f"{layer}input_layernorm.weight")[0]).astype(np.float32)
+    columns = {f"{layer}self_attn.{p}_proj.weight": factors for p in "qkv"}
+    scaling = Scaling(columns, {f"{layer}input_layernorm.weight": 1 / factors})
+    options = ExportOptions(precision="fp32")
+    plain = export_bundle(opened, tmp_path / "a", options)
+    scaled = export_bundle(opened, tmp_path / "b", options, weights=ScaledCheckpoint(opened, scaling))
+    assert plain.fingerprint != scaled.fingerprint
+    talk = conversation(plain, [])
+    first, second = (Runner(b) for b in (plain, scaled))
+    inputs = first.inputs(talk)[:3]
+    np.testing.assert_allclose(first.step(*inputs), second.step(*inputs), atol=1e-4)
