@@ -36,6 +36,17 @@ class ReferenceImage:
     columns: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the HF model makes of a conversation.
+
+    `logits` [s, V] at every place; `features`: per image, merged [m, H] and DeepStack [D, m, H] or None.
+    """
+
+    logits: F32
+    features: list[tuple[F32, F32 | None]]
+
+
 class Reference:
     """The HF model of a checkpoint. `transform` may change every weight that is read (fake quantisation)."""
 
@@ -69,18 +80,8 @@ class Reference:
         how = "weights streamed" if self.streamed else "weights resident"
         return f"transformers {transformers.__version__}, torch {torch.__version__}, float32, {how}"
 
-    def features(self, image: ReferenceImage) -> tuple[F32, F32 | None]:
-        """Merged features [m, H] and DeepStack features [D, m, H] (or None) of one image."""
-        with torch.inference_mode():
-            output = self.model.model.visual(self._pixels([image]), grid_thw=self._grids([image]), return_dict=True)
-        main = output.pooler_output.float().numpy()
-        deepstack = getattr(output, "deepstack_features", None)
-        if deepstack is None or not len(deepstack):
-            return main, None
-        return main, torch.stack(list(deepstack)).float().numpy()
-
-    def logits(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage], image_token: int) -> F32:
-        """Logits [s, V] of a whole conversation; `images` in the order in which their tokens appear."""
+    def read(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage], image_token: int) -> Reading:
+        """One forward over a whole conversation; `images` in the order in which their tokens appear."""
         tokens = torch.from_numpy(np.asarray(ids, np.int64))[None]
         inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if images:
@@ -89,10 +90,34 @@ class Reference:
                 "image_grid_thw": self._grids(images),
                 "mm_token_type_ids": (tokens == image_token).int(),
             }
+        seen: list[tuple[F32, F32 | None]] = []
+
+        def look(_module: Any, _inputs: Any, output: Any) -> None:
+            main = output.pooler_output
+            deep = getattr(output, "deepstack_features", None)
+            stack = torch.stack(list(deep)).float().numpy() if deep is not None and len(deep) else None
+            seen.append((main.float().numpy(), stack))
+
+        handle = self.model.model.visual.register_forward_hook(look)
         self.model.model.rope_deltas = None
-        with torch.inference_mode():
-            logits: F32 = self.model(**inputs, use_cache=False).logits[0].float().numpy()
-        return logits
+        try:
+            with torch.inference_mode():
+                logits: F32 = self.model(**inputs, use_cache=False).logits[0].float().numpy()
+        finally:
+            handle.remove()
+        merge = self.model.config.vision_config.spatial_merge_size**2
+        features: list[tuple[F32, F32 | None]] = []
+        at = 0
+        for image in images:
+            part = slice(at, at + image.rows * image.columns // merge)
+            main, stack = seen[0]
+            features.append((main[part], None if stack is None else stack[:, part]))
+            at = part.stop
+        return Reading(logits, features)
+
+    def logits(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage], image_token: int) -> F32:
+        """`read` for who wants the logits [s, V] only."""
+        return self.read(ids, images, image_token).logits
 
     def _pixels(self, images: Sequence[ReferenceImage]) -> torch.Tensor:
         """Both temporal slices of a still image are equal: columns (channel, t, py, px)."""
@@ -151,7 +176,9 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
         del config.quantization_config
     try:
         with _without_storage():
-            model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+            model = transformers.AutoModelForImageTextToText.from_config(
+                config, attn_implementation="sdpa", dtype=torch.float32
+            )
     except (ValueError, AttributeError) as e:
         raise ParityError(f"transformers {transformers.__version__} can't build {checkpoint.origin}: {e}") from e
     model.eval()

@@ -102,6 +102,14 @@ def test_streamed_weights_give_the_same_report(
         assert a.metrics == pytest.approx(b.metrics)
 
 
+@pytest.mark.parametrize("memory", [None, 0])
+def test_bfloat16_checkpoints_are_read_in_float32(tmp_path: Path, memory: int | None) -> None:
+    """A configuration that says bfloat16 must not make the reference compute in it."""
+    checkpoint = make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 5, "bfloat16")
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="fp32"))
+    assert verify(bundle, checkpoint, tokens=3, memory=memory).verdict is Verdict.PASS
+
+
 def test_reference_equals_from_pretrained(checkpoints: dict[str, Path]) -> None:
     import torch
     import transformers
