@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +10,9 @@ from numpy.typing import NDArray
 from gog_edge.manifest import DecoderSpec
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import F32, DecoderInputs, DecoderRunner, Features, KvCache
+from gog_edge.runtime.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
+from gog_edge.runtime.engines.base import PlacedImage as PlacedImage
 from gog_edge.runtime.layout import decoder_rope
-
-
-@dataclass(frozen=True)
-class PlacedImage:
-    """Rows [first, first + count) of `features` stand at tokens [at, at + count) of the run."""
-
-    at: int
-    first: int
-    count: int
-    features: Features
 
 
 class Decoder:
@@ -30,6 +20,7 @@ class Decoder:
 
     def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, spec: DecoderSpec) -> None:
         self._runner = runner
+        self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
         self._spec = spec
 
@@ -64,7 +55,11 @@ class Decoder:
         """
         embeds = self._embedding.gather(ids)
         deepstack: F32 | None = None
+        placed: list[PlacedImage] = []
         for image in images:
+            if self._takes is not None and self._takes(image.features):
+                placed.append(image)
+                continue
             rows = slice(image.at, image.at + image.count)
             source = slice(image.first, image.first + image.count)
             embeds[rows] = image.features.main[source]
@@ -73,4 +68,4 @@ class Decoder:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
         cos, sin = decoder_rope(self._spec, positions.astype(np.int64))
-        return self._runner.run(DecoderInputs(embeds, cos, sin, deepstack, last_k), cache, past, budget)
+        return self._runner.run(DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed)), cache, past, budget)

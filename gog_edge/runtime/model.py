@@ -8,7 +8,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.manifest import Manifest
 from gog_edge.runtime.decoder import Decoder
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import Engine
+from gog_edge.runtime.engines.base import Engine, FixedContext
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.paths import cache_directory
@@ -42,6 +42,9 @@ class Model:
             BundleError: a file is missing or malformed.
         """
         manifest = bundle.manifest
+        context = min(options.max_context or manifest.decoder.max_context, manifest.decoder.max_context)
+        if isinstance(engine.decoder, FixedContext):
+            context = min(context, engine.decoder.max_tokens)
         folder = options.cache_dir or cache_directory()
         disk = None
         if options.feature_cache_disk:
@@ -53,6 +56,6 @@ class Model:
             decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
             vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
             prefixes=PrefixCache(folder / "prefixes", bundle.fingerprint) if options.prefix_cache else None,
-            max_context=min(options.max_context or manifest.decoder.max_context, manifest.decoder.max_context),
+            max_context=context,
             chunk=options.prefill_chunk,
         )

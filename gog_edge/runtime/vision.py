@@ -11,7 +11,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import UsageError
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid
-from gog_edge.runtime.engines.base import Features, VisionRunner
+from gog_edge.runtime.engines.base import CutsCrops, Features, VisionRunner
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.layout import vision_inputs
@@ -63,6 +63,7 @@ class VisionEncoder:
     def __init__(self, bundle: Bundle, runner: VisionRunner, cache: FeatureCache) -> None:
         self._manifest = bundle.manifest
         self._runner = runner
+        self._crop = runner.crop_patches if isinstance(runner, CutsCrops) else crop_patches
         self.cache = cache
         self.fingerprint = bundle.vision_fingerprint
 
@@ -110,7 +111,7 @@ class VisionEncoder:
 
         def compute() -> Features:
             with trace.span("crop", tokens=plan.tokens):
-                patches = crop_patches(plan.frame, plan.region, plan.grid, self._manifest.preprocessing)
+                patches = self._crop(plan.frame, plan.region, plan.grid, self._manifest.preprocessing)
             with trace.span("encode", tokens=plan.tokens):
                 inputs = vision_inputs(self._manifest, plan.grid.rows, plan.grid.columns)
                 inputs["patches"] = patches

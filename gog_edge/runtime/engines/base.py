@@ -12,12 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.runtime.budget import UNLIMITED, Budget
+
+if TYPE_CHECKING:
+    from gog_edge.manifest import Preprocessing
+    from gog_edge.runtime.crop import Grid
+    from gog_edge.runtime.frame import Frame
+    from gog_edge.types import Region
 
 F32 = NDArray[np.float32]
 
@@ -35,12 +41,23 @@ class Features:
 
 
 @dataclass(frozen=True)
+class PlacedImage:
+    """Rows [first, first + count) of `features` stand at tokens [at, at + count) of the run."""
+
+    at: int
+    first: int
+    count: int
+    features: Features
+
+
+@dataclass(frozen=True)
 class DecoderInputs:
     """One run of the decoder over s new tokens.
 
     embeds [s, H] float32 (image features already in place); rope_cos, rope_sin [s, hd/2] float32;
     deepstack [D, s, H] float32, zero at text, or None where the run holds no image (or the family none);
-    last_k: how many of the last rows get logits (0: none are computed if the engine can skip the head).
+    last_k: how many of the last rows get logits (0: none are computed if the engine can skip the head);
+    placed: images whose rows the engine itself puts in place (`TakesFeatures`).
     """
 
     embeds: F32
@@ -48,6 +65,7 @@ class DecoderInputs:
     rope_sin: F32
     deepstack: F32 | None
     last_k: int
+    placed: tuple[PlacedImage, ...] = ()
 
 
 @runtime_checkable
@@ -118,6 +136,32 @@ class DecoderRunner(Protocol):
             EngineError: the engine failed.
             CancelledError, DeadlineReached: the budget ended while the graph ran.
         """
+        ...
+
+
+@runtime_checkable
+class TakesFeatures(Protocol):
+    """A `DecoderRunner` that reads its own engine's features where they lie, without a way through the host."""
+
+    def takes(self, features: Features) -> bool:
+        """Whether these may be handed over in `DecoderInputs.placed`."""
+        ...
+
+
+@runtime_checkable
+class FixedContext(Protocol):
+    """A `DecoderRunner` whose caches can't grow beyond what was decided when it was built."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+
+@runtime_checkable
+class CutsCrops(Protocol):
+    """A `VisionRunner` that cuts crops where it runs."""
+
+    def crop_patches(self, frame: Frame, region: Region | None, grid: Grid, preprocessing: Preprocessing) -> Any:
+        """As `gog_edge.runtime.crop.crop_patches`; the result is `patches` for the next `run`, host array or not."""
         ...
 
 

@@ -1,0 +1,359 @@
+"""The TensorRT engine's own code on host leaf calls: the same tokens as ONNX Runtime, in place, replayed, in order."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gog_edge.bundle import Bundle
+from gog_edge.errors import ContextOverflowError, EngineError
+from gog_edge.runtime.budget import Budget, DeadlineReached
+from gog_edge.runtime.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
+from gog_edge.runtime.engines.ort_options import OrtOptions
+from gog_edge.runtime.engines.registry import create_engine
+from gog_edge.runtime.engines.tensorrt import TrtEngine
+from gog_edge.runtime.engines.trt_features import DeviceFeatures
+from gog_edge.runtime.engines.trt_host import HostGpu
+from gog_edge.runtime.engines.trt_memory import TrtKvCache
+from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.layout import vision_inputs
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.session import Session
+from gog_edge.runtime.session_state import load_session, save_session
+from gog_edge.runtime.speculation import Speculation
+from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from tests.runtime.fakes import make_bundle
+from tests.runtime.host_trt import host_engine
+
+FIRST: list[Segment] = [
+    Control("<|im_start|>system\nyou are a tool of search<|im_end|>\n<|im_start|>user\n"),
+    ImagePart(0),
+    Text("what is it?"),
+    Control("<|im_end|>\n<|im_start|>assistant\n"),
+]
+SECOND: list[Segment] = [
+    Control("<|im_end|>\n<|im_start|>user\n"),
+    ImagePart(1),
+    Text("and here?"),
+    Control("<|im_end|>\n<|im_start|>assistant\n"),
+]
+CROP = Region(20, 10, 120, 110)
+
+
+@pytest.fixture(scope="module", params=["tiny-qwen3-vl", "tiny-qwen2.5-vl"])
+def standard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("standard"), request.param, "standard")
+
+
+@pytest.fixture(scope="module")
+def reference(standard: Bundle) -> Iterator[Engine]:
+    """The very same graphs on the ONNX Runtime engine."""
+    engine = create_engine("cpu", standard, OrtOptions(threads=1, spin=False))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def gpu() -> HostGpu:
+    return HostGpu()
+
+
+@pytest.fixture
+def engine(standard: Bundle, gpu: HostGpu) -> Iterator[TrtEngine]:
+    engine = host_engine(standard, gpu)
+    yield engine
+    engine.close()
+
+
+def model(bundle: Bundle, engine: Engine, **options: object) -> Model:
+    return Model.assemble(bundle, engine, RunOptions(prefix_cache=False, **options))  # type: ignore[arg-type]
+
+
+def turn(session: Session, count: int, *, guesses: int = 0) -> list[int]:
+    writer = TurnWriter(session, Sampler(Sampling()), Speculation(max_draft=guesses, adaptive=False))
+    result = TurnResult()
+    list(writer.turn(TurnOptions(count, ()), None, result))
+    return result.ids
+
+
+def first_turn(model: Model, frame: Frame, count: int = 8) -> tuple[Session, list[int]]:
+    session = Session(model)
+    session.add_image(frame)
+    session.append(FIRST)
+    return session, turn(session, count)
+
+
+def second_turn(session: Session, frame: Frame, count: int = 8) -> list[int]:
+    session.add_image(frame, CROP, source=0)
+    session.append(SECOND)
+    return turn(session, count)
+
+
+def test_two_turns_rewind_and_load_give_the_tokens_of_onnxruntime(
+    standard: Bundle, reference: Engine, engine: TrtEngine, frame: Frame, tmp_path: Path
+) -> None:
+    wanted, ours = model(standard, reference), model(standard, engine)
+    expected, tokens = first_turn(wanted, frame)
+    session, mine = first_turn(ours, frame)
+    assert mine == tokens
+    mark = session.mark()
+    again = second_turn(expected, frame)
+    assert second_turn(session, frame) == again
+    session.rewind(mark)
+    saved = save_session(session, tmp_path / "s.gogs")
+    assert second_turn(session, frame) == again
+    loaded, _ = load_session(saved, ours)
+    assert second_turn(loaded, frame) == again
+    elsewhere, _ = load_session(saved, wanted)  # the KV cache of one engine goes on in the other
+    assert second_turn(elsewhere, frame) == again
+
+
+def test_logits_agree_closely(standard: Bundle, reference: Engine, engine: TrtEngine, frame: Frame) -> None:
+    expected, _ = first_turn(model(standard, reference), frame, 1)
+    session, _ = first_turn(model(standard, engine), frame, 1)
+    assert np.allclose(expected.run(), session.run(), atol=2e-4)
+
+
+def test_guessed_tokens_change_nothing(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    ours = model(standard, engine)
+    _, plain = first_turn(ours, frame, 20)
+    session = Session(ours)
+    session.add_image(frame)
+    session.append(FIRST)
+    assert turn(session, 20, guesses=3) == plain
+
+
+def test_the_protocols_extensions_are_seen(engine: TrtEngine, reference: Engine) -> None:
+    assert isinstance(engine.decoder, TakesFeatures) and isinstance(engine.decoder, FixedContext)
+    assert isinstance(engine.vision, CutsCrops)
+    assert not isinstance(reference.decoder, (TakesFeatures, FixedContext))
+
+
+def test_features_stay_on_the_device(standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
+    ours = model(standard, engine)
+    session = Session(ours)
+    session.add_image(frame)
+    session.append(FIRST)
+    gpu.calls.clear()
+    session.run()
+    features = ours.vision.encode(ours.vision.plan(frame))[0]
+    assert isinstance(features, DeviceFeatures) and features._host is None
+    hidden, layers = standard.manifest.decoder.hidden, standard.manifest.decoder.deepstack
+    copies = [call[1] for call in gpu.calls if call[0] == "copy"]
+    assert sum(copies) == 4 * features.tokens * hidden * (1 + layers)
+    vision_stream, decoder_stream = 0, 1
+    assert ("wait", vision_stream, decoder_stream) in gpu.calls
+    # only logits come down: nothing is synchronized on the tower's stream
+    assert ("synchronize", vision_stream) not in gpu.calls
+    vocab = standard.manifest.decoder.vocab
+    assert {call[1] for call in gpu.calls if call[0] == "download"} == {4 * vocab}
+
+
+def test_features_come_to_the_host_when_asked(standard: Bundle, reference: Engine, engine: TrtEngine) -> None:
+    inputs = vision_inputs(standard.manifest, 4, 6)
+    side = standard.manifest.preprocessing.patch_values
+    inputs["patches"] = np.random.default_rng(0).standard_normal((24, side)).astype(np.float32)
+    ours, theirs = engine.vision.run(inputs), reference.vision.run(inputs)
+    assert np.allclose(ours.main, theirs.main, atol=1e-5)
+    assert ours.nbytes == theirs.nbytes
+    if theirs.deepstack is None:
+        assert ours.deepstack is None
+    else:
+        assert ours.deepstack is not None and np.allclose(ours.deepstack, theirs.deepstack, atol=1e-5)
+
+
+def test_without_the_event_the_decoder_would_read_garbage(
+    standard: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host's streams are as lazy as a device's: this guards the guard."""
+    good, _ = first_turn(model(standard, engine), frame, 1)
+    monkeypatch.setattr(HostGpu, "wait", lambda self, event, stream: None)
+    bad, _ = first_turn(model(standard, engine), frame, 1)
+    assert not np.allclose(good.run(), bad.run(), atol=1e-2, equal_nan=False)
+
+
+def test_decoding_is_replayed(standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
+    session, _ = first_turn(model(standard, engine), frame, 1)
+    decoder = engine.decoder
+    gpu.calls.clear()
+    turn(session, 6)
+    kinds = [call[0] for call in gpu.calls]
+    # six steps: one plain, one that is captured on the way, four launches
+    assert (kinds.count("run"), kinds.count("launch")) == (2, 4)
+    assert [c[1] for c in gpu.calls if c[0] == "record"] == ["upload", "run", "download"]
+    first = kinds.index("launch")
+    assert kinds[first:] == ["launch", "synchronize"] * 4  # a step is one launch, and nothing is allocated
+    assert (decoder.captured, decoder.replayed) == (1, 4)
+
+
+def test_graphs_give_the_same_tokens_as_without(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    plain = host_engine(standard, graphs=False)
+    _, expected = first_turn(model(standard, plain), frame, 16)
+    session, ours = first_turn(model(standard, engine), frame, 16)
+    assert ours == expected
+    assert engine.decoder.replayed > 0 and plain.decoder.replayed == 0
+    other, theirs = first_turn(model(standard, engine), frame, 16)  # another cache: other addresses, other graphs
+    assert theirs == expected and engine.decoder.captured == 2
+    assert second_turn(session, frame) == second_turn(other, frame)
+    plain.close()
+
+
+def test_a_capture_that_fails_is_said_and_lived_with(
+    standard: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, expected = first_turn(model(standard, engine), frame, 6)
+
+    def refuse(self: HostGpu, stream: object) -> None:
+        raise EngineError("CUDA failed beginning a capture: no")
+
+    other = host_engine(standard)
+    monkeypatch.setattr(HostGpu, "begin_capture", refuse)
+    _, tokens = first_turn(model(standard, other), frame, 6)
+    assert tokens == expected
+    assert other.describe().settings["graphs"] is False
+    assert "going on without CUDA graphs" in caplog.text
+    other.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 32, 64])
+def test_chunks_beyond_the_engines_are_cut(standard: Bundle, engine: TrtEngine, frame: Frame, chunk: int) -> None:
+    one, _ = first_turn(model(standard, engine, prefill_chunk=512), frame, 1)
+    other, _ = first_turn(model(standard, engine, prefill_chunk=chunk), frame, 1)
+    assert np.allclose(one.run(), other.run(), atol=2e-4)
+
+
+def test_the_profile_follows_the_number_of_tokens(
+    standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame
+) -> None:
+    session, _ = first_turn(model(standard, engine), frame, 3)
+    runs = [call[1:] for call in gpu.calls if call[0] == "run" and call[2] != (0,)]
+    assert {profile for profile, (count,) in runs if count > 4} == {0}
+    assert {profile for profile, (count,) in runs if count <= 4} <= {1}
+    assert max(count for _, (count,) in runs) == 32
+    assert len(session) > 32
+
+
+def test_a_full_cache_names_the_option(engine: TrtEngine) -> None:
+    cache = engine.decoder.new_cache(10)
+    assert cache.capacity == 256
+    with pytest.raises(EngineError, match=r"holds 256 tokens, 300 are needed.*--capacity 512"):
+        cache.reserve(300, 0)
+    with pytest.raises(EngineError, match="--capacity"):
+        engine.decoder.new_cache(257)
+
+
+def test_sessions_know_the_capacity(standard: Bundle, engine: TrtEngine) -> None:
+    session = Session(model(standard, engine))
+    assert session.model.max_context == 256
+    with pytest.raises(ContextOverflowError, match="exceed the context of 256"):
+        session.append([Text("word " * 400)])
+
+
+def test_rows_are_written_and_read_back(engine: TrtEngine) -> None:
+    cache = engine.decoder.new_cache(1)
+    assert isinstance(cache, TrtKvCache)
+    assert all(not a.any() for a in cache.read(0, 256))  # masked rows must be numbers
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal(a.shape).astype(a.dtype) for a in cache.read(3, 9)]
+    cache.write(3, rows)
+    for written, found in zip(rows, cache.read(3, 9)):
+        assert np.array_equal(written, found)
+    assert not any(a.any() for a in cache.read(0, 3) + cache.read(9, 20))
+    with pytest.raises(EngineError, match="can't take 1"):
+        cache.write(0, rows[:1])
+    with pytest.raises(EngineError, match="are not in a KV cache"):
+        cache.read(250, 257)
+    with pytest.raises(EngineError, match="do not fit"):
+        cache.write(0, [a[:, :, :1] for a in rows])
+
+
+def test_images_outside_of_the_profile_are_refused(standard: Bundle, engine: TrtEngine) -> None:
+    inputs = vision_inputs(standard.manifest, 2, 2)
+    inputs["patches"] = np.zeros((4, standard.manifest.preprocessing.patch_values), np.float32)
+    with pytest.raises(EngineError, match=r"an image of 4 patches .* built for: 16 to 1024 patches"):
+        engine.vision.run(inputs)
+
+
+def test_no_memory_is_one_line_and_leaks_nothing(standard: Bundle) -> None:
+    gpu = HostGpu(memory=1 << 20)
+    with pytest.raises(EngineError, match="no memory on the device"):
+        host_engine(standard, gpu, {"chunk": 4096, "capacity": 4096})
+    assert not gpu.live
+    gpu = HostGpu(memory=1 << 40)
+    engine = host_engine(standard, gpu)
+    gpu._memory = sum(b.nbytes for b in gpu.live) + 100
+    with pytest.raises(EngineError, match=r"KV cache of 256 tokens .*smaller --capacity"):
+        engine.decoder.new_cache(1)
+    engine.close()
+
+
+def test_everything_is_freed(standard: Bundle, gpu: HostGpu, frame: Frame) -> None:
+    engine = host_engine(standard, gpu)
+    ours = model(standard, engine)
+    session, _ = first_turn(ours, frame, 6)
+    held = len(gpu.live)
+    del session
+    gc.collect()
+    first_turn(ours, frame, 6)  # memory of the dead session goes before new memory is taken
+    gc.collect()
+    assert len(gpu.live) <= held
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="is closed"):
+        _ = engine.decoder
+    ours.vision.cache.clear()
+    del ours
+    gc.collect()
+    gpu.drain()
+    assert not gpu.live
+    contexts = [c[0] for c in gpu.calls if c[0] in ("context", "close context")]
+    assert contexts.count("context") == contexts.count("close context")
+
+
+def test_a_living_session_meets_a_closed_engine(standard: Bundle, gpu: HostGpu, frame: Frame) -> None:
+    engine = host_engine(standard, gpu)
+    session, _ = first_turn(model(standard, engine), frame, 6)
+    engine.close()
+    session.append([Text("more")])
+    with pytest.raises(EngineError, match="the engine is closed"):
+        session.run()
+
+
+def test_the_budget_ends_a_prefill_between_pieces(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    session = Session(model(standard, engine))
+    session.append([Text("word " * 50)])
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1
+        return now[0]
+
+    with pytest.raises(DeadlineReached):
+        session.run(budget=Budget(3, clock=clock))
+    assert session.run().shape == (1, standard.manifest.decoder.vocab)
+
+
+def test_another_engines_cache_is_refused(standard: Bundle, reference: Engine, engine: TrtEngine) -> None:
+    from gog_edge.runtime.engines.base import DecoderInputs
+
+    spec = standard.manifest.decoder
+    half = np.zeros((1, spec.head_dim // 2), np.float32)
+    inputs = DecoderInputs(np.zeros((1, spec.hidden), np.float32), half, half, None, 1)
+    with pytest.raises(EngineError, match="does not belong to the TensorRT engine"):
+        engine.decoder.run(inputs, reference.decoder.new_cache(4), 0)
+    with pytest.raises(EngineError, match="logits of the last 2 of 1"):
+        cache = engine.decoder.new_cache(4)
+        engine.decoder.run(DecoderInputs(inputs.embeds, half, half, None, 2), cache, 0)
+
+
+def test_describe_says_what_runs(engine: TrtEngine) -> None:
+    info = engine.describe()
+    assert info.name == "onnxruntime" and info.providers == ("host",)
+    assert info.settings["capacity"] == 256 and info.settings["crops"] == "on the host, as asked"
