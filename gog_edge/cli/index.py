@@ -133,9 +133,8 @@ def search(
         vector = None
         if image is not None:
             from gog_edge.runtime.frame import Frame
-            from gog_edge.runtime.search.index.ingest import ensure_same_encoder
-
             from gog_edge.runtime.search.embedders import embedder_of
+            from gog_edge.runtime.search.index.ingest import ensure_same_encoder
 
             embedder = _embedder(bundle, encoder, 0, opened.encoder) or embedder_of(opened)
             if embedder is None:

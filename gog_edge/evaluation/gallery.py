@@ -71,7 +71,8 @@ def _article(row: Mapping[str, Any], picture: Callable[[str], Frame]) -> str:
     return (
         f'<article>{figure}<div><b>{_e(str(row["question"]))}</b> <span class="dim">{_e(str(row["id"]))}</span>'
         f'<p><span class="said">{_e(str(row.get("prediction", ""))) or "(no answer)"}</span> '
-        f'&larr; <span class="gold">{_e(gold)}</span></p>{error}<p class="dim">{_e(note)}</p><ol>{steps}</ol></div></article>'
+        f'&larr; <span class="gold">{_e(gold)}</span></p>{error}<p class="dim">{_e(note)}</p>'
+        f"<ol>{steps}</ol></div></article>"
     )
 
 
@@ -92,9 +93,10 @@ def _figure(frame: Frame, row: Mapping[str, Any]) -> str:
             if action.get("box") and not action.get("image"):
                 colour = _COLOURS[number % len(_COLOURS)]
                 shapes.append(_rect(action["box"], sx, sy, colour, "", f"{number + 1} {action.get('label', '')}"))
+    size = f'width="{image.width}" height="{image.height}"'
     return (
-        f'<figure><svg width="{image.width}" height="{image.height}" viewBox="0 0 {image.width} {image.height}">'
-        f'<image href="data:image/jpeg;base64,{data}" width="{image.width}" height="{image.height}"/>{"".join(shapes)}</svg></figure>'
+        f'<figure><svg {size} viewBox="0 0 {image.width} {image.height}">'
+        f'<image href="data:image/jpeg;base64,{data}" {size}/>{"".join(shapes)}</svg></figure>'
     )
 
 

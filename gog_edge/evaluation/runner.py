@@ -17,8 +17,6 @@ from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.evaluation.worker import Worker, WorkerSpec
 
-MAX_DEATHS = 2  # a question that ends its process twice is given up
-
 
 def run_samples(
     samples: Sequence[Sample],
@@ -58,63 +56,78 @@ def run_samples(
 
 
 def _in_processes(todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Callable[[dict[str, Any]], None]) -> None:
-    deaths: dict[str, int] = {}
     while todo:
-        running: dict[Future[dict[str, Any]], Sample] = {}
-        # spawn: engines have threads, and a forked process would inherit their locks.
-        context = multiprocessing.get_context("spawn")
-        count = min(workers, len(todo))
-        try:
-            with ProcessPoolExecutor(count, context, worker_module.start, (spec,)) as pool:
-                try:
-                    while todo or running:
-                        # One question a process, so that a death tells which ones were running.
-                        while todo and len(running) < count:
-                            sample = todo.popleft()
-                            running[pool.submit(worker_module.run, sample)] = sample
-                        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                        for future in finished:
-                            row = future.result()
-                            del running[future]
-                            keep(row)
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        except BrokenProcessPool as e:
-            lost = list(running.values())
-            if not deaths and not lost:
-                raise GogEdgeError("the evaluation processes could not start") from e
-            if all(s.id not in deaths for s in lost):
-                _probe(spec)  # a process that can't be made dies without a word: here it says why
-            _requeue(lost, todo, deaths, keep)
+        suspects = _until_a_death(todo, spec, workers, keep)
+        if suspects:
+            _try_start(spec)
+        # One of them killed its process; alone, each one answers for itself.
+        for sample in suspects:
+            alone = deque([sample])
+            if _until_a_death(alone, spec, 1, keep):
+                keep(_given_up(sample))
 
 
-def _probe(spec: WorkerSpec) -> None:
-    """Make an agent here once, so that a wrong option is reported as what it is."""
-    Worker(spec).close()
+def _until_a_death(
+    todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Callable[[dict[str, Any]], None]
+) -> list[Sample]:
+    """Work `todo` off. Returns the questions that were running when a process died, or nothing at the end."""
+    running: dict[Future[dict[str, Any]], Sample] = {}
+    count = min(workers, len(todo))
+    try:
+        with _pool(count, spec) as pool:
+            try:
+                while todo or running:
+                    # One question a process, so that a death tells which ones were running.
+                    while todo and len(running) < count:
+                        sample = todo.popleft()
+                        running[pool.submit(worker_module.run, sample)] = sample
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        row = future.result()
+                        del running[future]
+                        keep(row)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except BrokenProcessPool:
+        return list(running.values())
+    return []
 
 
-def _requeue(
-    lost: list[Sample], todo: deque[Sample], deaths: dict[str, int], keep: Callable[[dict[str, Any]], None]
-) -> None:
-    for sample in lost:
-        deaths[sample.id] = deaths.get(sample.id, 0) + 1
-        if deaths[sample.id] < MAX_DEATHS:
-            todo.append(sample)
-            continue
-        keep(
-            {
-                "id": sample.id,
-                "question": sample.question,
-                "answers": list(sample.answers),
-                "skill": sample.skill,
-                "held_out": sample.held_out,
-                "prediction": "",
-                "scores": score("", sample.answers),
-                "error": "the process that answered it died twice (out of memory?)",
-                "retry": True,
-            }
-        )
+def _try_start(spec: WorkerSpec) -> None:
+    """Make an agent in a process of its own: a pool whose processes can't start only says that it is broken.
+
+    Raises:
+        GogEdgeError: why it can't be made.
+    """
+    try:
+        with _pool(1, None) as pool:
+            pool.submit(worker_module.start_once, spec).result()
+    except BrokenProcessPool as e:
+        raise GogEdgeError("an evaluation process dies while it loads the policy (out of memory?)") from e
+
+
+def _pool(count: int, spec: WorkerSpec | None) -> ProcessPoolExecutor:
+    # spawn: engines have threads, and a forked process would inherit their locks.
+    context = multiprocessing.get_context("spawn")
+    if spec is None:
+        return ProcessPoolExecutor(count, context)
+    return ProcessPoolExecutor(count, context, worker_module.start, (spec,))
+
+
+def _given_up(sample: Sample) -> dict[str, Any]:
+    """The result of a question that ends its process. `retry`: asked again when the run is resumed."""
+    return {
+        "id": sample.id,
+        "question": sample.question,
+        "answers": list(sample.answers),
+        "skill": sample.skill,
+        "held_out": sample.held_out,
+        "prediction": "",
+        "scores": score("", sample.answers),
+        "error": "the process that answered it died twice (out of memory?)",
+        "retry": True,
+    }
 
 
 def default_threads(workers: int) -> int:

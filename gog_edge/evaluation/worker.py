@@ -209,6 +209,11 @@ def start(spec: WorkerSpec) -> None:
     _worker = Worker(spec)
 
 
+def start_once(spec: WorkerSpec) -> None:
+    """Make an agent and let go of it: shows in a process of its own why it can't be made."""
+    Worker(spec).close()
+
+
 def run(sample: Sample) -> dict[str, Any]:
     """Ask one question in this process."""
     if _worker is None:
