@@ -195,7 +195,7 @@ def samples_of(row: Row, form: Format, *, number: int, parquet: tuple[str, int] 
             images=images,
             skill=_text(_first(inner, form.skill)) or "all",
             held_out=held_out if isinstance(held_out, bool) else None,
-            target_box=_box(inner.get("target_box")),
+            target_boxes=_boxes(inner.get("target_boxes") or [inner.get("target_box")]),
             urls=tuple(u for u in strings(inner.get("image_urls") or inner.get("image_url")) if u.startswith("http")),
         )
 
@@ -268,11 +268,15 @@ def _image(value: Any, column: str, index: int, parquet: tuple[str, int] | None)
     return ImageRef("file", value)
 
 
-def _box(value: Any) -> tuple[float, float, float, float] | None:
-    if isinstance(value, (list, tuple)) and len(value) == 4 and all(isinstance(v, (int, float)) for v in value):
-        x0, y0, x1, y1 = (float(v) for v in value)
-        return (x0, y0, x1, y1)
-    return None
+def _boxes(value: Any) -> tuple[tuple[float, float, float, float], ...]:
+    """Boxes that are boxes; anything else in the list is left out."""
+    found: list[tuple[float, float, float, float]] = []
+    for box in value if isinstance(value, list) else ():
+        if isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box):
+            x0, y0, x1, y1 = (float(v) for v in box)
+            if all(map(math.isfinite, (x0, y0, x1, y1))) and x0 < x1 and y0 < y1:
+                found.append((x0, y0, x1, y1))
+    return tuple(found)
 
 
 def _first(row: Row, names: tuple[str, ...]) -> Any:

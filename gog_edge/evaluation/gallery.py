@@ -84,8 +84,7 @@ def _figure(frame: Frame, row: Mapping[str, Any]) -> str:
     data = base64.b64encode(stream.getvalue()).decode()
     sx, sy = image.width / frame.width, image.height / frame.height
     shapes: list[str] = []
-    target = row.get("target_box")
-    if target:
+    for target in row.get("target_boxes") or ():
         shapes.append(_rect(target, sx, sy, "#fff", 'stroke-dasharray="6 4"', "target"))
     for number, step in enumerate(row.get("steps") or ()):
         for action in step.get("actions", ()):

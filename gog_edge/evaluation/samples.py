@@ -24,8 +24,8 @@ class ImageRef:
 class Sample:
     """A question with its accepted answers.
 
-    `skill`: what the table is grouped by. `target_box`: x0, y0, x1, y1 in pixels of the original, where the thing asked
-    for is, if the data set says. `urls`: public addresses of the pictures, for providers that need them.
+    `skill`: what the table is grouped by. `target_boxes`: x0, y0, x1, y1 in pixels of the original, where the things
+    asked for are, if the data set says. `urls`: public addresses of the pictures, for providers that need them.
     """
 
     id: str
@@ -34,5 +34,5 @@ class Sample:
     images: tuple[ImageRef, ...]
     skill: str = "all"
     held_out: bool | None = None
-    target_box: tuple[float, float, float, float] | None = None
+    target_boxes: tuple[tuple[float, float, float, float], ...] = ()
     urls: tuple[str, ...] = ()

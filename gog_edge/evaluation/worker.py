@@ -90,7 +90,7 @@ class Worker:
             "answers": list(sample.answers),
             "skill": sample.skill,
             "held_out": sample.held_out,
-            "target_box": list(sample.target_box) if sample.target_box else None,
+            "target_boxes": [list(b) for b in sample.target_boxes],
         }
         try:
             frames = [self._images.open(ref) for ref in sample.images]
@@ -131,13 +131,16 @@ def describe(answer: Answer, sample: Sample, frames: list[Frame]) -> dict[str, A
     ]
     actions = [a for step in answer.steps for a in step.turn.actions]
     boxes = [a.region for a in actions if a.kind in (ActionKind.GAZE, ActionKind.ZOOM) and a.region is not None]
-    target = Region(*sample.target_box) if sample.target_box else None
+    targets = [Region(*b) for b in sample.target_boxes]
     return {
         "prediction": answer.text,
         "scores": score(answer.text, sample.answers),
         "stop": answer.stop.value,
         "actions": {kind: sum(a.kind.value == kind for a in actions) for kind in (*KINDS, "invalid")},
-        "target_iou": round(max((b.iou(target) for b in boxes), default=0.0), 4) if target else None,
+        # Every target by its best box: 1 means that all of them were looked at, exactly.
+        "target_iou": round(sum(max((b.iou(t) for b in boxes), default=0.0) for t in targets) / len(targets), 4)
+        if targets
+        else None,
         "steps": steps,
         "usage": encode(answer.usage),
         "size": [frames[0].width, frames[0].height],

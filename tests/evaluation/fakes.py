@@ -90,7 +90,7 @@ def own_dataset(folder: Path, *questions: str) -> Path:
             "answers": ["gold"],
             "skill": "even" if i % 2 == 0 else "odd",
             "held_out": i % 3 == 0,
-            "target_box": [4, 4, 20, 20],
+            **({"target_box": [4, 4, 20, 20]} if i % 2 == 0 else {"target_boxes": [[4, 4, 20, 20], [9, 1, 2]]}),
         }
         for i, question in enumerate(questions)
     ]

@@ -186,7 +186,7 @@ def test_webwatcher(tmp_path: Path) -> None:
 
 def test_our_own_format(tmp_path: Path) -> None:
     samples, _ = read_dataset(own_dataset(tmp_path, "say gold", "say x"))
-    assert samples[0].target_box == (4.0, 4.0, 20.0, 20.0)
+    assert samples[0].target_boxes == ((4.0, 4.0, 20.0, 20.0),)
     assert [s.held_out for s in samples] == [True, False]
     assert [s.skill for s in samples] == ["even", "odd"]
     assert read_dataset(tmp_path)[0] == samples
@@ -255,7 +255,7 @@ def test_any_answer_value_gives_texts(value: Any) -> None:
 def test_odd_rows_are_samples_or_dataset_errors(name: str, a: Any, b: Any, c: Any) -> None:
     row = {
         "fvqa": {"prompt": a, "reward_model": b, "images": c},
-        "gog": {"question": a, "answers": b, "image": c, "target_box": a},
+        "gog": {"question": a, "answers": b, "image": c, "target_boxes": a},
         "mmsearch": {"query": a, "gt_answer": b, "query_image": c},
     }[name]
     try:
