@@ -11,7 +11,7 @@ OUT    := .cache/demo
 
 demo: $(BIN)/.base
 	@$(BIN)/gog-edge export $(NANO) -o $(OUT)/bundle --precision int8
-	@$(BIN)/gog-edge index build $(NANO)/world/entities.jsonl -o $(OUT)/index --bundle $(OUT)/bundle
+	@$(BIN)/gog-edge index build $(OUT)/index $(NANO)/world/documents.jsonl --bundle $(OUT)/bundle --force
 	@$(BIN)/gog-edge ask $(NANO)/examples/harbour.jpg "What is the capital of the country whose flag is on the boat?" \
 		--bundle $(OUT)/bundle --index $(OUT)/index --trace $(OUT)/trace.html
 
@@ -46,7 +46,7 @@ $(BIN)/.base: pyproject.toml | $(BIN)/python
 
 $(BIN)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,tensorrt-rtx,dev]'
 	@touch $@ $(BIN)/.base
 
 clean:

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 @click.option(
     "--flavour", type=click.Choice(["ort", "standard"]), help="Kind of graphs; default: what the target needs."
 )
+@click.option(
+    "--ops",
+    type=click.Choice(["auto", "stock", "native"]),
+    default="auto",
+    show_default=True,
+    help="CPU operators: our own (native: faster, compiled where the bundle runs) or ONNX Runtime's (stock: run "
+    "anywhere). auto: native if they can be compiled here.",
+)
+@click.option(
+    "--kv", type=click.Choice(["float32", "float16", "int8"]), help="Type of the KV cache; default: by operators."
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
 @click.option("--dialect", default="gog", show_default=True, help="A shipped dialect's name or a TOML file.")
@@ -79,7 +90,21 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
     from gog_edge.export.options import ExportOptions
 
     names = ("precision", "target", "flavour", "dialect", "name", "max_context", "min_pixels", "max_pixels")
-    return ExportOptions(**{name: rest[name] for name in names})
+    ops: Any = rest["ops"] if rest["ops"] != "auto" else _best_ops(rest)
+    return ExportOptions(**{name: rest[name] for name in names}, ops=ops, kv_dtype=rest["kv"])
+
+
+def _best_ops(rest: dict[str, Any]) -> str:
+    """native where it can run and means something: quantised weights, CPU, graphs for ONNX Runtime."""
+    if rest["target"] != "cpu" or rest["flavour"] == "standard" or rest["precision"] not in ("int4", "int8"):
+        return "stock"
+    from gog_edge.runtime.ops.library import available
+
+    reason = available()
+    if reason is None:
+        return "native"
+    stderr().print(f"[dim]stock operators: {reason}[/]")
+    return "stock"
 
 
 class _Drawn:
