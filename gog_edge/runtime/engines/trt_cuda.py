@@ -94,19 +94,19 @@ class CudaGpu:
 
         self.make_current()
         if stream is not None:
-            what = f"allocating {nbytes >> 20} MiB"
+            what = f"allocating {_size(nbytes)}"
             return _Pooled(self, call(what, self._device.allocate, nbytes, stream=stream), stream)
         result = driver.cuMemAlloc(nbytes)
         if int(result[0]) == _OUT_OF_MEMORY:
-            raise EngineError(f"{self.name} has no {nbytes >> 20} MiB left")
-        return _Plain(self, int(check(result, f"allocating {nbytes >> 20} MiB")), nbytes)
+            raise EngineError(f"{self.name} has no {_size(nbytes)} left")
+        return _Plain(self, int(check(result, f"allocating {_size(nbytes)}")), nbytes)
 
     def pin(self, nbytes: int) -> PinnedMemory:
         """See `Gpu.pin`."""
         from cuda.bindings import driver
 
         self.make_current()
-        address = int(check(driver.cuMemHostAlloc(nbytes, 0), f"page-locking {nbytes >> 20} MiB"))
+        address = int(check(driver.cuMemHostAlloc(nbytes, 0), f"page-locking {_size(nbytes)}"))
         return _Pinned(self, address, nbytes)
 
     def stream(self) -> Any:
@@ -224,6 +224,10 @@ def call(what: str, function: Any, *args: Any, **options: Any) -> Any:
     except Exception as e:  # cuda-core raises several classes without a common base
         line = next((text.strip() for text in str(e).splitlines() if text.strip()), type(e).__name__)
         raise EngineError(f"CUDA failed {what}: {line}") from e
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
 
 
 def _contiguous(array: NDArray[Any]) -> None:
