@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from gog_edge.errors import UsageError
 from gog_edge.export.calibration import Calibration, CalibrationWriter
 from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.parity_reference import Reference, ReferenceImage
+from gog_edge.export.parity_reference import Reference
+from gog_edge.export.parity_talks import Talk
 
 # Linear layers that share an input: the first of each is listened to.
 _SHARED = {
@@ -23,14 +21,6 @@ _SHARED = {
     "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down_proj": ("mlp.down_proj",),
 }
-
-
-@dataclass(frozen=True)
-class Talk:
-    """One conversation: token ids [s] and its images in order of appearance."""
-
-    tokens: NDArray[np.int64]
-    images: tuple[ReferenceImage, ...] = ()
 
 
 def calibrate(

@@ -140,6 +140,7 @@ def compare_logits(reference: F32, bundle: F32) -> dict[str, float]:
     agree = reference.argmax(-1) == bundle.argmax(-1)
     return {
         "kl_mean": float(divergence.mean()),
+        "kl_p99": float(np.quantile(divergence, 0.99)),
         "kl_max": float(divergence.max()),
         "top1_agreement": float(agree.mean()),
         "relative_error": float(np.sqrt(error / max(energy, 1e-30))),

@@ -28,7 +28,7 @@ from gog_edge.export.quantize import (
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
-_SHRINK = {4: (1.0, 0.94, 0.88, 0.82, 0.76, 0.7), 8: (1.0, 0.98, 0.96)}
+_SHRINK = {4: (1.0, 0.9, 0.8), 8: (1.0, 0.98)}
 _VALUES = 1 << 21  # values searched at once: stays in the cache
 
 
@@ -71,7 +71,7 @@ def _candidates(blocks: F32, scheme: Scheme) -> list[tuple[F32, I8 | None]]:
             (rounded_scale(scale * np.float32(f), scheme), None) for f in _factors(scheme)
         ]
         if scheme.bits == 4 and not scheme.positive:  # the other sign gives the other side the sixteenth level
-            found += [(rounded_scale(-scale * np.float32(8 / 7 * f), scheme), None) for f in (1.0, 0.9)]
+            found += [(rounded_scale(-scale * np.float32(8 / 7 * f), scheme), None) for f in (0.95,)]
         return found
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
     result: list[tuple[F32, I8 | None]] = []

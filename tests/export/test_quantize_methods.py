@@ -156,8 +156,9 @@ def test_calibration_files_round_trip(tmp_path: Path) -> None:
 def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from gog_edge.export.parity_calibrate import Talk, calibrate
+    from gog_edge.export.parity_calibrate import calibrate
     from gog_edge.export.parity_reference import Reference
+    from gog_edge.export.parity_talks import Talk
 
     checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "ck", 3, "float32"))
     talks = [Talk(RNG.integers(0, 600, 80)) for _ in range(4)]
@@ -202,7 +203,8 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
 def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from gog_edge.export.parity_calibrate import Talk, calibrate
+    from gog_edge.export.parity_calibrate import calibrate
+    from gog_edge.export.parity_talks import Talk
 
     root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "ck", 3, "float32")
     talks = [Talk(np.arange(30, 70)), Talk(np.arange(100, 125))]

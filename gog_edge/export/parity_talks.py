@@ -1,0 +1,122 @@
+"""Real conversations as data: what a policy reads and writes while it answers questions with its tools.
+
+Calibration and quantisation studies need tokens and images as the policy meets them: opening, reasoning, calls,
+search results, crops. They come from the runtime itself, by answering questions with an exported bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.errors import DatasetError
+from gog_edge.export.parity_reference import ReferenceImage
+from gog_edge.runtime.crop import crop_patches
+from gog_edge.runtime.session import Session
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.agent import Agent
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One conversation: token ids [s], its images in order of appearance, and which tokens the policy wrote [s]."""
+
+    tokens: NDArray[np.int64]
+    images: tuple[ReferenceImage, ...] = ()
+    written: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question about an image file."""
+
+    image: Path
+    question: str
+
+
+def read_questions(file: str | Path, images: str | Path | None = None) -> list[Ask]:
+    """JSON lines with `image` (relative to `images`, or to the file's folder) and `question`; the rest is ignored.
+
+    Raises:
+        DatasetError: unreadable, or a line lacks one of them, or an image is missing.
+    """
+    path = Path(file)
+    root = Path(images) if images else path.parent
+    asks = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise DatasetError(f"{path} can't be read: {e}") from e
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            ask = Ask(root / str(row["image"]), str(row["question"]))
+        except (ValueError, KeyError, TypeError) as e:
+            raise DatasetError(f"{path}, line {number}: needs a JSON object with image and question") from e
+        if not ask.image.is_file():
+            raise DatasetError(f"{path}, line {number}: there is no image {ask.image}")
+        asks.append(ask)
+    return asks
+
+
+def record(agent: Agent, asks: Sequence[Ask], done: Callable[[int], None] | None = None) -> list[Talk]:
+    """Answer every question and keep the conversations."""
+    talks = []
+    for ask in asks:
+        with agent.session(ask.image) as conversation:
+            conversation.ask(ask.question)
+            talks.append(talk_of(conversation.session))
+        if done:
+            done(1)
+    return talks
+
+
+def talk_of(session: Session) -> Talk:
+    """The conversation of a session, with the pixels of its images."""
+    tokens = session.tokens.astype(np.int64)
+    images = []
+    preprocessing = session.model.manifest.preprocessing
+    for span in session.positions.spans:
+        plan = session.image(span.image).plan
+        if plan is None:
+            session.frame(span.image)  # raises, and says that pixels are missing
+            continue
+        patches = crop_patches(plan.frame, plan.region, plan.grid, preprocessing)
+        images.append(ReferenceImage(patches, plan.grid.rows, plan.grid.columns))
+    return Talk(tokens, tuple(images), written(tokens, *_marks(session)))
+
+
+def written(tokens: NDArray[np.int64], start: Sequence[int], end: int) -> NDArray[np.bool_]:
+    """Which tokens stand between `start` (the ids that open a turn of the policy) and the next `end`, that included."""
+    mask = np.zeros(len(tokens), np.bool_)
+    opening = list(start)
+    at = 0
+    while at + len(opening) <= len(tokens):
+        if tokens[at : at + len(opening)].tolist() != opening:
+            at += 1
+            continue
+        first = at + len(opening)
+        ends = np.flatnonzero(tokens[first:] == end)
+        stop = first + int(ends[0]) + 1 if ends.size else len(tokens)
+        mask[first:stop] = True
+        at = stop
+    return mask
+
+
+def _marks(session: Session) -> tuple[list[int], int]:
+    from gog_edge.types import Control
+
+    def ids(text: str) -> list[int]:
+        parts: list[Any] = list(session.model.tokenizer.encode([Control(text)]))
+        return [int(i) for part in parts for i in part]
+
+    return ids("<|im_start|>assistant\n"), ids("<|im_end|>")[0]

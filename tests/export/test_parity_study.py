@@ -1,0 +1,99 @@
+"""Recorded conversations and the study of quantisation, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gog_edge.errors import DatasetError
+from gog_edge.export.synthetic import make_checkpoint
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+
+def _questions(root: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (70 + i, 90, 3), dtype=np.uint8)).save(root / f"{i}.png")
+        rows.append({"image": f"{i}.png", "question": f"What is {i}?", "answers": ["x"]})
+    (root / "q.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+    return root / "q.jsonl"
+
+
+def test_questions_are_read_and_checked(tmp_path: Path) -> None:
+    from gog_edge.export.parity_talks import read_questions
+
+    file = _questions(tmp_path, 2)
+    asks = read_questions(file)
+    assert [a.question for a in asks] == ["What is 0?", "What is 1?"]
+    assert asks[1].image == tmp_path / "1.png"
+    assert read_questions(file, tmp_path) == asks
+    for text, line in (
+        ('{"image": "0.png"}', "line 1: needs"),
+        ("[", "line 1: needs"),
+        ('{"image": "n", "question": "q"}', "no image"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DatasetError, match=line):
+            read_questions(file)
+    with pytest.raises(DatasetError, match="can't be read"):
+        read_questions(tmp_path / "missing")
+
+
+def test_what_the_policy_wrote() -> None:
+    from gog_edge.export.parity_talks import written
+
+    tokens = np.array([1, 5, 5, 2, 1, 9, 7, 7, 2, 3, 1, 9, 8])
+    assert np.flatnonzero(written(tokens, [1, 9], 2)).tolist() == [6, 7, 8, 12]
+    assert not written(tokens, [4], 2).any()
+
+
+def test_conversations_are_recorded_with_their_pixels(tmp_path: Path) -> None:
+    import gog_edge
+    from gog_edge.export.checkpoint import Checkpoint
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.parity_reference import Reference
+    from gog_edge.export.parity_talks import read_questions, record
+    from gog_edge.export.pipeline import export_bundle
+    from gog_edge.runtime.options import RunOptions
+
+    checkpoint = Checkpoint.open(make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 2, "float32"))
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="fp32"))
+    options = RunOptions(grammar="off", turn_tokens=12, max_turns=2, prefix_cache=False)
+    asks = read_questions(_questions(tmp_path, 2))
+    with gog_edge.load(bundle, options=options) as agent:
+        talks = record(agent, asks)
+    for talk in talks:
+        image_token = bundle.manifest.tokens.image_pad
+        shown = sum(i.rows * i.columns // 4 for i in talk.images)
+        assert shown == (talk.tokens == image_token).sum() > 0
+        assert 0 < talk.written.sum() < len(talk.tokens)
+        logits = Reference(checkpoint).logits(talk.tokens, talk.images, image_token)
+        places = np.flatnonzero(talk.written)
+        agrees = logits[places - 1].argmax(-1) == talk.tokens[places]
+        assert agrees[:12].all()  # greedy: what it wrote is what the HF model would have written
+
+
+def test_the_study_ranks_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gog_edge.export.parity_study import main
+
+    root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "c", 2, "float32")
+    out = tmp_path / "study.json"
+    assert main([str(root), "--count", "4", "--set", "recipes", "-o", str(out)]) == 0
+    table = capsys.readouterr().out
+    data = json.loads(out.read_text())
+    rows = {r["name"]: r for r in data["recipes"]}
+    assert all(name in table for name in rows)
+    assert rows["int8 default"]["kl_mean"] < rows["int4 gptq"]["kl_mean"] < rows["int4 rtn"]["kl_mean"]
+    assert rows["int4 rtn"]["bits"] < rows["int8 default"]["bits"]
+    assert data["meta"]["measured_tokens"] == 2 * 96
+    assert main([str(root), "--count", "1"]) == 2
+    assert "at least 2 conversations" in capsys.readouterr().err
+    assert main([str(tmp_path / "none")]) == 2
