@@ -220,9 +220,8 @@ def cover(blocks: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np.float
             return rounded_scale(np.abs(blocks).max(axis=-1) / np.float32(127), scheme), None
         if scheme.positive:
             return rounded_scale(np.abs(blocks).max(axis=-1) / np.float32(scheme.high + 0.5), scheme), None
-        at = np.abs(blocks).argmax(axis=-1)[..., None]
-        extreme = np.take_along_axis(blocks, at, axis=-1)[..., 0]
-        return rounded_scale(extreme / np.float32(scheme.low), scheme), None
+        low, high = blocks.min(axis=-1), blocks.max(axis=-1)
+        return rounded_scale(np.where(high > -low, high, low) / np.float32(scheme.low), scheme), None
     low = np.minimum(blocks.min(axis=-1), 0)
     high = np.maximum(blocks.max(axis=-1), 0)
     scale = rounded_scale((high - low) / np.float32(scheme.high - scheme.low), scheme)

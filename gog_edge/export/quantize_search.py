@@ -38,18 +38,27 @@ def search_mse(weight: F32, scheme: Scheme, importance: F32 | None = None) -> Pa
     Args:
         importance: [in], mean square of each input; None: all count the same.
     """
-    return _by_rows(weight, lambda part: _search(part, scheme, importance))
+    from gog_edge.export.quantize_native import search
+
+    strength = None if importance is None else _strength(importance)
+    found = search(weight, scheme, _factors(scheme), _flips(scheme), strength)
+    return found if found is not None else search_mse_numpy(weight, scheme, strength)
 
 
-def _search(weight: F32, scheme: Scheme, importance: F32 | None) -> Parts:
+def search_mse_numpy(weight: F32, scheme: Scheme, strength: F32 | None = None) -> Parts:
+    """What csrc/search_scale.cpp computes, in numpy: its reference, and the way without a compiler."""
+    return _by_rows(weight, lambda part: _search(part, scheme, strength))
+
+
+def _search(weight: F32, scheme: Scheme, strength: F32 | None) -> Parts:
     blocks = to_blocks(weight, scheme)
-    strength = _strength(importance, weight.shape[1], scheme)
+    counted = _counted(strength, weight.shape[1], scheme)
     best_q, best_scale, best_zero, best_error = None, None, None, None
     for scale, zero in _candidates(blocks, scheme):
         q = encode(blocks, scale, zero, scheme)
-        scale = _refit(blocks, q, zero, scale, strength, scheme)
+        scale = _refit(blocks, q, zero, scale, counted, scheme)
         q = encode(blocks, scale, zero, scheme)
-        error = _error(blocks, q, scale, zero, strength)
+        error = _error(blocks, q, scale, zero, counted)
         if best_q is None or best_scale is None or best_error is None:
             best_q, best_scale, best_zero, best_error = q, scale, zero, error
             continue
@@ -65,24 +74,25 @@ def _search(weight: F32, scheme: Scheme, importance: F32 | None) -> Parts:
 
 
 def _candidates(blocks: F32, scheme: Scheme) -> list[tuple[F32, I8 | None]]:
+    found: list[tuple[F32, I8 | None]] = []
     if scheme.symmetric:
         scale, _ = cover(blocks, scheme)
-        found: list[tuple[F32, I8 | None]] = [
-            (rounded_scale(scale * np.float32(f), scheme), None) for f in _factors(scheme)
-        ]
-        if scheme.bits == 4 and not scheme.positive:  # the other sign gives the other side the sixteenth level
-            found += [(rounded_scale(-scale * np.float32(8 / 7 * f), scheme), None) for f in (0.95,)]
-        return found
+        factors = (*_factors(scheme), *(-f for f in _flips(scheme)))
+        return [(rounded_scale(scale * np.float32(f), scheme), None) for f in factors]
     low, high = np.minimum(blocks.min(-1), 0), np.maximum(blocks.max(-1), 0)
-    result: list[tuple[F32, I8 | None]] = []
     for f in _factors(scheme):
         scale = rounded_scale((high - low) * np.float32(f / (scheme.high - scheme.low)), scheme)
-        result.append((scale, zero_point(low * np.float32(f), scale, scheme)))
-    return result
+        found.append((scale, zero_point(low * np.float32(f), scale, scheme)))
+    return found
 
 
 def _factors(scheme: Scheme) -> tuple[float, ...]:
     return _SHRINK[scheme.bits]
+
+
+def _flips(scheme: Scheme) -> tuple[float, ...]:
+    """The other sign gives the other side the sixteenth level: the range is 7 steps there instead of 8."""
+    return (0.95 * 8 / 7,) if scheme.symmetric and scheme.bits == 4 and not scheme.positive else ()
 
 
 def _refit(blocks: F32, q: I8, zero: I8 | None, scale: F32, strength: F32 | None, scheme: Scheme) -> F32:
@@ -111,14 +121,20 @@ def _error(blocks: F32, q: I8, scale: F32, zero: I8 | None, strength: F32 | None
     return error
 
 
-def _strength(importance: F32 | None, inputs: int, scheme: Scheme) -> F32 | None:
-    """[1, blocks, width] weights of the squared errors; padding counts nothing."""
-    if importance is None:
-        return None
+def _strength(importance: F32) -> F32:
+    """Weights of the squared errors: mean 1, never 0."""
+    strength: F32 = np.maximum(importance / max(float(importance.mean()), 1e-30), 1e-8).astype(np.float32)
+    return strength
+
+
+def _counted(strength: F32 | None, inputs: int, scheme: Scheme) -> F32 | None:
+    """[1, blocks, width] weights of the squared errors with the padding of the last block at 0."""
     width, count = scheme.width(inputs), scheme.blocks(inputs)
+    if strength is None and width * count == inputs:
+        return None
     padded = np.zeros(width * count, np.float32)
-    padded[:inputs] = importance / max(float(importance.mean()), 1e-30)
-    return np.maximum(padded, np.float32(1e-8)).reshape(1, count, width)
+    padded[:inputs] = 1 if strength is None else strength
+    return padded.reshape(1, count, width)
 
 
 def search_hqq(

@@ -11,7 +11,7 @@ import pytest
 from gog_edge.errors import UsageError
 from gog_edge.export.calibration import Calibration, CalibrationWriter, LayerStats
 from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize import QuantizedWeight, Recipe, Scheme, dequantize, quantize
 from gog_edge.export.quantize_awq import ScaledCheckpoint, find_scaling
 from gog_edge.export.quantize_gptq import inverse_factor
 from gog_edge.export.synthetic import make_checkpoint
@@ -68,6 +68,40 @@ def test_mse_is_never_worse_than_rtn_in_any_block(scheme: Scheme) -> None:
     full = slice(0, weight.shape[1] // scheme.width(weight.shape[1]))
     assert (errors["mse"][:, full] <= errors["rtn"][:, full] * (1 + 1e-5) + 1e-12).all()
     assert errors["mse"].sum() < errors["rtn"].sum()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_native_search_is_the_numpy_search(scheme: Scheme, weighted: bool) -> None:
+    from gog_edge.export import quantize_native, quantize_search
+
+    if quantize_native._function() is None:
+        pytest.skip("no compiler")
+    weight = _weight(40, 205)
+    weight[3] = 0
+    weight[4, :64] = 1e-30
+    importance = np.exp(RNG.standard_normal(205)).astype(np.float32) if weighted else None
+    strength = None if importance is None else quantize_search._strength(importance)
+    fast = quantize_search.search_mse(weight, scheme, importance)
+    slow = quantize_search.search_mse_numpy(weight, scheme, strength)
+    assert (fast[0] != slow[0]).mean() < 0.01  # sums are added in another order: rarely a tie falls the other way
+    assert (fast[2] is None) == (slow[2] is None) == scheme.symmetric
+    errors = []
+    for q, scale, zero in (fast, slow):
+        values = dequantize(QuantizedWeight(q, scale, zero, scheme.width(205), scheme))
+        assert np.isfinite(values).all()
+        errors.append(float((np.square(values - weight) * (1 if strength is None else strength)).sum()))
+    assert errors[0] == pytest.approx(errors[1], rel=5e-3)  # positive scales put the extremes on a tie
+    np.testing.assert_array_equal(fast[1], fast[1].astype(scheme.scale_dtype).astype(np.float32))
+
+
+def test_numpy_searches_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gog_edge.export import quantize_native
+
+    weight = _weight()
+    expected = quantize(weight, Scheme(4, 32, method="mse"))
+    monkeypatch.setattr(quantize_native, "_function", lambda: None)
+    assert (quantize(weight, Scheme(4, 32, method="mse")).q == expected.q).mean() > 0.99
 
 
 def test_importance_moves_the_error_to_inputs_that_do_not_matter() -> None:
