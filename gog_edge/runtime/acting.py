@@ -55,11 +55,25 @@ class Actor:
     # -- early -----------------------------------------------------------------------------------------------
 
     def expect_glance(self) -> None:
-        """Search with the first image now, if that costs the policy nothing."""
-        if not self.options.prefetch.glance or not self.desk.can(IMAGE) or not self.session.images:
+        """Search with the first image now, if that costs the policy nothing; encodes the images of the prompt.
+
+        A provider that uses the policy's own tower waits for the encoding, which the prompt needs anyway; another
+        one starts at once.
+
+        Raises:
+            EngineError: the engine failed. CancelledError, DeadlineReached: the question ended meanwhile.
+        """
+        wanted = self.options.prefetch.glance and self.desk.can(IMAGE) and bool(self.session.images)
+        embedder = getattr(self.desk.first(IMAGE), "embedder", None)
+        own_tower = isinstance(embedder, VisionEmbedder)
+        query = self._query(Action(ActionKind.GLANCE), "") if wanted else None
+        if query is not None and not own_tower:
+            self.desk.image_early(query, self._results(None))
+        self.session.encode_images(self.budget)
+        if query is None or not isinstance(embedder, VisionEmbedder):
             return
-        query = self._query(Action(ActionKind.GLANCE), "")
-        if self._shares_features(query):
+        plan = self.session.image(0).plan
+        if plan is not None and embedder.plan(query.frame, query.region).key == plan.key:
             self.desk.image_early(query, self._results(None))
 
     def expect_crop(self, region: Region, image: int) -> None:
@@ -91,14 +105,6 @@ class Actor:
                 session.encoded_early.discard(plan.key)
         except (CancelledError, DeadlineReached, GogEdgeError) as e:
             log.debug("early encoding ended: %s", e)  # the call itself will meet and report what is wrong
-
-    def _shares_features(self, query: ImageQuery) -> bool:
-        """Whether searching with `query` needs no run of the tower beyond what the policy needs anyway."""
-        embedder = getattr(self.desk.first(IMAGE), "embedder", None)
-        if not isinstance(embedder, VisionEmbedder):
-            return True
-        plan = self.session.image(0).plan
-        return plan is not None and embedder.plan(query.frame, query.region).key == plan.key
 
     # -- acting ----------------------------------------------------------------------------------------------
 

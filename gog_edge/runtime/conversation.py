@@ -175,7 +175,6 @@ class Conversation:
             grammar=agent.constraint(),
             pace=self._pace,
         )
-        actor.expect_glance()
         try:
             yield from run.events()
         finally:

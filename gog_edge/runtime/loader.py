@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from gog_edge.runtime.agent import Agent
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.dialects import load as load_dialect
 from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.model import Model
+from gog_edge.runtime.model import TOKENIZER, Model
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.search.base import SearchProvider
+from gog_edge.runtime.tokenizer import Tokenizer
 
 TEMPLATE = "chat_template.jinja"
 DIALECT = "dialect.toml"
@@ -47,17 +49,20 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     options = options or RunOptions()
-    speech = bundle_dialect(opened, dialect)
-    model = Model.assemble(opened, create_engine(engine, opened, engine_options), options)
+    with ThreadPoolExecutor(1) as pool:  # the vocabulary and the graphs take about as long, side by side
+        tokenizer = pool.submit(Tokenizer.load, opened.path(TOKENIZER))
+        speech = bundle_dialect(opened, dialect)
+        graphs = create_engine(engine, opened, engine_options)
     owned: list[SearchProvider] = []
     try:
+        model = Model.assemble(opened, graphs, options, tokenizer.result())
         if index is not None:
             owned.append(_local(index, model))
         return Agent(model, speech, [*owned, *providers], options, owned=owned)
     except BaseException:
         for provider in owned:
             provider.close()
-        model.engine.close()
+        graphs.close()
         raise
 
 

@@ -16,6 +16,8 @@ from gog_edge.runtime.prefix_cache import PrefixCache
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.runtime.vision import VisionEncoder
 
+TOKENIZER = "tokenizer.json"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,8 +37,11 @@ class Model:
         return self.bundle.manifest
 
     @classmethod
-    def assemble(cls, bundle: Bundle, engine: Engine, options: RunOptions) -> Model:
+    def assemble(cls, bundle: Bundle, engine: Engine, options: RunOptions, tokenizer: Tokenizer | None = None) -> Model:
         """Put the parts of a bundle around an engine.
+
+        Args:
+            tokenizer: the bundle's, where it was loaded already.
 
         Raises:
             BundleError: a file is missing or malformed.
@@ -52,7 +57,7 @@ class Model:
         return cls(
             bundle=bundle,
             engine=engine,
-            tokenizer=Tokenizer.load(bundle.path("tokenizer.json")),
+            tokenizer=tokenizer or Tokenizer.load(bundle.path(TOKENIZER)),
             decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
             vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
             prefixes=PrefixCache(folder / "prefixes", bundle.fingerprint) if options.prefix_cache else None,

@@ -91,6 +91,7 @@ class Question:
     # -- the loop --------------------------------------------------------------------------------------------
 
     def _loop(self) -> Generator[Event, None, Answer]:
+        self.actor.expect_glance()
         for number in range(self.max_turns):
             self.session.trace.step = number
             result = TurnResult()

@@ -345,6 +345,16 @@ class Session:
                 self._rows, self._rows_at = rows[count:], len(self) - 1
             self._draft = draft[count:]
 
+    def encode_images(self, budget: Budget = UNLIMITED) -> None:
+        """Run the vision tower for images that the next `run` will need (it would do so itself, in between).
+
+        Raises:
+            EngineError: the engine failed. CancelledError, DeadlineReached: the budget ended.
+        """
+        with self.lock:
+            for span in self.positions.spans_between(self._computed, len(self)):
+                self._features(span, budget)
+
     def _chunks(self, start: int, ids: I32, where: NDArray[np.int32], last_k: int, budget: Budget) -> F32:
         end, chunk = start + len(ids), max(self.model.chunk, last_k)
         if self._cache is None:

@@ -22,7 +22,7 @@ _OPEN = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 
 
 class Tokenizer:
-    """The checkpoint's `tokenizer.json`, twice: as it is, and without its added tokens. Thread-safe.
+    """The checkpoint's `tokenizer.json` with its added tokens taken out of the library's hands. Thread-safe.
 
     Args:
         source: the JSON text of a Hugging Face `tokenizers` file.
@@ -35,20 +35,15 @@ class Tokenizer:
         import tokenizers
 
         try:
-            data = json.loads(source)
-            added = data.get("added_tokens") or []
+            added, plain = _without_added_tokens(source)
             self.special = {str(t["content"]): int(t["id"]) for t in added}
-            # No added token and no post-processor: nothing but the model's own vocabulary can come out.
-            plain = json.dumps({**data, "added_tokens": [], "post_processor": None}, ensure_ascii=False)
-            self._full = tokenizers.Tokenizer.from_str(source)
             self._plain = tokenizers.Tokenizer.from_str(plain)
         except Exception as e:  # `tokenizers` raises bare Exception on malformed files
             raise BundleError(f"tokenizer.json can't be read ({e}); export the checkpoint again") from e
-        self._full.no_padding()
-        self._full.no_truncation()
+        self._source = source
         self._plain.no_padding()
         self._plain.no_truncation()
-        self._special_ids = frozenset(self.special.values())
+        self._names = {i: name for name, i in self.special.items()}
         names = sorted(self.special, key=len, reverse=True)
         self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
@@ -64,20 +59,22 @@ class Tokenizer:
         except (OSError, UnicodeDecodeError) as e:
             raise BundleError(f"{path} can't be read ({e}); export the checkpoint again") from e
 
-    @property
+    @cached_property
     def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` with its added tokens, for the grammar compiler."""
-        return self._full
+        """A `tokenizers.Tokenizer` with its added tokens, for the grammar compiler (made at first use: a second)."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self._source)
 
     @cached_property
     def size(self) -> int:
         """Number of ids, added tokens included."""
-        return max(self._full.get_vocab_size(with_added_tokens=True), max(self._special_ids, default=-1) + 1)
+        return max(int(self._plain.get_vocab_size()), max(self._names, default=-1) + 1)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token spelled out, or None."""
-        found: int | None = self._full.token_to_id(token)
-        return found
+        found: int | None = self.special.get(token)
+        return self._plain.token_to_id(token) if found is None else found
 
     def encode(self, segments: Iterable[Segment]) -> list[EncodedPart]:
         """Segments as runs of ids and images, in order; empty runs are left out."""
@@ -104,8 +101,20 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids as text, control tokens spelled out; an incomplete UTF-8 sequence becomes U+FFFD."""
-        text: str = self._full.decode(list(ids), skip_special_tokens=False)
-        return text
+        out: list[str] = []
+        run: list[int] = []
+        for i in ids:
+            name = self._names.get(i)
+            if name is None:
+                run.append(i)
+                continue
+            if run:
+                out.append(self._plain.decode(run, skip_special_tokens=False))
+                run = []
+            out.append(name)
+        if run:
+            out.append(self._plain.decode(run, skip_special_tokens=False))
+        return "".join(out)
 
     def _control(self, segment: Control, run: list[str], parts: list[EncodedPart]) -> None:
         if self._split is None:
@@ -126,12 +135,26 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self._plain.encode(_storable(text), add_special_tokens=False).ids
-        if self._special_ids.isdisjoint(ids):
+        if self._names.keys().isdisjoint(ids):
             return ids
         # A vocabulary that holds its control tokens as ordinary words too: spell the text letter by letter
         # and drop what still comes out as control.
         letters = [i for c in text for i in self._plain.encode(_storable(c), add_special_tokens=False).ids]
-        return [i for i in letters if i not in self._special_ids]
+        return [i for i in letters if i not in self._names]
+
+
+def _without_added_tokens(source: str) -> tuple[list[Any], str]:
+    """(the added tokens, the file without them): then nothing but the model's own vocabulary can come out.
+
+    The text is cut, not parsed: parsing and writing a vocabulary of 150,000 takes longer than loading it.
+    """
+    key = source.find('"added_tokens"')
+    start = source.find("[", key)
+    if key < 0 or source[key + len('"added_tokens"') : start].strip() != ":":
+        data = json.loads(source)
+        return list(data.get("added_tokens") or []), json.dumps({**data, "added_tokens": []}, ensure_ascii=False)
+    added, end = json.JSONDecoder().raw_decode(source, start)
+    return list(added), f"{source[:start]}[]{source[end:]}"
 
 
 def _extend(parts: list[EncodedPart], ids: list[int]) -> None:

@@ -1,7 +1,7 @@
 """A stand-in for the `tensorrt_rtx` module: the names that our code uses, on ONNX Runtime and the stand-in CUDA driver.
 
-A "plan" is a small JSON file that names a bundle and a graph. `test_tensorrt_calls.py` checks that every name here exists
-in the real module, so nothing can be used that TensorRT does not have.
+A "plan" is a small JSON file that names a bundle and a graph. `test_tensorrt_calls.py` checks that every name here
+exists in the real module, so nothing can be used that TensorRT does not have.
 """
 
 from __future__ import annotations

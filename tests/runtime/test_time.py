@@ -39,11 +39,12 @@ def test_a_slow_search_is_given_up_for_the_answer(make_agent: MakeAgent, frame: 
 @wall_time
 def test_an_answer_that_is_being_written_goes_on(make_agent: MakeAgent, frame: Frame) -> None:
     words = "".join(f"{i} " for i in range(1000, 1060))
-    agent = make_agent([f"<answer>{words}</answer>"], step_s=0.012, speculation=Speculation(max_draft=0))
-    answer = agent.ask(frame, "q", deadline=1.0)
+    agent = make_agent([f"<answer>{words}</answer>"], step_s=0.03, speculation=Speculation(max_draft=0))
+    answer = agent.ask(frame, "q", deadline=2.0)
     assert answer.stop is StopReason.DEADLINE
     assert len(answer.text) > 20 and words.startswith(answer.text)
-    assert answer.seconds < 1.4
+    assert len(answer.steps) == 1
+    assert answer.seconds < 2.6
 
 
 @wall_time
@@ -53,17 +54,16 @@ def test_no_time_at_all_gives_an_empty_answer_that_says_so(make_agent: MakeAgent
     assert answer.seconds < 0.6
 
 
-@wall_time
 def test_results_that_can_not_be_read_in_time_are_left_out(make_agent: MakeAgent, frame: Frame) -> None:
     long = Hit("t", "word " * 100, "s")
     trace = Trace()
-    agent = make_agent([TEXT, "<answer>short</answer>"], [FakeProvider([long] * 3)], row_s=0.002, grammar="off")
-    agent.ask(frame, "warm up", max_turns=1)
+    agent = make_agent([TEXT, "<answer>short</answer>"], [FakeProvider([long] * 3)])
     with agent.session(frame) as conversation:
-        conversation.ask("warm up", max_turns=1)
-        answer = conversation.ask("q", deadline=0.95, trace=trace)
+        conversation._pace.prefill_s = 1.0  # as if measured: a machine that reads one token a second
+        answer = conversation.ask("q", deadline=20, trace=trace)
     assert (answer.text, answer.stop) == ("short", StopReason.DEADLINE), trace.notes
     assert any("no time to read" in text for _, text in trace.notes)
+    assert len(answer.steps[0].observations[0].hits) == 3  # the step tells what was found all the same
 
 
 @wall_time
