@@ -85,6 +85,33 @@ def test_blocks(block: int, zeros: bool) -> None:
         _close(*_both(rng.standard_normal((rows, 512), F32), packed, 64, 4))
 
 
+@pytest.mark.parametrize("rows", [23, 24, 40])
+@pytest.mark.parametrize("block", [8, 32, 64, 128, 256, 512])
+@pytest.mark.parametrize("k", [512, 768, 1536])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_widened_weights(rows: int, block: int, k: int, zeros: bool) -> None:
+    rng = np.random.default_rng(k + block)
+    packed = _packed(rng, 4, 64, k, block, zeros)
+    x = rng.standard_normal((rows, k), F32)
+    got, want = _both(x, packed, 64, 4)
+    _close(got, want)
+    exact = _both(x, packed, 64, 4, exact=True)[0]
+    # What widening costs: rounding to 1/127 (zeros: 1/254 of a wider range) of each group's largest weight.
+    assert np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.02
+
+
+def test_scales_of_either_sign_and_zero() -> None:
+    rng = np.random.default_rng(8)
+    q = rng.integers(0, 16, (32, 256), np.uint8)
+    scales = (rng.standard_normal((32, 8)) * 0.1).astype(np.float16)
+    scales[3] = 0
+    scales[4, :] *= np.float16(0.001)
+    scales[4, 0] = 1
+    packed = packing.pack_w4(q, scales)
+    for rows in (2, 30):
+        _close(*_both(rng.standard_normal((rows, 256), F32), packed, 32, 4))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh", "gelu", "silu"])
 @pytest.mark.parametrize("rows", [1, 19])

@@ -49,6 +49,29 @@ def activate(x: Array, activation: str) -> Array:
     return v.astype(np.float32)
 
 
+WIDE_ROWS, WIDE_GROUP = 24, 256
+"""As kWideRows and kWideGroup of widen.h."""
+
+
+def widen(q: NDArray[np.int32], scales: Array, zeros: bool) -> tuple[NDArray[np.int32], Array]:
+    """LinearW4's weights for many rows: centred q [N, blocks, block] and scales [N, blocks] to int8 groups.
+
+    Blocks of up to 256 of K (a divisor of K) share the scale that just covers them.  Returns the input where
+    there is no such group.
+    """
+    blocks, block = q.shape[1], q.shape[2]
+    fits = [n for n in range(WIDE_GROUP // block, 0, -1) if blocks % n == 0 and n * block >= 64]
+    if not fits:
+        return q, scales
+    grouped = scales.reshape(len(scales), -1, fits[0])
+    peak = np.abs(grouped).max(axis=2)
+    wide = (peak * np.float32(15 / 127 if zeros else 8 / 127)).astype(np.float32)
+    inverse = np.divide(np.float32(2048), wide, out=np.zeros_like(wide), where=wide > 0)
+    ratio = np.rint(grouped * inverse[:, :, None]).astype(np.int64).reshape(len(scales), blocks, 1)
+    values = (q.astype(np.int64) * 16 * ratio + (1 << 14)) >> 15
+    return values.reshape(len(q), wide.shape[1], -1).astype(np.int32), wide
+
+
 def linear(
     x: Array,
     packed: PackedLinear,
@@ -62,6 +85,7 @@ def linear(
     norm_weight: Array | None = None,
     norm_bias: Array | None = None,
     epsilon: float = 1e-6,
+    exact: bool = False,
 ) -> Array:
     """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order."""
     x = normalize(np.asarray(x, np.float32), norm, norm_weight, norm_bias, epsilon)
@@ -73,6 +97,8 @@ def linear(
         scales = half_scales.astype(np.float32)
         grouped = q4.astype(np.int32).reshape(q4.shape[0], scales.shape[1], -1)
         centred = grouped - (8 if zeros is None else zeros.astype(np.int32)[:, :, None])
+        if len(x) >= WIDE_ROWS and not exact:
+            centred, scales = widen(centred, scales, zeros is not None)
     rows, row_scales = quantize_rows(x, centred.shape[2])
     sums = np.einsum("mgk,ngk->mgn", rows.astype(np.float64), centred.astype(np.float64))  # exact below 2^53
     y = np.einsum("mgn,mg,ng->mn", sums, row_scales.astype(np.float64), scales.astype(np.float64))

@@ -31,7 +31,8 @@ public:
         : columns_((size_t)attributes.integer("N", 0)),
           activation_((Activation)attributes.integer("activation", 0)),
           norm_((Norm)attributes.integer("norm", 0)),
-          epsilon_(attributes.real("epsilon", 1e-6f)) {
+          epsilon_(attributes.real("epsilon", 1e-6f)),
+          exact_(attributes.integer("exact", 0) == 1) {
         require(columns_ > 0, "attribute N (columns of y) is missing");
         require((int)activation_ >= 0 && (int)activation_ <= 4, "attribute activation must be 0 to 4");
         require((int)norm_ >= 0 && (int)norm_ <= 2, "attribute norm must be 0 (none), 1 (RMS) or 2 (layer)");
@@ -77,8 +78,10 @@ public:
         norm.bias = norm_bias.as<float>();
         norm.epsilon = epsilon_;
         static thread_local QuantizeBuffers buffers;  // per calling thread, shared by all nodes
+        const size_t wide = kBits == 4 && !exact_ && rows >= kWideRows ? wide_group(w) : 0;
         const QuantizedRows q =
-            quantize_rows(x.as<float>(), rows, k, w.depth, w.block, norm, buffers, parallel);
+            quantize_rows(x.as<float>(), rows, k, w.depth, wide ? wide : w.block,
+                          kBits == 4 && !wide ? most_rows(Format::kNibbles) : kTileRows, norm, buffers, parallel);
         Epilogue epilogue;
         epilogue.activation = activation_;
         epilogue.bias = bias.as<float>();
@@ -86,7 +89,10 @@ public:
         epilogue.y = y.mutable_as<float>();
         epilogue.columns = columns_;
         epilogue.stream = can_stream(epilogue.y, rows, columns_);
-        gemm<kBits>(q, w, epilogue, parallel);
+        if (wide)
+            gemm_widened(q, w, epilogue, parallel);
+        else
+            gemm<kBits>(q, w, epilogue, parallel);
     }
 
 private:
@@ -94,6 +100,7 @@ private:
     Activation activation_;
     Norm norm_;
     float epsilon_;
+    bool exact_;
 };
 
 }  // namespace gog

@@ -91,18 +91,19 @@ inline void quantize_group(const float* x, size_t n, size_t group, int8_t* out, 
 }
 
 // Quantise x [rows, columns] (optionally normalised first).  `padded` >= columns is the weights' K, a multiple of
-// `group`; groups a multiple of 4.  Buffers live in the caller's scratch and must outlive the result's use.
+// `group`; groups a multiple of 4.  most_rows: of a tile, at most kTileRows.  Buffers live in the caller's scratch and must outlive the result's use.
 struct QuantizeBuffers {
     Scratch bytes, scales, sums;
 };
 inline QuantizedRows quantize_rows(const float* x, size_t rows, size_t columns, size_t padded, size_t group,
-                                   const NormSpec& norm, QuantizeBuffers& buffers, const Parallel& parallel) {
+                                   size_t most_rows, const NormSpec& norm, QuantizeBuffers& buffers,
+                                   const Parallel& parallel) {
     QuantizedRows q;
     q.rows = rows;
     q.columns = padded;
     q.group = group;
     q.groups = padded / group;
-    q.tiles = div_up(rows, kTileRows);
+    q.tiles = div_up(rows, most_rows);
     int8_t* bytes = buffers.bytes.get<int8_t>(rows * padded);
     float* scales = buffers.scales.get<float>(rows * q.groups);
     int32_t* sums = buffers.sums.get<int32_t>(rows * q.groups);

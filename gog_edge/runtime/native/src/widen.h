@@ -1,0 +1,91 @@
+// A panel of 4-bit weights as 8-bit ones: the blocks of a group of K brought to one scale per column.
+//
+// With s the scale of a block and S = max |s| * m / 127 over the group (m = 8, or 15 with zero points), the byte is
+// round((q - zero) * s / S).  The rounding is at most half of S: 1/32 (1/17) of a 4-bit step of the block with the
+// largest scale, so the noise added to a 4-bit weight's own (uniform within a step) is below 1 % of its power where
+// the blocks' scales are alike, and less than the outliers' share where they are not.
+#pragma once
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace gog {
+
+constexpr int kStrip = 32;            // columns finished at a time
+constexpr size_t kWideGroup = 256;    // of K, at most
+constexpr size_t kWideRows = 24;      // rows from which on widening is faster (measured)
+
+struct PackedWeights {
+    const uint8_t* data = nullptr;
+    const void* scales = nullptr;
+    const uint8_t* zeros = nullptr;  // 4 bits: [panel][K/block][16], or null: 8
+    size_t columns = 0;              // of y, as padded
+    size_t depth = 0;                // K, padded to a multiple of the block
+    size_t block = 0;                // columns of x that share a scale (depth for 8 bits)
+};
+
+// The largest multiple of the block that divides K and is at most kWideGroup; 0: there is none worth it.
+inline size_t wide_group(const PackedWeights& w) {
+    for (size_t group = kWideGroup / w.block * w.block; group >= 64 && group >= w.block; group -= w.block)
+        if (w.depth % group == 0) return group;
+    return 0;
+}
+
+// (q - zero) * ratio for nibbles q of 16 columns, ratio in 1/2048: 16-bit halves of the columns' four bytes.
+// `factor` holds a column's ratio twice, `zero16` its zero point * 16 twice.
+typedef int16_t vs16 __attribute__((vector_size(4 * W)));
+typedef uint16_t vu16 __attribute__((vector_size(4 * W)));
+GOG_INLINE vs16 scaled_halves(vs16 q16, vs16 factor) {  // q16 = (q - zero) * 16: round(q16 * factor / 2^15)
+#if defined(GOG_AVX512)
+    return (vs16)_mm512_mulhrs_epi16((__m512i)q16, (__m512i)factor);
+#elif defined(GOG_AVX2)
+    return (vs16)_mm256_mulhrs_epi16((__m256i)q16, (__m256i)factor);
+#elif defined(GOG_NEON)
+    return (vs16)vqrdmulhq_s16((int16x8_t)q16, (int16x8_t)factor);
+#else
+    vs16 out;
+    for (int i = 0; i < 2 * W; i++) out[i] = (int16_t)((q16[i] * factor[i] + 0x4000) >> 15);
+    return out;
+#endif
+}
+// Bytes (+ 128) of one nibble of every byte: even and odd bytes hold nibble * 16.
+GOG_INLINE vb widened(vu16 even, vu16 odd, vs16 zero16, vs16 factor) {
+    const vu16 e = (vu16)scaled_halves((vs16)even - zero16, factor);
+    const vu16 o = (vu16)scaled_halves((vs16)odd - zero16, factor);
+    return (vb)((e & 255) | (o << 8)) ^ 128;
+}
+
+// data: [K/4][16][4] bytes of q + 128; scales: [K/group][16].
+inline void widen_panel(const PackedWeights& w, size_t panel, size_t group, uint8_t* data, float* scales) {
+    const size_t blocks = w.depth / w.block, per_group = group / w.block;
+    const uint16_t* block_scales = (const uint16_t*)w.scales + panel * blocks * 16;
+    const uint8_t* zeros = w.zeros ? w.zeros + panel * blocks * 16 : nullptr;
+    const uint8_t* in = w.data + panel * w.depth * 8;
+    const float most = zeros ? 15.0f / 127.0f : 8.0f / 127.0f;
+    for (size_t v = 0; v < 16; v += W) {
+        for (size_t g = 0; g < w.depth / group; g++) {
+            const size_t first = g * per_group;
+            vf peak{};
+            for (size_t b = first; b < first + per_group; b++)
+                peak = vmax(peak, vabs(load_half(block_scales + b * 16 + v)));
+            const vf scale = peak * most;
+            store(scales + g * 16 + v, scale);
+            const vf inverse = scale > 0.0f ? 2048.0f / scale : vf{};
+            for (size_t b = first; b < first + per_group; b++) {
+                const vi ratio = to_int(load_half(block_scales + b * 16 + v) * inverse);
+                const vs16 factor = (vs16)((ratio & 0xffff) | (ratio << 16));
+                vi zero = splat(8);
+                if (zeros)
+                    for (int i = 0; i < W; i++) zero[i] = zeros[b * 16 + v + i];
+                const vs16 zero16 = (vs16)((zero << 4) | (zero << 20));
+                for (size_t k = b * w.block / 8; k < (b + 1) * w.block / 8; k++) {
+                    const vu16 x = load<vu16>(in + k * 64 + v * 4);
+                    store(data + 2 * k * 64 + v * 4, widened((x & 15) << 4, (x >> 4) & 240, zero16, factor));
+                    store(data + (2 * k + 1) * 64 + v * 4, widened(x & 240, (x >> 8) & 240, zero16, factor));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace gog
