@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class DefaultRun(click.Group):
-    """`gog-edge bench encode` is `gog-edge bench run encode`: what is no sub-command is a scenario."""
+    """`gog-edge bench encode` is `gog-edge bench run encode`: what is no sub-command is a scenario.
+
+    `bench --self-check` is `bench self-check`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--self-check" in args:
+            args = ["self-check", *(a for a in args if a != "--self-check")]
         if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -215,3 +219,40 @@ def budget(deadline: float, words: int, tokens: int) -> None:
     from gog_edge.bench.budget import table
 
     stdout().print(table(deadline, words, tokens))
+
+
+@command.command("self-check")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle whose engine is checked.")
+@click.option("--engine", help="cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The CPU's results: read, or written if missing.")
+@click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Written a turn.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def self_check(
+    bundle: Path | None, engine: str | None, reference: Path | None, tokens: int, out: Path | None, as_json: bool
+) -> None:
+    """Compare this machine's GPU with its CPU: crops, engine, CUDA graphs, timing; exit code 1 when they differ.
+
+    Also spelt gog-edge bench --self-check. What can't run here says why, and what was checked instead.
+    """
+    import json
+
+    from gog_edge.bench import self_check as checks
+    from gog_edge.cli.console import print_json
+    from gog_edge.codec import encode
+
+    with progress_bar() as bar:
+        task = bar.add_task("self-check", total=None)
+        report = checks.self_check(
+            bundle, engine, reference=reference, tokens=tokens, progress=lambda text: bar.update(task, description=text)
+        )
+    document = encode(report) | {"failed": report.failed}
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if as_json:
+        print_json(document)
+    else:
+        for line in checks.lines(report):
+            stdout().print(line, markup=False)
+    if report.failed:
+        raise click.exceptions.Exit(1)
