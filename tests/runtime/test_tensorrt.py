@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from gog_edge.bundle import Bundle
 from gog_edge.errors import ContextOverflowError, EngineError
 from gog_edge.runtime.budget import Budget, DeadlineReached
+from gog_edge.runtime.crop import cuda
 from gog_edge.runtime.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
 from gog_edge.runtime.engines.ort_options import OrtOptions
 from gog_edge.runtime.engines.registry import create_engine
@@ -29,6 +32,8 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from tests.crop.fake_gpu import FakeDriver, build_grid
+from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
 from tests.runtime.host_trt import host_engine
 
@@ -357,3 +362,66 @@ def test_describe_says_what_runs(engine: TrtEngine) -> None:
     info = engine.describe()
     assert info.name == "onnxruntime" and info.providers == ("host",)
     assert info.settings["capacity"] == 256 and info.settings["crops"] == "on the host, as asked"
+
+
+class StreamCropDriver(FakeDriver):
+    """The crop kernel's grid on the host GPU's memory and stream, so that its order with the tower matters."""
+
+    def __init__(self, grid: ctypes.CDLL, gpu: HostGpu) -> None:
+        super().__init__(grid)
+        self.gpu, self.stream = gpu, gpu.stream()
+
+    def allocate(self, nbytes: int) -> Any:
+        return self.gpu.allocate(nbytes, self.stream)
+
+    def upload(self, target: Any, array: Any) -> None:
+        self.gpu.upload(target.address, np.array(array), self.stream)
+
+    def launch(self, kernel: Any, grid: Any, block: int, arguments: Any) -> None:
+        kept = list(arguments)
+        super_launch = super().launch
+        self.gpu.put(self.stream, "launch crop", lambda: super_launch(kernel, grid, block, kept))
+
+
+def test_crops_stay_on_the_device(
+    standard: Bundle, engine: TrtEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crop kernel, tower and decoder follow each other without the host between them, and the tokens are the same."""
+    monkeypatch.setattr(cuda, "crop_cubin", lambda arch, directory: b"\x7fELF gog_crop")
+    small = picture(0, 96, 64)
+    session, expected = first_turn(model(standard, engine), small, 4)
+    gpu = HostGpu()
+    driver = StreamCropDriver(build_grid(tmp_path), gpu)
+    gpu._crop = driver
+    monkeypatch.setattr(gpu, "crop_driver", lambda: (driver, driver.stream))
+    device = host_engine(standard, gpu, device_crop=True)
+    assert device.describe().settings["crops"] == "on the device"
+    theirs, tokens = first_turn(model(standard, device), small, 4)
+    assert tokens == expected
+    frame_bytes = small.pixels.nbytes
+    assert [c[1] for c in gpu.calls if c[0] == "upload"].count(frame_bytes) == 1
+    gpu.calls.clear()
+    region = Region(10, 5, 80, 60)
+    for each in (session, theirs):
+        each.add_image(small, region, source=0)
+        each.append([ImagePart(1)])
+    assert np.array_equal(session.run(), theirs.run())
+    kinds = [c[0] for c in gpu.calls]
+    assert kinds.index("launch crop") < kinds.index("run") < kinds.index("event") < kinds.index("wait")
+    assert frame_bytes not in [c[1] for c in gpu.calls if c[0] == "upload"]  # the frame is there already
+    patches = standard.manifest.preprocessing.patch_values * 4
+    assert not [c for c in gpu.calls if c[0] == "upload" and c[1] % patches == 0 and c[1] > 16 * patches]
+    device.close()
+
+
+def test_no_crop_kernel_is_said_and_lived_with(standard: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(arch: str, directory: Any) -> bytes:
+        raise EngineError("the CUDA crop kernel needs NVRTC")
+
+    monkeypatch.setattr(cuda, "crop_cubin", missing)
+    gpu = HostGpu()
+    monkeypatch.setattr(gpu, "crop_driver", lambda: (FakeDriver(ctypes.CDLL(None)), gpu.stream()))
+    engine = host_engine(standard, gpu, device_crop=True)
+    assert engine.describe().settings["crops"] == "on the host: the CUDA crop kernel needs NVRTC"
+    first_turn(model(standard, engine), picture(0, 96, 64), 2)
+    engine.close()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,36 @@ def test_a_plan_of_another_version_is_one_line(tmp_path: Path, standard: Bundle)
     request = PlanRequest(plan, standard.path("vision.onnx"), standard.manifest.graphs["vision"], REPORT)
     with pytest.raises(EngineError, match="the plan is of another version; build it with this version"):
         TrtPlan.load(Library("tensorrt-rtx", fake_tensorrt), request, "89")
+
+
+def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
+    standard: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """TensorRT has no kernel strategies and no kernel cache; contexts are made with the allocation strategy alone."""
+    made: list[Any] = []
+
+    def create(self: Any, strategy: Any) -> Any:
+        made.append(strategy)
+        config = fake_tensorrt.IRuntimeConfig()
+        wanted = strategies.LAZY
+        config.dynamic_shapes_kernel_specialization_strategy = wanted
+        return fake_tensorrt.IExecutionContext(self, config)
+
+    strategies = fake_tensorrt.DynamicShapesKernelSpecializationStrategy
+    spec = standard.manifest.graphs["vision"]
+    request = PlanRequest(tmp_path, standard.path(spec.file), spec, REPORT, tmp_path / "kernels")
+    plan_of = HostGpu().load(request)
+    names = {n: v for n, v in vars(fake_tensorrt).items() if n != "DynamicShapesKernelSpecializationStrategy"}
+    library = Library("tensorrt", SimpleNamespace(**names))
+    monkeypatch.setattr(fake_tensorrt.ICudaEngine, "create_execution_context", create)
+    monkeypatch.delattr(fake_tensorrt.IExecutionContext, "is_stream_capturable")
+    engine: Any = fake_tensorrt.ICudaEngine(plan_of)
+    plan = TrtPlan(library, request, None, engine, SimpleNamespace(reason=lambda: ""))  # type: ignore[arg-type]
+    context = plan.context(0, SimpleNamespace(handle=7), 256, 4096, few_shapes=False)
+    assert made == [fake_tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED]
+    assert context.capturable(SimpleNamespace(handle=7))
+    plan.close()
+    assert not (tmp_path / "kernels").exists()
 
 
 def test_the_engine_of_a_bundle_is_found(standard: Bundle) -> None:
