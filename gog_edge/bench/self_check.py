@@ -7,6 +7,7 @@ instead without a GPU; nothing is ever reported that was not computed.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -225,10 +226,20 @@ def _model(bundle: Bundle, engine: Engine) -> Model:
     return Model.assemble(bundle, engine, RunOptions(prefix_cache=False))
 
 
+def _identity(bundle: Bundle) -> str:
+    """Of what the CPU's results depend on: graphs and embedding, not the engines that are built from them."""
+    manifest = bundle.manifest
+    names = [manifest.embedding.file]
+    for graph in manifest.graphs.values():
+        names += [graph.file, *graph.data]
+    text = "".join(f"{name}:{manifest.files[name].sha256}\n" for name in sorted(names))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def _reference(bundle: Bundle, tokens: int, file: Path | None) -> Talk:
     """The CPU's conversation, from the file if it is there."""
     if file is not None and file.is_file():
-        talk = Talk.load(file, bundle.fingerprint)
+        talk = Talk.load(file, _identity(bundle))
         if len(talk.tokens) != 2 * tokens:
             raise BenchError(
                 f"{file} holds {len(talk.tokens) // 2} tokens a turn: give --tokens {len(talk.tokens) // 2}"
@@ -240,7 +251,7 @@ def _reference(bundle: Bundle, tokens: int, file: Path | None) -> Talk:
     finally:
         engine.close()
     if file is not None:
-        talk.save(file, bundle.fingerprint)
+        talk.save(file, _identity(bundle))
     return talk
 
 

@@ -21,7 +21,7 @@ from gog_edge.runtime.engines.registry import create_engine
 from gog_edge.runtime.engines.trt_decoder import TrtDecoder
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.fakes import make_bundle
-from tests.runtime.host_trt import host_engine
+from tests.runtime.host_trt import host_engine, with_engines
 
 TOKENS = 4
 PLAN = {"capacity": 512, "chunk": 64, "verify": 8, "image_patches": [16, 64, 4096]}
@@ -168,6 +168,8 @@ def test_the_cpus_results_can_be_kept(standard: Bundle, gpu: FakeDriver, tmp_pat
     assert kept.is_file()
     again = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS, reference=kept)
     assert by_name(first)["engine parity"].facts == by_name(again)["engine parity"].facts
+    built = with_engines(standard, ("tensorrt-rtx", "1", "89"))
+    assert checks._identity(built) == checks._identity(standard)  # engines may be built on another machine
     with pytest.raises(BenchError, match="give --tokens 4"):
         checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS + 1, reference=kept)
     with pytest.raises(BenchError, match="not the self-check reference of this bundle"):
