@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -161,7 +162,11 @@ class Conversation:
         opening = dialect.opening(asked, len(plans), geometry)
         session.restart(plans, opening, reserve=options.answer_reserve)
         actor = Actor(session, dialect, desk, options, context, budget, len(plans))
-        writer = TurnWriter(session, Sampler(options.sampling), options.speculation)
+        guessing = options.speculation
+        if guessing.max_draft and not agent.model.rows_independent:
+            trace.note("no tokens are guessed: this bundle's decoder would write other text with guesses")
+            guessing = replace(guessing, max_draft=0)
+        writer = TurnWriter(session, Sampler(options.sampling), guessing)
         self.speculation = writer.speculation
         run = Question(
             session=session,
@@ -178,6 +183,7 @@ class Conversation:
         try:
             yield from run.events()
         finally:
+            trace.meta["speculation"] = {**asdict(self.speculation), "accept_rate": self.speculation.accept_rate}
             budget.cancel()  # what was started early and not used ends here
             actor.finish()
 

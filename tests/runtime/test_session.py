@@ -261,3 +261,38 @@ def test_the_cache_grows_by_doubling_and_keeps_its_rows(loaded: Loaded, frame: F
         capacities.add(small._cache.capacity)
     assert len(capacities) <= 4
     assert all(c % 64 == 0 for c in capacities)
+
+
+def test_guessing_is_off_where_rows_depend_on_each_other(frame: Frame, tmp_path: Path) -> None:
+    """Stock int8 without blocks quantises a whole run with one scale; native operators do not."""
+    import dataclasses
+
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.pipeline import export_bundle
+    from gog_edge.export.quantize import Recipe
+    from gog_edge.export.synthetic import make_checkpoint
+    from gog_edge.runtime.agent import Agent
+    from gog_edge.runtime.loader import bundle_dialect
+    from gog_edge.runtime.telemetry import Trace
+
+    checkpoint = make_checkpoint("tiny-qwen3-vl", tmp_path / "checkpoint", dtype="float32")
+    recipe = Recipe.for_precision("int8")
+    plain = dataclasses.replace(recipe, **{r: dataclasses.replace(recipe.mlp, block=0) for r in ("mlp", "attention")})
+    found = {}
+    for name, options in (
+        ("dynamic", ExportOptions(precision="int8", recipe=plain)),
+        ("blocks", ExportOptions(precision="int4")),
+        ("fp32", ExportOptions(precision="fp32")),
+    ):
+        exported = export_bundle(checkpoint, tmp_path / name, options)
+        engine = create_engine("cpu", exported, OrtOptions(threads=1, spin=False))
+        made = model((exported, engine))
+        found[name] = made.rows_independent
+        if name == "dynamic":
+            trace = Trace()
+            options = RunOptions(grammar="off", cache_dir=tmp_path, turn_tokens=30, max_turns=1)
+            Agent(made, bundle_dialect(exported), (), options).ask(frame, "q", trace=trace)
+            assert trace.meta["speculation"]["drafted"] == 0
+            assert any("no tokens are guessed" in text for _, text in trace.notes)
+        engine.close()
+    assert found == {"dynamic": False, "blocks": True, "fp32": True}
