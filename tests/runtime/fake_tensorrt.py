@@ -106,11 +106,12 @@ class IExecutionContext:
         self._memory = 0
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        assert self._context is not None, "the profile comes first"
         assert memory % 256 == 0 and size >= self._engine.get_device_memory_size_for_profile_v2(0)
         self._memory = memory
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        assert stream and self._memory
+        assert stream
         wanted = DynamicShapesKernelSpecializationStrategy
         assert self._strategy is (wanted.EAGER if profile else wanted.LAZY)
         self._context = HostContext(self._engine._plan, profile)
@@ -131,7 +132,7 @@ class IExecutionContext:
         return sorted(self._engine._plan.tensors.keys() - self._context._addresses.keys())
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert self._context is not None and isinstance(stream, int)
+        assert self._context is not None and self._memory and isinstance(stream, int)
         self._context.enqueue(stream)
         return True
 

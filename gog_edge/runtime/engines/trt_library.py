@@ -178,9 +178,9 @@ class TrtPlan:
             context = engine.create_execution_context(managed)
         if context is None:
             raise EngineError(f"no execution context of {self._request.file.name}: {self._listener.reason()}")
-        context.set_device_memory(scratch, nbytes)
         if not context.set_optimization_profile_async(profile, int(stream.handle)):
             raise EngineError(f"{self._request.file.name} has no profile {profile}: {self._listener.reason()}")
+        context.set_device_memory(scratch, nbytes)  # after the profile, which decides how much is needed
         return TrtContext(context, self._request.file.name, self._listener)
 
     def _kernel_cache(self, config: Any) -> Any:
