@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
     from gog_edge.export.checkpoint import Checkpoint
     from gog_edge.export.options import ExportOptions
+    from gog_edge.export.quantize import Recipe
 
 
 @click.command("export")
@@ -39,6 +40,13 @@ if TYPE_CHECKING:
 @click.option(
     "--kv", type=click.Choice(["float32", "float16", "int8"]), help="Type of the KV cache; default: by operators."
 )
+@click.option(
+    "--method",
+    type=click.Choice(["rtn", "mse", "hqq", "gptq"]),
+    help="How integers are chosen: nearest (rtn), least squared error (mse: the default), half-quadratic (hqq), error "
+    "compensation (gptq: the default with --calibration, which it needs).",
+)
+@click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
 @click.option("--dialect", default="gog", show_default=True, help="A shipped dialect's name or a TOML file.")
@@ -80,6 +88,7 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
             _options(rest),
             progress=_Drawn(bar),
             gate=_gate(opened, rest["verify_image"]) if rest["verify"] else None,
+            stats=_stats(opened, rest),
         )
     _say(bundle)
     if rest["target"] in ("tensorrt", "tensorrt-rtx") and not rest["no_engines"]:
@@ -91,7 +100,28 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
 
     names = ("precision", "target", "flavour", "dialect", "name", "max_context", "min_pixels", "max_pixels")
     ops: Any = rest["ops"] if rest["ops"] != "auto" else _best_ops(rest)
-    return ExportOptions(**{name: rest[name] for name in names}, ops=ops, kv_dtype=rest["kv"])
+    return ExportOptions(**{name: rest[name] for name in names}, recipe=_recipe(rest), ops=ops, kv_dtype=rest["kv"])
+
+
+def _recipe(rest: dict[str, Any]) -> Recipe | None:
+    from gog_edge.export.quantize import Recipe
+
+    method: Any = rest["method"] or ("gptq" if rest["calibration"] else None)
+    if method is None:
+        return None
+    if rest["precision"] not in ("int4", "int8"):
+        raise UsageError(f"--method and --calibration are for int4 and int8, not {rest['precision']}")
+    if method == "gptq" and rest["calibration"] is None:
+        raise UsageError("--method gptq needs --calibration (see gog-edge calibrate)")
+    return Recipe.for_precision(rest["precision"], method)
+
+
+def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
+    if rest["calibration"] is None:
+        return None
+    from gog_edge.export.calibration import Calibration
+
+    return Calibration.open(rest["calibration"]).check(checkpoint.shape, checkpoint.names())
 
 
 def _best_ops(rest: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from gog_edge.errors import CancelledError, GogEdgeError
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
     "export": ("gog_edge.cli.export", "Turn a checkpoint into a bundle."),
+    "calibrate": ("gog_edge.cli.calibrate", "Collect what a better int4 export needs."),
     "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its hashes."),
     "index": ("gog_edge.cli.index", "Build, extend and search a local index."),
     "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),

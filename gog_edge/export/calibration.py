@@ -8,6 +8,7 @@ hand is in memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import UsageError
 from gog_edge.export.quantize_gptq import inverse_factor
+from gog_edge.export.tensor_class import tensor_class
 
 F32 = NDArray[np.float32]
 INDEX = "calibration.json"
@@ -60,6 +62,25 @@ class Calibration:
             return cls(folder, dict(data["files"]), dict(data["meta"]))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UsageError(f"{folder} holds no calibration that this version reads ({e}): calibrate again") from e
+
+    def check(self, shape: Callable[[str], tuple[int, ...]], names: set[str]) -> Calibration:
+        """Itself, if it belongs to a checkpoint with these tensors.
+
+        Raises:
+            UsageError: a layer of either has no counterpart, or another width.
+        """
+        decoder = {n for n in names if n.startswith("model.language_model.layers.") and tensor_class(n)}
+        strays = sorted(decoder.symmetric_difference(self.files))
+        if strays:
+            raise UsageError(f"{self.folder} is the calibration of another checkpoint: they differ in {strays[0]}")
+        for name in sorted(decoder):
+            known = self(name)
+            if known is not None and known.mean_square.shape != shape(name)[1:]:
+                raise UsageError(
+                    f"{self.folder} is the calibration of another checkpoint: {name} has {shape(name)[1]} inputs,"
+                    f" not {len(known.mean_square)}"
+                )
+        return self
 
     def __call__(self, name: str) -> LayerStats | None:
         """Statistics of the input of weight `name`, or None if it was not seen."""

@@ -27,14 +27,11 @@ from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.export.calibration import Calibration
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families import find
-from gog_edge.export.options import ExportOptions
 from gog_edge.export.parity_calibrate import calibrate
-from gog_edge.export.parity_conversation import converse, generated_frames, masked_tokens
 from gog_edge.export.parity_metrics import compare_logits
-from gog_edge.export.parity_reference import Reference, ReferenceImage
-from gog_edge.export.parity_talks import Talk, read_questions, record
-from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize
+from gog_edge.export.parity_reference import Reference
+from gog_edge.export.parity_talks import Source, Talk, sample
+from gog_edge.export.quantize import Method, Recipe, Scheme, dequantize, quantize
 from gog_edge.export.quantize_awq import Scaling, find_scaling
 from gog_edge.export.tensor_class import tensor_class
 
@@ -100,10 +97,11 @@ def recipe_variants() -> list[Variant]:
         Variant("int8 default", Recipe.for_precision("int8")),
         Variant("int4 default", Recipe.for_precision("int4")),
     ]
-    for method in ("rtn", "mse", "gptq"):
-        found.append(Variant(f"int4 {method}", Recipe.for_precision("int4").with_method(method)))
+    methods: tuple[Method, ...] = ("rtn", "mse", "gptq")
+    for method in methods:
+        found.append(Variant(f"int4 {method}", Recipe.for_precision("int4", method)))
     eight = Recipe.for_precision("int8")
-    mixed = Recipe.for_precision("int4").with_method("gptq")
+    mixed = Recipe.for_precision("int4", "gptq")
     found.append(Variant("int4 gptq, down_proj int8", replace(mixed, down_proj=eight.down_proj)))
     found.append(Variant("int4 gptq, attention int8", replace(mixed, attention=eight.attention)))
     found.append(Variant("int4 gptq, head int4", replace(mixed, head=Scheme(4, 32, False, "mse"))))
@@ -182,31 +180,6 @@ class Study:
         return self._scalings[key]
 
 
-def conversations(
-    checkpoint: Checkpoint, folder: Path, questions: Path | None, images: Path | None, index: Path | None, count: int
-) -> tuple[list[Talk], int]:
-    """Talks of an fp32 bundle of the checkpoint, and its image token; without questions about generated pictures."""
-    import gog_edge
-    from gog_edge.runtime.options import NO_PREFETCH, RunOptions
-
-    bundle = export_bundle(checkpoint, folder / "fp32", ExportOptions(precision="fp32"))
-    options = RunOptions(prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
-    with gog_edge.load(bundle, index=index, options=options) as agent:
-        if questions is not None:
-            asks = read_questions(questions, images)
-            chosen = [asks[i * len(asks) // count] for i in range(count)] if count < len(asks) else asks
-            return record(agent, chosen), bundle.manifest.tokens.image_pad
-        masked = masked_tokens(bundle.manifest, checkpoint.config.get("video_token_id"))
-        talks = []
-        for seed in range(count):
-            talk = converse(agent.model, generated_frames(seed), 32, masked)
-            shown = tuple(ReferenceImage(p, v.grid.rows, v.grid.columns) for p, v in zip(talk.patches, talk.plans))
-            mask = np.zeros(len(talk.tokens), np.bool_)
-            mask[talk.places] = True
-            talks.append(Talk(talk.tokens, shown, mask))
-        return talks, bundle.manifest.tokens.image_pad
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
     parser = argparse.ArgumentParser(prog="python -m gog_edge.export.parity_study", description=__doc__)
@@ -214,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=Path, help="JSON lines with image and question")
     parser.add_argument("--images", type=Path, help="folder that the images are relative to")
     parser.add_argument("--index", type=Path, help="local index to search")
+    parser.add_argument("--dialect", default="gog", help="a shipped dialect's name or a TOML file")
     parser.add_argument("--count", type=int, default=32, help="conversations: half calibrate, half measure")
     parser.add_argument("--set", action="append", choices=sorted(SETS), help="what to measure (default: everything)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
@@ -234,7 +208,8 @@ def _study(given: argparse.Namespace) -> dict[str, Any]:
     checkpoint = Checkpoint.open(given.checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        talks, image_token = conversations(checkpoint, folder, given.questions, given.images, given.index, given.count)
+        source = Source(given.questions, given.images, given.index, given.dialect)
+        talks, image_token = sample(checkpoint, source, given.count, folder)
         calibration = calibrate(checkpoint, talks[0::2], image_token, folder / "calibration")
         study = Study(checkpoint, calibration, talks[1::2], image_token)
         print(f"{'variant':34} {'KL mean':>9} {'KL p99':>9} {'top-1':>7} {'bits':>6} {'s':>6}")

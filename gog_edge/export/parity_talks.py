@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import DatasetError
+from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.parity_conversation import Conversation, converse, generated_frames, masked_tokens
 from gog_edge.export.parity_reference import ReferenceImage
 from gog_edge.runtime.crop import crop_patches
 from gog_edge.runtime.session import Session
@@ -39,6 +41,16 @@ class Ask:
 
     image: Path
     question: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where conversations come from: questions (JSON lines), the folder of their images, an index, a dialect."""
+
+    questions: Path | None = None
+    images: Path | None = None
+    index: Path | None = None
+    dialect: str = "gog"
 
 
 def read_questions(file: str | Path, images: str | Path | None = None) -> list[Ask]:
@@ -66,6 +78,39 @@ def read_questions(file: str | Path, images: str | Path | None = None) -> list[A
             raise DatasetError(f"{path}, line {number}: there is no image {ask.image}")
         asks.append(ask)
     return asks
+
+
+def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> tuple[list[Talk], int]:
+    """`count` conversations of a checkpoint and its image token: an fp32 bundle is made in `folder` and asked.
+
+    Without questions the conversations are about generated pictures.
+
+    Raises:
+        DatasetError: the questions can't be read. SearchIndexError: nor can the index.
+    """
+    import gog_edge
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.pipeline import export_bundle
+    from gog_edge.runtime.options import NO_PREFETCH, RunOptions
+
+    asks = read_questions(source.questions, source.images) if source.questions else []
+    bundle = export_bundle(checkpoint, folder / "fp32", ExportOptions(precision="fp32", dialect=source.dialect))
+    options = RunOptions(prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
+    image_token = bundle.manifest.tokens.image_pad
+    with gog_edge.load(bundle, index=source.index, options=options) as agent:
+        if source.questions:
+            chosen = [asks[i * len(asks) // count] for i in range(count)] if count < len(asks) else asks
+            return record(agent, chosen), image_token
+        masked = masked_tokens(bundle.manifest, checkpoint.config.get("video_token_id"))
+        talks = [converse(agent.model, generated_frames(seed), 32, masked) for seed in range(count)]
+        return [_talk(talk) for talk in talks], image_token
+
+
+def _talk(talk: Conversation) -> Talk:
+    shown = tuple(ReferenceImage(p, v.grid.rows, v.grid.columns) for p, v in zip(talk.patches, talk.plans))
+    mask = np.zeros(len(talk.tokens), np.bool_)
+    mask[talk.places] = True
+    return Talk(talk.tokens, shown, mask)
 
 
 def record(agent: Agent, asks: Sequence[Ask], done: Callable[[int], None] | None = None) -> list[Talk]:

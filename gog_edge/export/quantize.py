@@ -179,10 +179,7 @@ def _method(scheme: Scheme, stats: Any) -> Callable[[NDArray[np.float32], Scheme
         return lambda weight, scheme: compensate(weight, scheme, order, upper, stats.mean_square)
     from gog_edge.export.quantize_search import search_hqq, search_mse
 
-    if scheme.method == "hqq":
-        return search_hqq
-    importance = None if stats is None else stats.mean_square
-    return lambda weight, scheme: search_mse(weight, scheme, importance)
+    return search_hqq if scheme.method == "hqq" else search_mse
 
 
 def round_to_nearest(weight: NDArray[np.float32], scheme: Scheme) -> Parts:
@@ -287,10 +284,10 @@ class Recipe:
         return found
 
     def with_method(self, method: Method) -> Recipe:
-        """The same recipe with another method for the decoder's blocks (where calibration can be had)."""
+        """The same recipe with another method for the decoder's layers (where calibration can be had)."""
         return replace(
             self,
-            name=f"{self.name}-{method}",
+            name=f"{self.name.partition('-')[0]}-{method}",
             attention=replace(self.attention, method=method),
             mlp=replace(self.mlp, method=method),
             down_proj=replace(self.down_proj, method=method),
@@ -307,8 +304,10 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def for_precision(cls, precision: str, scale_dtype: Literal["float32", "float16"] = "float32") -> Recipe:
+    def for_precision(cls, precision: str, method: Method = "mse") -> Recipe:
         """The default recipe of fp32, fp16, int8 or int4 (the figures behind it: docs/quantization.md).
+
+        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched.
 
         Raises:
             ValueError: another precision.
@@ -317,11 +316,13 @@ class Recipe:
             return cls("fp32", _F32, _F32, _F32, _F32, _F32, _F32, _F32)
         if precision == "fp16":
             return cls("fp16", _F16, _F16, _F16, _F16, _F16, _F16, _F16)
-        int8_row = Scheme(8)
-        int8 = Scheme(8, 32, scale_dtype=scale_dtype)
+        everywhere: Method = "mse" if method in CALIBRATED else method
+        row, int8 = Scheme(8, method=everywhere), Scheme(8, 32, method=everywhere)
         if precision == "int8":
-            return cls("int8", int8_row, int8, int8, int8, int8, int8, int8)
-        if precision == "int4":
-            int4 = Scheme(4, 32, scale_dtype=scale_dtype)
-            return cls("int4", int8_row, int8, int4, int4, int4, int8, int8)
-        raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
+            recipe = cls("int8", row, int8, int8, int8, int8, int8, int8)
+        elif precision == "int4":
+            int4 = Scheme(4, 32, method=everywhere)
+            recipe = cls("int4", row, int8, int4, int4, int4, int8, int8)
+        else:
+            raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
+        return recipe.with_method(method) if method in CALIBRATED else recipe

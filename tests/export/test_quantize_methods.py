@@ -14,6 +14,7 @@ from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.quantize import QuantizedWeight, Recipe, Scheme, dequantize, quantize
 from gog_edge.export.quantize_awq import ScaledCheckpoint, find_scaling
 from gog_edge.export.quantize_gptq import inverse_factor
+from gog_edge.export.quantize_search import search_mse
 from gog_edge.export.synthetic import make_checkpoint
 from gog_edge.export.tensor_class import tensor_class
 
@@ -105,12 +106,13 @@ def test_numpy_searches_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPat
 
 
 def test_importance_moves_the_error_to_inputs_that_do_not_matter() -> None:
-    weight, x = _weight(), _inputs(200)
-    stats = _stats(x)
-    scheme = Scheme(4, 32, method="mse")
-    weighted = dequantize(quantize(weight, scheme, stats)) - weight
-    plain = dequantize(quantize(weight, scheme)) - weight
-    assert (np.square(weighted) @ stats.mean_square).sum() < (np.square(plain) @ stats.mean_square).sum()
+    weight, stats, scheme = _weight(), _stats(_inputs(200)), Scheme(4, 32)
+    losses = []
+    for importance in (stats.mean_square, None):
+        q, scale, zero = search_mse(weight, scheme, importance)
+        error = dequantize(QuantizedWeight(q, scale, zero, 32, scheme)) - weight
+        losses.append(float((np.square(error) @ stats.mean_square).sum()))
+    assert losses[0] < losses[1]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -179,6 +181,8 @@ def test_calibration_files_round_trip(tmp_path: Path) -> None:
         np.testing.assert_allclose(stats.mean_abs, np.abs(x).mean(0), rtol=1e-5)
         assert opened("c.weight") is None
         assert opened.meta == {"tokens": 50}
+        with pytest.raises(UsageError, match="of another checkpoint: they differ in"):
+            opened.check(lambda name: (4, 16), {"model.language_model.layers.0.mlp.up_proj.weight"})
     (tmp_path / "c" / "calibration.json").write_text("{}")
     for folder in (tmp_path / "c", tmp_path / "missing"):
         with pytest.raises(UsageError, match="calibrate again"):
@@ -205,6 +209,9 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
         "model.language_model.norm.weight"
     }
     assert set(stats.files) == decoder
+    assert stats.check(checkpoint.shape, checkpoint.names()) is stats
+    with pytest.raises(UsageError, match="of another checkpoint"):
+        stats.check(lambda name: (3, 3), checkpoint.names())
     recipe = Recipe.for_precision("int4")
     scaling = find_scaling(checkpoint, stats, recipe, layers, heads // kv_heads, head_dim)
     assert scaling.exponents
