@@ -10,6 +10,7 @@ Cancelling: give a `Budget` and call its `cancel` from any thread (or close the 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from gog_edge.runtime.conversation import Conversation
     from gog_edge.runtime.generate import Constraint
     from gog_edge.runtime.grammar import TokenGrammar
+
+log = logging.getLogger("gog_edge.agent")
 
 Images = ImageSource | Sequence[ImageSource]
 
@@ -201,18 +204,24 @@ class Agent:
 
     # -- for conversations -----------------------------------------------------------------------------------
 
-    def constraint(self) -> Callable[[], Constraint] | None:
+    def constraint(self) -> Callable[[], Constraint | None] | None:
         """Makes the constraint of a turn; None where turns are not constrained.
 
-        Raises:
-            GrammarError: the grammar can't be compiled for this tokenizer.
+        Raises (when called):
+            GrammarError: the options insist on the grammar, and it can't be compiled for this tokenizer.
         """
         lark, compiled = self._lark, self._compiled
         if lark is None or compiled is None:
             return None
 
-        def make() -> Constraint:
-            constraint: Constraint = compiled.result().constraint(lark)
+        def make() -> Constraint | None:
+            try:
+                constraint: Constraint = compiled.result().constraint(lark)
+            except GrammarError as e:
+                if self.options.grammar == "on":
+                    raise
+                log.warning("turns are not constrained: %s", e)
+                return None
             return constraint
 
         return make

@@ -111,7 +111,7 @@ class SearchDesk:
     def image(self, query: ImageQuery, k: int) -> Future[Outcome]:
         """An image search: the one that was started early for this very query, or a new one."""
         early = self._early.pop(self._key(query, k), None)
-        if early is not None:
+        if early is not None and not (early.done() and early.result().error):  # a failed one is tried again
             self._trace.note("an image search that was started early is used")
             return early
         return self._image(query, k)
@@ -173,6 +173,8 @@ class SearchDesk:
 def _ask(provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Outcome], deadline: Deadline) -> Outcome:
     try:
         outcome = call(provider, deadline)
+        if not all(isinstance(hit, Hit) for hit in outcome.hits):
+            raise TypeError("a result is not a Hit")
         return Outcome(outcome.hits, outcome.text, "", provider.name)
     except SearchTimeoutError as e:
         return Outcome(error=redact(str(e)), provider=provider.name)

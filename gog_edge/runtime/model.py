@@ -66,6 +66,7 @@ class Model:
         context = min(options.max_context or manifest.decoder.max_context, manifest.decoder.max_context)
         if isinstance(engine.decoder, FixedContext):
             context = min(context, engine.decoder.max_tokens)
+        identity = f"{bundle.fingerprint}:{engine.describe().name}"  # KV rows have their engine's own layout
         folder = options.cache_dir or cache_directory()
         disk = None
         if options.feature_cache_disk:
@@ -76,7 +77,7 @@ class Model:
             tokenizer=tokenizer or Tokenizer.load(bundle.path(TOKENIZER)),
             decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
             vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
-            prefixes=PrefixCache(folder / "prefixes", bundle.fingerprint) if options.prefix_cache else None,
+            prefixes=PrefixCache(folder / "prefixes", identity) if options.prefix_cache else None,
             max_context=context,
             chunk=options.prefill_chunk,
         )

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from gog_edge.errors import CancelledError, ContextOverflowError
+from gog_edge.errors import CancelledError, ContextOverflowError, GrammarError
 from gog_edge.runtime.acting import Actor
 from gog_edge.runtime.budget import Budget, DeadlineReached
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.evidence import supporting
-from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.generate import Constraint, Piece, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.pace import Pace
 from gog_edge.runtime.session import Mark, Session
@@ -57,7 +57,7 @@ class Question:
     budget: Budget
     max_turns: int
     start_usage: Usage
-    grammar: Callable[[], Constraint] | None = None
+    grammar: Callable[[], Constraint | None] | None = None
     pace: Pace = field(default_factory=Pace)
     steps: list[Step] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
@@ -68,6 +68,7 @@ class Question:
     _step_searches: int = 0
     _forced_tokens: int = _FORCED_GUESS
     _before: Mark | None = None  # in front of the newest observation
+    _read_at: int = 0  # tokens that are computed once it was read
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
     def events(self) -> Iterator[Event]:
@@ -141,7 +142,7 @@ class Question:
         session = self.session
         options = TurnOptions(self._most_tokens(result), session.model.manifest.tokens.eos, self.dialect.stop, budget)
         waiting, began = len(session) - session.computed, time.perf_counter()
-        for piece in self.writer.turn(options, constraint, result):
+        for piece in self._held(options, constraint, result):
             if began and not piece.forced:
                 self.pace.prefilled(waiting, time.perf_counter() - began)
                 began = 0.0
@@ -150,6 +151,16 @@ class Question:
             if "]" in piece.text or ">" in piece.text:
                 yield from self._box(number, result.text)
             budget.check()
+
+    def _held(self, options: TurnOptions, constraint: Constraint | None, result: TurnResult) -> Iterator[Piece]:
+        """A turn under its grammar; one that can't be followed any more is let go, unless it is insisted on."""
+        try:
+            yield from self.writer.turn(options, constraint, result)
+        except GrammarError as e:
+            if self.options.grammar == "on":
+                raise
+            self.session.trace.note(f"the grammar is left: {e}")
+            yield from self.writer.turn(options, None, result)
 
     def _most_tokens(self, result: TurnResult) -> int:
         """Tokens that the turn may have in all, `result`'s included; what a forced answer needs is kept free."""
@@ -200,6 +211,7 @@ class Question:
             except ContextOverflowError as e:
                 session.trace.note(f"results are shortened: {e}")
                 continue
+            self._read_at = len(session)
             self._close_step(number, turn, given)
             if self.pace.reading(count) > self.budget.remaining() - self._reserve():
                 session.trace.note(f"there is no time to read {count} tokens of results")
@@ -218,9 +230,7 @@ class Question:
         exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
         if not forced.user and not forced.prefill:
             return self._answer("", exhausted)
-        if reason is StopReason.DEADLINE and self._before is not None and session.computed < self._before.length:
-            self._before = None  # not even what lies before the results was read
-        if reason is StopReason.DEADLINE and self._before is not None and session.computed < len(session):
+        if reason is StopReason.DEADLINE and self._before is not None and session.computed < self._read_at:
             session.rewind(self._before)  # results that there was no time to read
         try:
             self._forced_tokens = session.append(self.dialect.forced_answer(self.actor.context.question))

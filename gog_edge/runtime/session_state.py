@@ -53,6 +53,7 @@ class _Saved:
     kind: str
     version: int
     fingerprint: str
+    engine: str
     spans: tuple[_SavedSpan, ...]
     images: tuple[_SavedImage, ...]
     computed: int
@@ -96,6 +97,7 @@ def save_session(
             kind="session",
             version=VERSION,
             fingerprint=session.model.bundle.fingerprint,
+            engine=session.model.engine.describe().name,
             spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.positions.spans),
             images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session._images),
             computed=computed,
@@ -130,6 +132,11 @@ def load_session(
         raise SessionError(
             f"{file} was made with another bundle ({saved.fingerprint[:12]}…, this one is "
             f"{model.bundle.fingerprint[:12]}…): a KV cache fits the weights that made it, start a new session"
+        )
+    engine = model.engine.describe().name
+    if saved.computed and saved.engine != engine:
+        raise SessionError(
+            f"{file} holds the KV cache of engine {saved.engine!r}, this one is {engine!r}: save without kv"
         )
     session = Session(model, trace=trace)
     try:

@@ -100,6 +100,13 @@ def test_a_session_of_another_bundle_is_refused(saved: Path, tmp_path: Path) -> 
         load_session(saved, Model.assemble(other, engine, RunOptions(prefix_cache=False)))
 
 
+def test_a_cache_of_another_engine_is_refused(saved: Path, model: Model) -> None:
+    header, arrays = read_tensors(saved)
+    write_tensors(saved, {**header, "engine": "tensorrt"}, {k: np.array(v) for k, v in arrays.items()})
+    with pytest.raises(SessionError, match=r"engine 'tensorrt'.*save without kv"):
+        load_session(saved, model)
+
+
 def test_headers_that_lie_are_refused(saved: Path, model: Model) -> None:
     header, arrays = read_tensors(saved)
     arrays = {k: np.array(v) for k, v in arrays.items()}

@@ -7,6 +7,7 @@ import pytest
 from gog_edge.errors import EngineError, ImageError, SearchError, UsageError
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.options import NO_PREFETCH, Prefetch
+from gog_edge.runtime.search.base import Deadline, ImageQuery
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import (
@@ -100,6 +101,26 @@ def test_a_failing_provider_becomes_an_observation(make_agent: MakeAgent, frame:
     answer = make_agent([TEXT, ANSWER], [FakeProvider(error=error)]).ask(frame, "q")
     assert answer.steps[0].observations[0].error
     assert (answer.text, answer.stop) == ("fish", StopReason.ANSWERED)
+
+
+def test_results_that_are_no_results_are_a_failure(make_agent: MakeAgent, frame: Frame) -> None:
+    answer = make_agent([TEXT, ANSWER], [FakeProvider(["a string"])]).ask(frame, "q")  # type: ignore[list-item]
+    assert "failed (TypeError)" in answer.steps[0].observations[0].error
+    assert answer.text == "fish"
+
+
+def test_an_early_search_that_failed_is_tried_again(make_agent: MakeAgent, frame: Frame) -> None:
+    class Once(FakeProvider):
+        def search_image(self, query: ImageQuery, *, k: int, deadline: Deadline) -> list[Hit]:
+            hits = super().search_image(query, k=k, deadline=deadline)
+            if len(self.asked) == 1:
+                raise SearchError("a hiccup")
+            return hits
+
+    provider = Once([HERON])
+    answer = make_agent([GLANCE, ANSWER], [provider], step_s=0.003).ask(frame, "q")
+    assert answer.steps[0].observations[0].hits == (HERON,)
+    assert len(provider.asked) == 2
 
 
 def test_without_any_provider_the_policy_is_told(make_agent: MakeAgent, frame: Frame) -> None:

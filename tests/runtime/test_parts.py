@@ -170,3 +170,28 @@ def test_grammar_on_keeps_the_transcript_and_saves_steps(make_agent: MakeAgent, 
 def test_a_grammar_that_can_not_be_had_is_refused_when_insisted_on(make_agent: MakeAgent) -> None:
     with pytest.raises(GrammarError, match="offers no grammar"):
         make_agent([ANSWER], dialect="direct", grammar="on")
+
+
+def test_a_grammar_that_breaks_is_left_unless_it_is_insisted_on(
+    make_agent: MakeAgent, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    from gog_edge.runtime import grammar
+
+    def broken(self: object, logits: object) -> None:
+        raise GrammarError("too complex")
+
+    monkeypatch.setattr(grammar.TokenConstraint, "apply", broken)
+    trace = Trace()
+    assert make_agent([ANSWER], grammar="auto").ask(frame, "q", trace=trace).text == "fish"
+    assert any("the grammar is left" in text for _, text in trace.notes)
+    with pytest.raises(GrammarError, match="too complex"):
+        make_agent([ANSWER], grammar="on").ask(frame, "q")
+
+    def never(self: object, *args: object) -> None:
+        raise GrammarError("no such tokenizer")
+
+    monkeypatch.setattr(grammar.TokenGrammar, "__init__", never)
+    assert make_agent([ANSWER], grammar="auto").ask(frame, "q").text == "fish"
+    with pytest.raises(GrammarError, match="no such tokenizer"):
+        make_agent([ANSWER], grammar="on").ask(frame, "q")

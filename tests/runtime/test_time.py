@@ -67,6 +67,19 @@ def test_results_that_can_not_be_read_in_time_are_left_out(make_agent: MakeAgent
 
 
 @wall_time
+def test_results_that_were_read_stay_when_a_later_turn_runs_out_of_time(make_agent: MakeAgent, frame: Frame) -> None:
+    with make_agent([TEXT, LONG, "<answer>heron</answer>"], [FakeProvider([HERON])], step_s=0.01).session(
+        frame
+    ) as conversation:
+        answer = conversation.ask("q", deadline=3.5)
+        text = conversation.session.model.tokenizer.decode(conversation.session.tokens)
+    assert (answer.text, answer.stop) == ("heron", StopReason.DEADLINE)
+    assert len(answer.steps) == 3
+    assert "The grey heron eats fish." in text
+    assert answer.evidence == (HERON,)
+
+
+@wall_time
 def test_cancel_from_another_thread(make_agent: MakeAgent, frame: Frame) -> None:
     agent = make_agent([LONG], step_s=0.01)
     budget = Budget()
