@@ -47,7 +47,7 @@ class BuildOptions:
     compute_capabilities: tuple[str, ...] = ()
     capacity: int = 4096
     chunk: int = 512
-    verify: int = 8
+    verify: int = 9
     image_patches: tuple[int, int, int] = (64, 3072, 16384)
     workspace_mb: int | None = None
     strip_weights: bool = False
