@@ -183,6 +183,53 @@ def remove(index: Path, ids: tuple[str, ...]) -> None:
     stdout().print(f"{gone} of {len(ids)} removed")
 
 
+@command.command("recall")
+@FOLDER
+@BUNDLE
+@ENCODER
+@click.option("--distortion", "names", multiple=True, help="Only these; see docs/search.md.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only so many entries, evenly spread.")
+@JSON
+def recall(
+    index: Path, bundle: Path | None, encoder: Path | None, names: tuple[str, ...], limit: int, as_json: bool
+) -> None:
+    """Measure how well INDEX finds its own entries when pictures and titles are distorted."""
+    from gog_edge.evaluation.retrieval import DISTORTIONS, measure_pictures, measure_titles
+    from gog_edge.runtime.search.embedders import embedder_of
+    from gog_edge.runtime.search.index.ingest import ensure_same_encoder
+
+    unknown = sorted(set(names) - set(DISTORTIONS))
+    if unknown:
+        raise UsageError(f"--distortion {unknown[0]!r}: one of {', '.join(DISTORTIONS)}")
+    found: dict[str, dict[str, Any]] = {}
+    with _open(index) as opened:
+        if opened.encoder:
+            embedder = _embedder(bundle, encoder, 0, opened.encoder) or embedder_of(opened)
+            assert embedder is not None, "an index with vectors has an encoder"
+            ensure_same_encoder(opened, embedder)
+            with progress_bar() as bar:
+                task = bar.add_task("pictures", total=None)
+                pictures = measure_pictures(
+                    opened,
+                    embedder,
+                    names=names,
+                    limit=limit,
+                    progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+            found.update({f"picture, {name}": r.as_json() for name, r in pictures.items()})
+        found.update({f"title, {name}": r.as_json() for name, r in measure_titles(opened, limit=limit).items()})
+    if as_json:
+        print_json({"index": str(index), "recall": found})
+        return
+    table = Table(box=None)
+    for name in ("query", "n", "recall@1", "recall@5", "results shown"):
+        table.add_column(name, justify="left" if name == "query" else "right")
+    for name, row in found.items():
+        shares = (f"{row[at] * 100:.1f} %" for at in ("recall@1", "recall@5"))
+        table.add_row(name, str(row["n"]), *shares, f"{row['results shown']:.2f}")
+    stdout().print(table)
+
+
 def _open(folder: Path, writable: bool = False) -> LocalIndex:
     from gog_edge.runtime.search.index.local_index import LocalIndex
 

@@ -106,6 +106,8 @@ class OnnxEncoder:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 3
+        # One picture at a time beside other work: spinning threads would only take cores away.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as e:
@@ -201,7 +203,9 @@ class OnnxEncoder:
         output = options.output or names[0]
         if output not in names:
             raise UsageError(f"{self.path}: no output is named {output!r}; there are {', '.join(names)}")
-        return replace(options, size=size, layout=layout, output=output)
+        # As floats, so that 0 and 0.0 have one fingerprint.
+        mean, std = _floats(options.mean), _floats(options.std)
+        return replace(options, size=size, layout=layout, output=output, mean=mean, std=std)
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(file_hash(self.path))
@@ -224,6 +228,10 @@ def _beside(path: Path) -> EncoderOptions:
     if not isinstance(values, dict):
         raise UsageError(f"{beside}: a JSON object is needed")
     return EncoderOptions.parse(values, str(beside))
+
+
+def _floats(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    return (float(values[0]), float(values[1]), float(values[2]))
 
 
 def _finite(value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -67,6 +67,12 @@ class LocalIndex:
         stored = self.database.meta(ENCODER_FILE)
         return self.store.resolve(stored) if stored else ""
 
+    @property
+    def vector_search(self) -> str:
+        """How vectors are searched: "exact", "usearch", or empty without vectors."""
+        searcher = self._current()
+        return "" if searcher is None else searcher.kind
+
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Make the vector structure now instead of at the first search; `progress(done, total)` while it is made."""
         self._current(progress)
@@ -124,6 +130,20 @@ class LocalIndex:
         except sqlite3.Error as e:
             raise SearchIndexError(f"{self.database.path}: can't be read ({e}); rebuild the index") from e
         return None if row is None else self.store.entities([row[0]]).get(row[0])
+
+    def entities(self) -> Iterator[Entity]:
+        """Every entry, by row number."""
+        after = 0
+        while True:
+            with self.database.use() as c:
+                rows = [
+                    r[0] for r in c.execute("SELECT row FROM entities WHERE row > ? ORDER BY row LIMIT 500", (after,))
+                ]
+            if not rows:
+                return
+            found = self.store.entities(rows)
+            yield from (found[row] for row in rows if row in found)
+            after = rows[-1]
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete entries by id; returns how many there were. The index must be writable."""
