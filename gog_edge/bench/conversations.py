@@ -41,12 +41,15 @@ AGENT = (
     TurnSpec(images=((1024, 768),), words=60, tokens=40),
     TurnSpec(images=((448, 336),), words=250, tokens=60),
 )
+# The same length without pictures (768 + 2 and 140 + 2 tokens): for peers that run a decoder only.
+AGENT_TEXT = (TurnSpec(words=830, tokens=40), TurnSpec(words=392, tokens=60))
 
 CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
     "encode": (Conversation("encode", "one 1024x768 image", (TurnSpec(images=((1024, 768),)),)),),
     "prefill": (Conversation("prefill", "1,024 tokens of text", (TurnSpec(words=1024),)),),
     "decode": (Conversation("decode", "64 tokens behind 1,024", (TurnSpec(words=1024, tokens=64),), repeats=3),),
     "agent": (Conversation("agent", "frame, question, call; crop, results, answer", AGENT, repeats=3),),
+    "agent-text": (Conversation("agent-text", "its language part: words instead of pictures", AGENT_TEXT, repeats=3),),
     "agent-five": (Conversation("agent-five", "the same with four crops", (AGENT[0], *(AGENT[1],) * 4), repeats=2),),
     "growth-context": tuple(
         Conversation(

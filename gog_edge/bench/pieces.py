@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gog_edge.bench.camera import camera_cells
+from gog_edge.bench.indexing import index_cells
 from gog_edge.bench.ours import LocalSubject
 from gog_edge.bench.result import Cell
+from gog_edge.bench.searching import search_cells
 from gog_edge.bench.subject import Picture, Words, picture
 from gog_edge.errors import BenchError
 from gog_edge.manifest import Preprocessing
@@ -105,6 +108,31 @@ def questions(bundle: Path | None, repeats: int) -> Iterator[Cell]:
     yield Cell("questions", "gog-edge", "every other question", "s", tuple(later))
 
 
+def camera(bundle: Path | None, repeats: int) -> Iterator[Cell]:
+    """A camera at 1, 5 and 15 frames a second: age of the answers, frames dropped, answers in time."""
+    subject = _subject(bundle)
+    subject.load()
+    try:
+        yield from camera_cells(subject, repeats)
+    finally:
+        subject.close()
+
+
+def search(bundle: Path | None, repeats: int) -> Iterator[Cell]:
+    """A provider that takes 0.2, 1 and 3 s: how much of it the early start hides."""
+    subject = _subject(bundle)
+    subject.load()
+    try:
+        yield from search_cells(subject, repeats)
+    finally:
+        subject.close()
+
+
+def index(bundle: Path | None, repeats: int) -> Iterator[Cell]:
+    """The local index from 1,000 to 100,000 entries: inserting, searching with pictures, text and both."""
+    yield from index_cells(repeats)
+
+
 def _after_image(subject: LocalSubject) -> int:
     """Length of the conversation up to the end of its image."""
     span = subject.session.positions.spans[0]
@@ -117,4 +145,11 @@ def _subject(bundle: Path | None) -> LocalSubject:
     return LocalSubject(bundle)
 
 
-PIECES: dict[str, Piece] = {"crop": crop, "load": load, "questions": questions}
+PIECES: dict[str, Piece] = {
+    "crop": crop,
+    "load": load,
+    "questions": questions,
+    "camera": camera,
+    "search": search,
+    "index": index,
+}

@@ -30,13 +30,20 @@ Part = Picture | Words
 
 @dataclass(frozen=True)
 class TurnTimes:
-    """One turn: seconds by stage (only those that the subject can tell apart), tokens in and out, resident bytes."""
+    """One turn: seconds by stage (only those that the subject can tell apart), tokens in and out, resident bytes.
+
+    `new_tokens`: how much the turn made the conversation longer before anything was written. `computed`: tokens that
+    were really run through the model for that, more where a cache was lost. `peak`: the most bytes ever resident in
+    the subject's process. 0 where a subject can't say.
+    """
 
     total: float
     stages: dict[str, float] = field(default_factory=dict)
     new_tokens: int = 0
     generated: int = 0
     resident: int = 0
+    computed: int = 0
+    peak: int = 0
 
 
 class Subject(Protocol):

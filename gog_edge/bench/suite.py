@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gog_edge.bench.conversations import Conversation
 from gog_edge.bench.limits import stage_limits
@@ -15,6 +16,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import GogEdgeError
 
 Progress = Callable[[str], None]
+S = TypeVar("S", bound=Subject)
 
 
 @dataclass
@@ -23,16 +25,45 @@ class Samples:
 
     stages: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     resident: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+    tokens: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     joules: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, turns: Sequence[TurnTimes], joules: dict[str, float]) -> None:
         for number, turn in enumerate(turns):
-            for stage, seconds in (*turn.stages.items(), ("total", turn.total)):
+            for stage, seconds in (*turn.stages.items(), ("total", turn.total), *_first_token(turn)):
                 self.stages.setdefault((number, stage), []).append(seconds)
+            for what, count in (("new tokens", turn.new_tokens), ("computed tokens", turn.computed)):
+                self.tokens.setdefault((number, what), []).append(count)
         self.stages.setdefault((-1, "total"), []).append(sum(t.total for t in turns))
         self.resident.append(max(t.resident for t in turns))
+        self.peak.append(max(t.peak for t in turns))
         for name, value in joules.items():
             self.joules.setdefault(name, []).append(value)
+
+
+def _first_token(turn: TurnTimes) -> Iterator[tuple[str, float]]:
+    """Time to the first token: all but decoding, for every subject that can tell decoding apart."""
+    if turn.generated > 1 and "decode" in turn.stages:
+        yield "first token", turn.total - turn.stages["decode"]
+
+
+def load_subjects(
+    subjects: Sequence[S], skipped: dict[str, str], progress: Progress | None = None
+) -> tuple[list[S], list[Cell]]:
+    """(those that could be loaded, how long each took). The reasons of the others go to `skipped`."""
+    loaded, cells = [], []
+    for subject in subjects:
+        if progress is not None:
+            progress(f"loading {subject.name}")
+        try:
+            seconds = subject.load()
+        except GogEdgeError as e:
+            skipped[subject.name] = str(e)
+            continue
+        loaded.append(subject)
+        cells.append(Cell("load", subject.name, "load to first token", "s", (seconds,)))
+    return loaded, cells
 
 
 def run_conversation(
@@ -88,7 +119,13 @@ def cells(
             label = stage if not several or number == -1 else f"turn {number + 1} {stage}"
             limit = limits.get((number, stage)) if subject.startswith("gog-edge") else None
             yield Cell(conversation.name, subject, label, "s", tuple(values), x=conversation.x, limit=limit)
-        yield Cell(conversation.name, subject, "resident", "B", tuple(found.resident), x=conversation.x)
+        for (number, what), counts in found.tokens.items():
+            if all(counts):
+                label = what if not several else f"turn {number + 1} {what}"
+                yield Cell(conversation.name, subject, label, "tokens", tuple(counts), x=conversation.x)
+        for what, sizes in (("resident", found.resident), ("peak resident", found.peak)):
+            if all(sizes):
+                yield Cell(conversation.name, subject, what, "B", tuple(sizes), x=conversation.x)
         for name, joules in found.joules.items():
             yield Cell(conversation.name, subject, name, "J", tuple(joules), x=conversation.x)
         yield from _rates(conversation, subject, found)

@@ -1,4 +1,4 @@
-"""`gog-edge bench [SCENARIO…]`: measure; `bench diff`, `bench make-checkpoint`, `bench budget`."""
+"""`gog-edge bench [SCENARIO…]`: measure; `bench diff`, `bench make-checkpoint`, `bench budget`, `bench peers`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.console import progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from gog_edge.bench.peers.worker_subject import WorkerSubject
     from gog_edge.bench.result import Cell, Report
     from gog_edge.bench.roofline import Roofline
     from gog_edge.bench.subject import Subject
@@ -39,10 +41,17 @@ def command() -> None:
     """Measure where the time, memory and energy go: gog-edge bench [run] SCENARIO… --bundle DIR."""
 
 
+command.add_command(peers_command)
+
+
 @command.command("run")
 @click.argument("scenarios", nargs=-1)
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to measure.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
+@click.option("--peer-model", "models", multiple=True, metavar="NAME=DIR", help="What a peer reads; may be repeated.")
+@click.option("--peer-python", "pythons", multiple=True, metavar="NAME=PYTHON", help="Instead of its own environment.")
+@click.option("--peer-threads", type=click.IntRange(min=1), help="Threads of each peer; default: its own choice.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
@@ -53,6 +62,10 @@ def run(
     scenarios: tuple[str, ...],
     bundle: Path | None,
     engine: str | None,
+    compare: str | None,
+    models: tuple[str, ...],
+    pythons: tuple[str, ...],
+    peer_threads: int | None,
     repeats: int | None,
     out: Path | None,
     html: Path | None,
@@ -74,7 +87,11 @@ def run(
         if name not in known:
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
-    report = _measure(chosen, bundle, engine, repeats, roofline=not no_roofline)
+    skipped: dict[str, str] = {}
+    peers = _peers(compare, models, pythons, peer_threads or 0, skipped)
+    report = _measure(chosen, bundle, engine, peers, repeats, skipped, roofline=not no_roofline)
+    if not report.cells:
+        raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
     stdout().print(text.render(report))
     if out is not None:
         report.save(out)
@@ -90,8 +107,33 @@ def _about(piece: Any) -> str:
     return str(piece.__doc__).partition(":")[0].partition(";")[0].strip()
 
 
+def _peers(
+    compare: str | None, models: Sequence[str], pythons: Sequence[str], threads: int, skipped: dict[str, str]
+) -> list[WorkerSubject]:
+    """The peers that are asked for and can be had; the others go to `skipped` with the reason."""
+    from gog_edge.bench.peers.create import create, pairs
+    from gog_edge.bench.peers.registry import parse
+    from gog_edge.errors import BenchError
+
+    folders, interpreters = pairs(models, "--peer-model"), pairs(pythons, "--peer-python")
+    found = []
+    for wanted in parse(compare) if compare is not None else ():
+        try:
+            found.append(create(wanted, folders, interpreters, threads))
+        except BenchError as e:
+            skipped[wanted.label] = str(e)
+    return found
+
+
 def _measure(
-    chosen: Sequence[str], bundle: Path | None, engine: str | None, repeats: int | None, *, roofline: bool
+    chosen: Sequence[str],
+    bundle: Path | None,
+    engine: str | None,
+    peers: Sequence[WorkerSubject],
+    repeats: int | None,
+    skipped: dict[str, str],
+    *,
+    roofline: bool,
 ) -> Report:
     from gog_edge.bench import probes
     from gog_edge.bench.result import Report
@@ -101,12 +143,11 @@ def _measure(
 
     opened = Bundle.open(bundle) if bundle is not None else None
     limits = measure() if roofline else None
-    skipped: dict[str, str] = {}
-    cells = tuple(_cells(chosen, opened, engine, repeats, limits, skipped))
+    cells = tuple(_cells(chosen, opened, engine, peers, repeats, limits, skipped))
     return Report(
         format="gog-edge-bench",
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine=probes.describe_machine(),
+        machine={**probes.describe_machine(), "peers": {p.name: p.about for p in peers if p.about}},
         roofline=encode(limits) if limits is not None else {},
         bundle=_describe(opened),
         cells=cells,
@@ -125,6 +166,7 @@ def _cells(
     chosen: Sequence[str],
     bundle: Bundle | None,
     engine: str | None,
+    peers: Sequence[WorkerSubject],
     repeats: int | None,
     limits: Roofline | None,
     skipped: dict[str, str],
@@ -132,30 +174,52 @@ def _cells(
     from gog_edge.bench.conversations import CONVERSATIONS
     from gog_edge.bench.ours import LocalSubject
     from gog_edge.bench.pieces import PIECES
-    from gog_edge.bench.suite import cells, run_conversation
+    from gog_edge.bench.suite import cells, load_subjects, run_conversation
 
     subjects: list[Subject] = []
+    ours = None if bundle is None else LocalSubject(bundle.root, engine=engine)
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=None)
-        for name in chosen:
-            bar.update(task, description=name)
-            if name in PIECES:
-                yield from PIECES[name](bundle.root if bundle is not None else None, repeats or 5)
-                continue
-            if bundle is None:
-                skipped[name] = "no bundle was given (--bundle DIR)"
-                continue
-            if not subjects:
-                subjects.append(LocalSubject(bundle.root, engine=engine))
-                subjects[0].load()
-            for conversation in CONVERSATIONS[name]:
-                samples, failed = run_conversation(
-                    conversation, subjects, repeats, lambda text: bar.update(task, description=text)
-                )
-                skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
-                yield from cells(conversation, samples, bundle, limits)
-        for subject in subjects:
-            subject.close()
+
+        def tell(text: str) -> None:
+            bar.update(task, description=text)
+
+        try:
+            for name in chosen:
+                tell(name)
+                if name in PIECES:
+                    yield from _piece(name, bundle, repeats or 5, skipped)
+                    continue
+                if ours is None and not peers:
+                    skipped[name] = "no bundle was given (--bundle DIR)"
+                    continue
+                if not subjects:
+                    if ours is not None:
+                        ours.load()
+                        subjects.append(ours)
+                    loaded, seconds = load_subjects(peers, skipped, tell)
+                    subjects.extend(loaded)
+                    yield from seconds
+                for conversation in CONVERSATIONS[name]:
+                    samples, failed = run_conversation(conversation, subjects, repeats, tell)
+                    skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
+                    yield from cells(conversation, samples, bundle, limits)
+        finally:
+            for peer in peers:
+                peer.close()
+            if ours is not None:
+                ours.close()
+
+
+def _piece(name: str, bundle: Bundle | None, repeats: int, skipped: dict[str, str]) -> Iterator[Cell]:
+    """A scenario that is no conversation; one that can't run here is skipped with its reason."""
+    from gog_edge.bench.pieces import PIECES
+    from gog_edge.errors import BenchError
+
+    try:
+        yield from PIECES[name](bundle.root if bundle is not None else None, repeats)
+    except BenchError as e:
+        skipped[name] = str(e)
 
 
 def _print_line(report: Report) -> None:
