@@ -44,8 +44,9 @@ class Samples:
 
 def _first_token(turn: TurnTimes) -> Iterator[tuple[str, float]]:
     """Time to the first token: all but decoding, for every subject that can tell decoding apart."""
-    if turn.generated > 1 and "decode" in turn.stages:
-        yield "first token", turn.total - turn.stages["decode"]
+    left = turn.total - turn.stages.get("decode", turn.total)
+    if turn.generated > 1 and left > 0:
+        yield "first token", left
 
 
 def load_subjects(

@@ -1,4 +1,4 @@
-"""Peers without running one: how they are named, their environments, their conversions, and the workers' own helpers."""
+"""Peers without running one: how they are named, their environments, their conversions, the workers' helpers."""
 
 from __future__ import annotations
 

@@ -52,13 +52,14 @@ class OrtGenai:
                 raise WorkerError("unsupported", "it runs the decoder only: scenarios with pictures stay blank")
             ids += token_ids(part.count, part.seed, self.high)
         self._make_room(len(ids) + tokens)
+        before = self.generator.token_count() + len(ids)
         start = clock()
         first = self._write(ids, tokens)
         end = clock()
         stages = {"prefill": first - start}
         if tokens > 1:
             stages["decode"] = end - first
-        return Turn(end - start, stages, len(ids), tokens, len(ids))
+        return Turn(end - start, stages, len(ids), self.generator.token_count() - before, len(ids))
 
     def reset(self) -> None:
         import onnxruntime_genai
