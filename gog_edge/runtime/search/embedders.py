@@ -26,7 +26,8 @@ def open_embedder(
     Args:
         bundle: an exported policy; its vision tower makes the vectors.
         encoder: an ONNX image encoder.
-        max_pixels: of a resized picture, for the tower; 0 means the checkpoint's own.
+        max_pixels: of a resized picture, for the tower; 0 means what the bundle's dialect shows of a crop, so that a
+            gaze is encoded once for both its jobs.
         fingerprint: of an existing index: its pixel limits are taken over where `max_pixels` is 0.
 
     Raises:
@@ -44,7 +45,10 @@ def open_embedder(
     from gog_edge.runtime.vision import PixelLimits, VisionEmbedder, VisionEncoder
 
     opened = Bundle.open(Path(str(bundle)))
-    limits = PixelLimits(0, max_pixels) if max_pixels else _limits_of(fingerprint)
+    if max_pixels:
+        limits = PixelLimits(0, max_pixels)
+    else:
+        limits = _limits_of(fingerprint) if fingerprint else _crop_limits(opened)
     return VisionEmbedder(VisionEncoder(opened, _vision_runner(opened), FeatureCache(0)), limits)
 
 
@@ -75,6 +79,14 @@ def embedder_of(index: str | Path | LocalIndex, vision: VisionEncoder | None = N
     from gog_edge.runtime.vision import VisionEmbedder
 
     return VisionEmbedder(vision, _limits_of(index.encoder))
+
+
+def _crop_limits(bundle: Bundle) -> PixelLimits:
+    from gog_edge.runtime.loader import bundle_dialect
+    from gog_edge.runtime.vision import PixelLimits
+
+    shown = bundle_dialect(bundle).limits
+    return PixelLimits(shown.crop_min_pixels, shown.crop_max_pixels)
 
 
 def _limits_of(fingerprint: str) -> PixelLimits:
