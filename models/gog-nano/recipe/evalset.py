@@ -27,6 +27,8 @@ LOOK_ALIKES = (
     ("td", "ro"), ("id", "mc"), ("ie", "ci"), ("in", "ne"), ("mx", "it"), ("bo", "gh"), ("eg", "ye"), ("eg", "iq"), ("eg", "sy"),
     ("sd", "jo"), ("lr", "us"), ("lr", "my"), ("gr", "uy"), ("tr", "tn"), ("jp", "pw"), ("bd", "pw"),
 )
+# Flags that no picture can tell from each other: asked about only where the question says the continent.
+TWINS = frozenset({"td", "ro", "id", "mc"})
 
 
 def _scene(seed: int, skill: str, held_out: bool, rng: np.random.Generator) -> scenes.Scene:
@@ -91,7 +93,8 @@ def question_of(seed: int, skill: str, held_out: bool) -> tuple[scenes.Scene, Qu
         if enough and (skill != "look-alike" or hint):
             question = ask(scene, asked, rng, attribute, hint)
             answers = _truth(scene, question)
-            proper = skill != "look-alike" or question.targets == (0,)
+            asked_for = {scene.items[t].entity for t in question.targets}
+            proper = question.targets == (0,) if skill == "look-alike" else not asked_for & TWINS
             if answers is not None and proper:
                 return scene, replace(question, skill=skill), answers, fault
         seed += 100_000

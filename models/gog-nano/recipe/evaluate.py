@@ -16,6 +16,7 @@ from typing import Any
 
 import gog_edge
 from gog_edge.errors import SearchError
+from gog_edge.runtime.engines.ort_options import OrtOptions
 from gog_edge.runtime.options import NO_PREFETCH, RunOptions
 from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery
 from gog_edge.runtime.search.embedders import open_embedder
@@ -108,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(inner, options.no_gaze)
     run = RunOptions(grammar="on" if options.grammar else "off", prefetch=NO_PREFETCH)
     rows, began = [], time.time()
-    with gog_edge.load(options.bundle, providers=[bench], options=run) as agent:
+    with gog_edge.load(options.bundle, providers=[bench], options=run, engine_options=OrtOptions(threads=options.threads)) as agent:
         for record in records:
             bench.fault = record["fault"]
             rows.append(judge(record, agent.ask(str(options.images / record["image"]), record["question"])))
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, help="where `recipe.evalset render --out` drew the pictures")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=int, default=0, help="about so many questions, evenly over the skills")
+    parser.add_argument("--threads", type=int, default=1, help="of the engine")
     parser.add_argument("--no-gaze", action="store_true", help="every gaze searches with the whole image")
     parser.add_argument("--grammar", action="store_true")
     print(json.dumps(evaluate(parser.parse_args()), indent=1))

@@ -43,9 +43,9 @@ class Maker:
         if self.shards is None or self.faces is None:
             if rng.random() < self.options.echo:
                 return -1, echo(rng, self.tokenizer)
-            scene = cache.scene_plan(10_000_000 + number)
-            talk = samples.converse(scene, rng, samples.Faces(rng), self.index)
-            return -1, samples.encode(talk, self.tokenizer, with_images=False)
+            return self.blind(number, rng)
+        if rng.random() < self.options.blind:
+            return self.blind(number, rng)
         row = int(rng.integers(len(self.shards.rows)))
         while not self.faces.has(row) or len(self.shards.rows[row]["items"]) > self.options.items:
             row = int(rng.integers(len(self.shards.rows)))
@@ -53,6 +53,12 @@ class Maker:
         faces = samples.Faces(rng, self.faces.ranks(row, scene))
         talk = samples.converse(scene, rng, faces, self.index, invent=self.options.invent)
         return row, samples.encode(talk, self.tokenizer, with_images=True)
+
+    def blind(self, number: int, rng: np.random.Generator) -> tuple[int, Encoded]:
+        """A conversation without its pictures: cheap practice of choosing, calling, reading and copying."""
+        scene = cache.scene_plan(10_000_000 + number)
+        talk = samples.converse(scene, rng, samples.Faces(rng), self.index)
+        return -1, samples.encode(talk, self.tokenizer, with_images=False)
 
 
 def echo(rng: np.random.Generator, tokenizer: Tokenizer) -> Encoded:
@@ -126,9 +132,11 @@ def losses(net: Nano, batch: Batch, eyes: Eyes | None, head: nn.Module | None) -
     x = net.language_model.embed_tokens(batch.ids)
     deep, extra = None, None
     figures: dict[str, float] = {}
+    if eyes is not None and not any(crop is None for _, _, crop, _, _ in batch.slots):
+        eyes = None
     if eyes is not None:
         where, features, levels, spots, extra, seen = eyes(batch)
-        figures = {f"tower-{k}": v for k, v in seen.items() if k in ("kind", "x0", "y1", "recall")}
+        figures = {f"tower-{k}": v for k, v in seen.items() if k in ("kind", "x0", "rank", "recall")}
         x = x.view(-1, x.shape[-1]).index_copy(0, where, features).view(x.shape)
         deep = [(where, level) for level in levels]
     hidden = net.language_model(x, batch.positions, deep)
@@ -142,7 +150,7 @@ def losses(net: Nano, batch: Batch, eyes: Eyes | None, head: nn.Module | None) -
         cells = hidden.view(-1, hidden.shape[-1])[torch.tensor(spots[: 108 * count])].view(count, 108, -1)
         read, inside = dense_loss(head(cells), eyes.dense(spots[108 * count :]))
         loss = loss + 0.04 * read
-        figures["cells"] = inside["x0"]
+        figures |= {"cells": inside["x0"], "cell-rank": inside["rank"]}
         if extra is not None:
             loss = loss + 0.12 * extra
     return loss, figures
@@ -172,7 +180,7 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
         start = saved["step"]
     elif options.begin:
         begin(masters, options.begin)
-        if heads is not None:
+        if heads is not None and options.vision != options.begin:
             begin(masters, options.vision)
     make = Maker(options, tokenizer)
     feeder = Feeder(make, options.seed * 10_000_000 + rank + ranks * saved["seen"] if saved else options.seed * 10_000_000 + rank, ranks, options.tokens, tokenizer.special["<|endoftext|>"])
@@ -190,7 +198,7 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
         loss, figures = losses(net, batch, eyes, head)
         loss.backward()
         count += len(batch.rows)
-        scale = optim.schedule(step, options.steps, warmup=40)
+        scale = optim.schedule(step, options.steps, warmup=options.warmup)
         figures["norm"] = masters.step(scale)
         window.append(figures)
         if log and (step + 1) % 20 == 0:
@@ -222,7 +230,8 @@ def begin(masters: optim.Masters, path: Path) -> None:
     with torch.no_grad():
         for name, live, master in masters.pairs:
             if name in saved:
-                master.copy_(saved[name])
+                rows = min(len(master), len(saved[name])) if master.ndim else 1
+                master[:rows].copy_(saved[name][:rows])  # a read-out that has grown keeps what it had
                 live.copy_(master)
 
 
@@ -242,6 +251,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--invent", type=float, default=0.5, help="share of conversations with made-up names (joint)")
     parser.add_argument("--echo", type=float, default=0.3, help="share of copying exercises (text)")
+    parser.add_argument("--blind", type=float, default=0.0, help="share of conversations without pictures (joint)")
+    parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--items", type=int, default=5, help="most carriers in a scene (joint; curriculum)")
     parser.add_argument("--unfreeze", action="store_true", help="train the tower as well (joint)")
     parser.add_argument("--keep", type=int, default=100, help="steps between checkpoints")

@@ -31,33 +31,35 @@ CELLS = (9, 12)  # rows, columns of the glance
 KIND = {k: i for i, k in enumerate(draw.KINDS)}
 COLOUR = {k: i for i, k in enumerate(draw.COLOURS)}
 SIZE = {k: i for i, k in enumerate(scenes.SIZES)}
+RANKS = 5  # places from the left
 
 
 class DenseHead(nn.Module):
-    """Linear read-outs of one cell: presence 1, kind, colour, size, four coordinates. Dropped after the phase."""
+    """Linear read-outs of one cell: presence 1, kind, colour, size, four coordinates, place from the left.
+    Dropped after training."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm_head = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1 + len(KIND) + len(COLOUR) + len(SIZE) + 4 * BINS)
+        self.head = nn.Linear(width, 1 + len(KIND) + len(COLOUR) + len(SIZE) + 4 * BINS + RANKS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.norm_head(x))
 
 
 def cell_labels(row: dict[str, Any]) -> np.ndarray:
-    """[108, 8] int: presence, kind, colour, size, x0, y0, x1, y1 (grid steps); -100 where a label does not apply."""
-    labels = np.full((CELLS[0] * CELLS[1], 8), -100, np.int64)
+    """[108, 9] int: presence, kind, colour, size, x0, y0, x1, y1 (grid steps), place from the left; -100: no label."""
+    labels = np.full((CELLS[0] * CELLS[1], 9), -100, np.int64)
     labels[:, 0] = 0
     if row["type"] != scenes.CLUTTERED:
         labels[:, 0] = -100
         return labels
     best = np.zeros(len(labels))
     cell_w, cell_h = scenes.WIDTH / CELLS[1], scenes.HEIGHT / CELLS[0]
-    for item in row["items"]:
+    for rank, item in enumerate(row["items"]):
         box = item["box"]
         grid = [v // geometry.STEP for v in geometry.expert_box(tuple(box), scenes.WIDTH, scenes.HEIGHT)]
-        values = [1, KIND[item["kind"]], COLOUR[item["colour"]], SIZE[item["size"]], *grid]
+        values = [1, KIND[item["kind"]], COLOUR[item["colour"]], SIZE[item["size"]], *grid, rank]
         for index in range(len(labels)):
             r, c = divmod(index, CELLS[1])
             cell = (c * cell_w, r * cell_h, (c + 1) * cell_w, (r + 1) * cell_h)
@@ -72,15 +74,15 @@ def cell_labels(row: dict[str, Any]) -> np.ndarray:
 
 def dense_loss(out: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
     out, labels = out.float().flatten(0, 1), labels.flatten(0, 1)
-    parts = out.split([1, len(KIND), len(COLOUR), len(SIZE), BINS, BINS, BINS, BINS], 1)
+    parts = out.split([1, len(KIND), len(COLOUR), len(SIZE), BINS, BINS, BINS, BINS, RANKS], 1)
     known = labels[:, 0] >= 0
     loss = 2.0 * F.binary_cross_entropy_with_logits(parts[0][known, 0], labels[known, 0].float())
     figures = {}
     on = labels[:, 0] == 1
-    for name, part, column in (("kind", 1, 1), ("colour", 2, 2), ("size", 3, 3), ("x0", 4, 4), ("y0", 5, 5), ("x1", 6, 6), ("y1", 7, 7)):
+    for name, part, column in (("kind", 1, 1), ("colour", 2, 2), ("size", 3, 3), ("x0", 4, 4), ("y0", 5, 5), ("x1", 6, 6), ("y1", 7, 7), ("rank", 8, 8)):
         logits, target = parts[part][on], labels[on, column]
-        loss = loss + F.cross_entropy(logits, target) * (0.5 if part < 4 else 0.35)
-        near = (logits.argmax(1) - target).abs() <= (1 if part >= 4 else 0)
+        loss = loss + F.cross_entropy(logits, target) * (0.35 if 4 <= part < 8 else 0.5)
+        near = (logits.argmax(1) - target).abs() <= (1 if 4 <= part < 8 else 0)
         figures[name] = float(near.float().mean())
     figures["present"] = float(((parts[0][known, 0] > 0) == (labels[known, 0] == 1)).float().mean())
     return loss, figures
