@@ -12,6 +12,7 @@ from PIL import Image
 
 from gog_edge.cli.main import run as run_cli
 from gog_edge.evaluation.growth import command as grow
+from gog_edge.evaluation.reading_times import command as read_pages
 from gog_edge.evaluation.retrieval import DISTORTIONS, measure_pictures, measure_titles, misspell
 from gog_edge.runtime.search.encoder import EncoderOptions, OnnxEncoder
 from gog_edge.runtime.search.index.ingest import add_records
@@ -90,3 +91,11 @@ def test_growth_is_measured(tmp_path: Path) -> None:
     assert json.loads(again.output.splitlines()[-1])["rows"][0]["entries"] == 2000
     assert not (tmp_path / "g").exists()
     assert CliRunner().invoke(grow, ["--sizes", "1500", "--folder", str(tmp_path / "g")]).exit_code == 2
+
+
+def test_reading_times_are_measured(tmp_path: Path) -> None:
+    page = tmp_path / "p.html"
+    page.write_text("<title>Chad</title><p>" + "The capital of Chad is N'Djamena. " * 50, encoding="utf-8")
+    result = CliRunner().invoke(read_pages, [str(page), "--query", "capital", "--chars", "100"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output.splitlines()[-1])["pages"] == 1

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.lexical import edit_distance
+from gog_edge.runtime.search.index.lexical import prefix_distance
 from gog_edge.runtime.search.index.local_index import LocalIndex
 from gog_edge.runtime.search.index.text import TOKENIZER, normalise, parse_query, tokens
 from tests.search.fakes import record
@@ -118,12 +118,27 @@ def test_a_text_finds_itself(text: str) -> None:
         assert connection.execute("SELECT count(*) FROM t WHERE t MATCH ?", (query.match_any(),)).fetchone() == (1,)
 
 
-@given(st.text(alphabet="abcd", max_size=8), st.text(alphabet="abcd", max_size=8))
-def test_edit_distance_is_bounded_and_symmetric(a: str, b: str) -> None:
-    near = edit_distance(a, b, 3)
-    assert near == edit_distance(b, a, 3)
-    assert (near == 0) == (a == b)
-    assert near <= 4
+@pytest.mark.parametrize(
+    ("term", "stem", "expected"),
+    [
+        ("populatifn", "popul", (0, 5)),
+        ("cnotinent", "contin", (1, 3)),
+        ("bahmas", "bahama", (1, 1)),
+        ("chad", "chad", (0, 0)),
+        ("cxyz", "chad", (3, 0)),
+    ],
+)
+def test_distance_to_the_beginning_of_a_word(term: str, stem: str, expected: tuple[int, int]) -> None:
+    assert prefix_distance(term, stem, 2) == expected
+
+
+@given(st.text(alphabet="abcd", max_size=8), st.text(alphabet="abcd", min_size=1, max_size=8))
+def test_prefix_distance_is_bounded_and_zero_for_beginnings(term: str, stem: str) -> None:
+    distance, ending = prefix_distance(term, stem, 3)
+    assert 0 <= distance <= 4
+    assert 0 <= ending <= len(term)
+    assert (distance == 0) == term.startswith(stem)
+    assert prefix_distance(stem + term, stem, 3) == (0, len(term))
 
 
 def _fts() -> sqlite3.Connection:

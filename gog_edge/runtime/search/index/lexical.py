@@ -14,6 +14,7 @@ from gog_edge.runtime.search.index.text import STOP_WORDS, TextQuery, parse_quer
 TITLE_WEIGHT = 4.0  # bm25 column weight of the title against 1 for the text
 COVERAGE_BOOST = 0.5  # a title whose every word is in the query scores 1.5 times its bm25
 MAX_VOCABULARY = 400_000
+MAX_ENDING = 6  # letters of a word behind its stem: popul-ation
 # More matching rows than this are not all scored: rows that match every term are enough.
 MAX_POSTINGS = 200_000
 
@@ -69,20 +70,23 @@ class Lexical:
         return TextQuery(tuple(dict.fromkeys(terms)))
 
     def _nearest(self, c: sqlite3.Connection, term: str) -> str | None:
-        words = self._words(c).get(term[0], ())
+        """The stem that is nearest to the beginning of `term`: few mistakes first, then little left over."""
         allowed = 1 if len(term) < 7 else 2
         pairs = _bigrams(term)
-        best: tuple[int, int, str] | None = None
-        for word, count in words:
-            # FTS5 keeps stems ("capit"), so a word may also be shorter by its ending.
-            if not -allowed <= len(term) - len(word) <= allowed + 2:
+        best: tuple[int, int, int, str] | None = None
+        for stem, count in self._words(c).get(term[0], ()):
+            # FTS5 keeps stems ("popul" for population), so a word may go on behind one by an ending.
+            if not -allowed <= len(term) - len(stem) <= allowed + MAX_ENDING:
                 continue
-            if len(pairs & _bigrams(word)) < max(1, len(pairs) - 2 * allowed - 2):
+            # A mistake breaks at most three pairs of neighbours (swapped letters).
+            if len(pairs & _bigrams(stem)) < max(1, len(stem) - 1 - 3 * allowed):
                 continue
-            distance = edit_distance(term[: len(word) + allowed], word, allowed)
-            if distance <= allowed and (best is None or (distance, -count, word) < best):
-                best = (distance, -count, word)
-        return None if best is None else best[2]
+            distance, ending = prefix_distance(term, stem, allowed)
+            if distance <= allowed and ending <= MAX_ENDING:
+                # "kazakhsta" is rather "kazakhstan" with a mistake than "kazakh" with an ending.
+                key = (2 * distance + ending, distance, -count, stem)
+                best = key if best is None or key < best else best
+        return None if best is None else best[3]
 
     def _words(self, c: sqlite3.Connection) -> dict[str, list[tuple[str, int]]]:
         with self._lock:
@@ -96,23 +100,27 @@ class Lexical:
             return self._vocabulary
 
 
-def edit_distance(a: str, b: str, limit: int) -> int:
-    """Optimal string alignment distance (insert, delete, replace, swap neighbours); `limit` + 1 when above `limit`."""
-    if abs(len(a) - len(b)) > limit:
-        return limit + 1
+def prefix_distance(term: str, stem: str, limit: int) -> tuple[int, int]:
+    """Distance of `stem` to the nearest beginning of `term`, and how many letters of `term` are left behind it.
+
+    Optimal string alignment: insert, delete, replace, swap neighbours. Above `limit`, (`limit` + 1, 0).
+    """
     before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
+    row = list(range(len(stem) + 1))
+    best = (row[-1], -len(term))
+    for i, x in enumerate(term, start=1):
         before, last = row, before
         row = [i]
-        for j, y in enumerate(b, start=1):
+        for j, y in enumerate(stem, start=1):
             cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+            if i > 1 and j > 1 and x == stem[j - 2] and term[i - 2] == y:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
+        # Of equal distances the longest beginning counts.
+        best = min(best, (row[-1], i - len(term)), key=lambda d: (d[0], -d[1]))
         if min(row) > limit:
-            return limit + 1
-    return min(row[-1], limit + 1)
+            break
+    return (best[0], -best[1]) if best[0] <= limit else (limit + 1, 0)
 
 
 def _bigrams(word: str) -> set[str]:
