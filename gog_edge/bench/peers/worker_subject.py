@@ -90,7 +90,8 @@ class WorkerSubject:
         resident = resident_bytes(self._resident_pid) if self._resident_pid else 0
         peak = int(reply["peak"]) if self.peak else 0
         self.peak = max(self.peak, peak)
-        stages = {str(k): float(v) for k, v in reply["stages"].items()}
+        # a stage that came out as nothing was not told apart
+        stages = {str(k): float(v) for k, v in reply["stages"].items() if float(v) > 0}
         return TurnTimes(
             float(reply["total"]),
             stages,
