@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,7 +44,9 @@ def session(
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other tests share the cores
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", os.environ.get("SPIN", "0")
+    )  # other tests share the cores
     assert library.register(options) is None
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

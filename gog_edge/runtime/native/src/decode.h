@@ -52,29 +52,49 @@ GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const f
 template <class C>
 inline void plain_scores(const C& cache, size_t head, size_t position, size_t keys, const float* q, size_t rows,
                          float* scores) {
+    const size_t hd = cache.hd, whole = hd / W * W;
     for (size_t k = 0; k < keys; k++) {
         const auto* row = cache.row(head, position + k);
         for (size_t r = 0; r < rows; r++) {
-            float sum = 0;
-            for (size_t i = 0; i < cache.hd; i++) sum += q[r * cache.hd + i] * C::value(row, i);
+            const float* x = q + r * hd;
+            vf lanes{};
+            for (size_t i = 0; i < whole; i += W) lanes += load<vf>(x + i) * C::values(row, i);
+            float sum = hsum(lanes);
+            for (size_t i = whole; i < hd; i++) sum += x[i] * C::value(row, i);
             scores[r * kKeyBlock + k] = sum;
         }
     }
 }
 
+// Asks for `count` rows from `position` on.  Hardware prefetchers stop at every page (16 rows of 128 f16), and keys
+// and values are read in turns: while one is worked on, the other is fetched.
+template <class C>
+GOG_INLINE void prefetch_rows(const C& cache, size_t head, size_t position, size_t count) {
+    const char* p = (const char*)cache.row(head, position);
+    const size_t bytes = count * cache.hd * sizeof *cache.data;
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+// Scores of R rows against a block; the values of the same keys are fetched on the way.
 template <class C, int R>
-inline void score_block(const C& cache, size_t head, size_t position, size_t keys, const float* q, float* scores) {
+inline void score_block(const C& cache, const C& ahead, size_t head, size_t position, size_t keys, const float* q,
+                        float* scores) {
     constexpr size_t kKeys = 16 / R;
     size_t k = 0;
     if (cache.hd % W == 0)
-        for (; k + kKeys <= keys; k += kKeys) few_scores<C, R>(cache, head, position + k, q, cache.hd, scores + k);
+        for (; k + kKeys <= keys; k += kKeys) {
+            prefetch_rows(ahead, head, position + k, kKeys);
+            few_scores<C, R>(cache, head, position + k, q, cache.hd, scores + k);
+        }
     plain_scores(cache, head, position + k, keys - k, q, R, scores + k);
 }
 
 // out[R][hd] = factor[r] * out + sum over keys of p[r][key] * value row, C vectors of channels at a time.
+// `ahead` rows from `next` on are fetched on the way (the keys of the next block).
 template <class Cache, int R, int C>
 GOG_INLINE void few_values(const Cache& cache, size_t head, size_t position, size_t keys, size_t channel,
-                           const float* p, const float* factor, float* out) {
+                           const float* p, const float* factor, float* out, const Cache& keys_cache, size_t next,
+                           size_t ahead) {
     vf acc[R][C];
     GOG_UNROLL
     for (int r = 0; r < R; r++)
@@ -82,6 +102,7 @@ GOG_INLINE void few_values(const Cache& cache, size_t head, size_t position, siz
         for (int c = 0; c < C; c++) acc[r][c] = load<vf>(out + r * cache.hd + channel + c * W) * factor[r];
     const auto* row = cache.row(head, position);
     for (size_t k = 0; k < keys; k++, row += cache.hd) {
+        if (k < ahead) prefetch_rows(keys_cache, head, next + k, 1);
         vf v[C];
         GOG_UNROLL
         for (int c = 0; c < C; c++) v[c] = Cache::values(row, channel + c * W);
@@ -98,11 +119,13 @@ GOG_INLINE void few_values(const Cache& cache, size_t head, size_t position, siz
 
 template <class Cache, int R>
 inline void mix_block(const Cache& cache, size_t head, size_t position, size_t keys, const float* p,
-                      const float* factor, float* out) {
+                      const float* factor, float* out, const Cache& keys_cache, size_t ahead) {
     size_t i = 0;
+    const size_t next = position + keys;
     for (; i + 4 * W <= cache.hd; i += 4 * W)
-        few_values<Cache, R, 4>(cache, head, position, keys, i, p, factor, out);
-    for (; i + W <= cache.hd; i += W) few_values<Cache, R, 1>(cache, head, position, keys, i, p, factor, out);
+        few_values<Cache, R, 4>(cache, head, position, keys, i, p, factor, out, keys_cache, next, i ? 0 : ahead);
+    for (; i + W <= cache.hd; i += W)
+        few_values<Cache, R, 1>(cache, head, position, keys, i, p, factor, out, keys_cache, next, i ? 0 : ahead);
     for (; i < cache.hd; i++)
         for (int r = 0; r < R; r++) {
             float sum = out[r * cache.hd + i] * factor[r];
@@ -138,13 +161,13 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
             float* s = scores + r * kKeyBlock;
             const float* x = q + r * hd;
             if (rows - r >= 4) {
-                score_block<C, 4>(keys, head, position, count, x, s);
+                score_block<C, 4>(keys, values, head, position, count, x, s);
                 r += 4;
             } else if (rows - r >= 2) {
-                score_block<C, 2>(keys, head, position, count, x, s);
+                score_block<C, 2>(keys, values, head, position, count, x, s);
                 r += 2;
             } else {
-                score_block<C, 1>(keys, head, position, count, x, s);
+                score_block<C, 1>(keys, values, head, position, count, x, s);
                 r += 1;
             }
         }
@@ -163,16 +186,17 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
             for (size_t r = 0; r < rows; r++)
                 for (size_t k = 0; k < count; k++) scores[r * kKeyBlock + k] *= scaled[k];
         }
+        const size_t left = end - position - count, ahead = left < count ? left : count;
         for (size_t r = 0; r < rows;) {
             const float* p = scores + r * kKeyBlock;
             if (rows - r >= 4) {
-                mix_block<C, 4>(values, head, position, count, p, factor + r, out + r * hd);
+                mix_block<C, 4>(values, head, position, count, p, factor + r, out + r * hd, keys, r ? 0 : ahead);
                 r += 4;
             } else if (rows - r >= 2) {
-                mix_block<C, 2>(values, head, position, count, p, factor + r, out + r * hd);
+                mix_block<C, 2>(values, head, position, count, p, factor + r, out + r * hd, keys, r ? 0 : ahead);
                 r += 2;
             } else {
-                mix_block<C, 1>(values, head, position, count, p, factor + r, out + r * hd);
+                mix_block<C, 1>(values, head, position, count, p, factor + r, out + r * hd, keys, r ? 0 : ahead);
                 r += 1;
             }
         }

@@ -25,6 +25,9 @@ constexpr int kTileColumns = kVectors * W;               // 32 or 16
 constexpr size_t kRowBytesInL2 = 384 << 10;              // activations a task keeps hot while weights stream
 constexpr size_t kWideRowBytes = 2 << 20;                // the same where widening a strip must pay for itself
 
+constexpr int kStreamRows = 4;         // up to here memory is the limit: fetch across the pages where prefetchers stop
+constexpr size_t kStreamAhead = 1024;
+
 // How a tile's weights are stored: whole rows of bytes with one scale, bytes with a scale per group of K, or
 // nibbles with a scale (and a zero point) per block.
 enum class Format { kBytes, kGroupedBytes, kNibbles, kNibblesZeros };
@@ -54,7 +57,10 @@ GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVec
         for (size_t k = 0; k < group / 4; k++) {
             vb weights[kVectors];
             GOG_UNROLL
-            for (int v = 0; v < kVectors; v++) weights[v] = weight_bytes(w[v] + k * 64);
+            for (int v = 0; v < kVectors; v++) {
+                if (R <= kStreamRows) __builtin_prefetch(w[v] + k * 64 + kStreamAhead);
+                weights[v] = weight_bytes(w[v] + k * 64);
+            }
             GOG_UNROLL
             for (int r = 0; r < R; r++) {
                 const vi x = four_bytes(a + (k * R + r) * 4);
@@ -68,6 +74,7 @@ GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVec
         vb low[kVectors], high[kVectors];
         GOG_UNROLL
         for (int v = 0; v < kVectors; v++) {
+            if (R <= kStreamRows) __builtin_prefetch(w[v] + k * 64 + kStreamAhead);
             const vb raw = load<vb>(w[v] + k * 64);
             low[v] = raw & 15;
             high[v] = raw >> 4;

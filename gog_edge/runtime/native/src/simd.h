@@ -50,7 +50,9 @@ constexpr const char* kIsa = "avx2";
 #endif
 #else
 constexpr int W = 4;
-#if defined(GOG_NEON) && defined(__ARM_FEATURE_DOTPROD)
+#if defined(GOG_NEON) && defined(__ARM_FEATURE_DOTPROD) && defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr const char* kIsa = "neon-i8mm";
+#elif defined(GOG_NEON) && defined(__ARM_FEATURE_DOTPROD)
 constexpr const char* kIsa = "neon-dotprod";
 #elif defined(GOG_NEON)
 constexpr const char* kIsa = "neon";
