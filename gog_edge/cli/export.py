@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
-@click.option("--dialect", default="gog", show_default=True, help="A shipped dialect's name or a TOML file.")
+@click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
 @click.option("--max-context", type=click.IntRange(min=1), help="Lower the checkpoint's limit of tokens.")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Of a resized image.")

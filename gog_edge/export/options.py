@@ -29,7 +29,8 @@ class ExportOptions:
     on the machine that runs the bundle).
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
-    `dialect`: a shipped name or a path of a TOML file that is copied into the bundle.
+    `dialect`: a shipped name or a path of a TOML file that is copied into the bundle; None: the checkpoint's own
+    dialect.toml, else gog.
     `allow_missing_tokenizer`: for checkpoints that serve measurements only; such a bundle can't read text.
     """
 
@@ -41,7 +42,7 @@ class ExportOptions:
     compute: Compute | None = None
     kv_dtype: KvDType | None = None
     name: str | None = None
-    dialect: str = "gog"
+    dialect: str | None = None
     max_context: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None

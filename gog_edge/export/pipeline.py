@@ -39,6 +39,7 @@ from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
+from gog_edge.export.quantize import Recipe
 from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
@@ -79,6 +80,8 @@ def export_bundle(
     started = time.monotonic()
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.open(checkpoint)
+    if checkpoint.quantization and options.recipe is None:
+        resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = families.find(checkpoint.config)
     config = _limit_context(family.parse(checkpoint.config), options)
     with BundleWriter(out) as writer:
@@ -126,7 +129,7 @@ class _Export:
         tokens = assets.special_tokens(checkpoint, config, added)
         preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect, root)
+        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root)
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
@@ -200,6 +203,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     if not dims.tied:
         check_shape(checkpoint, HEAD, shape)
     return config
+
+
+def _own_dialect(checkpoint: Checkpoint) -> str:
+    """The file that a checkpoint brings along, else the default dialect."""
+    own = checkpoint.file(assets.DIALECT)
+    return str(own) if own is not None else "gog"
 
 
 def default_name(checkpoint: Checkpoint) -> str:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Method = Literal["rtn", "mse", "hqq", "gptq"]
-METHODS: tuple[Method, ...] = ("rtn", "mse", "hqq", "gptq")
+Method = Literal["rtn", "mse", "hqq", "grid", "gptq"]
+METHODS: tuple[Method, ...] = ("rtn", "mse", "hqq", "grid", "gptq")
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
 CALIBRATED: frozenset[Method] = frozenset({"gptq"})
 _ROWS_BYTES = 1 << 26  # float32 bytes quantised at once: bounds the temporaries
@@ -326,3 +326,16 @@ class Recipe:
         else:
             raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
         return recipe.with_method(method) if method in CALIBRATED else recipe
+
+    @classmethod
+    def requantising(cls, precision: str) -> Recipe:
+        """The recipe for checkpoints that were quantised before (AWQ, GPTQ): int4 keeps the steps they lie on.
+
+        Raises:
+            ValueError: another precision.
+        """
+        recipe = cls.for_precision(precision)
+        if precision != "int4":
+            return recipe
+        steps = replace(recipe.mlp, symmetric=False, method="grid")
+        return replace(recipe, name="int4-grid", attention=steps, mlp=steps, down_proj=steps)

@@ -1,8 +1,10 @@
-"""Calibration-free quantisation that looks for a better scale than the covering one: `mse` and `hqq`.
+"""Calibration-free quantisation that looks for a better scale than the covering one: `mse`, `hqq` and `grid`.
 
 Both work block by block on weights alone (optionally weighted by how strong each input is), so they stream like RTN.
 `mse`: several clipped ranges are tried; for each the scale is refitted by least squares to the integers it leads to
 (the closed form min_s sum i (w - s q)^2 = sum i w q / sum i q^2, as in llama.cpp's k-quants), the best one stays.
+`grid`: the same search over wider scales, for weights that were quantised before (AWQ, GPTQ checkpoints): it finds
+their steps again, so that nothing is lost a second time where blocks divide the old groups.
 `hqq`: half-quadratic splitting with a shrinkage operator for an l_p norm with p < 1 that lets outliers keep their
 error (Badri & Shaji 2023, "Half-Quadratic Quantization"); here the zero point is rounded at the end, as it is stored
 as an integer.
@@ -87,7 +89,13 @@ def _candidates(blocks: F32, scheme: Scheme) -> list[tuple[F32, I8 | None]]:
 
 
 def _factors(scheme: Scheme) -> tuple[float, ...]:
-    return _SHRINK[scheme.bits]
+    """Of the covering scale. Method `grid` looks for the steps that the values already lie on: a block that spans
+    only m of them needs a wider scale than the covering one, after which the least-squares fit is exact."""
+    if scheme.method != "grid":
+        return _SHRINK[scheme.bits]
+    levels = -scheme.low if scheme.symmetric else scheme.high - scheme.low
+    spans = range(levels, 0, -1) if scheme.bits == 4 else range(levels, levels // 2, -4)
+    return tuple(levels / m for m in spans)
 
 
 def _flips(scheme: Scheme) -> tuple[float, ...]:

@@ -221,3 +221,39 @@ def test_generated_frames_are_seeded() -> None:
     assert generated_frames(1) == generated_frames(1)
     assert generated_frames(1) != generated_frames(2)
     assert {(f.width % 28, f.height % 28) for f in generated_frames(1)} != {(0, 0)}
+
+
+def test_awq_checkpoint_is_exported_without_a_second_loss(tmp_path: Path) -> None:
+    """Packed by hand; the int4 bundle must compute what the dequantised weights say, up to the activations' 8 bits."""
+    from tests.export.weights_helpers import pack_awq, write_checkpoint
+
+    hidden, inner, group = 128, 384, 128
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "head_dim": 24}
+    overrides = {"text_config": sizes, "vision_config": {"out_hidden_size": hidden}}
+    root = make_checkpoint("tiny-qwen3-vl-untied", tmp_path / "float", 5, "float32", overrides=overrides)
+    plain = Checkpoint.open(root)
+    tensors = {}
+    for name in sorted(plain.names()):
+        weight = plain.read(name)
+        if "_proj.weight" not in name or "visual" in name or weight.shape[1] % group:
+            tensors[name] = weight
+            continue
+        blocks = weight.reshape(len(weight), -1, group)
+        low, high = blocks.min(-1), blocks.max(-1)
+        scales = ((high - low) / 15).astype(np.float16)
+        zeros = np.clip(np.rint(-low / scales), 0, 15)
+        q = np.clip(np.rint(blocks / scales[..., None].astype(np.float32)) + zeros[..., None], 0, 15)
+        qweight, qzeros = pack_awq(q.reshape(weight.shape).T.astype(int), zeros.T.astype(int))
+        base = name.removesuffix("weight")
+        tensors |= {f"{base}qweight": qweight, f"{base}qzeros": qzeros, f"{base}scales": scales.T}
+    packed = {**plain.config, "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": group}}
+    write_checkpoint(tmp_path / "awq", tensors, packed)
+    for file in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "generation_config.json"):
+        (tmp_path / "awq" / file).write_bytes((root / file).read_bytes())
+    awq = Checkpoint.open(tmp_path / "awq")
+    bundle = export_bundle(awq, tmp_path / "b", ExportOptions(precision="int4"))
+    assert bundle.manifest.quantization["mlp"]["method"] == "grid"
+    report = verify(bundle, awq, tokens=6).require()
+    kl = {s.name: s.metrics["kl_mean"] for s in report.stages if "kl_mean" in s.metrics}
+    assert kl["prefill"] < 0.005  # int4 of these sizes loses ten times as much when it quantises afresh
+    assert report.precision == "int4"

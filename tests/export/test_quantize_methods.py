@@ -161,6 +161,22 @@ def test_hqq_gives_outliers_their_error() -> None:
     assert asymmetric.zero_points is not None
 
 
+@pytest.mark.parametrize("old", [32, 64, 128])
+@pytest.mark.parametrize("scheme", [Scheme(4, 32, False), Scheme(4, 32, scale_dtype="float16"), Scheme(4, 64, False)])
+def test_grid_loses_nothing_where_weights_were_quantised_before(old: int, scheme: Scheme) -> None:
+    groups = np.arange(512) // old
+    q = np.clip(np.rint(RNG.normal(8, 2.5, (32, 512))), 0, 15)
+    zeros = np.full((32, 512 // old), 8) if scheme.symmetric else RNG.integers(2, 14, (32, 512 // old))
+    scales = (0.005 + 0.02 * RNG.random((32, 512 // old))).astype(np.float16).astype(np.float32)
+    weight = ((q - zeros[:, groups]) * scales[:, groups]).astype(np.float32)
+    again = dequantize(quantize(weight, replace(scheme, method="grid")))
+    if scheme.block <= old:
+        np.testing.assert_allclose(again, weight, atol=1e-6)
+        assert np.abs(dequantize(quantize(weight, replace(scheme, method="mse"))) - weight).max() > 1e-3
+    else:
+        assert np.abs(again - weight).mean() < 0.5 * scales.mean()
+
+
 def test_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match="method 'best' is unknown"):
         Scheme(4, 32, method="best")  # type: ignore[arg-type]
