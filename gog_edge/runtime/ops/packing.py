@@ -63,17 +63,13 @@ def pack_columns(values: NDArray[np.float32], order: NDArray[np.int64] | None = 
     return packed.astype(np.float32, copy=False)
 
 
-def pack_w8(
-    q: NDArray[np.int8], scales: NDArray[np.float32], order: NDArray[np.int64] | None = None
-) -> PackedLinear:
+def pack_w8(q: NDArray[np.int8], scales: NDArray[np.float32], order: NDArray[np.int64] | None = None) -> PackedLinear:
     """LinearW8's layout of q [N, K] (values -127 … 127) with scales [N].  K is padded to a multiple of 4.
 
     Raises ValueError on shapes that do not fit or on a -128 (its product is not exact on every CPU).
     """
     if q.ndim != 2 or q.dtype != np.int8 or scales.shape != (q.shape[0],):
-        raise ValueError(
-            f"pack_w8 needs int8 [N, K] and scales [N], got {q.dtype} {q.shape} and {scales.shape}"
-        )
+        raise ValueError(f"pack_w8 needs int8 [N, K] and scales [N], got {q.dtype} {q.shape} and {scales.shape}")
     if q.size and int(q.min()) < -127:
         raise ValueError("pack_w8 needs values in -127 … 127")
     order = column_order(q.shape[0]) if order is None else order
@@ -102,9 +98,7 @@ def pack_w4(
         )
     if q.size and int(q.max()) > 15:
         raise ValueError("pack_w4 needs values in 0 … 15")
-    if zero_points is not None and (
-        zero_points.shape != scales.shape or int(zero_points.max(initial=0)) > 15
-    ):
+    if zero_points is not None and (zero_points.shape != scales.shape or int(zero_points.max(initial=0)) > 15):
         raise ValueError("pack_w4 needs zero_points of the scales' shape in 0 … 15")
     groups = scales.shape[1]
     block = block_size(q.shape[1], groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,7 @@ def quantize_rows(x: Array, block: int) -> tuple[NDArray[np.int32], Array]:
     grouped = padded.reshape(x.shape[0], groups, block)
     peak = np.abs(grouped).max(axis=2)
     inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
-    return np.rint(grouped * inverse[:, :, None]).astype(np.int32), (peak / np.float32(127)).astype(
-        np.float32
-    )
+    return np.rint(grouped * inverse[:, :, None]).astype(np.int32), (peak / np.float32(127)).astype(np.float32)
 
 
 def activate(x: Array, activation: str) -> Array:
@@ -112,7 +111,7 @@ def linear(
     return np.asarray(y if residual is None else y + residual, np.float32)
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
+def rotate(x: NDArray[Any], cos: Array, sin: Array) -> NDArray[Any]:
     """Rotate-half rotary of x [n, heads, hd] by cos/sin [n, hd/2]."""
     a, b = np.split(x, 2, axis=-1)
     c, s = cos[:, None, :], sin[:, None, :]

@@ -48,9 +48,12 @@ GOG_INLINE void to_words(const float* x, size_t n, uint32_t* words) {
     }
     size_t i = 0;
 #if defined(GOG_BF16)
-    for (; i + 32 <= n; i += 32)
-        _mm512_storeu_si512(words + i / 2,
-                            (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
+    for (; i < n; i += 32) {
+        const vf low = load_first(x + i, lanes_left(n, i));
+        const vf high = i + W < n ? load_first(x + i + W, lanes_left(n, i + W)) : vf{};
+        const __mmask16 real = n - i >= 32 ? 0xffff : (__mmask16)((1u << (n - i) / 2) - 1);
+        _mm512_mask_storeu_epi32(words + i / 2, real, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+    }
 #endif
     for (; i < n; i += 2) words[i / 2] = bf16_from(x[i]) | (uint32_t)bf16_from(x[i + 1]) << 16;
 }
@@ -116,27 +119,29 @@ inline void pack_keys(const float* x, size_t hd, size_t count, size_t first, uin
         for (int k = 0; k < W; k++) out[i * W + k] = row[k][i];
 }
 
+// bf16 of every lane in the lower, or the upper, half of its word.
+GOG_INLINE vu bf16_word(vf x) {
+    const vu u = (vu)x;
+    return u + 0x7fff + ((u >> 16) & 1);
+}
+GOG_INLINE vu low_half(vf x) { return bf16_word(x) >> 16; }
+GOG_INLINE vu high_half(vf x) { return bf16_word(x) & 0xffff0000u; }
+
 // Put the value rows a and b (neighbouring keys first, first + 1; b may be null: zero) or, in f32, a alone.
 template <class E>
 inline void pack_values(const float* a, const float* b, size_t hd, size_t first, uint32_t* values) {
     const size_t padded = padded_head(hd);
     uint32_t* out = values + first / E::kPer * padded;
-    for (size_t i = hd; i < padded; i++) out[i] = 0;
-    if (E::kPer == 1) {
-        std::memcpy(out, a, hd * 4);
-        return;
+    for (size_t i = 0; i < padded; i += W) {
+        const int lanes = i < hd ? lanes_left(hd, i) : 0;
+        const vf low = load_first(a + i, lanes);
+        if (E::kPer == 1) {
+            store(out + i, low);
+            continue;
+        }
+        const vf high = b ? load_first(b + i, lanes) : vf{};
+        store(out + i, low_half(low) | high_half(high));
     }
-    size_t i = 0;
-#if defined(GOG_BF16)
-    for (; i + 16 <= hd; i += 16) {
-        const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(a + i));
-        const __m256i high = b ? (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(b + i)) : _mm256_setzero_si256();
-        const __m512i word = _mm512_or_si512(_mm512_cvtepu16_epi32(low),
-                                             _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-        _mm512_storeu_si512(out + i, word);
-    }
-#endif
-    for (; i < hd; i++) out[i] = bf16_from(a[i]) | (uint32_t)(b ? bf16_from(b[i]) : 0) << 16;
 }
 
 GOG_INLINE vi splat_word(const uint32_t* p) { return splat((int32_t)*p); }

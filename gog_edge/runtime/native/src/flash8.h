@@ -1,11 +1,11 @@
 // Attention of a block of queries in 8 bits: both products run on the u8 x s8 dot product, twice the rate of bf16.
 //
 // What is rounded, and what keeps the error small:
-//   keys     minus their mean over the sequence (it adds the same to all scores of a query, which softmax
-//            ignores), one scale per key row;
+//   keys     minus the mean of a sample of them (the same for all scores of a query, which softmax ignores), one
+//            scale per key row;
 //   queries  one scale per row, stored + 128 for the unsigned operand; what the 128 adds is a number per key,
 //            subtracted by starting the sums there;
-//   values   minus their mean over the sequence (probabilities sum to 1: it is added back at the end), one
+//   values   minus the middle of their channel's range (probabilities sum to 1: it is added back at the end), one
 //            scale per channel;
 //   probabilities  0 … 255 relative to the largest of their block of kKeyBlock keys, so a far larger score
 //            elsewhere does not round them to nothing.
@@ -43,7 +43,7 @@ struct ByteMemory {
     float* key_scales;     // [keys]
     int32_t* key_starts;   // [keys]: -kQueryOffset * sum of the key's bytes
     float* value_scales;   // [padded_head]
-    float* value_means;    // [padded_head]
+    float* value_middles;    // [padded_head]
     float* key_means;      // [padded_head]
 };
 
@@ -61,25 +61,20 @@ inline ByteMemory byte_memory(uint32_t* memory, size_t keys, size_t hd) {
     out.key_scales = (float*)(out.values + n / 4 * padded);
     out.key_starts = (int32_t*)out.key_scales + n;
     out.value_scales = (float*)out.key_starts + n;
-    out.value_means = out.value_scales + padded;
-    out.key_means = out.value_means + padded;
+    out.value_middles = out.value_scales + padded;
+    out.key_means = out.value_middles + padded;
     return out;
 }
 
-// Bytes of x * inverse, n of them, padded with zeros to whole words; their sum is returned.
-inline int32_t to_bytes(const float* x, size_t n, float inverse, int8_t* out) {
-    vi total{};
-    for (size_t i = 0; i < n; i += W) {
-        const vi q = to_int(load_first(x + i, n - i < (size_t)W ? (int)(n - i) : W) * inverse);
-        total += q;
-        store_i8(out + i, q);  // out has room for whole vectors
-    }
-    return hsum(total);
-}
 inline float peak_of(const float* x, size_t n) {
     vf top{};
-    for (size_t i = 0; i < n; i += W) top = vmax(top, vabs(load_first(x + i, n - i < (size_t)W ? (int)(n - i) : W)));
+    for (size_t i = 0; i < n; i += W) top = vmax(top, vabs(load_first(x + i, lanes_left(n, i))));
     return hmax(top);
+}
+// Bytes of x * inverse + offset; beyond n: of 0 + offset.  Whole vectors are written.
+inline void to_bytes(const float* x, size_t n, float inverse, int32_t offset, uint32_t* words) {
+    for (size_t i = 0; i < n; i += W)
+        store_i8((int8_t*)words + i, to_int(load_first(x + i, lanes_left(n, i)) * inverse) + offset);
 }
 
 GOG_INLINE vi four_of(const uint8_t* p) {
@@ -88,35 +83,43 @@ GOG_INLINE vi four_of(const uint8_t* p) {
     return splat(x);
 }
 
-// A query row (scaled by scale * log2 e) to words; its scale is returned.
+// A query row (scaled by scale * log2 e) to words; its scale is returned.  Room for whole vectors is needed.
 inline float pack_query(const float* x, size_t hd, uint32_t* words) {
-    alignas(64) int8_t bytes[kLargestHead + W];
     const float peak = peak_of(x, hd);
-    std::memset(bytes, 0, sizeof bytes);
-    to_bytes(x, hd, peak > 0 ? 127.0f / peak : 0.0f, bytes);
-    for (size_t i = 0; i < byte_words(hd) * 4; i++) bytes[i] = (int8_t)(bytes[i] + kQueryOffset);
-    std::memcpy(words, bytes, byte_words(hd) * 4);
+    to_bytes(x, hd, peak > 0 ? 127.0f / peak : 0.0f, kQueryOffset, words);
     return peak / 127.0f;
 }
 
 // W key rows x[W][hd], the mean already subtracted (rows from `count` on become zero), at key `first`.
 inline void pack_byte_keys(const float* x, size_t hd, size_t count, size_t first, const ByteMemory& out) {
+    constexpr size_t kStride = kLargestHead / 4 + W;
     const size_t words = byte_words(hd);
-    alignas(64) uint32_t row[W][kLargestHead / 4 + W];
+    alignas(64) uint32_t row[W][kStride];
+    alignas(64) float peaks[16];
+    vf lanes[16];
+    for (size_t k = 0; k < 16; k++) {
+        lanes[k] = vf{};
+        for (size_t i = 0; k < count && i < hd; i += W)
+            lanes[k] = vmax(lanes[k], vabs(load_first(x + k * hd + i, lanes_left(hd, i))));
+    }
+    fold16<true>(lanes, peaks);
     for (size_t k = 0; k < (size_t)W; k++) {
-        std::memset(row[k], 0, (words + W) * 4);
-        const float peak = k < count ? peak_of(x + k * hd, hd) : 0.0f;
-        const int32_t sum = peak > 0 ? to_bytes(x + k * hd, hd, 127.0f / peak, (int8_t*)row[k]) : 0;
-        out.key_scales[first + k] = peak / 127.0f;
-        out.key_starts[first + k] = -kQueryOffset * sum;
+        if (peaks[k] > 0)
+            to_bytes(x + k * hd, hd, 127.0f / peaks[k], 0, row[k]);
+        else
+            std::memset(row[k], 0, words * 4);
     }
     uint32_t* keys = out.keys + first * words;
     size_t i = 0;
 #if defined(GOG_AVX512)
-    for (; i + 16 <= words; i += 16) transpose16(&row[0][i], sizeof row[0] / 4, keys + i * W);
+    for (; i + 16 <= words; i += 16) transpose16(&row[0][i], kStride, keys + i * W);
 #endif
     for (; i < words; i++)
         for (int k = 0; k < W; k++) keys[i * W + k] = row[k][i];
+    vi sums{};
+    for (i = 0; i < words; i++) sums = dot_bytes(sums, splat(0x01010101), load<vi>(keys + i * W));
+    store(out.key_starts + first, sums * -kQueryOffset);
+    store(out.key_scales + first, load<vf>(peaks) / 127.0f);
 }
 
 // Four value rows (null: zero) at key `first`, with the means and scales of their channels.
@@ -124,8 +127,8 @@ inline void pack_byte_values(const float* const rows[4], size_t hd, size_t first
     const size_t padded = padded_head(hd);
     uint32_t* out = memory.values + first / 4 * padded;
     for (size_t i = 0; i < padded; i += W) {
-        const int lanes = hd > i ? (hd - i < (size_t)W ? (int)(hd - i) : W) : 0;
-        const vf scale = load<vf>(memory.value_scales + i), mean = load<vf>(memory.value_means + i);
+        const int lanes = hd > i ? lanes_left(hd, i) : 0;
+        const vf scale = load<vf>(memory.value_scales + i), mean = load<vf>(memory.value_middles + i);
         const vf inverse = scale > 0.0f ? 1.0f / scale : vf{};
         vu word{};
         for (int k = 0; k < 4; k++)
@@ -278,7 +281,7 @@ inline void attend_bytes(const uint32_t* queries, const float* query_scales, siz
         const float inverse = total > 0 ? 1.0f / total : 0.0f;
         for (size_t i = 0; i < padded; i += W) {
             float* at = out + r * padded + i;
-            store(at, load<vf>(at) * (inverse * load<vf>(memory.value_scales + i)) + load<vf>(memory.value_means + i));
+            store(at, load<vf>(at) * (inverse * load<vf>(memory.value_scales + i)) + load<vf>(memory.value_middles + i));
         }
     }
 }

@@ -297,7 +297,8 @@ GOG_INLINE void store_i8(int8_t* p, vi x) {
     for (int i = 0; i < W; i++) p[i] = (int8_t)x[i];
 #endif
 }
-// Mask of the first `n` lanes helps the ragged end of a row.
+// The ragged end of a row: its first `n` lanes, of which lanes_left(columns, i) remain at column i.
+GOG_INLINE int lanes_left(size_t columns, size_t i) { return columns - i < (size_t)W ? (int)(columns - i) : W; }
 GOG_INLINE void store_first(float* p, vf x, int n) {
     if (n >= W) {
         store(p, x);

@@ -1,4 +1,4 @@
-// Vision attention in 8 bits: as vision.h, with a first pass over keys and values for their means and peaks.
+// Vision attention in 8 bits: as vision.h, with a first pass for the ranges of the values.
 #pragma once
 
 #include <vector>
@@ -31,10 +31,9 @@ public:
     }
 
 private:
-    // Per channel of a head, over some rows: what means and scales are made of.
-    struct Statistics {
-        alignas(64) float key_sum[kLargestHead], value_sum[kLargestHead], value_most[kLargestHead],
-            value_least[kLargestHead];
+    // Range of the values of a head's channels over some rows.
+    struct Range {
+        alignas(64) float most[kLargestHead], least[kLargestHead];
     };
 
     size_t row_of(const Group& group, size_t i) const { return (size_t)in_.rows[group.begin + i]; }
@@ -46,71 +45,69 @@ private:
         rotate_row(part(group, i, which, head), in_.cos + at, in_.sin + at, hd_, scale, out);
     }
 
-    void gather(const Group& group, size_t begin, size_t end, size_t head, Statistics& s) const {
-        for (size_t c = 0; c < padded_; c++) {
-            s.key_sum[c] = s.value_sum[c] = 0;
-            s.value_most[c] = -INFINITY;
-            s.value_least[c] = INFINITY;
-        }
-        alignas(64) float key[kLargestHead] = {};
-        for (size_t i = begin; i < end; i++) {
-            rotated(group, i, 1, head, 1.0f, key);
-            const float* value = part(group, i, 2, head);
-            for (size_t c = 0; c < hd_; c += W) {
-                const int lanes = hd_ - c < (size_t)W ? (int)(hd_ - c) : W;
-                const vf v = load_first(value + c, lanes);
-                store(s.key_sum + c, load<vf>(s.key_sum + c) + load<vf>(key + c));
-                store(s.value_sum + c, load<vf>(s.value_sum + c) + v);
-                store(s.value_most + c, vmax(load<vf>(s.value_most + c), v));
-                store(s.value_least + c, vmin(load<vf>(s.value_least + c), v));
+    void value_range(const Group& group, size_t begin, size_t end, size_t head, Range& range) const {
+        for (size_t c = 0; c < hd_; c += W) {
+            const int lanes = lanes_left(hd_, c);
+            vf most = load_first(part(group, begin, 2, head) + c, lanes), least = most;
+            for (size_t i = begin + 1; i < end; i++) {
+                const vf v = load_first(part(group, i, 2, head) + c, lanes);
+                most = vmax(most, v);
+                least = vmin(least, v);
             }
+            store(range.most + c, most);
+            store(range.least + c, least);
         }
     }
 
-    // Means and scales of a head from the statistics of all its parts.
-    void settle(const Statistics* parts, size_t count, size_t stride, size_t rows, const ByteMemory& out) const {
-        for (size_t c = 0; c < padded_; c++) {
-            float key = 0, value = 0, most = -INFINITY, least = INFINITY;
-            for (size_t i = 0; i < count && c < hd_; i++) {
-                const Statistics& s = parts[i * stride];
-                key += s.key_sum[c];
-                value += s.value_sum[c];
-                most = s.value_most[c] > most ? s.value_most[c] : most;
-                least = s.value_least[c] < least ? s.value_least[c] : least;
+    // Middles and scales of the values, from the ranges of all pieces; the keys' mean, from a sample of them.
+    void settle(const Group& group, size_t head, const Range* ranges, size_t count, size_t stride,
+                const ByteMemory& out) const {
+        for (size_t c = 0; c < padded_; c += W) {
+            const bool real = c < hd_;
+            vf most = real ? load<vf>(ranges->most + c) : vf{}, least = real ? load<vf>(ranges->least + c) : vf{};
+            for (size_t i = 1; i < count && real; i++) {
+                most = vmax(most, load<vf>(ranges[i * stride].most + c));
+                least = vmin(least, load<vf>(ranges[i * stride].least + c));
             }
-            const float mean = value / (float)rows;
-            const float peak = most - mean > mean - least ? most - mean : mean - least;
-            out.key_means[c] = c < hd_ ? key / (float)rows : 0.0f;
-            out.value_means[c] = c < hd_ ? mean : 0.0f;
-            out.value_scales[c] = c < hd_ && peak > 0 ? peak / 127.0f : 0.0f;
+            store(out.value_middles + c, (most + least) * 0.5f);
+            store(out.value_scales + c, (most - least) * (0.5f / 127.0f));
+            store(out.key_means + c, vf{});
+        }
+        alignas(64) float key[kLargestHead + W] = {};
+        const size_t step = div_up(group.count, 32), sampled = div_up(group.count, step);
+        for (size_t i = 0; i < group.count; i += step) {
+            rotated(group, i, 1, head, 1.0f / (float)sampled, key);
+            for (size_t c = 0; c < padded_; c += W)
+                store(out.key_means + c, load<vf>(out.key_means + c) + load<vf>(key + c));
         }
     }
 
     void whole_group(const Group& group) const {
-        static thread_local Scratch scratch, statistics;
+        static thread_local Scratch scratch;
         uint32_t* memory = scratch.get<uint32_t>(byte_memory_words(group.count, hd_));
-        Statistics* s = statistics.get<Statistics>(1);
+        Range range;
         const ByteMemory bytes = byte_memory(memory, group.count, hd_);
         for (size_t head = 0; head < in_.heads; head++) {
-            gather(group, 0, group.count, head, *s);
-            settle(s, 1, 1, group.count, bytes);
+            value_range(group, 0, group.count, head, range);
+            settle(group, head, &range, 1, 1, bytes);
             pack(group, 0, group.count, head, bytes);
             attend_rows(group, 0, group.count, head, bytes);
         }
     }
 
     void large_group(const Group& group, uint32_t* memory, const Parallel& parallel) const {
-        static thread_local Scratch statistics;
+        static thread_local Scratch ranges;
         const size_t each = byte_memory_words(group.count, hd_), pieces = div_up(group.count, kPiece);
         const size_t heads = in_.heads;
-        Statistics* all = statistics.get<Statistics>(pieces * heads);
+        Range* all = ranges.get<Range>(pieces * heads);
         const auto begin = [&](size_t piece) { return piece * kPiece; };
         const auto end = [&](size_t piece) { return piece + 1 < pieces ? (piece + 1) * kPiece : group.count; };
         const auto bytes_of = [&](size_t head) { return byte_memory(memory + head * each, group.count, hd_); };
         parallel(pieces, [&](size_t piece) {
-            for (size_t h = 0; h < heads; h++) gather(group, begin(piece), end(piece), h, all[piece * heads + h]);
+            for (size_t h = 0; h < heads; h++)
+                value_range(group, begin(piece), end(piece), h, all[piece * heads + h]);
         });
-        parallel(heads, [&](size_t h) { settle(all + h, pieces, heads, group.count, bytes_of(h)); });
+        parallel(heads, [&](size_t h) { settle(group, h, all + h, pieces, heads, bytes_of(h)); });
         parallel(pieces, [&](size_t piece) {
             for (size_t h = 0; h < heads; h++) pack(group, begin(piece), end(piece), h, bytes_of(h));
         });
@@ -123,14 +120,14 @@ private:
     // begin is a multiple of W; the last piece also clears what a block of keys may read beyond the group.
     void pack(const Group& group, size_t begin, size_t end, size_t head, const ByteMemory& out) const {
         if (end == group.count) end = div_up(end, 2 * W) * 2 * W;
-        alignas(64) float rows[W * kLargestHead];
+        alignas(64) float rows[16 * kLargestHead];
         for (size_t i = begin; i < end; i += W) {
             const size_t count = i >= group.count ? 0 : group.count - i < (size_t)W ? group.count - i : W;
             for (size_t j = 0; j < count; j++) {
                 float* row = rows + j * hd_;
                 rotated(group, i + j, 1, head, 1.0f, row);
                 for (size_t c = 0; c < hd_; c += W) {
-                    const int lanes = hd_ - c < (size_t)W ? (int)(hd_ - c) : W;
+                    const int lanes = lanes_left(hd_, c);
                     store_first(row + c, load_first(row + c, lanes) - load<vf>(out.key_means + c), lanes);
                 }
             }
@@ -146,7 +143,7 @@ private:
     void attend_rows(const Group& group, size_t begin, size_t end, size_t head, const ByteMemory& memory) const {
         const size_t words = byte_words(hd_);
         alignas(64) float row[kLargestHead];
-        alignas(64) uint32_t queries[kQueryBlock * kLargestHead / 4];
+        alignas(64) uint32_t queries[kQueryBlock * kLargestHead / 4 + W];
         alignas(64) float out[kQueryBlock * kLargestHead];
         alignas(64) float scales[Softmax::kRows] = {};
         const size_t span = end - begin, blocks = div_up(span, kQueryBlock);
