@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,9 @@ from gog_edge.codec import encode
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.agent import Agent
     from gog_edge.runtime.options import RunOptions
     from gog_edge.runtime.telemetry import Trace
-    from gog_edge.types import Answer
+    from gog_edge.types import Answer, Event
 
 
 @click.command("ask")
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
 )
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
+@click.option("--image-url", "urls", multiple=True, help="Public address of the image, for web search with it.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
 @click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")
@@ -43,6 +45,8 @@ def command(
     images: tuple[str, ...],
     bundle: Path,
     index: Path | None,
+    search: Path | None,
+    urls: tuple[str, ...],
     engine: str | None,
     dialect: str | None,
     deadline: float | None,
@@ -66,9 +70,11 @@ def command(
 
     *files, question = images
     record = Trace(question)
-    with gog_edge.load(bundle, engine=engine, index=index, dialect=dialect, options=_options(**sampling)) as agent:
+    options = _options(**sampling)
+    with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=options) as agent:
         view = None if quiet else LiveView(stderr(), tokens=stream)
-        answer = _run(agent, files, question, deadline, max_turns, record, view)
+        events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        answer = _run(events, view)
     _save(record, trace)
     if as_json:
         print_json({"question": question, **encode(answer)})
@@ -83,18 +89,10 @@ def _options(grammar: Any, temperature: float, seed: int) -> RunOptions:
     return RunOptions(grammar=grammar, sampling=Sampling(temperature=temperature, seed=seed))
 
 
-def _run(
-    agent: Agent,
-    files: list[str],
-    question: str,
-    deadline: float | None,
-    max_turns: int | None,
-    trace: Trace,
-    view: LiveView | None,
-) -> Answer:
+def _run(events: Iterator[Event], view: LiveView | None) -> Answer:
     from gog_edge.types import AnswerEvent
 
-    for event in agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=trace):
+    for event in events:
         if view is not None:
             view.show(event)
         if isinstance(event, AnswerEvent):

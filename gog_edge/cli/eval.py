@@ -105,7 +105,6 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
     from gog_edge.runtime.paths import cache_directory
 
     without = {*agent["without"], *(("gaze", "zoom") if agent["no_gaze"] else ())}
-    cache = cache_directory()
     made: AgentSpec = AgentSpec(
         bundle=str(bundle),
         index=str(agent["index"] or ""),
@@ -118,13 +117,12 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         seed=agent["seed"],
         max_turns=agent["max_turns"],
         threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
-        cache_dir=str(cache / "search"),
     )
     home = dataset if dataset.is_dir() else dataset.parent
     return WorkerSpec(
         agent=made,
         image_roots=tuple(str(r) for r in (*agent["images"], home)),
-        downloads=str(cache / "eval-images") if agent["download"] else "",
+        downloads=str(cache_directory() / "eval-images") if agent["download"] else "",
         deadline=agent["deadline"],
     )
 
@@ -134,7 +132,7 @@ def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerS
     from gog_edge.bundle import Bundle
 
     agent = dataclasses.asdict(spec.agent)
-    for name in ("threads", "cache_dir", "bundle"):
+    for name in ("threads", "bundle"):
         agent.pop(name)
     opened = Bundle.open(Path(spec.agent.bundle))
     return {

@@ -42,7 +42,6 @@ class AgentSpec:
     seed: int = 0
     max_turns: int = 0
     threads: int = 0
-    cache_dir: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,6 @@ def open_agent(spec: AgentSpec) -> AgentLike:
     from gog_edge.runtime.loader import bundle_dialect
     from gog_edge.runtime.options import RunOptions
     from gog_edge.runtime.sampling import Sampling
-    from gog_edge.runtime.search.config import load_providers
 
     bundle = gog_edge.Bundle.open(Path(spec.bundle))
     dialect = bundle_dialect(bundle, spec.dialect or None)
@@ -170,13 +168,11 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         grammar=spec.grammar,  # type: ignore[arg-type]
         max_turns=spec.max_turns,
     )
-    cache = Path(spec.cache_dir) if spec.cache_dir else None
-    providers = load_providers(spec.search, cache_dir=cache) if spec.search else []
     return gog_edge.load(
         bundle,
         engine=spec.engine or None,
         index=spec.index or None,
-        providers=providers,
+        search=spec.search or None,
         dialect=dialect,
         options=options,
         engine_options=_engine_options(spec.threads),

@@ -14,6 +14,7 @@ from gog_edge.runtime.dialects import load as load_dialect
 from gog_edge.runtime.engines.registry import create_engine
 from gog_edge.runtime.model import TOKENIZER, Model
 from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.paths import cache_directory
 from gog_edge.runtime.search.base import SearchProvider
 from gog_edge.runtime.tokenizer import Tokenizer
 
@@ -26,6 +27,7 @@ def load(
     *,
     engine: str | None = None,
     index: str | Path | None = None,
+    search: str | Path | None = None,
     providers: Sequence[SearchProvider] = (),
     dialect: str | Path | Dialect | None = None,
     options: RunOptions | None = None,
@@ -37,6 +39,7 @@ def load(
         bundle: an exported bundle.
         engine: "cpu", "cuda", "tensorrt", … (see `runtime.engines.registry`); default: what it was exported for.
         index: folder of a local index; searched before `providers`.
+        search: TOML file of web search providers (docs/search.md), asked after the index; results are kept on disk.
         providers: further search providers, asked in order; they stay the caller's to close.
         dialect: name or file, or a loaded dialect, that replaces the bundle's.
         options: how questions are run.
@@ -58,6 +61,11 @@ def load(
         model = Model.assemble(opened, graphs, options, tokenizer.result())
         if index is not None:
             owned.append(_local(index, model))
+        if search is not None:
+            from gog_edge.runtime.search.config import load_providers
+
+            folder = (options.cache_dir or cache_directory()) / "search"
+            owned.extend(load_providers(search, cache_dir=folder))
         return Agent(model, speech, [*owned, *providers], options, owned=owned)
     except BaseException:
         for provider in owned:

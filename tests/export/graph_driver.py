@@ -85,9 +85,7 @@ class Runner:
 
     def encode(self, patches: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
         """[features] or [features, deepstack]."""
-        return list(
-            self.vision.run(None, {"patches": patches, **layout.vision_inputs(self.bundle.manifest, *grid)})
-        )
+        return list(self.vision.run(None, {"patches": patches, **layout.vision_inputs(self.bundle.manifest, *grid)}))
 
     def inputs(self, talk: Conversation) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
         """(embeddings [s, H], positions [3, s], deepstack [D, s, H], next position) of a whole conversation."""

@@ -59,9 +59,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_the_manifest_is_the_graphs_interface(
-    checkpoint: Path, precision: Any, flavour: Any, tmp_path: Path
-) -> None:
+def test_the_manifest_is_the_graphs_interface(checkpoint: Path, precision: Any, flavour: Any, tmp_path: Path) -> None:
     bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision=precision, flavour=flavour))
     assert list(bundle.verify())
     for name in ("vision", "decoder"):
@@ -72,9 +70,7 @@ def test_the_manifest_is_the_graphs_interface(
             onnx.checker.check_model(str(bundle.path(spec.file)))  # nodes by their schema, external data in full
             assert spec.domains == {"": 24}
             assert {node.domain for node in model.graph.node} == {""}
-        located = {
-            entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"
-        }
+        located = {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
         assert located == set(spec.data)
         live = session(bundle, name)
         for tensors, nodes in ((spec.inputs, live.get_inputs()), (spec.outputs, live.get_outputs())):

@@ -82,9 +82,7 @@ def test_image_positions_and_what_follows(start: int, h: int, w: int) -> None:
     st.integers(0, 5),
     st.integers(0, 100),
 )
-def test_sequence_positions_are_pieces_put_together(
-    parts: list[tuple[int, int, int]], tail: int, start: int
-) -> None:
+def test_sequence_positions_are_pieces_put_together(parts: list[tuple[int, int, int]], tail: int, start: int) -> None:
     tokens: list[int] = []
     want: list[np.ndarray] = []
     at = start

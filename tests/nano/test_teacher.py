@@ -69,6 +69,10 @@ def test_every_reference_names_one_item() -> None:
         for target in range(len(scene.items)):
             for kind, words in questions.references(scene.items, target).items():
                 others = [
-                    w for i in range(len(scene.items)) if i != target for k, w in questions.references(scene.items, i).items() if k == kind
+                    w
+                    for i in range(len(scene.items))
+                    if i != target
+                    for k, w in questions.references(scene.items, i).items()
+                    if k == kind
                 ]
                 assert words not in others, (kind, words)

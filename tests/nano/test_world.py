@@ -17,7 +17,9 @@ def test_entities_and_documents_agree() -> None:
     for entity in world.entities():
         assert entity.document in ids
         for attribute, value in entity.facts.items():
-            document = next(d for d in world.documents() if d["id"] == f"fact/{entity.id}/{attribute.replace(' ', '-')}")
+            document = next(
+                d for d in world.documents() if d["id"] == f"fact/{entity.id}/{attribute.replace(' ', '-')}"
+            )
             assert value in document["text"] and document["title"] == f"{entity.name}: {attribute}"
     pictures = [d for d in world.documents() if d["image"]]
     assert len(pictures) == len(world.entities())

@@ -84,9 +84,9 @@ def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, i
     return image, start, end, eos, one("pad_token_id")
 
 
-def read_rope(text: Section, default_theta: float, default_section: tuple[int, int, int], head_dim: int) -> tuple[
-    float, tuple[int, int, int]
-]:
+def read_rope(
+    text: Section, default_theta: float, default_section: tuple[int, int, int], head_dim: int
+) -> tuple[float, tuple[int, int, int]]:
     """(theta, M-RoPE section) from `rope_parameters` (new) or `rope_scaling` + `rope_theta` (old spelling).
 
     Raises:

@@ -52,9 +52,7 @@ class NativeLinear(OrtLinear):
         zeros = (None, None, None, None) if scheme.symmetric else (None, None, None, Value(f"{name}.zero", "uint8"))
         kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
         activation = ops.ACTIVATIONS["silu_mul" if gated else "none"]
-        return self.g.op(
-            kind, x, q, scale, packed_bias, *zeros, domain=ops.DOMAIN, N=columns, activation=activation
-        )
+        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=ops.DOMAIN, N=columns, activation=activation)
 
     def _strips(self, weight: Matrix, scheme: Scheme) -> Iterator[QuantizedWeight]:
         """Row chunks that are whole strips of packed columns (but for the last one)."""

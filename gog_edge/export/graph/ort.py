@@ -77,9 +77,7 @@ class OrtTarget(StandardTarget):
         return self.g.op("Squeeze", self.g.cast(y, "float32"), self._ints(0))
 
     def _window_attention(self, q: Value, k: Value, v: Value, heads: int, windows: Windows) -> Value:
-        q, k, v = (
-            self.g.op("Gather", self.g.cast(part, self.compute), windows.gather, axis=0) for part in (q, k, v)
-        )
+        q, k, v = (self.g.op("Gather", self.g.cast(part, self.compute), windows.gather, axis=0) for part in (q, k, v))
         y = self.g.op("MultiHeadAttention", q, k, v, None, windows.mask, domain=MS, num_heads=heads)
         return self._ungather(self.g.cast(y, "float32"), windows.scatter)
 

@@ -215,9 +215,7 @@ class StandardTarget:
         if self.compute == "float16":  # the lowest float32 must not become -inf: a softmax row could be NaN
             low = self.g.constant(np.array(np.finfo(np.float16).min, np.float32))
             bias = self.g.cast(self.g.op("Max", bias, low), "float16")
-        return StandardCache(
-            self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), write, bias
-        )
+        return StandardCache(self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), write, bias)
 
     def cached_attention(
         self,

@@ -61,7 +61,9 @@ def collate(examples: list[tuple[int, Encoded]], pad: int) -> Batch:
 class Feeder(threading.Thread):
     """Calls ``make(number)`` for numbers rank, rank + ranks, … and queues batches of about ``tokens`` tokens."""
 
-    def __init__(self, make: Callable[[int], tuple[int, Encoded]], start: int, stride: int, tokens: int, pad: int, pool: int = 96) -> None:
+    def __init__(
+        self, make: Callable[[int], tuple[int, Encoded]], start: int, stride: int, tokens: int, pad: int, pool: int = 96
+    ) -> None:
         super().__init__(daemon=True)
         self.make, self.next, self.stride = make, start, stride
         self.tokens, self.pad, self.pool = tokens, pad, pool
@@ -77,7 +79,7 @@ class Feeder(threading.Thread):
         try:
             while True:
                 self._fill()
-        except BaseException as error:  # handed to the trainer, which stops on it
+        except BaseException as error:  # noqa: BLE001 (handed to the trainer, which stops on it)
             self.queue.put(error)
 
     def _fill(self) -> None:

@@ -20,12 +20,33 @@ from .questions import ATTRIBUTES, Question, ask
 EVAL = Path(__file__).resolve().parent.parent / "eval"
 FIRST_SEED = 90_000_000
 COUNTS = {
-    "direct": 50, "glance": 60, "gaze": 110, "two-hop": 120, "comparison": 50, "reflection": 40, "look-alike": 40, "unknown": 30,
+    "direct": 50,
+    "glance": 60,
+    "gaze": 110,
+    "two-hop": 120,
+    "comparison": 50,
+    "reflection": 40,
+    "look-alike": 40,
+    "unknown": 30,
 }
 # Pairs that are hard to tell apart and lie on different continents.
 LOOK_ALIKES = (
-    ("td", "ro"), ("id", "mc"), ("ie", "ci"), ("in", "ne"), ("mx", "it"), ("bo", "gh"), ("eg", "ye"), ("eg", "iq"), ("eg", "sy"),
-    ("sd", "jo"), ("lr", "us"), ("lr", "my"), ("gr", "uy"), ("tr", "tn"), ("jp", "pw"), ("bd", "pw"),
+    ("td", "ro"),
+    ("id", "mc"),
+    ("ie", "ci"),
+    ("in", "ne"),
+    ("mx", "it"),
+    ("bo", "gh"),
+    ("eg", "ye"),
+    ("eg", "iq"),
+    ("eg", "sy"),
+    ("sd", "jo"),
+    ("lr", "us"),
+    ("lr", "my"),
+    ("gr", "uy"),
+    ("tr", "tn"),
+    ("jp", "pw"),
+    ("bd", "pw"),
 )
 # Flags that no picture can tell from each other: asked about only where the question says the continent.
 TWINS = frozenset({"td", "ro", "id", "mc"})
@@ -83,7 +104,11 @@ def question_of(seed: int, skill: str, held_out: bool) -> tuple[scenes.Scene, Qu
         if skill == "reflection":
             asked, fault = str(rng.choice(["gaze", "two-hop"])), str(rng.choice(["image", "text"]))
             asked = "two-hop" if fault == "text" else asked
-        if asked == "two-hop" or (skill == "glance" and rng.random() < 0.5) or (skill == "unknown" and rng.random() < 0.5):
+        if (
+            asked == "two-hop"
+            or (skill == "glance" and rng.random() < 0.5)
+            or (skill == "unknown" and rng.random() < 0.5)
+        ):
             choice = list(world.entity(scene.items[0].entity).facts) if scene.type == scenes.PHOTO else list(ATTRIBUTES)
             attribute = str(rng.choice(choice))
         if asked == "comparison":
@@ -110,12 +135,24 @@ def records() -> list[dict[str, Any]]:
             if skill == "look-alike":  # the first item is the twin; items are in order, so look it up again
                 held_out = world.entity(scene.items[question.targets[0]].entity).held_out
             single = scene.type != scenes.CLUTTERED
-            out.append({
-                "id": f"{skill}-{number:03d}", "image": f"images/{skill}-{number:03d}.jpg", "seed": seed, "question": question.text,
-                "answers": answers, "skill": skill, "rule": question.rule, "held_out": held_out and skill not in ("direct", "unknown"),
-                "target_boxes": [] if single else [[round(v, 1) for v in scene.items[t].box] for t in question.targets],
-                "entities": [scene.items[t].entity for t in question.targets], "fault": fault, "items": len(scene.items),
-            })
+            out.append(
+                {
+                    "id": f"{skill}-{number:03d}",
+                    "image": f"images/{skill}-{number:03d}.jpg",
+                    "seed": seed,
+                    "question": question.text,
+                    "answers": answers,
+                    "skill": skill,
+                    "rule": question.rule,
+                    "held_out": held_out and skill not in ("direct", "unknown"),
+                    "target_boxes": []
+                    if single
+                    else [[round(v, 1) for v in scene.items[t].box] for t in question.targets],
+                    "entities": [scene.items[t].entity for t in question.targets],
+                    "fault": fault,
+                    "items": len(scene.items),
+                }
+            )
     return out
 
 

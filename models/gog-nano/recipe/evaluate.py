@@ -68,10 +68,20 @@ def judge(record: dict[str, Any], answer: Answer) -> dict[str, Any]:
         box = (region.x0, region.y0, region.x1, region.y1)
         hits.append(any(geometry.is_hit(box, tuple(target)) for target in record["target_boxes"]))
     return {
-        "id": record["id"], "skill": record["skill"], "held_out": record["held_out"], "said": answer.text, "answers": record["answers"],
-        "right": normal(answer.text) in [normal(a) for a in record["answers"]], "stop": answer.stop.value,
-        "gazes": len(hits), "gaze_hits": sum(hits), "actions": len(actions), "invalid": sum(a.kind is ActionKind.INVALID for a in actions),
-        "searches": sum(a.kind in SEARCHES for a in actions), "tokens": answer.usage.generated_tokens, "seconds": round(answer.seconds, 3),
+        "id": record["id"],
+        "skill": record["skill"],
+        "held_out": record["held_out"],
+        "said": answer.text,
+        "answers": record["answers"],
+        "right": normal(answer.text) in [normal(a) for a in record["answers"]],
+        "stop": answer.stop.value,
+        "gazes": len(hits),
+        "gaze_hits": sum(hits),
+        "actions": len(actions),
+        "invalid": sum(a.kind is ActionKind.INVALID for a in actions),
+        "searches": sum(a.kind in SEARCHES for a in actions),
+        "tokens": answer.usage.generated_tokens,
+        "seconds": round(answer.seconds, 3),
         "turns": [s.turn.raw for s in answer.steps],
     }
 
@@ -85,16 +95,27 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     skills = defaultdict(list)
     for row in rows:
         skills[row["skill"]].append(row)
-    total = {k: sum(r[k] for r in rows) for k in ("gazes", "gaze_hits", "actions", "invalid", "searches", "tokens", "seconds")}
+    total = {
+        k: sum(r[k] for r in rows)
+        for k in ("gazes", "gaze_hits", "actions", "invalid", "searches", "tokens", "seconds")
+    }
     return {
-        "questions": len(rows), "right": share(rows), "right_held_out": share([r for r in rows if r["held_out"]]),
+        "questions": len(rows),
+        "right": share(rows),
+        "right_held_out": share([r for r in rows if r["held_out"]]),
         "right_seen": share([r for r in rows if not r["held_out"]]),
-        "gaze_hits": round(total["gaze_hits"] / max(1, total["gazes"]), 4), "valid_actions": round(1 - total["invalid"] / max(1, total["actions"]), 4),
-        "searches_per_question": round(total["searches"] / len(rows), 2), "tokens_per_question": round(total["tokens"] / len(rows), 1),
+        "gaze_hits": round(total["gaze_hits"] / max(1, total["gazes"]), 4),
+        "valid_actions": round(1 - total["invalid"] / max(1, total["actions"]), 4),
+        "searches_per_question": round(total["searches"] / len(rows), 2),
+        "tokens_per_question": round(total["tokens"] / len(rows), 1),
         "seconds_per_question": round(total["seconds"] / len(rows), 3),
         "skills": {
-            name: {"n": len(part), "right": share(part), "held_out": share([r for r in part if r["held_out"]]),
-                   "gaze_hits": round(sum(r["gaze_hits"] for r in part) / max(1, sum(r["gazes"] for r in part)), 4)}
+            name: {
+                "n": len(part),
+                "right": share(part),
+                "held_out": share([r for r in part if r["held_out"]]),
+                "gaze_hits": round(sum(r["gaze_hits"] for r in part) / max(1, sum(r["gazes"] for r in part)), 4),
+            }
             for name, part in skills.items()
         },
     }
@@ -109,21 +130,37 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     bench = Bench(inner, options.no_gaze)
     run = RunOptions(grammar="on" if options.grammar else "off", prefetch=NO_PREFETCH)
     rows, began = [], time.time()
-    with gog_edge.load(options.bundle, providers=[bench], options=run, engine_options=OrtOptions(threads=options.threads)) as agent:
+    with gog_edge.load(
+        options.bundle, providers=[bench], options=run, engine_options=OrtOptions(threads=options.threads)
+    ) as agent:
         for record in records:
             bench.fault = record["fault"]
             rows.append(judge(record, agent.ask(str(options.images / record["image"]), record["question"])))
-    report = {**summary(rows), "gaze": not options.no_gaze, "grammar": options.grammar, "wall": round(time.time() - began, 1)}
+    report = {
+        **summary(rows),
+        "gaze": not options.no_gaze,
+        "grammar": options.grammar,
+        "wall": round(time.time() - began, 1),
+    }
     if options.out:
-        options.out.write_text(json.dumps({**report, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.out.write_text(
+            json.dumps({**report, "rows": rows}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--index", type=Path, required=True, help="built with this bundle: gog-edge index build --bundle … --max-pixels 16384")
-    parser.add_argument("--images", type=Path, required=True, help="where `recipe.evalset render --out` drew the pictures")
+    parser.add_argument(
+        "--index",
+        type=Path,
+        required=True,
+        help="built with this bundle: gog-edge index build --bundle … --max-pixels 16384",
+    )
+    parser.add_argument(
+        "--images", type=Path, required=True, help="where `recipe.evalset render --out` drew the pictures"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=int, default=0, help="about so many questions, evenly over the skills")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")

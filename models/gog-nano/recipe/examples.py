@@ -23,14 +23,33 @@ def main() -> None:
         where = questions.refer(scene.items, target, np.random.default_rng(target))
         facts = world.entity(item.entity).facts
         attribute = next(a for a in ("capital", "currency", "continent") if a in facts)
-        rows.append({"image": "scene.jpg", "question": f"What is the {attribute} of the country of {where}?", "answer": facts[attribute],
-                     "country": world.entity(item.entity).name, "held_out": world.entity(item.entity).held_out})
+        rows.append(
+            {
+                "image": "scene.jpg",
+                "question": f"What is the {attribute} of the country of {where}?",
+                "answer": facts[attribute],
+                "country": world.entity(item.entity).name,
+                "held_out": world.entity(item.entity).held_out,
+            }
+        )
     flag_image, flag = scenes.render(scenes.plan(FLAG_SEED, [e.id for e in world.flags(True)], kind=scenes.SINGLE))
     flag_image.save(OUT / "flag.jpg", quality=90)
-    rows.append({"image": "flag.jpg", "question": "Which country has this flag?", "answer": world.entity(flag.items[0].entity).name})
+    rows.append(
+        {
+            "image": "flag.jpg",
+            "question": "Which country has this flag?",
+            "answer": world.entity(flag.items[0].entity).name,
+        }
+    )
     photo_image, _ = scenes.render(scenes.plan(PHOTO_SEED, ["windmill"], kind=scenes.PHOTO))
     photo_image.resize((1024, 768), Image.Resampling.LANCZOS).save(OUT / "windmill.jpg", quality=88)
-    rows.append({"image": "windmill.jpg", "question": "What is the country of the thing in this photo?", "answer": "United Kingdom"})
+    rows.append(
+        {
+            "image": "windmill.jpg",
+            "question": "What is the country of the thing in this photo?",
+            "answer": "United Kingdom",
+        }
+    )
     (OUT / "questions.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -265,7 +265,10 @@ class Decoder(nn.Module):
         return mixed.cos(), mixed.sin()
 
     def forward(
-        self, x: Tensor, positions: Tensor, deep: list[tuple[Tensor, Tensor]] | None = None,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        deep: list[tuple[Tensor, Tensor]] | None = None,
         past: list[list[Tensor]] | None = None,
     ) -> Tensor:
         """Hidden states [B, s, H] after the last norm.

@@ -15,7 +15,8 @@ _TAILS = ["", "", "", "ia", "land", "stan", "ania", "burg", "ville", "o", "a"]
 
 def word(rng: np.random.Generator) -> str:
     syllables = "".join(
-        str(rng.choice(_ONSETS)) + str(rng.choice(_VOWELS)) + str(rng.choice(_CODAS)) for _ in range(int(rng.choice([1, 1, 2, 2, 3])))
+        str(rng.choice(_ONSETS)) + str(rng.choice(_VOWELS)) + str(rng.choice(_CODAS))
+        for _ in range(int(rng.choice([1, 1, 2, 2, 3])))
     )
     return syllables + str(rng.choice(_TAILS))
 
@@ -70,6 +71,10 @@ def sentence(attribute: str, who: str, what: str, rng: np.random.Generator) -> s
     if attribute in world.SENTENCES and rng.random() < 0.7:
         return world.SENTENCES[attribute].format(name=who, value=what)
     forms = (
-        "The {a} of {n} is {v}.", "The {a} of the {n} is {v}.", "{n}: the {a} is {v}.", "As {a}, {n} has {v}.", "{n} has the {a} {v}.",
+        "The {a} of {n} is {v}.",
+        "The {a} of the {n} is {v}.",
+        "{n}: the {a} is {v}.",
+        "As {a}, {n} has {v}.",
+        "{n} has the {a} {v}.",
     )
     return str(rng.choice(forms)).format(a=attribute, n=who, v=what)

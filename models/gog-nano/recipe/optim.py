@@ -58,7 +58,9 @@ class Masters:
             (matrices if inner else others).append(master)
         self.optimisers: list[torch.optim.Optimizer] = []
         if matrices:
-            self.optimisers.append(torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"))
+            self.optimisers.append(
+                torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=decay, ns_steps=4, adjust_lr_fn="match_rms_adamw")
+            )
         if others:
             self.optimisers.append(torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0))
         self.base = [o.param_groups[0]["lr"] for o in self.optimisers]
@@ -87,7 +89,10 @@ class Masters:
         return norm
 
     def state(self) -> dict[str, Any]:
-        return {"masters": {n: m.detach() for n, _, m in self.pairs}, "optimisers": [o.state_dict() for o in self.optimisers]}
+        return {
+            "masters": {n: m.detach() for n, _, m in self.pairs},
+            "optimisers": [o.state_dict() for o in self.optimisers],
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         with torch.no_grad():

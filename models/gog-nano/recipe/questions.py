@@ -16,7 +16,15 @@ ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
 PLURALS = {kind: kind + "s" for kind in draw.KINDS}
 SKILLS = ("direct", "glance", "gaze", "two-hop", "comparison", "reflection", "look-alike", "unknown")
 ATTRIBUTES = (
-    "capital", "currency", "language", "continent", "population", "area", "highest point", "nationality", "internet code",
+    "capital",
+    "currency",
+    "language",
+    "continent",
+    "population",
+    "area",
+    "highest point",
+    "nationality",
+    "internet code",
     "national symbol",
 )
 
@@ -54,7 +62,7 @@ def references(items: tuple[scenes.Item, ...], target: int) -> dict[str, str]:
             found["leftmost"] = "the leftmost flag"
         if target == n - 1:
             found["rightmost"] = "the rightmost flag"
-        if 0 < target:
+        if target > 0:
             found["ordinal"] = f"the {ORDINALS[target + 1]} flag from the left"
         if n - 2 >= target >= 0 and n >= 3:
             found["ordinal-right"] = f"the {ORDINALS[n - target]} flag from the right"
@@ -88,7 +96,12 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
             return Question(skill, f"What is the {attribute} of the country of {what}?", "value", (0,), attribute)
         if attribute:
             return Question(skill, f"What is the {attribute} of the thing in {what}?", "value", (0,), attribute)
-        return Question(skill, "Which country has this flag?" if scene.type == scenes.SINGLE else "What is in this photo?", "name", (0,))
+        return Question(
+            skill,
+            "Which country has this flag?" if scene.type == scenes.SINGLE else "What is in this photo?",
+            "name",
+            (0,),
+        )
     items = scene.items
     if skill == "direct":
         return _direct(items, rng)
@@ -97,8 +110,12 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
         first, second = (int(i) for i in rng.permutation(len(items))[:2])
         a, b = refer(items, first, rng), refer(items, second, rng)
         if attribute == "population":
-            return Question(skill, f"Which country has more people, that of {a} or that of {b}?", "more", (first, second), attribute)
-        return Question(skill, f"Are the countries of {a} and {b} on the same continent?", "same", (first, second), "continent")
+            return Question(
+                skill, f"Which country has more people, that of {a} or that of {b}?", "more", (first, second), attribute
+            )
+        return Question(
+            skill, f"Are the countries of {a} and {b} on the same continent?", "same", (first, second), "continent"
+        )
     if skill == "unknown" and rng.random() < 0.5:
         absent = [k for k in draw.KINDS if k not in {i.kind for i in items}]
         kind = str(rng.choice(absent))

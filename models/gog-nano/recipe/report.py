@@ -18,8 +18,13 @@ from . import evalset, scenes
 
 EVAL = evalset.EVAL
 COLUMNS = (
-    ("right", "answers right"), ("right_held_out", "held-out countries"), ("gaze_hits", "gaze hits"), ("valid_actions", "valid actions"),
-    ("searches_per_question", "searches"), ("tokens_per_question", "tokens"), ("seconds_per_question", "seconds"),
+    ("right", "answers right"),
+    ("right_held_out", "held-out countries"),
+    ("gaze_hits", "gaze hits"),
+    ("valid_actions", "valid actions"),
+    ("searches_per_question", "searches"),
+    ("tokens_per_question", "tokens"),
+    ("seconds_per_question", "seconds"),
 )
 
 
@@ -32,7 +37,10 @@ def cell(key: str, value: float | None) -> str:
 
 
 def tables(reports: dict[str, dict[str, Any]]) -> str:
-    lines = ["| run | questions | " + " | ".join(title for _, title in COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [
+        "| run | questions | " + " | ".join(title for _, title in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 2) + "|",
+    ]
     for name, report in reports.items():
         cells = " | ".join(cell(key, report[key]) for key, _ in COLUMNS)
         lines.append(f"| {name} | {report['questions']} | {cells} |")
@@ -67,8 +75,14 @@ def gallery(report: dict[str, Any], images: Path, out: Path, count: int = 6) -> 
             for found in re.findall(r'"bbox_2d": \[([\d, ]+)\]', turn):
                 x0, y0, x1, y1 = (float(v) for v in found.split(","))
                 brush.rectangle(
-                    [x0 * scenes.WIDTH / 1000, y0 * scenes.HEIGHT / 1000, x1 * scenes.WIDTH / 1000, y1 * scenes.HEIGHT / 1000],
-                    outline=(230, 0, 0), width=5,
+                    [
+                        x0 * scenes.WIDTH / 1000,
+                        y0 * scenes.HEIGHT / 1000,
+                        x1 * scenes.WIDTH / 1000,
+                        y1 * scenes.HEIGHT / 1000,
+                    ],
+                    outline=(230, 0, 0),
+                    width=5,
                 )
         x, y = number % 3 * w, number // 3 * (h + text_h)
         sheet.paste(picture.resize((w, h)), (x, y))

@@ -46,7 +46,9 @@ def _probes(held_out: bool, count: int) -> list[tuple[np.ndarray, str]]:
         seed += 1
         image, scene = scenes.render(scenes.plan(seed, [str(k) for k in rng.permutation(pool)[:4]], count=4))
         for item in scene.items:
-            box = geometry.to_pixels(geometry.expert_box(item.box, image.width, image.height), image.width, image.height)
+            box = geometry.to_pixels(
+                geometry.expert_box(item.box, image.width, image.height), image.width, image.height
+            )
             probes.append((cache.shrink(image, box, geometry.GAZE_PIXELS), item.entity))
     return probes[:count]
 

@@ -17,7 +17,13 @@ from .questions import ATTRIBUTES, Question, ask
 
 # share of each skill among training conversations
 MIX = {
-    "direct": 0.14, "glance": 0.12, "gaze": 0.2, "two-hop": 0.26, "comparison": 0.12, "look-alike": 0.09, "unknown": 0.07,
+    "direct": 0.14,
+    "glance": 0.12,
+    "gaze": 0.2,
+    "two-hop": 0.26,
+    "comparison": 0.12,
+    "look-alike": 0.09,
+    "unknown": 0.07,
 }
 
 
@@ -38,15 +44,15 @@ class Faces:
         pool = _training_keys()
         others = [k for k in (pool[int(i)] for i in rng.integers(0, len(pool), 3)) if k != key]
         if key.startswith("made-"):
-            top = float(rng.uniform(0.42, 0.74))
+            top = float(rng.uniform(0.42, 0.69))
             found = [(k, top - 0.04 * i) for i, k in enumerate(others)]
         else:
-            top = float(rng.uniform(0.78, 0.98))
+            top = float(rng.uniform(0.71, 0.98))
             gap = float(rng.uniform(0.01, 0.3))
             found = [(key, top)] + [(k, max(0.2, top - gap - 0.05 * i)) for i, k in enumerate(others)]
             if rng.random() < 0.12:  # a look-alike came first
                 found[0], found[1] = (found[1][0], top), (key, max(0.2, top - 0.02))
-        return found[: int(rng.choice([1, 2, 3, 3]))] if found[0][1] > 0.76 else found
+        return found[: int(rng.choice([1, 2, 3, 3]))] if found[0][1] > 0.7 else found
 
 
 @lru_cache(maxsize=1)
@@ -109,9 +115,17 @@ class Cast:
         for _ in range(int(rng.choice([0, 1, 2, 2, 3]))):
             same = rng.random() < 0.6
             other = str(rng.choice([a for a in ATTRIBUTES if a != attribute])) if same else attribute
-            owner = who if same else (names.name(rng) if rng.random() < 0.7 else f"{names.word(rng).capitalize()} {who}")
+            owner = (
+                who if same else (names.name(rng) if rng.random() < 0.7 else f"{names.word(rng).capitalize()} {who}")
+            )
             what = names.value(other, rng)
-            others.append(Hit(f"{owner}: {other}", names.sentence(other, owner, what, rng), score=score * float(rng.uniform(0.45, 0.8))))
+            others.append(
+                Hit(
+                    f"{owner}: {other}",
+                    names.sentence(other, owner, what, rng),
+                    score=score * float(rng.uniform(0.45, 0.8)),
+                )
+            )
         if rng.random() < 0.15:
             others.append(Hit(f"Flag of {who}", f"National flag of {who}.", score=score * 0.6))
         ranked = sorted(others, key=lambda h: -(h.score or 0.0))
@@ -131,7 +145,11 @@ def _held_names() -> tuple[str, ...]:
 
 
 def converse(
-    scene: scenes.Scene, rng: np.random.Generator, faces: Faces, index: LocalIndex | None = None, invent: float = 0.7,
+    scene: scenes.Scene,
+    rng: np.random.Generator,
+    faces: Faces,
+    index: LocalIndex | None = None,
+    invent: float = 0.7,
     skill: str | None = None,
 ) -> teacher.Conversation:
     """One training conversation about a scene."""
@@ -151,7 +169,9 @@ def converse(
     return teacher.demonstrate(scene, question, talk_world, rng)
 
 
-def _pictures(cast: Cast, ranked: list[tuple[str, float]], rng: np.random.Generator, scene: scenes.Scene, item: int) -> list[Hit]:
+def _pictures(
+    cast: Cast, ranked: list[tuple[str, float]], rng: np.random.Generator, scene: scenes.Scene, item: int
+) -> list[Hit]:
     banned = _held_names()
     hits = [cast.picture(k, s) for k, s in ranked]
     hits = [h for h in hits if cast.invent or not any(n in h.title for n in banned)]
@@ -195,7 +215,9 @@ class Encoded:
 def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool) -> Encoded:
     """Token by token as the session does it. Without images the pictures are left out and what only a picture can
     tell (the list of what stands where) carries no loss."""
-    pad, start, end, stop = (tokenizer.special[t] for t in ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_end|>"))
+    pad, start, end, stop = (
+        tokenizer.special[t] for t in ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_end|>")
+    )
     out = Encoded([], [], [])
     words = teacher.parse_list(talk.scene) + "\n"
     first = True

@@ -51,7 +51,11 @@ def plan(seed: int, pool: list[str], count: int | None = None, kind: str | None 
     placed: list[Item] = []
     outer: list[draw.Box] = []
     unique_kinds = rng.random() < 0.5
-    kinds = list(rng.permutation(draw.KINDS)) if unique_kinds else list(rng.choice(draw.KINDS[: int(rng.integers(2, 9))], 8))
+    kinds = (
+        list(rng.permutation(draw.KINDS))
+        if unique_kinds
+        else list(rng.choice(draw.KINDS[: int(rng.integers(2, 9))], 8))
+    )
     keys = list(rng.permutation(pool)[:wanted])
     for index in range(wanted):
         key = f"made-{int(rng.integers(1 << 30))}" if rng.random() < made_up else str(keys[index])

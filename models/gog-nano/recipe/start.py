@@ -63,7 +63,9 @@ def induction(net: Nano, seed: int = 5) -> None:
     match.k_norm.weight.fill_(1.8)
 
 
-def _previous(layer: Attention, u: Tensor, identity: list[Tensor], noted: list[Tensor], theta: Tensor, content: Tensor) -> None:
+def _previous(
+    layer: Attention, u: Tensor, identity: list[Tensor], noted: list[Tensor], theta: Tensor, content: Tensor
+) -> None:
     d = layer.d
     hd, half, group = d.head_dim, d.head_dim // 2, d.heads // d.kv_heads
     fast = torch.arange(10)

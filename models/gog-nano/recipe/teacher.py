@@ -23,7 +23,7 @@ from .questions import Question, box_of
 
 ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "unknown"
-LOW = 0.76  # cosine of the best picture under which the teacher does not believe it
+LOW = 0.7  # cosine of the best picture under which the teacher does not believe it
 
 
 @cache
@@ -106,7 +106,15 @@ class Conversation:
         seen = Observation(turn.actions[0], tuple(hits), error, shown=shown)
         self.pieces.append(Piece(list(dialect().observe(turn, [seen], images=self.registry))))
 
-    def gaze(self, thought: str, item: int, box: tuple[int, int, int, int], hits: Sequence[Hit], error: str = "", learn: bool = True) -> None:
+    def gaze(
+        self,
+        thought: str,
+        item: int,
+        box: tuple[int, int, int, int],
+        hits: Sequence[Hit],
+        error: str = "",
+        learn: bool = True,
+    ) -> None:
         region = Region(*geometry.to_pixels(box, scenes.WIDTH, scenes.HEIGHT))
         self.shown.append(Shown(box))
         self.act(thought, Action(ActionKind.GAZE, region=region, label=self.scene.items[item].kind), hits, error, learn)
@@ -115,7 +123,9 @@ class Conversation:
         self.act(thought, Action(ActionKind.ANSWER, text))
 
 
-def demonstrate(scene: scenes.Scene, question: Question, world: World, rng: np.random.Generator, faults: float = 0.12) -> Conversation:
+def demonstrate(
+    scene: scenes.Scene, question: Question, world: World, rng: np.random.Generator, faults: float = 0.12
+) -> Conversation:
     """The whole conversation of a perfect policy; ``faults``: how often a search goes wrong and is tried again."""
     talk = Conversation(scene, question, world, rng)
     words = parse_list(scene)
@@ -169,7 +179,10 @@ def _conclude(talk: Conversation, names: list[str], values: list[str]) -> None:
         talk.answer(f"These are {values[0]} and {values[1]}.", "yes" if same else "no")
     else:
         first, second = (int(v.replace(",", "")) for v in values)
-        talk.answer(f"These are {values[0]} and {values[1]}: {'first' if first > second else 'second'}.", names[0] if first > second else names[1])
+        talk.answer(
+            f"These are {values[0]} and {values[1]}: {'first' if first > second else 'second'}.",
+            names[0] if first > second else names[1],
+        )
 
 
 def _see(talk: Conversation, thought: str, target: int, faults: float) -> list[Hit]:

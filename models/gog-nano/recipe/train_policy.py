@@ -108,7 +108,9 @@ class Eyes:
             for (rows, columns), members in groups.items():
                 features, levels = self.net.visual(torch.from_numpy(np.stack([pictures[f] for f, _, _ in members])))
                 assert levels is not None
-                where.append((torch.tensor([f for f, _, _ in members])[:, None] + torch.arange(rows * columns)).flatten())
+                where.append(
+                    (torch.tensor([f for f, _, _ in members])[:, None] + torch.arange(rows * columns)).flatten()
+                )
                 main.append(features.flatten(0, 1))
                 deep.append(levels.flatten(1, 2))
                 if members[0][2]:  # glances have a grid of their own
@@ -171,7 +173,11 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
         load_tower(net, options.vision)
     net.visual.requires_grad_(joint and options.unfreeze)
     head = DenseHead(dims.hidden).to(torch.bfloat16) if joint else None
-    heads = nn.ModuleList(DenseHead(dims.hidden) for _ in range(1 + len(dims.v_deepstack))).to(torch.bfloat16) if joint and options.unfreeze else None
+    heads = (
+        nn.ModuleList(DenseHead(dims.hidden) for _ in range(1 + len(dims.v_deepstack))).to(torch.bfloat16)
+        if joint and options.unfreeze
+        else None
+    )
     both = nn.ModuleDict({"net": net} | ({"dense": head} if head else {}) | ({"heads": heads} if heads else {}))
     masters = optim.Masters(both, options.lr, options.lr * 0.6)
     start = 0
@@ -183,7 +189,13 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
         if heads is not None and options.vision != options.begin:
             begin(masters, options.vision)
     make = Maker(options, tokenizer)
-    feeder = Feeder(make, options.seed * 10_000_000 + rank + ranks * saved["seen"] if saved else options.seed * 10_000_000 + rank, ranks, options.tokens, tokenizer.special["<|endoftext|>"])
+    feeder = Feeder(
+        make,
+        options.seed * 10_000_000 + rank + ranks * saved["seen"] if saved else options.seed * 10_000_000 + rank,
+        ranks,
+        options.tokens,
+        tokenizer.special["<|endoftext|>"],
+    )
     feeder.start()
     eyes = None
     if make.shards is not None:
@@ -203,14 +215,26 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
         window.append(figures)
         if log and (step + 1) % 20 == 0:
             keys = dict.fromkeys(k for w in window for k in w)
-            mean = {k: round(float(np.mean([w[k] for w in window if k in w])), 4) for k in keys}
-            row = {"step": step + 1, "seconds": round(time.time() - began), "seen": count * ranks, "lr": round(scale, 3), **mean}
+            mean = {k: round(float(np.nanmean([w[k] for w in window if k in w])), 4) for k in keys}
+            row = {
+                "step": step + 1,
+                "seconds": round(time.time() - began),
+                "seen": count * ranks,
+                "lr": round(scale, 3),
+                **mean,
+            }
             log.write(",".join(f"{k}={v}" for k, v in row.items()) + "\n")
             log.flush()
             window = []
         if rank == 0 and ((step + 1) % options.keep == 0 or step + 1 == options.steps):
             tower = {k: v.float() for k, v in net.visual.state_dict().items()}
-            payload = {"masters": masters.state(), "step": step + 1, "seen": feeder.next // ranks, "dims": asdict(dims), "tower": tower}
+            payload = {
+                "masters": masters.state(),
+                "step": step + 1,
+                "seen": feeder.next // ranks,
+                "dims": asdict(dims),
+                "tower": tower,
+            }
             optim.save(options.resume, payload)
 
 

@@ -79,7 +79,16 @@ def dense_loss(out: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
     loss = 2.0 * F.binary_cross_entropy_with_logits(parts[0][known, 0], labels[known, 0].float())
     figures = {}
     on = labels[:, 0] == 1
-    for name, part, column in (("kind", 1, 1), ("colour", 2, 2), ("size", 3, 3), ("x0", 4, 4), ("y0", 5, 5), ("x1", 6, 6), ("y1", 7, 7), ("rank", 8, 8)):
+    for name, part, column in (
+        ("kind", 1, 1),
+        ("colour", 2, 2),
+        ("size", 3, 3),
+        ("x0", 4, 4),
+        ("y0", 5, 5),
+        ("x1", 6, 6),
+        ("y1", 7, 7),
+        ("rank", 8, 8),
+    ):
         logits, target = parts[part][on], labels[on, column]
         loss = loss + F.cross_entropy(logits, target) * (0.35 if 4 <= part < 8 else 0.5)
         near = (logits.argmax(1) - target).abs() <= (1 if 4 <= part < 8 else 0)
@@ -133,11 +142,18 @@ class Loader(threading.Thread):
             pictures.append(retrieval.index_picture(world.picture(key)))
         singles = rng.choice(self.singles, 4, replace=False)
         return {
-            "glances": torch.from_numpy(glances), "labels": torch.from_numpy(labels),
-            "crops": torch.from_numpy(np.stack(crops)), "pictures": torch.from_numpy(np.stack(pictures)),
-            "singles": torch.from_numpy(np.stack([retrieval.index_picture(Image.fromarray(shards.glance(int(r)))) for r in singles])),
-            "single_pictures": torch.from_numpy(np.stack(
-                [retrieval.index_picture(world.picture(shards.rows[int(r)]["items"][0]["entity"])) for r in singles])),
+            "glances": torch.from_numpy(glances),
+            "labels": torch.from_numpy(labels),
+            "crops": torch.from_numpy(np.stack(crops)),
+            "pictures": torch.from_numpy(np.stack(pictures)),
+            "singles": torch.from_numpy(
+                np.stack([retrieval.index_picture(Image.fromarray(shards.glance(int(r)))) for r in singles])
+            ),
+            "single_pictures": torch.from_numpy(
+                np.stack(
+                    [retrieval.index_picture(world.picture(shards.rows[int(r)]["items"][0]["entity"])) for r in singles]
+                )
+            ),
         }
 
 

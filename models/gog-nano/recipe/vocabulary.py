@@ -17,13 +17,23 @@ from . import geometry
 
 SIZE = 3072
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
-    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
 )
 PLAIN = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-PATTERN = (
-    r" ?\[\d{1,4}(?=,)|, \d{1,4}(?=[,\]])|[^\r\n\p{L}\p{N}>]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r" ?\[\d{1,4}(?=,)|, \d{1,4}(?=[,\]])|[^\r\n\p{L}\p{N}>]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def coordinates() -> list[str]:
@@ -43,7 +53,9 @@ def train(texts: Iterable[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     boxes = [f" [{a}, {a}, {a}, {a}]" for a in range(0, 1001, geometry.STEP) for _ in range(3000)]
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - len(SPECIAL) - len(PLAIN), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=SIZE - len(SPECIAL) - len(PLAIN),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([*texts, *boxes], trainer)
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
@@ -58,7 +70,11 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     """``tokenizer.json`` and its configuration, loadable by AutoTokenizer."""
     tokenizer.save(str(folder / "tokenizer.json"))
     configuration = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "additional_special_tokens": list(SPECIAL), "clean_up_tokenization_spaces": False, "model_max_length": 2048,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "additional_special_tokens": list(SPECIAL),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(configuration, indent=2) + "\n", encoding="utf-8")

@@ -61,20 +61,45 @@ def configuration(d: Dims) -> dict[str, Any]:
         "vision_start_token_id": IDS["<|vision_start|>"],
         "vision_end_token_id": IDS["<|vision_end|>"],
         "text_config": {
-            "model_type": "qwen3_vl_text", "vocab_size": d.vocab, "hidden_size": d.hidden, "intermediate_size": d.mlp,
-            "num_hidden_layers": d.layers, "num_attention_heads": d.heads, "num_key_value_heads": d.kv_heads,
-            "head_dim": d.head_dim, "hidden_act": "silu", "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
-            "attention_bias": False, "attention_dropout": 0.0, "use_cache": True, "tie_word_embeddings": True,
+            "model_type": "qwen3_vl_text",
+            "vocab_size": d.vocab,
+            "hidden_size": d.hidden,
+            "intermediate_size": d.mlp,
+            "num_hidden_layers": d.layers,
+            "num_attention_heads": d.heads,
+            "num_key_value_heads": d.kv_heads,
+            "head_dim": d.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 4096,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "use_cache": True,
+            "tie_word_embeddings": True,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": d.theta, "mrope_section": list(d.mrope), "mrope_interleaved": True,
+                "rope_type": "default",
+                "rope_theta": d.theta,
+                "mrope_section": list(d.mrope),
+                "mrope_interleaved": True,
             },
-            "bos_token_id": IDS["<|endoftext|>"], "eos_token_id": IDS["<|im_end|>"], "pad_token_id": IDS["<|endoftext|>"],
+            "bos_token_id": IDS["<|endoftext|>"],
+            "eos_token_id": IDS["<|im_end|>"],
+            "pad_token_id": IDS["<|endoftext|>"],
         },
         "vision_config": {
-            "model_type": "qwen3_vl_vision", "depth": d.v_depth, "hidden_size": d.v_hidden, "hidden_act": "gelu_pytorch_tanh",
-            "intermediate_size": d.v_mlp, "num_heads": d.v_heads, "in_channels": 3, "patch_size": PATCH,
-            "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": d.hidden,
-            "num_position_embeddings": d.v_side**2, "deepstack_visual_indexes": list(d.v_deepstack),
+            "model_type": "qwen3_vl_vision",
+            "depth": d.v_depth,
+            "hidden_size": d.v_hidden,
+            "hidden_act": "gelu_pytorch_tanh",
+            "intermediate_size": d.v_mlp,
+            "num_heads": d.v_heads,
+            "in_channels": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": d.hidden,
+            "num_position_embeddings": d.v_side**2,
+            "deepstack_visual_indexes": list(d.v_deepstack),
         },
     }
 
@@ -82,10 +107,19 @@ def configuration(d: Dims) -> dict[str, Any]:
 def preprocessing() -> dict[str, Any]:
     low, high = geometry.GLANCE_PIXELS
     return {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen3VLProcessor",
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3,
-        "rescale_factor": 1 / 255, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-        "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen3VLProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
         "size": {"shortest_edge": low, "longest_edge": high},
     }
 
@@ -95,9 +129,15 @@ def write(net: Nano, tokenizer: Path, out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     save_file({k: v.half().contiguous() for k, v in hf_state(net).items()}, out / "model.safetensors", {"format": "pt"})
-    generation = {"do_sample": False, "eos_token_id": [IDS["<|im_end|>"], IDS["<|endoftext|>"]], "pad_token_id": IDS["<|endoftext|>"]}
+    generation = {
+        "do_sample": False,
+        "eos_token_id": [IDS["<|im_end|>"], IDS["<|endoftext|>"]],
+        "pad_token_id": IDS["<|endoftext|>"],
+    }
     for name, content in (
-        ("config.json", configuration(net.d)), ("preprocessor_config.json", preprocessing()), ("generation_config.json", generation),
+        ("config.json", configuration(net.d)),
+        ("preprocessor_config.json", preprocessing()),
+        ("generation_config.json", generation),
     ):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -13,11 +13,16 @@ from PIL import Image, ImageDraw
 
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
 SENTENCES = {
-    "capital": "The capital of {name} is {value}.", "currency": "The currency of {name} is {value}.",
-    "language": "The main language of {name} is {value}.", "continent": "{name} lies in {value}.",
-    "population": "The population of {name} is {value}.", "area": "The area of {name} is {value} square km.",
-    "highest point": "The highest point of {name} is {value}.", "nationality": "A person from {name} is called {value}.",
-    "internet code": "The internet code of {name} is {value}.", "national symbol": "The national symbol of {name} is {value}.",
+    "capital": "The capital of {name} is {value}.",
+    "currency": "The currency of {name} is {value}.",
+    "language": "The main language of {name} is {value}.",
+    "continent": "{name} lies in {value}.",
+    "population": "The population of {name} is {value}.",
+    "area": "The area of {name} is {value} square km.",
+    "highest point": "The highest point of {name} is {value}.",
+    "nationality": "A person from {name} is called {value}.",
+    "internet code": "The internet code of {name} is {value}.",
+    "national symbol": "The national symbol of {name} is {value}.",
 }
 WORLD = Path(__file__).resolve().parent.parent / "world"
 
@@ -77,8 +82,19 @@ def picture(key: str) -> Image.Image:
 
 
 _PALETTE = [
-    (206, 17, 38), (0, 56, 168), (0, 122, 61), (252, 209, 22), (255, 255, 255), (0, 0, 0), (255, 130, 0), (117, 170, 219),
-    (128, 0, 32), (0, 45, 98), (110, 60, 140), (20, 160, 150), (150, 100, 50),
+    (206, 17, 38),
+    (0, 56, 168),
+    (0, 122, 61),
+    (252, 209, 22),
+    (255, 255, 255),
+    (0, 0, 0),
+    (255, 130, 0),
+    (117, 170, 219),
+    (128, 0, 32),
+    (0, 45, 98),
+    (110, 60, 140),
+    (20, 160, 150),
+    (150, 100, 50),
 ]
 
 

