@@ -4,6 +4,7 @@
 #include "op_vision_attention.h"
 #include "ort_abi.h"
 #include "parallel.h"
+#include "peak.h"
 
 #define GOG_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -42,4 +43,8 @@ GOG_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
 }
 
 GOG_EXPORT const char* gog_ops_isa() { return gog::kIsa; }
+// Operations a second of one core: 0 f32, 1 bf16 (f32 where there is none), 2 int8.
+GOG_EXPORT double gog_ops_peak(int product, double seconds) {
+    return gog::peak_rate((gog::Product)product, seconds);
+}
 GOG_EXPORT int gog_ops_version() { return 1; }

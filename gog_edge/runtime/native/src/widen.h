@@ -2,8 +2,9 @@
 //
 // With s the scale of a block and S = max |s| * m / 127 over the group (m = 8, or 15 with zero points), the byte is
 // round((q - zero) * s / S).  The rounding is at most half of S: 1/32 (1/17) of a 4-bit step of the block with the
-// largest scale, so the noise added to a 4-bit weight's own (uniform within a step) is below 1 % of its power where
-// the blocks' scales are alike, and less than the outliers' share where they are not.
+// largest scale.  Activations then have one scale per group, too.  Measured on Gaussian weights in blocks of 32
+// with outlier activations, relative error of y: 9.60 % by the 4-bit weights alone, 9.64 % with activations in
+// int8 by blocks, 9.88 % widened (blocks of 128: 10.96, 11.10, 11.23 %).
 #pragma once
 
 #include "parallel.h"
