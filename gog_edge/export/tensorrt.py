@@ -33,6 +33,9 @@ _MENDS = {
 }
 
 
+FIRST_WITH_INT4 = 80  # TensorRT-RTX 1.7 refuses int4 for sm 75: "the model contains HW-specific datatypes"
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """How engines are built.
@@ -83,13 +86,18 @@ def load_library(runtime: RuntimeName) -> Library:
         raise EngineError(f"{runtime} is not installed ({e}): {_MENDS[runtime]}") from e
 
 
-def check_targets(library: Library, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The compute capabilities to build for.
+def check_targets(library: Library, wanted: Sequence[str], *, four_bits: bool = False) -> tuple[str, ...]:
+    """The compute capabilities to build for; `four_bits`: the graphs hold 4-bit weights, which Turing lacks.
 
     Raises:
         UsageError: one that the library can't build for.
     """
     offered = library.targets()
+    if four_bits and offered:
+        small = [w for w in wanted if w in offered and int(w) < FIRST_WITH_INT4]
+        if small:
+            raise UsageError(f"sm {small[0]} has no 4-bit weights: export with --precision int8 or fp16 for it")
+        offered = [o for o in offered if int(o) >= FIRST_WITH_INT4]
     if not offered:
         if wanted:
             raise UsageError(f"{library.runtime} builds for the GPU of this machine only: leave --sm out")
@@ -117,7 +125,8 @@ def build_engines(
     library = load_library(runtime)
     (root / "engines").mkdir(exist_ok=True)
     built = []
-    for capability in check_targets(library, options.compute_capabilities):
+    four_bits = any(s.get("bits") == 4 for s in manifest.quantization.values() if isinstance(s, dict))
+    for capability in check_targets(library, options.compute_capabilities, four_bits=four_bits):
         for graph in ("vision", "decoder"):
             if progress is not None:
                 progress(f"building {graph} for sm {capability}")

@@ -54,6 +54,14 @@ def test_a_jetson_target_gets_a_hint(rtx: Library) -> None:
 
 
 @pytest.mark.tensorrt
+def test_turing_has_no_4_bit_weights(rtx: Library) -> None:
+    assert "75" in check_targets(rtx, ())
+    assert "75" not in check_targets(rtx, (), four_bits=True)
+    with pytest.raises(UsageError, match="sm 75 has no 4-bit weights"):
+        check_targets(rtx, ("89", "75"), four_bits=True)
+
+
+@pytest.mark.tensorrt
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("precision", ["int4", "fp16"])
 def test_engines_of_both_families(
