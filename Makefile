@@ -26,7 +26,7 @@ types: $(BIN)/.dev
 
 unit: $(BIN)/.dev
 	$(BIN)/python tests/tools/fetch_qwen3_tokenizer.py
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 # The built wheel in an environment of its own, with the base install alone: what a user gets.
 wheel: $(BIN)/.dev

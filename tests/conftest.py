@@ -7,6 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# a loaded machine is no reason to fail: no example is timed
+settings.register_profile("gog-edge", deadline=None)
+settings.load_profile("gog-edge")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,12 +172,13 @@ def _crop_without_gpu() -> str:
     from gog_edge.runtime.crop.cuda_compile import crop_cubin, nvrtc_version
 
     try:
+        version = nvrtc_version()
         with tempfile.TemporaryDirectory() as folder:
             sizes = {arch: len(crop_cubin(arch, Path(folder))) for arch in ARCHITECTURES}
     except EngineError as e:
         return f"nothing: {e}"
     listed = ", ".join(f"{arch} ({size} bytes)" for arch, size in sizes.items())
-    return f"NVRTC {nvrtc_version()} compiles the kernel for {listed}; it was not run"
+    return f"NVRTC {version} compiles the kernel for {listed}; it was not run"
 
 
 # -- the engine ----------------------------------------------------------------------------------------------
