@@ -18,7 +18,7 @@ from gog_edge.errors import UsageError
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; default: beside the questions.")
 @click.option("--index", type=click.Path(path_type=Path), help="Local index that is searched for the questions.")
 @click.option("--count", default=32, show_default=True, type=click.IntRange(min=1), help="Conversations at most.")
-@click.option("--dialect", default="gog", show_default=True, help="A shipped dialect's name or a TOML file.")
+@click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 def command(
@@ -28,7 +28,7 @@ def command(
     images: Path | None,
     index: Path | None,
     count: int,
-    dialect: str,
+    dialect: str | None,
     lora: Path | None,
     revision: str | None,
 ) -> None:

@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=Path, help="JSON lines with image and question")
     parser.add_argument("--images", type=Path, help="folder that the images are relative to")
     parser.add_argument("--index", type=Path, help="local index to search")
-    parser.add_argument("--dialect", default="gog", help="a shipped dialect's name or a TOML file")
+    parser.add_argument("--dialect", help="a shipped dialect's name or a TOML file; default: the checkpoint's own")
     parser.add_argument("--count", type=int, default=32, help="conversations: half calibrate, half measure")
     parser.add_argument("--set", action="append", choices=sorted(SETS), help="what to measure (default: everything)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")

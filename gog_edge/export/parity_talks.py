@@ -50,7 +50,7 @@ class Source:
     questions: Path | None = None
     images: Path | None = None
     index: Path | None = None
-    dialect: str = "gog"
+    dialect: str | None = None
 
 
 def read_questions(file: str | Path, images: str | Path | None = None) -> list[Ask]:
