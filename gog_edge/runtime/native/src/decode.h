@@ -75,15 +75,18 @@ GOG_INLINE void prefetch_rows(const C& cache, size_t head, size_t position, size
     for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
 
-// Scores of R rows against a block; the values of the same keys are fetched on the way.
+// Scores of R rows against a block; the values of the same keys are fetched on the way, and in a first block, which
+// no other has announced, the keys themselves.
 template <class C, int R>
-inline void score_block(const C& cache, const C& ahead, size_t head, size_t position, size_t keys, const float* q,
-                        float* scores) {
+inline void score_block(const C& cache, const C& ahead, size_t head, size_t position, size_t keys, bool first,
+                        const float* q, float* scores) {
+    constexpr size_t kLead = 32;
     constexpr size_t kKeys = 16 / R;
     size_t k = 0;
     if (cache.hd % W == 0)
         for (; k + kKeys <= keys; k += kKeys) {
             prefetch_rows(ahead, head, position + k, kKeys);
+            if (first && k + kKeys + kLead <= keys) prefetch_rows(cache, head, position + k + kLead, kKeys);
             few_scores<C, R>(cache, head, position + k, q, cache.hd, scores + k);
         }
     plain_scores(cache, head, position + k, keys - k, q, R, scores + k);
@@ -160,14 +163,15 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
         for (size_t r = 0; r < rows;) {
             float* s = scores + r * kKeyBlock;
             const float* x = q + r * hd;
+            const bool fetch = position == begin && r == 0;
             if (rows - r >= 4) {
-                score_block<C, 4>(keys, values, head, position, count, x, s);
+                score_block<C, 4>(keys, values, head, position, count, fetch, x, s);
                 r += 4;
             } else if (rows - r >= 2) {
-                score_block<C, 2>(keys, values, head, position, count, x, s);
+                score_block<C, 2>(keys, values, head, position, count, fetch, x, s);
                 r += 2;
             } else {
-                score_block<C, 1>(keys, values, head, position, count, x, s);
+                score_block<C, 1>(keys, values, head, position, count, fetch, x, s);
                 r += 1;
             }
         }

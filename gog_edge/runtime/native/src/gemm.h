@@ -28,6 +28,8 @@ constexpr size_t kWideRowBytes = 2 << 20;                // the same where widen
 constexpr int kStreamRows = 4;         // up to here memory is the limit: fetch across the pages where prefetchers stop
 constexpr size_t kStreamAhead = 1024;
 
+constexpr size_t kTaskBytes = 64 << 10;
+
 // How a tile's weights are stored: whole rows of bytes with one scale, bytes with a scale per group of K, or
 // nibbles with a scale (and a zero point) per block.
 enum class Format { kBytes, kGroupedBytes, kNibbles, kNibblesZeros };
@@ -171,8 +173,11 @@ void gemm_strips(const QuantizedRows& x, size_t strips, size_t row_bytes, const 
                  const Epilogue& epilogue, const Parallel& parallel) {
     const size_t most_tiles = row_bytes / (x.columns * kTileRows) + 1;
     const size_t row_chunks = div_up(x.tiles, most_tiles);
-    // Enough tasks to even out two cores that are not equally free, each long enough to hide its dispatch.
-    size_t strips_each = x.tiles > 1 ? 4 : div_up(strips, 16);
+    // Enough tasks to even out cores that are not equally free, each long enough to hide its dispatch: for a few
+    // rows, kTaskBytes of weights and at most 64 tasks.
+    const size_t strip_bytes = x.columns * kStrip / (kFormat == Format::kBytes ? 1 : 2);
+    const size_t least = kTaskBytes / strip_bytes + 1, even = div_up(strips, 64);
+    size_t strips_each = x.tiles > 1 ? 4 : least > even ? least : even;
     if (strips_each > strips) strips_each = strips;
     const size_t strip_chunks = div_up(strips, strips_each);
     parallel(row_chunks * strip_chunks, [&](size_t task) {

@@ -1,6 +1,8 @@
 // The operators DecoderAttentionF16 and DecoderAttentionI8: causal grouped-query attention, KV cache in place.
 #pragma once
 
+#include <thread>
+
 #include "check.h"
 #include "decode.h"
 #include "flash.h"
@@ -77,8 +79,9 @@ private:
     void decode(const float* q, const Parallel& parallel) const {
         static thread_local Scratch partial_memory, row_memory;
         const size_t rows = in_.s * in_.group(), hd = in_.hd;
-        // Split the keys so that there are tasks for every core of a large machine, but none below 256 keys.
-        size_t parts = div_up(32, in_.kv_heads);
+        // Split the keys so that there are a few tasks for every core, but none below 256 keys.
+        static const size_t cores = std::thread::hardware_concurrency();
+        size_t parts = div_up(4 * (cores > 0 ? cores : 8), in_.kv_heads);
         const size_t most = in_.total / 256 > 0 ? in_.total / 256 : 1;
         if (parts > most) parts = most;
         Partial* partials = partial_memory.get<Partial>(in_.kv_heads * parts);
