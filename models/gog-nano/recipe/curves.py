@@ -11,6 +11,7 @@ PANELS = {
     "text": ("loss", "right"),
     "joint": ("loss", "right", "tower-kind", "tower-x0", "cells"),
 }
+PARTS = {"joint": ("joint-a", "joint-b", "joint-c", "joint-frozen", "joint-e")}
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -28,7 +29,11 @@ def main() -> None:
 
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(15, 4))
     for axis, (phase, keys) in zip(axes, PANELS.items(), strict=True):
-        rows = read(LOG / f"{phase}.txt")
+        rows, offset = [], 0.0
+        for path in (LOG / f"{part}.txt" for part in PARTS.get(phase, (phase,))):
+            part = read(path) if path.exists() else []
+            rows += [{**row, "step": row["step"] + offset} for row in part]
+            offset = rows[-1]["step"] if rows else 0.0
         columns = list(dict.fromkeys(k for row in rows for k in row))
         with (LOG / f"{phase}.csv").open("w", newline="", encoding="utf-8") as sink:
             writer = csv.DictWriter(sink, columns)

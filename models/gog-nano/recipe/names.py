@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+
 import numpy as np
 
 from . import world
@@ -21,8 +24,25 @@ def word(rng: np.random.Generator) -> str:
     return syllables + str(rng.choice(_TAILS))
 
 
+@lru_cache(maxsize=1)
+def _pieces() -> tuple[str, ...]:
+    """The words and word pieces of the vocabulary, without control tokens."""
+    data = json.loads((world.WORLD.parent / "tokenizer.json").read_text(encoding="utf-8"))
+    return tuple(t.strip("\u0120") for t in data["model"]["vocab"] if t.strip("\u0120").isascii() and t.strip("\u0120").isalpha())
+
+
+def scrambled(rng: np.random.Generator) -> str:
+    """One or two words of random pieces of the vocabulary: only copying token by token can say them again."""
+    words = []
+    for _ in range(int(rng.choice([1, 1, 2]))):
+        words.append("".join(str(rng.choice(_pieces())) for _ in range(int(rng.choice([1, 2, 2, 3])))))
+    return " ".join(w[:1].upper() + w[1:] for w in words)
+
+
 def name(rng: np.random.Generator) -> str:
     """A name of one to four words, now and then with 'of', an apostrophe or a hyphen."""
+    if rng.random() < 0.45:
+        return scrambled(rng)
     words = [word(rng).capitalize() for _ in range(int(rng.choice([1, 1, 1, 1, 1, 2, 2])))]
     roll = rng.random()
     if roll < 0.06:
@@ -54,6 +74,8 @@ def value(attribute: str, rng: np.random.Generator) -> str:
         pool = [e.facts[attribute] for e in world.flags(False) if attribute in e.facts]
         if pool:
             return pool[int(rng.integers(len(pool)))]
+    if rng.random() < 0.5:
+        return scrambled(rng)
     words = [word(rng) for _ in range(int(rng.choice([1, 1, 2, 2, 3])))]
     if attribute in ("capital", "highest point", "nationality", "language"):
         words = [w.capitalize() for w in words]

@@ -57,7 +57,7 @@ class Maker:
     def blind(self, number: int, rng: np.random.Generator) -> tuple[int, Encoded]:
         """A conversation without its pictures: cheap practice of choosing, calling, reading and copying."""
         scene = cache.scene_plan(10_000_000 + number)
-        talk = samples.converse(scene, rng, samples.Faces(rng), self.index)
+        talk = samples.converse(scene, rng, samples.Faces(rng), self.index, invent=max(0.7, self.options.invent))
         return -1, samples.encode(talk, self.tokenizer, with_images=False)
 
 
