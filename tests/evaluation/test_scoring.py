@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge.evaluation.scoring import (
@@ -49,6 +49,7 @@ def test_token_metrics() -> None:
     assert token_f1("", ["x"]) == token_recall("x", []) == 0.0
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.lists(st.text(max_size=20), max_size=4))
 def test_metrics_are_shares_and_ordered(prediction: str, answers: list[str]) -> None:
     found = score(prediction, answers)
@@ -56,6 +57,7 @@ def test_metrics_are_shares_and_ordered(prediction: str, answers: list[str]) -> 
     assert found["em"] <= found["subem"]
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1, max_size=40))
 def test_an_answer_matches_itself(text: str) -> None:
     if normalise(text):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge.errors import SearchError, SearchTimeoutError
@@ -235,12 +235,14 @@ def test_messages_hold_no_query(site: WebServer) -> None:
     assert "verysecret" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=4))
 def test_mapped_addresses_are_judged_by_what_they_carry(v4: ipaddress.IPv4Address) -> None:
     for text in (f"::ffff:{v4}", f"64:ff9b::{v4}"):
         assert is_public(ipaddress.ip_address(text)) == is_public(v4)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_is_a_url_or_a_search_error(text: str) -> None:
     try:

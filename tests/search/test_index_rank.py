@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge.runtime.search.index.rank import Scored, dynamic_count, fuse, ordered
@@ -11,11 +11,13 @@ from gog_edge.runtime.search.index.rank import Scored, dynamic_count, fuse, orde
 scores = st.lists(st.floats(-1, 100, allow_nan=False), min_size=1, max_size=40).map(lambda s: sorted(s, reverse=True))
 
 
+@settings(deadline=None)
 @given(scores, st.integers(1, 20), st.floats(0, 1))
 def test_count_is_between_one_and_k(values: list[float], k: int, keep: float) -> None:
     assert 1 <= dynamic_count(values, k, keep=keep, floor=0.0) <= min(k, len(values))
 
 
+@settings(deadline=None)
 @given(scores, st.integers(1, 20))
 def test_a_stricter_rule_never_keeps_more(values: list[float], k: int) -> None:
     counts = [dynamic_count(values, k, keep=keep) for keep in (0.0, 0.3, 0.6, 1.0)]

@@ -132,6 +132,7 @@ def test_distance_to_the_beginning_of_a_word(term: str, stem: str, expected: tup
     assert prefix_distance(term, stem, 2) == expected
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abcd", max_size=8), st.text(alphabet="abcd", min_size=1, max_size=8))
 def test_prefix_distance_is_bounded_and_zero_for_beginnings(term: str, stem: str) -> None:
     distance, ending = prefix_distance(term, stem, 3)
