@@ -28,7 +28,9 @@ def word(rng: np.random.Generator) -> str:
 def _pieces() -> tuple[str, ...]:
     """The words and word pieces of the vocabulary, without control tokens."""
     data = json.loads((world.WORLD.parent / "tokenizer.json").read_text(encoding="utf-8"))
-    return tuple(t.strip("\u0120") for t in data["model"]["vocab"] if t.strip("\u0120").isascii() and t.strip("\u0120").isalpha())
+    return tuple(
+        t.strip("\u0120") for t in data["model"]["vocab"] if t.strip("\u0120").isascii() and t.strip("\u0120").isalpha()
+    )
 
 
 def scrambled(rng: np.random.Generator) -> str:
