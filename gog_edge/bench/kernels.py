@@ -77,9 +77,7 @@ def cases() -> list[Case]:
     made.append(_linear("prefill down int4/32", 4, 1024, 2048, 6144))
     made.append(_decoder("prefill attention", 1024, 1024))
     for rows in (1, 2, 4, 8):
-        made.append(
-            _linear(f"decode gate|up int4/32, {rows} rows", 4, rows, 12288, 2048, activation="silu_mul")
-        )
+        made.append(_linear(f"decode gate|up int4/32, {rows} rows", 4, rows, 12288, 2048, activation="silu_mul"))
     made.append(_linear("decode head int8", 8, 1, 151936, 2048))
     made.append(_decoder("decode attention f16", 1, 1024))
     made.append(_decoder("decode attention int8", 1, 1024, bytes_=True))
@@ -172,9 +170,7 @@ def _session(case: Case, feeds: Feeds, threads: int) -> Any:
     reason = library.register(options)
     if reason is not None:
         raise BenchError(reason)
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def peaks(threads: int, seconds: float = 0.3) -> dict[str, float]:

@@ -48,9 +48,7 @@ def session(
         "session.intra_op.allow_spinning", os.environ.get("SPIN", "0")
     )  # other tests share the cores
     assert library.register(options) is None
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run(

@@ -83,9 +83,7 @@ class Decoder:
         return float(np.abs(got - want).max() / np.abs(new_values).max())
 
 
-@pytest.mark.parametrize(
-    "heads, kv, hd", [(4, 4, 64), (16, 8, 128), (8, 1, 64), (7, 1, 128), (12, 2, 80), (3, 3, 8)]
-)
+@pytest.mark.parametrize("heads, kv, hd", [(4, 4, 64), (16, 8, 128), (8, 1, 64), (7, 1, 128), (12, 2, 80), (3, 3, 8)])
 @pytest.mark.parametrize("bytes_", [False, True])
 def test_prefill_then_decode_then_append(heads: int, kv: int, hd: int, bytes_: bool) -> None:
     decoder = Decoder(heads, kv, hd, 300, bytes_, norms=heads == 16)

@@ -17,9 +17,7 @@ pytestmark = needs_ops
 F32 = np.float32
 
 
-def _packed(
-    rng: np.random.Generator, bits: int, n: int, k: int, block: int, zeros: bool, order: object = None
-):  # type: ignore[no-untyped-def]
+def _packed(rng: np.random.Generator, bits: int, n: int, k: int, block: int, zeros: bool, order: object = None):  # type: ignore[no-untyped-def]
     if bits == 8:
         q = rng.integers(-127, 128, (n, k), np.int8)
         return packing.pack_w8(q, (rng.random(n) * 0.01).astype(F32), order)  # type: ignore[arg-type]
@@ -191,9 +189,7 @@ def test_the_mathematics_not_only_the_reference() -> None:
     assert np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.015
     blocks = w.reshape(64, 16, 32)
     scale4 = (np.abs(blocks).max(axis=2) / 7).astype(np.float16)
-    q4 = (
-        np.clip(np.rint(blocks / scale4[:, :, None].astype(F32)) + 8, 0, 15).astype(np.uint8).reshape(64, 512)
-    )
+    q4 = np.clip(np.rint(blocks / scale4[:, :, None].astype(F32)) + 8, 0, 15).astype(np.uint8).reshape(64, 512)
     got = _both(x, packing.pack_w4(q4, scale4), 64, 4)[0]
     assert np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.12
 

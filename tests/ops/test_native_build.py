@@ -107,9 +107,7 @@ def test_a_compile_error_is_reported_once(source: Path, monkeypatch: pytest.Monk
     assert not list(build.cache_directory().glob("*.so"))
 
 
-def test_missing_source_and_unusable_cache(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_source_and_unusable_cache(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = build.load_status("gone", [source.with_name("gone.cpp")])
     assert status.reason is not None and "gone.cpp is missing" in status.reason
     (tmp_path / "file").write_text("")

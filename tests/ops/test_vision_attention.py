@@ -32,9 +32,7 @@ def _inputs(n: int, heads: int, hd: int, seed: int = 0) -> dict[str, NDArray[np.
     }
 
 
-def _check(
-    inputs: dict[str, NDArray[np.generic] | None], heads: int, precision: int, **attributes: float
-) -> None:
+def _check(inputs: dict[str, NDArray[np.generic] | None], heads: int, precision: int, **attributes: float) -> None:
     got = run("VisionAttention", inputs, heads=heads, precision=precision, **attributes)
     want = reference.vision_attention(
         inputs["qkv"],  # type: ignore[arg-type]
