@@ -12,7 +12,7 @@ OUT    := .cache/demo
 demo: $(BIN)/.base
 	@$(BIN)/gog-edge export $(NANO) -o $(OUT)/bundle --precision int8
 	@$(BIN)/gog-edge index build $(OUT)/index $(NANO)/world/documents.jsonl --bundle $(OUT)/bundle --force
-	@$(BIN)/gog-edge ask $(NANO)/examples/scene.jpg "What is the capital of the country of the highest flag?" \
+	@$(BIN)/gog-edge ask $(NANO)/examples/scene.jpg "What is the capital of the country of the second flag from the left?" \
 		--bundle $(OUT)/bundle --index $(OUT)/index --trace $(OUT)/trace.html
 
 test: lint types unit wheel
