@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gog_edge.errors import SearchError, UsageError
+from gog_edge.errors import EngineError, SearchError, UsageError
 from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, SearchProvider
 from gog_edge.runtime.search.cache import ResultCache
 from gog_edge.runtime.search.reading import ReadingProvider
@@ -51,6 +51,7 @@ _SHELL: dict[str, type | tuple[type, ...]] = {
     "record": str,
     "read": int,
     "passage_chars": int,
+    "embedder": str,
 }
 _OWN: dict[str, dict[str, type | tuple[type, ...]]] = {
     "http": {TEXT: dict, IMAGE: dict, PAGE: dict, UPLOAD: dict, "endpoint": str, "max_bytes": int, "image_side": int},
@@ -102,7 +103,7 @@ def load_providers(
         provider = _provider(entry, label, where.parent, secrets or Secrets())
         built.append((entry, _shell(provider, entry, label, where.parent, cache_dir)))
     readers = [p for _, p in built if PAGE in p.kinds]
-    return [_reading(provider, entry, readers) for entry, provider in built]
+    return [_reading(provider, entry, readers, where.parent) for entry, provider in built]
 
 
 def presets() -> list[str]:
@@ -236,7 +237,9 @@ def _shell(
     return Resilient(provider, limits, cache=cache, identity=f"{provider.name}:{identity}")
 
 
-def _reading(provider: SearchProvider, entry: dict[str, Any], readers: list[SearchProvider]) -> SearchProvider:
+def _reading(
+    provider: SearchProvider, entry: dict[str, Any], readers: list[SearchProvider], folder: Path
+) -> SearchProvider:
     pages = entry.get("read", 0)
     if not pages:
         return provider
@@ -246,7 +249,16 @@ def _reading(provider: SearchProvider, entry: dict[str, Any], readers: list[Sear
     reader = next((r for r in readers if r is not provider), None) or (provider if PAGE in provider.kinds else None)
     if reader is None:
         raise UsageError(f'provider {name!r}: `read` needs a page reader: add one (kind = "fetch", or preset = "jina")')
-    return ReadingProvider(provider, reader, pages=pages, chars=int(entry.get("passage_chars", 1200)))
+    embedder = None
+    if "embedder" in entry:
+        from gog_edge.runtime.search.text_encoder import OnnxTextEncoder
+
+        try:
+            embedder = OnnxTextEncoder(folder / entry["embedder"])
+        except EngineError as e:
+            raise UsageError(f"provider {name!r}: embedder: {e}") from e
+    chars = int(entry.get("passage_chars", 1200))
+    return ReadingProvider(provider, reader, pages=pages, chars=chars, embedder=embedder)
 
 
 def _check(fields: Any, known: Mapping[str, type | tuple[type, ...]], label: str) -> None:

@@ -20,6 +20,7 @@ from gog_edge.runtime.search.index.text import STOP_WORDS, tokens
 
 PASSAGE_CHARS = 400
 MAX_PASSAGES = 2000
+MAX_EMBEDDED = 48
 # Robertson, Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009.
 K1, B = 1.2, 0.75
 
@@ -86,9 +87,11 @@ def rank_passages(passages: Sequence[str], query: str, embedder: TextEmbedder | 
     lexical = ordered([Scored(i, s) for i, s in enumerate(bm25(passages, query))])
     if embedder is None or not passages or not query.strip():
         return lexical
-    vectors = embedder.embed_texts([query, *passages])
+    # Meaning re-ranks what words found, and the beginning of the page: a long page must not cost seconds.
+    chosen = sorted({s.entity for s in lexical[:MAX_EMBEDDED]} | set(range(min(8, len(passages)))))
+    vectors = embedder.embed_texts([query, *(passages[i] for i in chosen)])
     cosine = vectors[1:] @ vectors[0]
-    semantic = ordered([Scored(i, float(c)) for i, c in enumerate(cosine)])
+    semantic = ordered([Scored(i, float(c)) for i, c in zip(chosen, cosine)])
     return fuse([([s for s in lexical if s.score > 0], 1.0), (semantic, 1.0)])
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from gog_edge.errors import SearchError
+from gog_edge.errors import EngineError, SearchError
 from gog_edge.runtime.search.base import PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.runtime.search.passages import TextEmbedder, best_passages
 from gog_edge.types import Hit
@@ -55,7 +55,7 @@ class ReadingProvider(BaseProvider):
         limit = deadline.within(self._seconds)
         limit = limit.within(limit.remaining() * (1 - RESERVE))
         for number, page in self._read(hits, chosen, limit):
-            text = best_passages(page.text, query, chars=self._chars, embedder=self._embedder)
+            text = self._cut(page.text, query, self._chars)
             if text:
                 hits[number] = replace(hits[number], text=text, title=hits[number].title or page.title)
         return hits
@@ -67,12 +67,18 @@ class ReadingProvider(BaseProvider):
         page = self._reader.read_page(url, deadline=deadline, goal=goal)
         if not goal.strip():
             return page
-        text = best_passages(page.text, goal, chars=4 * self._chars, embedder=self._embedder)
+        text = self._cut(page.text, goal, 4 * self._chars)
         return replace(page, text=text, truncated=page.truncated or len(text) < len(page.text))
 
     def close(self) -> None:
         self._search.close()
         self._reader.close()
+
+    def _cut(self, text: str, query: str, chars: int) -> str:
+        try:
+            return best_passages(text, query, chars=chars, embedder=self._embedder)
+        except EngineError as e:
+            raise SearchError(f"{self.name}: {e}") from e
 
     def _read(self, hits: Sequence[Hit], chosen: Sequence[int], deadline: Deadline) -> list[tuple[int, Page]]:
         """Pages that were read in time, in the order of the hits."""

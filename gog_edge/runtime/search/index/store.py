@@ -36,6 +36,7 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._home = database.folder.resolve()
 
     # Reading
 
@@ -147,11 +148,11 @@ class Store:
 
     def resolve(self, path: str) -> str:
         """A stored path as an absolute one; addresses as they are."""
-        return path if is_address(path) else os.path.normpath(self.database.folder.resolve() / path)
+        return path if is_address(path) else os.path.normpath(self._home / path)
 
     def relative(self, path: Path) -> str:
         """How a file's path is stored: relative to the index folder, so both can move together."""
-        return Path(os.path.relpath(path.resolve(), self.database.folder.resolve())).as_posix()
+        return Path(os.path.relpath(path.resolve(), self._home)).as_posix()
 
     # Writing (inside a transaction)
 
