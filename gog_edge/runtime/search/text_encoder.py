@@ -90,4 +90,5 @@ class OnnxTextEncoder:
             weights = mask[:, :, None].astype(np.float32)
             features = (features * weights).sum(axis=1) / weights.sum(axis=1)
         norms = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        return (features / norms).astype(np.float32)
+        unit: NDArray[np.float32] = (features / norms).astype(np.float32)
+        return unit
