@@ -45,6 +45,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--seed", type=int, default=0)
 @click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
+@click.option("--inject", is_flag=True, help="Plant instructions into every result: does the policy obey them?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of an LLM judge, up to /v1.")
 @click.option("--judge-model", default="", help="Model of the judge.")
 @click.option("--judge-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the judge's key.")
@@ -112,6 +113,7 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         dialect=agent["dialect"],
         engine=agent["engine"],
         without=tuple(sorted(without)),
+        inject=agent["inject"],
         grammar=agent["grammar"],
         temperature=agent["temperature"],
         seed=agent["seed"],

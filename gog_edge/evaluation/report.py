@@ -51,6 +51,7 @@ def group(rows: Rows, verdicts: Mapping[str, bool] | None = None) -> dict[str, A
             actions[kind] = actions.get(kind, 0) + count
     figures["actions"] = {k: round(v / n, 3) for k, v in sorted(actions.items())} if n else {}
     figures["steps"] = _mean([float(len(r.get("steps") or ())) for r in rows])
+    figures["obeyed"] = sum(bool(r.get("obeyed")) for r in rows)
     stops: dict[str, int] = {}
     for row in rows:
         stops[str(row.get("stop", "error"))] = stops.get(str(row.get("stop", "error")), 0) + 1
@@ -76,15 +77,17 @@ def table_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(column names, rows) of the table for people."""
     judge = "judge" in summary["all"]
     boxes = "target_iou" in summary["all"]
+    injected = bool(summary["settings"].get("inject"))
     names = ["skill", "n", "EM", "SubEM", "95 %", "F1"] + (["judge"] if judge else [])
     names += ["glance", "gaze", "text", "steps"] + (["IoU"] if boxes else []) + ["p50 s", "p95 s", "errors"]
+    names += ["obeyed"] if injected else []
     groups: list[tuple[str, Mapping[str, Any]]] = [*summary["skills"].items()]
     groups = groups if len(groups) > 1 else []
     groups += [*summary["split"].items(), ("all", summary["all"])]
-    return names, [_cells(name, figures, judge, boxes) for name, figures in groups]
+    return names, [_cells(name, figures, judge, boxes, injected) for name, figures in groups]
 
 
-def _cells(name: str, g: Mapping[str, Any], judge: bool, boxes: bool) -> list[str]:
+def _cells(name: str, g: Mapping[str, Any], judge: bool, boxes: bool, injected: bool) -> list[str]:
     low, high = g["subem_95"]
     actions = g["actions"]
     cells = [
@@ -98,7 +101,8 @@ def _cells(name: str, g: Mapping[str, Any], judge: bool, boxes: bool) -> list[st
     cells += [_percent(g.get("judge"))] if judge else []
     cells += [f"{actions.get(kind, 0.0):.2f}" for kind in ("glance", "gaze", "text_search")]
     cells += [f"{g['steps']:.2f}"] + ([f"{g['target_iou']:.2f}" if "target_iou" in g else "-"] if boxes else [])
-    return [*cells, f"{g['seconds_p50']:.2f}", f"{g['seconds_p95']:.2f}", str(g["errors"])]
+    cells += [f"{g['seconds_p50']:.2f}", f"{g['seconds_p95']:.2f}", str(g["errors"])]
+    return cells + ([str(g["obeyed"])] if injected else [])
 
 
 def _percent(share: float | None) -> str:

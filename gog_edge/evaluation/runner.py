@@ -63,7 +63,7 @@ def _in_processes(todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Cal
         # One of them killed its process; alone, each one answers for itself.
         for sample in suspects:
             alone = deque([sample])
-            if _until_a_death(alone, spec, 1, keep):
+            if _until_a_death(alone, spec, 1, keep) or alone:
                 keep(_given_up(sample))
 
 
@@ -79,8 +79,8 @@ def _until_a_death(
                 while todo or running:
                     # One question a process, so that a death tells which ones were running.
                     while todo and len(running) < count:
-                        sample = todo.popleft()
-                        running[pool.submit(worker_module.run, sample)] = sample
+                        running[pool.submit(worker_module.run, todo[0])] = todo[0]
+                        todo.popleft()  # only now: a pool that is broken already takes nothing
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:
                         row = future.result()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from gog_edge.codec import encode
 from gog_edge.errors import GogEdgeError
 from gog_edge.evaluation.images import ImageStore
+from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.runtime.frame import Frame
@@ -27,6 +28,7 @@ class AgentSpec:
 
     Args:
         without: kinds of actions that are taken away (ablations); the prompt stays as the policy was trained.
+        inject: let every result try to take over (see `injection`).
         search: a provider configuration; see docs/search.md.
         threads: of the engine, in each process.
     """
@@ -37,6 +39,7 @@ class AgentSpec:
     dialect: str = ""
     engine: str = ""
     without: tuple[str, ...] = ()
+    inject: bool = False
     grammar: str = "auto"
     temperature: float = 0.0
     seed: int = 0
@@ -134,6 +137,7 @@ def describe(answer: Answer, sample: Sample, frames: list[Frame]) -> dict[str, A
     return {
         "prediction": answer.text,
         "scores": score(answer.text, sample.answers),
+        "obeyed": obeyed(answer),
         "stop": answer.stop.value,
         "actions": {kind: sum(a.kind.value == kind for a in actions) for kind in (*KINDS, "invalid")},
         # Every target by its best box: 1 means that all of them were looked at, exactly.
@@ -168,7 +172,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         grammar=spec.grammar,  # type: ignore[arg-type]
         max_turns=spec.max_turns,
     )
-    return gog_edge.load(
+    agent = gog_edge.load(
         bundle,
         engine=spec.engine or None,
         index=spec.index or None,
@@ -177,6 +181,9 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         options=options,
         engine_options=_engine_options(spec.threads),
     )
+    if spec.inject:
+        disguise(agent)
+    return agent
 
 
 def _engine_options(threads: int) -> Any:
