@@ -302,6 +302,31 @@ def test_unusable_indexes_end_in_one_clear_line(tmp_path: Path, damage: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    index = build(tmp_path, record("a", "alpha", "text"))
+    with index.database.use() as c:
+        pages = c.execute("PRAGMA page_count").fetchone()[0]
+        c.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(SearchIndexError, match="free some space") as caught:
+        add_records(index, [record(f"b{i}", f"beta {i}", "x" * 20_000) for i in range(20)])
+    assert "\n" not in str(caught.value)
+    assert index.store.counts()["entries"] == 1
+    assert index.search("alpha")[0].entity == "a"
+
+
+def test_a_file_damaged_later_is_an_index_error(tmp_path: Path) -> None:
+    index = build(tmp_path, *(record(f"e{i}", f"word{i}", "x" * 3000) for i in range(60)))
+    index.close()
+    path = tmp_path / "i" / "index.db"
+    data = bytearray(path.read_bytes())
+    data[8192:-4096] = b"\xff" * (len(data) - 12288)
+    path.write_bytes(data)
+    with pytest.raises(SearchIndexError), LocalIndex(tmp_path / "i") as damaged:
+        for i in range(60):
+            damaged.search(f"word{i}")
+        list(damaged.entities())
+
+
 def test_a_read_only_folder_can_be_searched(tmp_path: Path) -> None:
     build(tmp_path, record("a", "alpha", "text")).close()
     folder = tmp_path / "i"

@@ -82,7 +82,11 @@ class Database:
 
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
-        """A connection for the duration of a block: taken from the idle ones, given back afterwards."""
+        """A connection for the duration of a block: taken from the idle ones, given back afterwards.
+
+        Raises:
+            SearchIndexError: whatever SQLite reports inside of the block.
+        """
         with self._lock:
             if self._closed:
                 raise SearchIndexError(f"{self.folder}: the index is closed")
@@ -91,6 +95,12 @@ class Database:
             connection = self._connect()
         try:
             yield connection
+        except sqlite3.Error as e:
+            problem = " ".join(str(e).split())
+            mend = (
+                "free some space" if "full" in problem else "try again" if "locked" in problem else "rebuild the index"
+            )
+            raise SearchIndexError(f"{self.path}: {problem}; {mend}") from e
         finally:
             with self._lock:
                 if not self._closed and len(self._idle) < MAX_IDLE:
@@ -106,10 +116,10 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                connection.commit()
             except BaseException:
                 connection.rollback()
                 raise
-            connection.commit()
 
     def meta(self, key: str, default: str = "") -> str:
         """A value of the meta table."""
@@ -144,9 +154,9 @@ class Database:
         try:
             with self.use() as connection:
                 connection.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
-        except sqlite3.OperationalError as e:
+        except SearchIndexError as e:
             self.close()
-            raise SearchIndexError(f"{self.path}: this SQLite can't make the index ({e}); FTS5 is needed") from e
+            raise SearchIndexError(f"{e} (this SQLite needs FTS5)") from e
 
     def _check(self) -> None:
         try:
@@ -155,9 +165,9 @@ class Database:
                 if version == SCHEMA_VERSION:
                     connection.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
                     return
-        except sqlite3.Error as e:
+        except SearchIndexError:
             self.close()
-            raise SearchIndexError(f"{self.path}: can't be read as an index ({e}); rebuild it") from e
+            raise
         self.close()
         raise SearchIndexError(
             f"{self.path}: schema version {version}, this gog-edge reads {SCHEMA_VERSION}; "

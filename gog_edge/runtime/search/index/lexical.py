@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 
-from gog_edge.errors import SearchIndexError
 from gog_edge.runtime.search.index.rank import Scored, ordered
 from gog_edge.runtime.search.index.store import Store
 from gog_edge.runtime.search.index.text import STOP_WORDS, TextQuery, parse_query, quote, tokens
@@ -35,13 +34,10 @@ class Lexical:
         query = parse_query(text)
         if not query:
             return []
-        try:
-            with self._store.database.use() as c:
-                if spell:
-                    query = self._respell(c, query)
-                found = self._match(c, query, pool)
-        except sqlite3.Error as e:
-            raise SearchIndexError(f"{self._store.database.path}: text search failed ({e}); rebuild the index") from e
+        with self._store.database.use() as c:
+            if spell:
+                query = self._respell(c, query)
+            found = self._match(c, query, pool)
         return self._boost_titles(found, text, query)
 
     def _match(self, c: sqlite3.Connection, query: TextQuery, pool: int) -> list[Scored]:

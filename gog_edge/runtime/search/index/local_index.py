@@ -122,13 +122,10 @@ class LocalIndex:
         Raises:
             SearchIndexError: the file can't be read.
         """
-        try:
-            with self.database.use() as c:
-                row = c.execute(
-                    "SELECT row FROM entities WHERE id = ?1 OR source = ?1 ORDER BY id <> ?1, row LIMIT 1", (identity,)
-                ).fetchone()
-        except sqlite3.Error as e:
-            raise SearchIndexError(f"{self.database.path}: can't be read ({e}); rebuild the index") from e
+        with self.database.use() as c:
+            row = c.execute(
+                "SELECT row FROM entities WHERE id = ?1 OR source = ?1 ORDER BY id <> ?1, row LIMIT 1", (identity,)
+            ).fetchone()
         return None if row is None else self.store.entities([row[0]]).get(row[0])
 
     def entities(self) -> Iterator[Entity]:
