@@ -139,7 +139,8 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
     qwen3 = config["model_type"] == "qwen3_vl"
     yield from _vision_qwen3(config["vision_config"]) if qwen3 else _vision_qwen2_5(config["vision_config"])
     language = "model.language_model."
-    yield _Tensor(f"{language}embed_tokens.weight", (vocab, hidden), 0.5)
+    # As a tied head it makes logits with a deviation of about 4, as a real policy has; larger ones blow up every KL.
+    yield _Tensor(f"{language}embed_tokens.weight", (vocab, hidden), min(0.5, 4.3 / math.sqrt(hidden)))
     head_dim = text.get("head_dim") or hidden // text["num_attention_heads"]
     queries, keys = text["num_attention_heads"] * head_dim, text["num_key_value_heads"] * head_dim
     damp = 1 / math.sqrt(2 * text["num_hidden_layers"])

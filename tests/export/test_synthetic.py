@@ -46,6 +46,22 @@ def test_transformers_loads_every_tensor(tmp_path: Path, name: str, spelling: st
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("hidden", [256, 1024])
+def test_logits_of_wide_tied_models_keep_their_spread(tmp_path: Path, hidden: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    overrides = {
+        "text_config": {"hidden_size": hidden, "num_hidden_layers": 2},
+        "vision_config": {"out_hidden_size": hidden},
+    }
+    root = make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 3, "float32", overrides=overrides)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.arange(30, 80)[None]).logits[0]
+    assert 3 < logits.std() < 6
+
+
+@pytest.mark.parity
 def test_transformers_reads_the_text_files(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     root = make_checkpoint("tiny-qwen3-vl", tmp_path / "c")
