@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,31 +24,9 @@ from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
+from gog_edge.runtime.transcript import I32, SessionImage, Transcript
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
 from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
-
-I32 = NDArray[np.int32]
-
-
-@dataclass
-class SessionImage:
-    """One image of the registry. `plan` is None after loading a session that was saved without its frames."""
-
-    geometry: RegisteredImage
-    rows: int
-    columns: int
-    digest: str
-    plan: VisionPlan | None
-    features: Features | None = field(default=None, repr=False)
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
-
-    def same(self, other: SessionImage) -> bool:
-        """The policy sees the same pixels at the same size."""
-        mine, yours = self.geometry.region, other.geometry.region
-        return (self.digest, self.rows, self.columns, mine) == (other.digest, other.rows, other.columns, yours)
 
 
 @dataclass(frozen=True)
@@ -69,10 +47,8 @@ class Session:
         self.model = model
         self.trace = trace
         self.lock = threading.RLock()
-        self.positions = Positions()
-        self._tokens: I32 = np.zeros(256, np.int32)
+        self.transcript = Transcript(model.manifest.tokens)
         self._computed = 0
-        self._images: list[SessionImage] = []
         self._cache: KvCache | None = None
         self._cuts: list[int] = []
         self._rows: F32 | None = None  # logits of the newest tokens; row 0 belongs to token `_rows_at`
@@ -85,12 +61,17 @@ class Session:
     # -- looking ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.transcript)
 
     @property
     def tokens(self) -> I32:
         """All token ids [n]; a view that is valid until the next append."""
-        return self._tokens[: len(self)]
+        return self.transcript.ids
+
+    @property
+    def positions(self) -> Positions:
+        """The tokens' M-RoPE positions."""
+        return self.transcript.positions
 
     @property
     def computed(self) -> int:
@@ -100,12 +81,12 @@ class Session:
     @property
     def images(self) -> tuple[RegisteredImage, ...]:
         """The registry's geometry, for dialects."""
-        return tuple(i.geometry for i in self._images)
+        return tuple(i.geometry for i in self.transcript.images)
 
     @property
     def digests(self) -> list[str]:
         """Content of the registry's frames, in order."""
-        return [i.digest for i in self._images]
+        return [i.digest for i in self.transcript.images]
 
     @property
     def room(self) -> int:
@@ -123,9 +104,7 @@ class Session:
         Raises:
             SessionError: there is none.
         """
-        if not 0 <= index < len(self._images):
-            raise SessionError(f"the session has no image {index}: it has {len(self._images)}")
-        return self._images[index]
+        return self.transcript.image(index)
 
     def frame(self, index: int) -> Frame:
         """The original frame that image `index` was cut from.
@@ -160,15 +139,11 @@ class Session:
         """
         plan = self.model.vision.plan(frame, region, limits)
         with self.lock:
-            index = len(self._images)
-            image = self._registered(plan, index, index if source is None else source)
-            self._images.append(image)
+            index = len(self.transcript.images)
+            image = SessionImage.planned(plan, index, index if source is None else source)
+            self.transcript.images.append(image)
             self._trace_image(image)
             return image.geometry
-
-    @staticmethod
-    def _registered(plan: VisionPlan, index: int, source: int) -> SessionImage:
-        return SessionImage(plan.registered(index, source), plan.rows, plan.columns, plan.frame.digest, plan)
 
     def _trace_image(self, image: SessionImage) -> None:
         plan = image.plan
@@ -187,15 +162,14 @@ class Session:
         """
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
-            count = sum(len(p) if isinstance(p, list) else self.image(p.image).tokens + 2 for p in parts)
-            self._check_room(count, reserve, sum(self.image(p.image).tokens for p in parts if not isinstance(p, list)))
+            size = self.transcript.size(parts, self.transcript.images)
+            self._check_room(size.tokens, reserve, size.shown)
             fresh = len(self) == 0
-            for part in parts:
-                self._append_part(part)
-            self._usage += Usage(prompt_tokens=count)
+            self._write(parts)
+            self._usage += Usage(prompt_tokens=size.tokens)
             if fresh:
                 self._reuse_prefix(segments)
-            return count
+            return size.tokens
 
     def restart(self, plans: Sequence[VisionPlan], segments: Sequence[Segment], *, reserve: int = 0) -> int:
         """Begin another conversation, keeping the KV of what it has in common with this one.
@@ -208,50 +182,23 @@ class Session:
 
         Raises:
             ContextOverflowError: it does not fit; the old conversation is as it was.
-            SessionError: a segment names an image that is not in `plans`.
+            SessionError: a segment names an image that is not in `plans`; the old conversation is as it was.
         """
-        images = [self._registered(plan, index, index) for index, plan in enumerate(plans)]
+        images = [SessionImage.planned(plan, index, index) for index, plan in enumerate(plans)]
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
-            named = [p.image for p in parts if not isinstance(p, list)]
-            if any(not 0 <= i < len(images) for i in named):
-                raise SessionError(f"the prompt names image {max(named)}, the question has {len(images)}")
-            shown = sum(images[i].tokens for i in named)
-            count = sum(len(p) for p in parts if isinstance(p, list)) + shown + 2 * len(named)
-            self._check_room(count - len(self), reserve, shown)
-            kept, rest = self._common(parts, images)
+            size = self.transcript.size(parts, images)
+            self._check_room(size.tokens - len(self), reserve, size.shown)
+            kept, rest = self.transcript.common(parts, images)
             self.cut(kept)
-            self._images = images
+            self.transcript.images = images
             for image in images:
                 self._trace_image(image)
-            for part in rest:
-                self._append_part(part)
-            self._usage += Usage(prompt_tokens=count - kept, reused_tokens=kept)
+            self._write(rest)
+            self._usage += Usage(prompt_tokens=size.tokens - kept, reused_tokens=kept)
             if kept == 0:
                 self._reuse_prefix(segments)
             return kept
-
-    def _common(self, parts: Sequence[EncodedPart], images: Sequence[SessionImage]) -> tuple[int, list[EncodedPart]]:
-        """How many tokens of the present conversation `parts` begin with, and what of `parts` is left to append."""
-        at = 0
-        for number, part in enumerate(parts):
-            if isinstance(part, list):
-                here = self._tokens[at : min(at + len(part), len(self))]
-                differs = np.flatnonzero(here != np.asarray(part[: len(here)], np.int32))
-                same = int(differs[0]) if differs.size else len(here)
-                at += same
-                if same < len(part):
-                    return at, [part[same:], *parts[number + 1 :]]
-                continue
-            span = self.positions.span_at(at + 1)
-            old = self._images[span.image] if span is not None else None
-            new = images[part.image]
-            if span is None or old is None or span.start != at + 1 or span.image != part.image or not old.same(new):
-                return at, list(parts[number:])
-            at = span.stop + 1
-            if at > len(self):  # cut right behind the image: its end marker is gone
-                return span.start - 1, list(parts[number:])
-        return at, []
 
     def extend(self, ids: Iterable[int], *, forced: bool = False) -> None:
         """Append tokens that the policy wrote (or that its grammar forced).
@@ -262,32 +209,13 @@ class Session:
         new = list(ids)
         with self.lock:
             self._check_room(len(new), 0, 0)
-            self._append_ids(new)
+            self.transcript.append_ids(new)
+            self._draft = ()
             self._usage += Usage(forced_tokens=len(new)) if forced else Usage(generated_tokens=len(new))
 
-    def _append_part(self, part: EncodedPart) -> None:
-        if isinstance(part, list):
-            self._append_ids(part)
-            return
-        special = self.model.manifest.tokens
-        image = self.image(part.image)
-        self._append_ids([special.vision_start])
-        self._put(np.full(image.tokens, special.image_pad, np.int32))
-        self.positions.append_image(image.rows, image.columns, part.image)
-        self._append_ids([special.vision_end])
-        self._usage += Usage(image_tokens=image.tokens)
-
-    def _append_ids(self, ids: Sequence[int]) -> None:
-        self._put(np.asarray(ids, np.int32))
-        self.positions.append_text(len(ids))
-
-    def _put(self, ids: I32) -> None:
-        n = len(self)
-        if n + len(ids) > len(self._tokens):
-            grown = np.zeros(max(n + len(ids), 2 * len(self._tokens)), np.int32)
-            grown[:n] = self._tokens[:n]
-            self._tokens = grown
-        self._tokens[n : n + len(ids)] = ids
+    def _write(self, parts: Sequence[EncodedPart]) -> None:
+        for part in parts:
+            self._usage += Usage(image_tokens=self.transcript.append(part))
         self._draft = ()
 
     def _check_room(self, count: int, reserve: int, image_tokens: int) -> None:
@@ -321,7 +249,7 @@ class Session:
             if not draft and self._rows is not None and self._computed == length and self._rows_at == length - 1:
                 return self._rows[:1]
             start = min(self._computed, length - 1)
-            ids = np.concatenate([self._tokens[start:length], np.asarray(draft, np.int32)])
+            ids = np.concatenate([self.tokens[start:], np.asarray(draft, np.int32)])
             tail = np.arange(self.positions.next, self.positions.next + len(draft), dtype=np.int32)
             where = np.concatenate([self.positions.view(start, length), np.broadcast_to(tail, (3, len(draft)))], axis=1)
             logits = self._chunks(start, ids, where, 1 + len(draft), budget)
@@ -338,7 +266,7 @@ class Session:
             if count > len(self._draft) or self._computed != len(self):
                 raise SessionError(f"{count} draft tokens can't be accepted: the last run tried {len(self._draft)}")
             rows, draft = self._rows, self._draft
-            self._append_ids(draft[:count])
+            self.transcript.append_ids(draft[:count])
             self._computed = len(self)
             self._usage += Usage(generated_tokens=count)
             if rows is not None:
@@ -389,7 +317,7 @@ class Session:
         return placed
 
     def _features(self, span: ImageSpan, budget: Budget) -> Features:
-        image = self._images[span.image]
+        image = self.transcript.images[span.image]
         if image.features is None:
             if image.plan is None:
                 self.frame(span.image)  # raises, and says what is missing
@@ -403,10 +331,10 @@ class Session:
 
     def _after_chunk(self, stop: int) -> None:
         for span in self.positions.spans_between(0, stop):
-            if span.stop <= stop and self._images[span.image].plan is not None:
-                self._images[span.image].features = None  # in the KV cache now; the feature cache may keep it
+            if span.stop <= stop and self.transcript.images[span.image].plan is not None:
+                self.transcript.images[span.image].features = None  # in the KV cache now; the feature cache may keep it
         if self._share and stop >= self._share and self._cache is not None and self.model.prefixes is not None:
-            self.model.prefixes.save(self._tokens[: self._share].copy(), self._cache.read(0, self._share))
+            self.model.prefixes.save(self.tokens[: self._share].copy(), self._cache.read(0, self._share))
             self._share = 0
 
     # -- the prefix that all conversations share -------------------------------------------------------------
@@ -424,9 +352,9 @@ class Session:
         parts = self.model.tokenizer.encode(leading)
         own = np.asarray(parts[0] if parts and isinstance(parts[0], list) else [], np.int32)
         count = min(len(own), len(self) - 1)
-        differs = np.flatnonzero(own[:count] != self._tokens[:count])  # text after it may merge into its last token
+        differs = np.flatnonzero(own[:count] != self.tokens[:count])  # text after it may merge into its last token
         count = int(differs[0]) if differs.size else count
-        ids = self._tokens[:count].copy()
+        ids = self.tokens[:count].copy()
         arrays = store.load(ids)
         if arrays is None:
             self._share = count
@@ -441,7 +369,7 @@ class Session:
     def mark(self) -> Mark:
         """The present end, to come back to."""
         with self.lock:
-            return Mark(len(self), self.positions.delta, len(self._images), len(self._cuts))
+            return Mark(len(self), self.positions.delta, len(self.transcript.images), len(self._cuts))
 
     def rewind(self, mark: Mark) -> None:
         """Back to `mark`: tokens and images since then are forgotten, the KV before it is kept.
@@ -455,7 +383,7 @@ class Session:
             self.cut(mark.length)
             if self.positions.delta != mark.delta:
                 raise SessionError(f"the mark at token {mark.length} has another position delta; start a new session")
-            del self._images[max(mark.images, 0) :]
+            del self.transcript.images[max(mark.images, 0) :]
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on (not inside an image); registered images stay.
@@ -467,7 +395,7 @@ class Session:
             if length == len(self):
                 self._draft = ()
                 return
-            self.positions.truncate(length)
+            self.transcript.truncate(length)
             self._computed = min(self._computed, length)
             self._share = self._share if self._share <= length else 0
             self._cuts.append(length)

@@ -22,9 +22,11 @@ from gog_edge.runtime.crop import Grid
 from gog_edge.runtime.engines.base import Features
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.session import Session, SessionImage
+from gog_edge.runtime.positions import Positions
+from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.runtime.tensorfile import read_tensors, write_tensors
+from gog_edge.runtime.transcript import SessionImage
 from gog_edge.types import RegisteredImage
 
 VERSION = 1
@@ -84,7 +86,7 @@ def save_session(
         arrays |= {f"kv.{i}": a for i, a in enumerate(kv_arrays)}
         if session._rows is not None and computed == len(session) and session._rows_at == len(session) - 1:
             arrays["logits"] = session._rows[:1]
-        for image in session._images:
+        for image in session.transcript.images:
             index = image.geometry.index
             if frames and image.plan is not None:
                 arrays.setdefault(f"frame.{image.digest}", image.plan.frame.pixels)
@@ -99,7 +101,7 @@ def save_session(
             fingerprint=session.model.bundle.fingerprint,
             engine=session.model.engine.describe().name,
             spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.positions.spans),
-            images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session._images),
+            images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session.transcript.images),
             computed=computed,
             kv_arrays=len(kv_arrays),
             delta=session.positions.delta,
@@ -151,21 +153,21 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
     limit = session.model.max_context
     if len(tokens) > limit:
         raise SessionError(f"the saved session has {len(tokens)} tokens, the context is {limit}: raise max_context")
-    for image in saved.images:
-        session._images.append(_image(session.model, image, arrays, given, stored_kv=saved.computed > 0))
-    at = 0
+    stored_kv = saved.computed > 0
+    images = [_image(session.model, image, arrays, given, stored_kv=stored_kv) for image in saved.images]
+    positions, at = Positions(), 0
     for span in saved.spans:
         known = saved.images[span.image : span.image + 1] if span.image >= 0 else ()
         if span.start < at or [(k.rows, k.columns) for k in known] != [(span.rows, span.columns)]:
             raise SessionError("the saved session is damaged: its images do not fit its tokens")
-        session.positions.append_text(span.start - at)
-        at = session.positions.append_image(span.rows, span.columns, span.image).stop
+        positions.append_text(span.start - at)
+        at = positions.append_image(span.rows, span.columns, span.image).stop
     if at > len(tokens) or not 0 <= saved.computed <= len(tokens):
         raise SessionError("the saved session is damaged: its images or its KV cache reach beyond its tokens")
-    session.positions.append_text(len(tokens) - at)
-    if session.positions.delta != saved.delta:
+    positions.append_text(len(tokens) - at)
+    if positions.delta != saved.delta:
         raise SessionError("the saved session is damaged: its positions do not fit its tokens")
-    session._tokens = tokens if len(tokens) else session._tokens
+    session.transcript.restore(tokens, positions, images)
     if saved.computed:
         session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
         session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])

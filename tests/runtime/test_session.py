@@ -227,7 +227,7 @@ def test_restart_keeps_what_both_conversations_share(loaded: Loaded, frame: Fram
     assert session.usage.encoded_images == 1
     changed = session.restart([session.model.vision.plan(picture(8))], other)
     assert changed == session.positions.spans[0].start - 1
-    with pytest.raises(SessionError, match="names image 0"):
+    with pytest.raises(SessionError, match="no image 0"):
         session.restart([], other)
     with pytest.raises(ContextOverflowError):
         session.restart([plan], [*PROMPT, Text("x " * 5000)])
