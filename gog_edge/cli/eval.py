@@ -46,6 +46,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
 @click.option("--inject", is_flag=True, help="Plant instructions into every result: does the policy obey them?")
+@click.option("--against", type=_PATH, help="The --out of another run over the same questions: what changed?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of an LLM judge, up to /v1.")
 @click.option("--judge-model", default="", help="Model of the judge.")
 @click.option("--judge-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the judge's key.")
@@ -62,6 +63,7 @@ def command(
     restart: bool,
     workers: int,
     limit: int,
+    against: Path | None,
     judge_url: str | None,
     judge_model: str,
     judge_key_env: str,
@@ -83,6 +85,7 @@ def command(
     from gog_edge.evaluation.datasets import read_dataset
     from gog_edge.evaluation.results import read_results
 
+    before = read_results(against)[1] if against is not None else None  # a wrong file is found before the run
     samples, problems = read_dataset(dataset, form=form, limit=limit)
     for line in problems[:5]:
         stderr().print(f"[yellow]skipped[/] {escape(line)}")
@@ -95,7 +98,7 @@ def command(
     wanted = {s.id for s in samples}
     rows = [r for r in rows if str(r["id"]) in wanted]
     verdicts = _judge(rows, judge_url, judge_model, judge_key_env, out) if judge_url else None
-    _report(rows, settings, verdicts, summary, as_json)
+    _report(rows, settings, verdicts, before, summary, as_json)
     if gallery is not None:
         _gallery(gallery, rows, samples, spec, verdicts, gallery_limit)
 
@@ -194,14 +197,18 @@ def _report(
     rows: Sequence[dict[str, Any]],
     settings: dict[str, Any],
     verdicts: dict[str, bool] | None,
+    before: Sequence[dict[str, Any]] | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
     import json
 
+    from gog_edge.evaluation.comparison import compare, lines
     from gog_edge.evaluation.report import summarise, table_rows
 
     found = summarise(rows, settings, verdicts)
+    if before is not None:
+        found["against"] = compare(rows, before)
     if path is not None:
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if as_json:
@@ -214,6 +221,8 @@ def _report(
     for row in cells:
         table.add_row(*(escape(c) for c in row), style="bold" if row[0] == "all" else "")
     stdout().print(table)
+    for line in lines(found["against"]) if before is not None else ():
+        stdout().print(line, highlight=False)
 
 
 def _gallery(

@@ -189,12 +189,21 @@ def remove(index: Path, ids: tuple[str, ...]) -> None:
 @ENCODER
 @click.option("--distortion", "names", multiple=True, help="Only these; see docs/search.md.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="Only so many entries, evenly spread.")
+@click.option("--labels", is_flag=True, help="Pictures with words beside them as well: right ones, wrong ones.")
+@click.option("--related", is_flag=True, help="Neighbours of the pictured entries as well, without and with --expand.")
 @JSON
 def recall(
-    index: Path, bundle: Path | None, encoder: Path | None, names: tuple[str, ...], limit: int, as_json: bool
+    index: Path,
+    bundle: Path | None,
+    encoder: Path | None,
+    names: tuple[str, ...],
+    limit: int,
+    labels: bool,
+    related: bool,
+    as_json: bool,
 ) -> None:
     """Measure how well INDEX finds its own entries when pictures and titles are distorted."""
-    from gog_edge.evaluation.retrieval import DISTORTIONS, measure_pictures, measure_titles
+    from gog_edge.evaluation.retrieval import DISTORTIONS, LABELS, measure_expansion, measure_pictures, measure_titles
     from gog_edge.runtime.search.embedders import embedder_of
     from gog_edge.runtime.search.index.ingest import ensure_same_encoder
 
@@ -214,19 +223,24 @@ def recall(
                     embedder,
                     names=names,
                     limit=limit,
+                    labels=labels,
                     progress=lambda done, total: bar.update(task, completed=done, total=total),
                 )
-            found.update({f"picture, {name}": r.as_json() for name, r in pictures.items()})
+            for name, row in pictures.items():
+                kind = "words alone" if name in LABELS else "picture"
+                found[f"{kind}, {name}"] = row.as_json()
+            if related:
+                found.update({k: r.as_json() for k, r in measure_expansion(opened, embedder, limit=limit).items()})
         found.update({f"title, {name}": r.as_json() for name, r in measure_titles(opened, limit=limit).items()})
     if as_json:
         print_json({"index": str(index), "recall": found})
         return
     table = Table(box=None)
-    for name in ("query", "n", "recall@1", "recall@5", "results shown"):
+    for name in ("query", "n", "recall@1", "recall@5", "recall@shown", "results shown"):
         table.add_column(name, justify="left" if name == "query" else "right")
-    for name, row in found.items():
-        shares = (f"{row[at] * 100:.1f} %" for at in ("recall@1", "recall@5"))
-        table.add_row(name, str(row["n"]), *shares, f"{row['results shown']:.2f}")
+    for name, figures in found.items():
+        shares = (f"{figures[at] * 100:.1f} %" for at in ("recall@1", "recall@5", "recall@shown"))
+        table.add_row(name, str(figures["n"]), *shares, f"{figures['results shown']:.2f}")
     stdout().print(table)
 
 

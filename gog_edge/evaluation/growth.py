@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ def measure(folder: Path, sizes: list[int], dim: int, searches: int) -> Iterator
                 "vectors": index.vector_search,
                 "bytes_per_entry": round(sum(f.stat().st_size for f in folder.iterdir()) / size),
                 **_searches(index, source, size, searches),
+                "peak_mib": _peak_mib(),
             }
             filled = size
 
@@ -89,7 +91,7 @@ def search_again(folder: Path, dim: int, searches: int) -> Iterator[dict[str, An
         index.prepare()
         opening = time.perf_counter() - opening
         figures = {"entries": size, "prepare_s": round(opening, 2), "vectors": index.vector_search}
-        yield figures | _searches(index, Synthetic(dim), size, searches)
+        yield figures | _searches(index, Synthetic(dim), size, searches) | {"peak_mib": _peak_mib()}
 
 
 def _insert(index: LocalIndex, records: list[Record], vectors: NDArray[np.float32]) -> None:
@@ -129,6 +131,16 @@ def _searches(index: LocalIndex, source: Synthetic, size: int, count: int) -> di
         "text_ms_p95": round(sorted(text_ms)[int(0.95 * (count - 1))], 2),
         "text_recall@5": round(found_text / count, 3),
     }
+
+
+def _peak_mib() -> int:
+    """Most memory that this process has held so far, MiB; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

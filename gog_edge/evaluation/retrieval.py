@@ -21,11 +21,13 @@ from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.search.base import Embedder
 from gog_edge.runtime.search.index.local_index import LocalIndex
 from gog_edge.runtime.search.index.record import Entity, is_address
+from gog_edge.runtime.search.index.text import tokens
 from gog_edge.types import Hit, Region
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MAX_RELATED = 64  # neighbours of one entry that are asked for
 Distortion = Callable[["Image", np.random.Generator], "tuple[Image, Region | None]"]
 
 
@@ -37,11 +39,13 @@ class Recall:
     first: int = 0
     fifth: int = 0
     shown: int = 0  # results that the dynamic number gave, in all
+    kept: int = 0  # searches with a right one among those
 
-    def add(self, hits: Sequence[Hit], accepted: set[str], shown: int) -> None:
-        """Count one search; `accepted`: ids that are right."""
+    def add(self, hits: Sequence[Hit], accepted: set[str], shown: Sequence[Hit]) -> None:
+        """Count one search: the best five, and those that the dynamic number leaves; `accepted`: ids that are right."""
         self.tried += 1
-        self.shown += shown
+        self.shown += len(shown)
+        self.kept += any(h.entity in accepted for h in shown)
         self.first += any(h.entity in accepted for h in hits[:1])
         self.fifth += any(h.entity in accepted for h in hits[:5])
 
@@ -51,6 +55,7 @@ class Recall:
             "n": self.tried,
             "recall@1": round(self.first / n, 4),
             "recall@5": round(self.fifth / n, 4),
+            "recall@shown": round(self.kept / n, 4),
             "results shown": round(self.shown / n, 2),
         }
 
@@ -61,6 +66,7 @@ def measure_pictures(
     *,
     names: Sequence[str] = (),
     limit: int = 0,
+    labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Recall]:
     """Recall of distorted pictures by distortion. Entries that share a picture are all right answers for it.
@@ -68,6 +74,7 @@ def measure_pictures(
     Args:
         names: distortions; all by default.
         limit: at most so many entries, evenly spread; 0 takes all.
+        labels: search also with words beside the picture, see `LABELS`, and with the words alone.
 
     Raises:
         SearchIndexError: another encoder, or no vectors.
@@ -75,19 +82,25 @@ def measure_pictures(
     entities = [e for e in index.entities() if any(not is_address(i) for i in e.images)]
     entities = _spread(entities, limit)
     same = _twins(entities)
-    found = {name: Recall() for name in names or DISTORTIONS}
+    names = names or tuple(DISTORTIONS)
+    found = {_row(name, label): Recall() for label in ("", *(LABELS if labels else ())) for name in names}
+    if labels:
+        found |= {label: Recall() for label in LABELS}
     for done, entity in enumerate(entities, start=1):
         path = next(i for i in entity.images if not is_address(i))
         try:
             picture = Frame.open(Path(path)).image()
         except ImageError:
             continue  # it has gone since; `index build` reports such files
-        for name, recall in found.items():
+        words = _labels(entity, entities) if labels else {}
+        for name in names:
             changed, region = DISTORTIONS[name](picture, _rng(entity.id, name))
             frame = Frame.open(np.asarray(changed.convert("RGB")))
             vector = embedder.embed(frame, region)
-            hits = index.search(vector=vector, k=5, dynamic=False)
-            recall.add(hits, same[path], len(index.search(vector=vector, k=5)))
+            for label, text in {"": "", **words}.items():
+                _count(found[_row(name, label)], index, text, vector, same[path])
+        for label, text in words.items():
+            _count(found[label], index, text, None, same[path])
         if progress is not None:
             progress(done, len(entities))
     return found
@@ -108,9 +121,61 @@ def measure_titles(index: LocalIndex, *, limit: int = 0) -> dict[str, Recall]:
     for entity in _spread(entities, limit):
         for name, recall in found.items():
             query = changes[name](entity.title, _rng(entity.id, name))
-            hits = index.search(query, k=5, dynamic=False)
-            recall.add(hits, titles[entity.title.casefold()], len(index.search(query, k=5)))
+            _count(recall, index, query, None, titles[entity.title.casefold()])
     return found
+
+
+def measure_expansion(
+    index: LocalIndex, embedder: Embedder, *, limit: int = 0, counts: Sequence[int] = (0, 1, 3)
+) -> dict[str, Recall]:
+    """Whether a gaze brings along what is related to its picture: recall of a neighbour by the number of `expand`.
+
+    For every entry with a picture and each of its neighbours with a title of its own: the picture, distorted as a
+    "scene", is searched with the words of the neighbour's title that the entry's own lacks ("capital") as the label.
+    """
+    entities = _spread([e for e in index.entities() if any(not is_address(i) for i in e.images)], limit)
+    found = {f"related, expand {n}": Recall() for n in counts}
+    for entity in entities:
+        path = next(i for i in entity.images if not is_address(i))
+        rows = [row for _, row in index.store.neighbours(entity.row, MAX_RELATED)]
+        try:
+            picture = Frame.open(Path(path)).image()
+        except ImageError:
+            continue
+        changed, region = _scene(picture, _rng(entity.id, "scene"))
+        vector = embedder.embed(Frame.open(np.asarray(changed.convert("RGB"))), region)
+        own = set(tokens(entity.title))
+        for other in index.store.entities(rows).values():
+            label = " ".join(t for t in tokens(other.title) if t not in own)
+            if not label:
+                continue
+            for n, recall in zip(counts, found.values()):
+                shown = index.search(label, vector, k=5, expand=n)
+                recall.add(shown, {other.id}, shown)
+    return found
+
+
+# Words beside the picture of a gaze: what the policy takes the thing for.
+LABELS = ("misspelt title", "title of another")
+
+
+def _labels(entity: Entity, entities: Sequence[Entity]) -> dict[str, str]:
+    """A good guess with a spelling mistake, and a wrong one."""
+    rng = _rng(entity.id, "label")
+    others = [e.title for e in entities if e.title.strip() and e.title != entity.title] or [""]
+    titles = (misspell(entity.title, rng) if entity.title.strip() else "", others[int(rng.integers(len(others)))])
+    return {label: title for label, title in zip(LABELS, titles) if title}
+
+
+def _row(distortion: str, label: str) -> str:
+    return f"{distortion} + {label}" if label else distortion
+
+
+def _count(
+    recall: Recall, index: LocalIndex, text: str, vector: NDArray[np.float32] | None, accepted: set[str]
+) -> None:
+    hits = index.search(text, vector, k=5, dynamic=False)
+    recall.add(hits, accepted, index.search(text, vector, k=5))
 
 
 def misspell(title: str, rng: np.random.Generator) -> str:

@@ -218,7 +218,7 @@ def test_the_judge_is_asked_once_per_answer(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_dead_judge_is_a_search_error() -> None:
     with WebServer() as site:
-        site.routes["/v1/chat/completions"] = web.silent(2)
+        site.routes["/v1/chat/completions"] = web.silent()
         judge = LlmJudge(JudgeSpec(f"{site.url}/v1", "m", timeout=0.1), sleep=lambda s: None)
         with pytest.raises(SearchError):
             judge.verdict("q", ["a"], "b")

@@ -45,7 +45,7 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if name == "env":
         return text(",".join(sorted(os.environ)) + " " + os.environ.get("TOKEN", ""))
     if name == "slow":
-        time.sleep(1)
+        time.sleep(2)
         return text("late")
     return {"error": {"code": -32602, "message": f"Unknown tool: {name}"}}
 

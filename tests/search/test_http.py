@@ -62,11 +62,11 @@ def test_an_idle_connection_that_the_server_closed_is_replaced(site: WebServer) 
 
 @pytest.mark.parametrize("path", ["/silent", "/drip"])
 def test_the_deadline_holds_over_slow_servers(site: WebServer, path: str) -> None:
-    site.routes = {"/silent": web.silent(3), "/drip": web.slow_drip(3)}
+    site.routes = {"/silent": web.silent(), "/drip": web.slow_drip()}
     began = time.monotonic()
     with pytest.raises(SearchTimeoutError):
         get(site, path, 0.3)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < web.IN_TIME
 
 
 def test_the_deadline_holds_while_headers_drip() -> None:
@@ -75,7 +75,7 @@ def test_the_deadline_holds_while_headers_drip() -> None:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            for byte in b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 200:
+            for byte in b"HTTP/1.1 200 OK\r\n" + b"x: " + b"y" * 3000:
                 try:
                     connection.sendall(bytes([byte]))
                 except OSError:
@@ -87,7 +87,7 @@ def test_the_deadline_holds_while_headers_drip() -> None:
     began = time.monotonic()
     with pytest.raises(SearchTimeoutError):
         HttpClient(AddressPolicy().allowing(url)).send(Request(url), Deadline.after(0.3))
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < web.IN_TIME
     listener.close()
 
 
@@ -113,12 +113,10 @@ def test_large_bodies_are_refused_or_cut_while_they_stream(site: WebServer, path
         "/chunked": web.huge(hundred, chunked=True),
         "/bomb": web.gzip_bomb(32 << 20),
     }
-    began = time.monotonic()
     with pytest.raises(SearchError, match="larger than"):
-        get(site, path, 10, max_bytes=1 << 20)
-    cut = get(site, path, 10, max_bytes=1 << 20, truncate=True)
+        get(site, path, 20, max_bytes=1 << 20)
+    cut = get(site, path, 20, max_bytes=1 << 20, truncate=True)
     assert (len(cut.body), cut.truncated) == (1 << 20, True)
-    assert time.monotonic() - began < 5
 
 
 def test_garbage_is_not_http(site: WebServer) -> None:
@@ -216,11 +214,11 @@ def test_the_address_that_was_checked_is_the_one_that_is_dialled(
 
 
 def test_a_slow_name_server_ends_with_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address_module.socket, "getaddrinfo", lambda *a, **k: time.sleep(2) or [])
+    monkeypatch.setattr(address_module.socket, "getaddrinfo", lambda *a, **k: time.sleep(web.FOREVER) or [])
     began = time.monotonic()
     with pytest.raises(SearchTimeoutError, match="name server"):
         HttpClient(AddressPolicy()).send(Request("http://slow.example/"), Deadline.after(0.2))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < web.IN_TIME
 
 
 def test_unusual_ports_of_public_hosts_are_refused() -> None:

@@ -228,6 +228,10 @@ def test_graph_is_made_reused_grown_and_rebuilt(tmp_path: Path, monkeypatch: pyt
     assert found(14) == ("e14", "usearch", ["vectors-1-90.usearch"])
 
 
+def test_bigger_graphs_are_searched_wider() -> None:
+    assert [vectors_module.search_width(n) for n in (0, 50_000, 1_000_000, 100_000_000)] == [128, 128, 500, 1024]
+
+
 def test_a_killed_build_keeps_whole_batches_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "i"
     script = textwrap.dedent(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,8 @@ def test_tool_errors_are_search_errors(stdio: McpClient, tool: str, says: str) -
 
 def test_a_slow_tool_ends_with_the_deadline_and_the_session_lives_on(stdio: McpClient) -> None:
     stdio.tools(soon())
-    began = time.monotonic()
     with pytest.raises(SearchTimeoutError):
-        stdio.call("slow", {}, soon(0.3))
-    assert time.monotonic() - began < 1
+        stdio.call("slow", {}, soon(0.2))
     assert stdio.call("page", {"url": "u"}, soon())["content"][0]["text"] == "text of u"
 
 
@@ -103,6 +101,7 @@ class HttpMcp:
 
     def __init__(self, stream: bool) -> None:
         self.stream, self.session, self.forget = stream, 0, False
+        self.answered = threading.Event()
 
     def __call__(self, handler: Any, call: web.Call) -> None:
         if call.method == "DELETE":
@@ -130,7 +129,7 @@ class HttpMcp:
         handler.wfile.write(b': hello\r\n\r\nevent: message\ndata: {"jsonrpc":"2.0","method":"notifications/x"}\n\n')
         handler.wfile.write(b"id: 7\ndata: " + reply + b"\n\n")
         handler.wfile.flush()
-        time.sleep(1.5)  # a stream that stays open must not hold up the answer
+        self.answered.wait(web.FOREVER)  # a stream that stays open must not hold up the answer
         handler.close_connection = True
 
 
@@ -155,12 +154,11 @@ def test_streamable_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream
             encoding="utf-8",
         )
         provider = load_providers(path)[0]
-        began = time.monotonic()
         assert provider.search_text("chad", k=2, deadline=soon())[0].title == "about chad"
-        assert time.monotonic() - began < 1.2
         server.forget = True
         assert provider.search_text("niger", k=2, deadline=soon())[0].title == "about niger"
         assert server.session == 2
+        server.answered.set()
         provider.close()
         assert site.calls[-1].method == "DELETE"
 
@@ -173,14 +171,14 @@ def test_streamable_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream
         (web.html("<html>"), "no JSON-RPC"),
         (web.answer({"jsonrpc": "2.0", "id": 1, "result": 3}), "without a result"),
         (web.answer({"jsonrpc": "2.0", "id": 1, "error": {"message": "no\nway"}}), "no way"),
-        (web.silent(2), "in time"),
+        (web.silent(), "in time"),
     ],
 )
 def test_broken_http_servers_are_search_errors(route: web.Route, says: str) -> None:
     with WebServer() as site:
         site.routes["/mcp"] = route
         with pytest.raises(SearchError, match=says):
-            McpClient(HttpTransport(f"{site.url}/mcp")).tools(soon(0.5))
+            McpClient(HttpTransport(f"{site.url}/mcp")).tools(soon(0.5 if says == "in time" else 20.0))
 
 
 def test_no_process_is_left_behind() -> None:

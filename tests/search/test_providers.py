@@ -241,7 +241,7 @@ def test_own_description_with_upload_multipart_and_base64(tmp_path: Path, site: 
         (web.answer({"organic": {"a": 1}}), SearchError, "no list"),
         (web.cut_off, RetryableError, "cut off"),
         (web.huge(100 << 20), SearchError, "larger than"),
-        (web.silent(2), SearchError, "in time|no answer"),
+        (web.silent(), SearchError, "in time|no answer"),
         (web.redirect("http://169.254.169.254/"), SearchError, "redirect"),
     ],
 )
@@ -251,7 +251,7 @@ def test_faults_end_as_search_errors_without_keys(
     site.routes["/search"] = route
     provider = preset(tmp_path, site, "serper")
     with pytest.raises(error, match=says) as caught:
-        provider.search_text("x", k=3, deadline=soon(1.0))
+        provider.search_text("x", k=3, deadline=soon(1.0 if "in time" in says else 20.0))
     message = str(caught.value)
     assert KEY not in message
     assert "\n" not in message
@@ -316,7 +316,7 @@ def test_reading_turns_search_results_into_passages(tmp_path: Path, site: WebSer
             {"organic": [{"title": f"r{i}", "link": f"{site.url}/p{i}", "snippet": f"snippet {i}"} for i in range(4)]}
         ),
         "/p0": web.html(ARTICLE),
-        "/p1": web.silent(3),
+        "/p1": web.silent(),
         "/p2": web.answer({}, 500),
         "/p3": web.html(ARTICLE),
     }
@@ -336,8 +336,8 @@ def test_reading_turns_search_results_into_passages(tmp_path: Path, site: WebSer
         """,
     )
     began = time.monotonic()
-    hits = provider.search_text("the wetland Lake Chad", k=4, deadline=soon(1.0))
-    assert time.monotonic() - began < 1.2
+    hits = provider.search_text("the wetland Lake Chad", k=4, deadline=soon(3.0))
+    assert time.monotonic() - began < web.IN_TIME
     assert hits[0].text == BODY[: len(BODY) // 2 - 1]
     assert [h.text for h in hits[1:]] == ["snippet 1", "snippet 2", "snippet 3"]
     whole = provider.read_page(f"{site.url}/p0", deadline=soon())
@@ -443,9 +443,9 @@ def test_results_are_kept_on_disk_for_a_while(tmp_path: Path, site: WebServer) -
 
 
 def test_slow_providers_end_with_the_callers_deadline(tmp_path: Path, site: WebServer) -> None:
-    site.routes["/search"] = web.silent(3)
+    site.routes["/search"] = web.silent()
     provider = preset(tmp_path, site, "serper", "timeout = 5\n")
     began = time.monotonic()
     with pytest.raises(SearchTimeoutError):
         provider.search_text("x", k=1, deadline=soon(0.3))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < web.IN_TIME

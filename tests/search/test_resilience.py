@@ -187,12 +187,19 @@ def test_concurrency_is_bounded() -> None:
     for t in threads:
         t.join()
     assert most == 2
-    blocked = Resilient(Scripted(lambda d: time.sleep(0.3)), Limits(concurrency=1))
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(deadline: Deadline) -> None:
+        begun.set()
+        go_on.wait(20)
+
+    blocked = Resilient(Scripted(hold), Limits(concurrency=1))
     thread = threading.Thread(target=text, args=(blocked,))
     thread.start()
-    time.sleep(0.05)
+    assert begun.wait(20)
     with pytest.raises(SearchTimeoutError, match="busy"):
         text(blocked, Deadline.after(0.05))
+    go_on.set()
     thread.join()
 
 

@@ -8,6 +8,7 @@ made are searched exactly and merged, so a query never waits for a rebuild.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -23,6 +24,9 @@ from gog_edge.errors import SearchIndexError
 EXACT_LIMIT = 20_000  # vectors; below it one matrix product is faster than a graph and always right
 EXACT_BYTES = 256 << 20  # of float32 in memory
 TAIL_LIMIT = 20_000  # vectors behind the graph before `prepare` grows it
+# Candidates that a search keeps (HNSW's ef). A fixed width finds less as a graph grows: of 1,000,000 clustered vectors
+# 128 missed the nearest in 12 % of searches, 512 in none of 60.
+WIDTH, MAX_WIDTH = 128, 1024
 
 _NAME = re.compile(r"vectors-(\d+)-(\d+)\.usearch")
 
@@ -67,6 +71,7 @@ class VectorSearcher:
                 after = last_key
                 if writable:
                     _save_graph(self._graph, folder, deletions, last_key)
+            self._graph.expansion_search = search_width(len(self._graph))
         self.keys, self.matrix = _gather(load(after), dim)
 
     @property
@@ -99,11 +104,16 @@ class VectorSearcher:
         return int(self.matrix.nbytes) + graph
 
 
+def search_width(vectors: int) -> int:
+    """Candidates that a search in a graph of so many vectors keeps."""
+    return min(max(WIDTH, math.isqrt(vectors) // 2), MAX_WIDTH)
+
+
 def _new_graph(dim: int) -> Any:
     from usearch.index import Index
 
     # Inner product of unit vectors; half precision loses less than the vectors' own float16 storage did.
-    return Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64, expansion_search=128)
+    return Index(ndim=dim, metric="ip", dtype="f16", connectivity=16, expansion_add=64)
 
 
 def _open_graph(folder: Path, dim: int, deletions: int, last_key: int) -> tuple[Any, int]:
