@@ -73,6 +73,8 @@ class LiveView:
 
     def _observation(self, observation: Observation) -> None:
         if observation.action.kind is ActionKind.INVALID:
+            if observation.action.label == "limit":  # the call was shown as it was written; this is what came back
+                self.console.print(f"  [yellow]{escape(observation.action.text)}[/]")
             return
         if observation.error:
             self.console.print(f"  [red]{escape(observation.error)}[/]")

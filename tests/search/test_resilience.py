@@ -126,12 +126,12 @@ def test_its_own_timeout_is_tried_again_the_callers_is_not() -> None:
 
 def test_the_circuit_opens_fails_fast_and_closes_again() -> None:
     clock = Clock()
-    inner = Scripted(*[RetryableError("x")] * 4)
+    inner = Scripted(*[RetryableError("scripted: HTTP 503")] * 4)
     provider = shell(inner, clock, retries=0, failures=3, cooldown=30)
     for _ in range(3):
         with pytest.raises(RetryableError):
             text(provider)
-    with pytest.raises(SearchError, match="not asked again for 30 s"):
+    with pytest.raises(SearchError, match=r"^scripted: HTTP 503 \(3 failures in a row: not asked again for 30 s\)$"):
         text(provider)
     assert inner.calls == 3
     clock.now += 31

@@ -156,21 +156,23 @@ class Resilient(BaseProvider):
         """One attempt; its outcome moves the breaker. Whatever a provider raises leaves as a SearchError."""
         try:
             result = attempt(deadline.within(self.limits.timeout))
-        except RetryableError:
-            self._breaker.failed()
+        except RetryableError as e:
+            self._breaker.failed(str(e))
             raise
         except SearchTimeoutError as e:
             if deadline.expired:
                 self._breaker.undecided()  # the caller's time ran out; that says nothing about the provider
                 raise
-            self._breaker.failed()
-            raise RetryableError(f"{self.name}: no answer within {self.limits.timeout:g} s") from e
+            late = f"{self.name}: no answer within {self.limits.timeout:g} s"
+            self._breaker.failed(late)
+            raise RetryableError(late) from e
         except SearchError:
             self._breaker.worked()  # it answered, if only with a refusal
             raise
         except Exception as e:
-            self._breaker.failed()
-            raise SearchError(f"{self.name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
+            problem = f"{self.name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            self._breaker.failed(problem)
+            raise SearchError(problem) from e
         except BaseException:
             self._breaker.undecided()
             raise
@@ -217,7 +219,7 @@ class _Breaker:
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self._limits, self._clock = limits, clock
         self._lock = threading.Lock()
-        self._failures = 0
+        self._failures, self._reason = 0, ""
         self._opened: float | None = None
         self._trying = False
 
@@ -228,8 +230,9 @@ class _Breaker:
                 return
             left = self._opened + self._limits.cooldown - self._clock()
             if left > 0 or self._trying:
+                reason = self._reason.removeprefix(f"{name}: ")
                 raise SearchError(
-                    f"{name}: failed {self._failures} times in a row; not asked again for {max(left, 0):.0f} s"
+                    f"{name}: {reason} ({self._failures} failures in a row: not asked again for {max(left, 0):.0f} s)"
                 )
             self._trying = True
 
@@ -241,9 +244,11 @@ class _Breaker:
         with self._lock:
             self._trying = False
 
-    def failed(self) -> None:
+    def failed(self, reason: str) -> None:
+        """Count a failure; `reason`, one line, is what is told while the circuit is open."""
         with self._lock:
             self._failures += 1
+            self._reason = reason
             self._trying = False
             if self._opened is not None or self._failures >= self._limits.failures:
                 self._opened = self._clock()

@@ -136,7 +136,11 @@ class JsonApiProvider(BaseProvider):
 
     def _ask(self, operation: Operation, values: Mapping[str, Any], deadline: Deadline) -> Any:
         """Send, check, parse. Messages hold the status and the server's own words, without keys."""
-        response = self._client.send(self._request(operation, values), deadline, max_bytes=self.spec.max_bytes)
+        try:
+            request = self._request(operation, values)
+        except SearchError as e:  # a variable is not set
+            raise SearchError(f"{self.name}: {e}") from e
+        response = self._client.send(request, deadline, max_bytes=self.spec.max_bytes)
         self._check_status(response)
         if operation.results.get("text") == "@body":
             return {"@body": response.body.decode("utf-8", "replace")}

@@ -98,7 +98,7 @@ def _value(match: re.Match[str], values: Mapping[str, Any], secrets: Secrets) ->
         if found is None and match["optional"]:
             raise MissingOptionalError
         if found is None:
-            raise SearchError(f"the environment variable {match['env']} is not set; the provider needs it")
+            raise SearchError(f"the environment variable {match['env']} is not set; export it")
         return found
     if match["name"] not in values:
         raise SearchError(f"the template asks for {{{match['name']}}}, which this search does not have")
