@@ -26,6 +26,7 @@ from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.pace import Pace
 from gog_edge.runtime.search.base import SearchProvider
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
@@ -64,6 +65,7 @@ class Agent:
         self.dialect = dialect
         self.providers = tuple(providers)
         self.options = options or RunOptions()
+        self.pace = Pace()  # of this machine: what one question measures serves the next one's deadline
         self._owned = tuple(owned)
         self._idle: list[Session] = []
         self._lock = threading.Lock()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 from gog_edge.errors import CancelledError, GogEdgeError
+from gog_edge.runtime.clock import SYSTEM, Clock
 
 
 class DeadlineReached(GogEdgeError):
@@ -28,7 +28,7 @@ class Budget:
     Args:
         seconds: wall time from now; None means no limit.
         parent: a wider budget: its cancellation and deadline hold here too.
-        clock: monotonic seconds (tests give their own; then nothing is interrupted, only `check` looks).
+        clock: what time is read from; default the parent's, else the machine's.
     """
 
     def __init__(
@@ -36,21 +36,21 @@ class Budget:
         seconds: float | None = None,
         *,
         parent: Budget | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
-        self._clock = clock
-        own = math.inf if seconds is None else clock() + max(seconds, 0.0)
+        self.clock: Clock = clock or (parent.clock if parent else SYSTEM)
+        own = math.inf if seconds is None else self.clock.now() + max(seconds, 0.0)
         self._at: float = min(own, parent._at if parent else math.inf)
         self._cancelled = threading.Event()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._next = 0
         self._parent = parent
-        self._timer: threading.Timer | None = None
+        self._stop_timer: Callable[[], None] | None = None
 
     @property
     def at(self) -> float:
-        """The deadline in seconds of the monotonic clock; infinity when there is none."""
+        """The deadline in seconds of the clock; infinity when there is none."""
         return self._at
 
     @property
@@ -59,11 +59,11 @@ class Budget:
 
     @property
     def expired(self) -> bool:
-        return self._clock() >= self._at
+        return self.clock.now() >= self._at
 
     def remaining(self) -> float:
         """Seconds left, never negative, possibly infinite."""
-        return max(self._at - self._clock(), 0.0)
+        return max(self._at - self.clock.now(), 0.0)
 
     def cancel(self) -> None:
         """End this work (not the parent's): `check` raises from now on, what runs is interrupted. Idempotent, from
@@ -80,7 +80,7 @@ class Budget:
         """
         if self.cancelled:
             raise CancelledError("the question was cancelled by the caller")
-        if self._at != math.inf and self._clock() >= self._at:
+        if self._at != math.inf and self.expired:
             raise DeadlineReached("the deadline of the question has passed")
 
     def wait(self, future: Future[Any], timeout: float = math.inf) -> bool:
@@ -91,7 +91,7 @@ class Budget:
         """
         if future.done():
             return True
-        woken = threading.Event()
+        woken = self.clock.event()
         future.add_done_callback(lambda _: woken.set())
         with self.on_stop(woken.set):
             left = min(timeout, self.remaining())
@@ -124,18 +124,16 @@ class Budget:
             callback()
 
     def __enter__(self) -> Budget:
-        if self._at != math.inf and self._clock is time.monotonic and self._timer is None:
-            self._timer = threading.Timer(self.remaining(), self._fire)
-            self._timer.daemon = True
-            self._timer.start()
+        if self._at != math.inf and self._stop_timer is None:
+            self._stop_timer = self.clock.later(self.remaining(), self._fire)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._stop_timer is not None:
+            self._stop_timer()
+            self._stop_timer = None
 
 
 UNLIMITED = Budget()

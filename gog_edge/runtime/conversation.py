@@ -20,7 +20,6 @@ from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.desk import SearchDesk
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.generate import TurnWriter
-from gog_edge.runtime.pace import Pace
 from gog_edge.runtime.question import Question
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.search.base import IMAGE, TEXT, ImageQuery
@@ -44,7 +43,6 @@ class Conversation:
         self.frames = tuple(frames)
         self.speculation = SpeculationStats()
         self._session: Session | None = session
-        self._pace = Pace()
         self._busy = threading.Lock()
 
     @property
@@ -178,7 +176,7 @@ class Conversation:
             max_turns=max_turns or options.max_turns or dialect.limits.turns or 8,
             start_usage=start_usage,
             grammar=agent.constraint(),
-            pace=self._pace,
+            pace=agent.pace,
         )
         try:
             yield from run.events()

@@ -72,7 +72,7 @@ class SearchDesk:
             reader = next((p for p in self._providers if hasattr(p, "read_image")), None)
             if reader is None:
                 return None
-            deadline = Deadline(self._budget.at).within(self._timeout)
+            deadline = self._deadline()
             return run_in_thread(lambda: reader.read_image(hit.image, deadline), "picture")
         named = (p for p in self._providers if p.name == provider)
         if hit.image and any(getattr(p, "local_files", isinstance(p, LocalProvider)) for p in named):
@@ -128,9 +128,8 @@ class SearchDesk:
         Raises:
             CancelledError, DeadlineReached: `budget` ended meanwhile.
         """
-        deadline = Deadline.after(self._timeout + _GRACE_S)
         with self._trace.span("wait"):
-            budget.wait(future, deadline.remaining())
+            budget.wait(future, self._timeout + _GRACE_S)
         if not future.done():
             return Outcome(error=f"the search took longer than {self._timeout:g} s")
         return future.result()
@@ -141,6 +140,10 @@ class SearchDesk:
 
         return self._start(IMAGE, search, early=early)
 
+    def _deadline(self) -> Deadline:
+        """What a provider is given: the search's own time, or what is left of the question's if that is less."""
+        return Deadline.after(min(self._timeout, self._budget.remaining()))
+
     def _key(self, query: ImageQuery, k: int) -> Key:
         provider = self.first(IMAGE)
         label = query.label if getattr(provider, "use_label", True) else ""
@@ -150,10 +153,10 @@ class SearchDesk:
         self, kind: str, call: Callable[[SearchProvider, Deadline], Outcome], *, early: bool = False
     ) -> Future[Outcome]:
         able = [p for p in self._providers if kind in p.kinds]
-        budget, trace, timeout = self._budget, self._trace, self._timeout
+        budget, trace = self._budget, self._trace
 
         def work() -> Outcome:
-            deadline = Deadline(budget.at).within(timeout)
+            deadline = self._deadline()
             problems = []
             for provider in able:
                 with trace.span("search", kind=kind, provider=provider.name, early=early) as fields:

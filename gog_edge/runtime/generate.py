@@ -6,7 +6,6 @@ What interrupts a turn (deadline, cancellation) leaves the session consistent: e
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -119,16 +118,17 @@ class TurnWriter:
         """
         result = result if result is not None else TurnResult()
         writer = _Writer(self._session, result, options)
+        clock = options.budget.clock
         self._sampler.saw(self._session.tokens.tolist())
         if constraint is not None:
             yield from self._force(constraint, writer)
         while result.end is None:
             options.budget.check()
             draft, match = self._draft(options.max_tokens - len(result.ids))
-            start = time.perf_counter()
+            start = clock.now()
             pending = len(self._session) - self._session.computed
             logits = self._session.run(draft, options.budget)
-            seconds = time.perf_counter() - start
+            seconds = clock.now() - start
             accepted = yield from self._take(logits, draft, constraint, writer)
             if pending <= 1:
                 self._control.ran(len(draft), accepted, match, seconds)

@@ -8,7 +8,6 @@ turn limit the calls are not carried out: there would be no turn to read the res
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +38,7 @@ from gog_edge.types import (
 )
 
 _FORCED_GUESS = 48  # tokens of the forced-answer turn, before it was encoded once
+_WORTH_S = 0.02  # less time than this is not worth going on for
 _NO_ROOM = "the results do not fit into the context"
 
 
@@ -60,7 +60,7 @@ class Question:
     grammar: Callable[[], Constraint | None] | None = None
     pace: Pace = field(default_factory=Pace)
     steps: list[Step] = field(default_factory=list)
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = 0.0
     _total: float = math.inf
     _errors: int = 0
     _step_began: float = 0.0
@@ -79,7 +79,7 @@ class Question:
         """
         self._total = self.budget.remaining()
         self._step_usage = self.start_usage
-        self._step_began = time.monotonic()
+        self._began = self._step_began = self._now()
         try:
             answer = yield from self._loop()
         except CancelledError:
@@ -122,12 +122,20 @@ class Question:
         """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
         the answer's time is left goes on to the real deadline."""
         constraint = self.grammar() if self.grammar is not None else None
-        with self._soft() as soft:
-            try:
-                yield from self._pieces(number, result, constraint, soft)
-                return True
-            except DeadlineReached:
-                self.session.trace.note("only the time for an answer is left")
+        late = False
+        while not late:  # the pace may be a guess when the turn begins; it is known better from piece to piece
+            with self._soft() as soft:
+                try:
+                    for event in self._pieces(number, result, constraint, soft):
+                        yield event
+                        late = result.end is None and self._late()
+                        if late:
+                            break
+                    else:
+                        return True
+                except DeadlineReached:
+                    late = self._late()
+        self.session.trace.note("only the time for an answer is left")
         if not _says(self._parse(result.text)):
             return False
         try:
@@ -141,11 +149,12 @@ class Question:
     ) -> Iterator[Event]:
         session = self.session
         options = TurnOptions(self._most_tokens(result), session.model.manifest.tokens.eos, self.dialect.stop, budget)
-        waiting, began = len(session) - session.computed, time.perf_counter()
+        waiting, began = len(session) - session.computed, self._now()
+        reading = True
         for piece in self._held(options, constraint, result):
-            if began and not piece.forced:
-                self.pace.prefilled(waiting, time.perf_counter() - began)
-                began = 0.0
+            if reading and not piece.forced:
+                self.pace.prefilled(waiting, self._now() - began)
+                reading = False
             self.pace.wrote(self.writer.seconds_per_token)
             yield TokenEvent(number, piece.text, piece.forced)
             if "]" in piece.text or ">" in piece.text:
@@ -276,6 +285,12 @@ class Question:
         left = self.budget.remaining()
         return Budget(None if math.isinf(left) else left - self._reserve(), parent=self.budget)
 
+    def _now(self) -> float:
+        return self.budget.clock.now()
+
+    def _late(self) -> bool:
+        return self.budget.remaining() - self._reserve() < _WORTH_S
+
     def _reserve(self) -> float:
         return self.pace.reserve(self._forced_tokens, self._total)
 
@@ -295,7 +310,7 @@ class Question:
             return self.dialect.parse(text, self.session.images, forced=forced, user_images=self.actor.user_images)
 
     def _close_step(self, number: int, turn: Turn, observations: Sequence[Observation]) -> None:
-        now, usage, searches = time.monotonic(), self.session.usage, self.actor.searches
+        now, usage, searches = self._now(), self.session.usage, self.actor.searches
         spent = replace(_minus(usage, self._step_usage), searches=searches - self._step_searches)
         step = Step(number, turn, tuple(observations), spent, now - self._step_began)
         self.steps.append(step)
@@ -304,7 +319,7 @@ class Question:
 
     def _answer(self, text: str, stop: StopReason) -> Answer:
         usage = replace(_minus(self.session.usage, self.start_usage), searches=self.actor.searches)
-        seconds = time.monotonic() - self._began
+        seconds = self._now() - self._began
         return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
 
 

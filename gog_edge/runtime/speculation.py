@@ -88,6 +88,9 @@ class PromptLookup:
         self._indexed = n - 1
 
 
+_TICK_S = 1e-6  # a coarse clock must not make a step look free
+
+
 @dataclass
 class SpeculationStats:
     """Counts of one session. `drafted` tokens were guessed in `runs` runs, `accepted` of them were right."""
@@ -141,6 +144,7 @@ class SpeculationControl:
     def ran(self, drafted: int, accepted: int, match: int, seconds: float) -> None:
         """A decoding step ended: `accepted` of `drafted` guesses were right."""
         rows = drafted + 1
+        seconds = max(seconds, _TICK_S)
         known = self._row_s.get(rows)
         self._row_s[rows] = seconds if known is None else known + 0.2 * (min(seconds, 4 * known) - known)
         self._total_s += seconds

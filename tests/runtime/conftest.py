@@ -16,6 +16,7 @@ from gog_edge.runtime.loader import bundle_dialect
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import RunOptions
 from tests.runtime.fakes import Script, ScriptedEngine, make_bundle
+from tests.runtime.virtual_clock import VirtualClock
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,15 @@ def frame() -> Frame:
 def picture(seed: int, width: int = 203, height: int = 141) -> Frame:
     """A random picture."""
     return Frame(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), f"picture {seed}")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+    """Give it to a question as `Budget(clock=clock)`: fakes wait in virtual time, the rest takes none."""
+    virtual = VirtualClock()
+    for module in ("desk", "acting"):
+        monkeypatch.setattr(f"gog_edge.runtime.{module}.run_in_thread", virtual.start)
+    return virtual
 
 
 MakeAgent = Callable[..., Agent]

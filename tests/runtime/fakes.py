@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from gog_edge.bundle import Bundle
 from gog_edge.errors import SearchError
 from gog_edge.runtime.budget import UNLIMITED, Budget
+from gog_edge.runtime.clock import SYSTEM, Clock
 from gog_edge.runtime.embedding import TokenEmbedding
 from gog_edge.runtime.engines.base import DecoderInputs, EngineInfo, Features
 from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
@@ -34,22 +33,6 @@ def make_bundle(folder: Path, name: str = "tiny-qwen3-vl", flavour: str = "ort",
     checkpoint = make_checkpoint(name, folder / "checkpoint", dtype="float32", overrides=overrides or None)
     options = ExportOptions(precision="fp32", flavour=flavour)  # type: ignore[arg-type]
     return export_bundle(checkpoint, folder / "bundle", options)
-
-
-def wall_time(test: Callable[..., None]) -> Callable[..., None]:
-    """A test of wall time is run again if it fails (four times in all): another process may have had the cores."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        for left in reversed(range(4)):
-            try:
-                test(*args, **kwargs)
-                return
-            except AssertionError:
-                if not left:
-                    raise
-
-    return run
 
 
 class FakeCache:
@@ -93,6 +76,7 @@ class ScriptedDecoder:
         self._head = self._tokenizer.encode_control("<|im_start|>assistant\n")
         self._script, self._step_s, self._row_s = script, step_s, row_s
         self.runs: list[tuple[int, int]] = []  # (past, rows)
+        self.entered = threading.Event()  # a run has begun
         self.fail: Exception | None = None
 
     def new_cache(self, tokens: int) -> FakeCache:
@@ -103,11 +87,8 @@ class ScriptedDecoder:
             raise self.fail
         rows = inputs.embeds.shape[0]
         assert inputs.rope_cos.shape[0] == rows
-        stop = threading.Event()
-        with budget.on_stop(stop.set):
-            if stop.wait(self._step_s + self._row_s * rows):
-                budget.check()
-        budget.check()
+        self.entered.set()
+        _take(self._step_s + self._row_s * rows, budget)
         self.runs.append((past, rows))
         assert past <= len(cache.ids), "a gap in the KV cache"
         del cache.ids[past:]
@@ -146,21 +127,30 @@ class ScriptedVision:
         self._deepstack = bundle.manifest.vision.deepstack
         self._encode_s = encode_s
         self.runs = 0
+        self.entered = threading.Event()  # a run has begun
 
     def run(self, inputs: Mapping[str, NDArray[Any]], budget: Budget = UNLIMITED) -> Features:
         self.runs += 1
-        stop = threading.Event()
-        with budget.on_stop(stop.set):
-            if stop.wait(self._encode_s):
-                budget.check()
+        self.entered.set()
+        _take(self._encode_s, budget)
         n = inputs["patches"].shape[0] // self._merge**2
         main = np.full((n, self._hidden), IMAGE_VALUE, np.float32)
         deep = np.zeros((self._deepstack, n, self._hidden), np.float32) if self._deepstack else None
         return Features(main, deep)
 
 
+def _take(seconds: float, budget: Budget) -> None:
+    """Work for `seconds` of the budget's clock, as long as the budget lasts."""
+    stop = budget.clock.event()
+    with budget.on_stop(stop.set):
+        if seconds:
+            stop.wait(seconds)
+    budget.check()
+
+
 class ScriptedEngine:
-    """Plays a script. `step_s`, `row_s`: seconds a decoder run and each of its rows take; `encode_s`: an image."""
+    """Plays a script. `step_s`, `row_s`: seconds of the question's clock that a decoder run and each of its rows take;
+    `encode_s`: an image."""
 
     def __init__(
         self, bundle: Bundle, script: Script, *, step_s: float = 0.0, row_s: float = 0.0, encode_s: float = 0.0
@@ -177,7 +167,7 @@ class ScriptedEngine:
 
 
 class FakeProvider(BaseProvider):
-    """Answers from a table; waits, fails or raises rubbish on demand. Records what it was asked."""
+    """Answers from a table; waits (by `clock`), fails or raises rubbish on demand. Records what it was asked."""
 
     def __init__(
         self,
@@ -186,15 +176,18 @@ class FakeProvider(BaseProvider):
         name: str = "fake",
         kinds: Sequence[str] = (TEXT, IMAGE, PAGE),
         wait_s: float = 0.0,
+        clock: Clock = SYSTEM,
         error: BaseException | None = None,
         page: str = "",
         use_label: bool = True,
     ) -> None:
         self.name, self.kinds = name, frozenset(kinds)
-        self._hits, self._wait_s, self._error, self._page = list(hits), wait_s, error, page
+        self._hits, self._error, self._page = list(hits), error, page
+        self._wait_s, self._clock = wait_s, clock
         self.use_label = use_label
         self.asked: list[tuple[str, Any]] = []
-        self.spans: list[tuple[float, float]] = []
+        self.spans: list[tuple[float, float]] = []  # of the clock
+        self.entered = threading.Event()  # a search has begun
         self.closed = 0
 
     def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
@@ -214,9 +207,11 @@ class FakeProvider(BaseProvider):
 
     def _reply(self, kind: str, what: Any) -> list[Hit]:
         self.asked.append((kind, what))
-        start = time.monotonic()
-        time.sleep(self._wait_s)
-        self.spans.append((start, time.monotonic()))
+        self.entered.set()
+        start = self._clock.now()
+        if self._wait_s:
+            self._clock.event().wait(self._wait_s)
+        self.spans.append((start, self._clock.now()))
         if self._error is not None:
             raise self._error
         return list(self._hits)

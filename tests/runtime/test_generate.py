@@ -16,6 +16,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.types import Control
 from tests.runtime.fakes import ScriptedEngine
+from tests.runtime.virtual_clock import VirtualClock
 
 HEAD = "<|im_start|>user\nthe words: alpha beta gamma delta<|im_end|>\n<|im_start|>assistant\n"
 
@@ -84,7 +85,7 @@ def test_an_interrupted_turn_goes_on(bundle: Bundle) -> None:
     session.append([Control(HEAD)])
     writer = TurnWriter(session, Sampler(Sampling()), Speculation(max_draft=0))
     result = TurnResult()
-    with pytest.raises(DeadlineReached), Budget(0.1) as short:
+    with pytest.raises(DeadlineReached), Budget(0.1, clock=VirtualClock()) as short:
         list(writer.turn(TurnOptions(99, bundle.manifest.tokens.eos, budget=short), None, result))
     assert 0 < len(result.text) < len(text) and text.startswith(result.text)
     list(writer.turn(TurnOptions(99, bundle.manifest.tokens.eos), None, result))

@@ -14,6 +14,7 @@ import pytest
 from gog_edge.bundle import Bundle
 from gog_edge.errors import ContextOverflowError, EngineError
 from gog_edge.runtime.budget import Budget, DeadlineReached
+from gog_edge.runtime.clock import SystemClock
 from gog_edge.runtime.crop import cuda
 from gog_edge.runtime.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
 from gog_edge.runtime.engines.ort_options import OrtOptions
@@ -334,14 +335,18 @@ def test_a_living_session_meets_a_closed_engine(standard: Bundle, gpu: HostGpu, 
 def test_the_budget_ends_a_prefill_between_pieces(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
     session = Session(model(standard, engine))
     session.append([Text("word " * 50)])
-    now = [0.0]
 
-    def clock() -> float:
-        now[0] += 1
-        return now[0]
+    class Hasty(SystemClock):
+        """A second passes whenever somebody looks."""
+
+        seen = 0.0
+
+        def now(self) -> float:
+            self.seen += 1
+            return self.seen
 
     with pytest.raises(DeadlineReached):
-        session.run(budget=Budget(3, clock=clock))
+        session.run(budget=Budget(3, clock=Hasty()))
     assert session.run().shape == (1, standard.manifest.decoder.vocab)
 
 
