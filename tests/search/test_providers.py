@@ -272,7 +272,7 @@ def test_empty_and_odd_answers_give_fewer_hits(tmp_path: Path, site: WebServer) 
 
 def test_a_missing_key_is_named(tmp_path: Path, site: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SERPER_API_KEY")
-    with pytest.raises(SearchError, match="^serper: .*SERPER_API_KEY is not set"):
+    with pytest.raises(SearchError, match=r"^serper: .*SERPER_API_KEY is not set"):
         preset(tmp_path, site, "serper").search_text("x", k=1, deadline=soon())
 
 
