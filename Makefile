@@ -24,10 +24,9 @@ lint: $(BIN)/.dev
 types: $(BIN)/.dev
 	$(BIN)/mypy
 
-# In parallel; what fails there (a local server starved by a compiler, say) gets one more try by itself, and counts if it fails again.
 unit: $(BIN)/.dev
-	$(BIN)/python tests/tools/fetch_qwen3_tokenizer.py
-	$(BIN)/python -m pytest -q -n auto || $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none
+	$(BIN)/python tests/tools/fetch_qwen3_tokenizer.py || echo "without it, tests of real tokens are skipped"
+	$(BIN)/python -m pytest -q -n auto
 
 # The built wheel in an environment of its own, with the base install alone: what a user gets.
 wheel: $(BIN)/.dev

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from tests import skips
+
 # a loaded machine is no reason to fail: no example is timed
 settings.register_profile("gog-edge", deadline=None)
 settings.load_profile("gog-edge")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    skips.register(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
