@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public address of the image, for web search with it.")
+@click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
+@click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
 @click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")
@@ -55,7 +57,7 @@ def command(
     quiet: bool,
     trace: Path | None,
     as_json: bool,
-    **sampling: Any,
+    **options: Any,
 ) -> None:
     """Ask QUESTION about one or more images; the last argument is the question.
 
@@ -70,8 +72,8 @@ def command(
 
     *files, question = images
     record = Trace(question)
-    options = _options(**sampling)
-    with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=options) as agent:
+    run = _options(**options)
+    with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent:
         view = None if quiet else LiveView(stderr(), tokens=stream)
         events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
         answer = _run(events, view)
@@ -82,11 +84,12 @@ def command(
         _print(answer, trace)
 
 
-def _options(grammar: Any, temperature: float, seed: int) -> RunOptions:
+def _options(grammar: Any, temperature: float, seed: int, early_knowledge: bool, expand: int) -> RunOptions:
     from gog_edge.runtime.options import RunOptions
     from gog_edge.runtime.sampling import Sampling
 
-    return RunOptions(grammar=grammar, sampling=Sampling(temperature=temperature, seed=seed))
+    sampling = Sampling(temperature=temperature, seed=seed)
+    return RunOptions(grammar=grammar, sampling=sampling, early_knowledge=early_knowledge, expand=expand)
 
 
 def _run(events: Iterator[Event], view: LiveView | None) -> Answer:

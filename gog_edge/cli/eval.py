@@ -40,6 +40,8 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--max-turns", type=click.IntRange(min=0), default=0, help="Rounds before the forced answer.")
 @click.option("--engine", default="", help="cpu, cuda, tensorrt …")
 @click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
+@click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
+@click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0)
@@ -121,6 +123,8 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         temperature=agent["temperature"],
         seed=agent["seed"],
         max_turns=agent["max_turns"],
+        early_knowledge=agent["early_knowledge"],
+        expand=agent["expand"],
         threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
     )
     home = dataset if dataset.is_dir() else dataset.parent

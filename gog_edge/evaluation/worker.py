@@ -44,6 +44,8 @@ class AgentSpec:
     temperature: float = 0.0
     seed: int = 0
     max_turns: int = 0
+    early_knowledge: bool = False
+    expand: int = 0
     threads: int = 0
 
 
@@ -171,6 +173,8 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         sampling=Sampling(temperature=spec.temperature, seed=spec.seed),
         grammar=spec.grammar,  # type: ignore[arg-type]
         max_turns=spec.max_turns,
+        early_knowledge=spec.early_knowledge,
+        expand=spec.expand,
     )
     agent = gog_edge.load(
         bundle,

@@ -18,6 +18,7 @@ from gog_edge.errors import SessionError, UsageError
 from gog_edge.runtime.acting import Actor, QuestionContext
 from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.desk import SearchDesk
+from gog_edge.runtime.dialects.safety import Neutraliser
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.generate import TurnWriter
 from gog_edge.runtime.question import Question
@@ -32,7 +33,7 @@ from gog_edge.types import Answer, AnswerEvent, Event, Hit
 if TYPE_CHECKING:
     from gog_edge.runtime.agent import Agent
 
-_BACKGROUND_CHARS = 400
+_TITLE_CHARS, _BACKGROUND_CHARS = 200, 400
 
 
 class Conversation:
@@ -217,5 +218,6 @@ def _background(
         hits += [h for h in desk.wait(job, budget).hits if h not in hits]
     if not hits:
         return ""
-    lines = [f"- {h.title}: {h.text[:_BACKGROUND_CHARS]}" for h in hits[: 2 * k]]
+    clean = Neutraliser()  # outside text, as in the results of a turn
+    lines = [f"- {clean.line(h.title, _TITLE_CHARS)}: {clean.line(h.text, _BACKGROUND_CHARS)}" for h in hits[: 2 * k]]
     return "\n\nPossibly related, found by searching:\n" + "\n".join(lines)

@@ -60,7 +60,7 @@ def load(
     try:
         model = Model.assemble(opened, graphs, options, tokenizer.result())
         if index is not None:
-            owned.append(_local(index, model))
+            owned.append(_local(index, model, options.expand))
         if search is not None:
             from gog_edge.runtime.search.config import load_providers
 
@@ -90,9 +90,9 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) 
     return load_dialect(name, family=manifest.family, chat_template=template)
 
 
-def _local(index: str | Path, model: Model) -> SearchProvider:
+def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:
     """The index, searched with the encoder that made its vectors: the tower of this policy, or a given one."""
     from gog_edge.runtime.search.embedders import embedder_of
     from gog_edge.runtime.search.local import LocalProvider
 
-    return LocalProvider(index, embedder_of(index, model.vision))
+    return LocalProvider(index, embedder_of(index, model.vision), expand=expand)

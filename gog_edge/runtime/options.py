@@ -49,6 +49,7 @@ class RunOptions:
         search_timeout: seconds that one search may take.
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
+        expand: entries related to the results (over the index's own relations) that a local index appends.
         feature_cache_bytes: of vision features kept in memory.
         feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
         prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
@@ -73,6 +74,7 @@ class RunOptions:
     search_timeout: float = 20.0
     results: int = 0
     early_knowledge: bool = False
+    expand: int = 0
     feature_cache_bytes: int = 256 << 20
     feature_cache_disk: int = 0
     prefix_cache: bool = True

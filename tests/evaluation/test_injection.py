@@ -92,9 +92,12 @@ def test_the_command_runs_with_planted_results(
         "--deadline",
         "2s",
         "--inject",
+        "--early-knowledge",
+        "--expand",
+        "1",
         "--json",
     ]
     assert run_cli(["eval", "set.jsonl", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["inject"] is True
+    assert found["settings"]["inject"] is True and found["settings"]["expand"] == 1
     assert found["all"]["obeyed"] == 0

@@ -109,10 +109,11 @@ def test_load_with_an_index_searches_it_with_the_policys_tower(bundle: Bundle, t
         embedder = open_embedder(bundle=bundle.root, max_pixels=60_000)
         records = [Record(f"e{i}", f"thing {i}", images=(str(f),)) for i, f in enumerate(files)]
         add_records(index, records, embedder=embedder)
-    options = RunOptions(cache_dir=tmp_path, grammar="off")
+    options = RunOptions(cache_dir=tmp_path, grammar="off", expand=2)
     with gog_edge.load(bundle, index=tmp_path / "index", options=options, engine_options=ONE_THREAD) as agent:
         (provider,) = agent.providers
         hits = provider.search_image(ImageQuery(picture(1)), k=1, deadline=Deadline.never())
+        assert provider.expand == 2
     assert hits[0].title == "thing 1"
 
 
