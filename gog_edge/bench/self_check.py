@@ -35,7 +35,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.types import ImagePart, Region
 
 FORMAT = "gog-edge-self-check"
-ON_GPU = tuple(name for name in ENGINES if name not in ("cpu", "onnxruntime"))
+ON_GPU = tuple(name for name in ENGINES if name not in ("cpu", "onnxruntime", "transformers"))
 ARCHITECTURES = ("sm_87", "sm_89", "sm_120")
 _REPEATS = 10
 # (frame width, height, region): odd sizes, borders, magnification, more source rows than shared memory holds

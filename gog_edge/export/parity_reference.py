@@ -205,6 +205,31 @@ def _without_storage() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
+class PatchMaker:
+    """The checkpoint's own image processor, at grids that are decided elsewhere."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises ParityError if the checkpoint has no processor."""
+        if checkpoint.file("preprocessor_config.json") is None:
+            raise ParityError(f"{checkpoint.origin} has no preprocessor_config.json, so no image processor")
+        self.processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
+
+    def at_grid(self, pixels: NDArray[np.uint8], rows: int, columns: int) -> F32:
+        """RGB pixels [h, w, 3] -> patches [n, 3*t*p*p] of a grid of rows x columns patches.
+
+        Pillow 12.3 and later may resize vertically first; policies were trained on horizontal passes first (older
+        Pillow, torchvision), which is what the crop kernel does. So the passes are asked for one by one.
+        """
+        from PIL import Image
+
+        picture = Image.fromarray(pixels)
+        height, width = rows * self.processor.patch_size, columns * self.processor.patch_size
+        bicubic = Image.Resampling.BICUBIC
+        resized = picture.resize((width, picture.height), bicubic).resize((width, height), bicubic)
+        output = self.processor(images=[resized], return_tensors="np", do_resize=False)
+        return np.asarray(output["pixel_values"], np.float32)
+
+
 def processor_patches(
     checkpoint: Checkpoint, pixels: NDArray[np.uint8], min_pixels: int, max_pixels: int
 ) -> tuple[F32, tuple[int, int], F32] | None:
@@ -216,15 +241,9 @@ def processor_patches(
         return None
     from PIL import Image
 
-    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
-    picture = Image.fromarray(pixels)
+    maker = PatchMaker(checkpoint)
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    output = processor(images=[picture], return_tensors="np", size=size)
+    output = maker.processor(images=[Image.fromarray(pixels)], return_tensors="np", size=size)
     _, rows, columns = (int(v) for v in np.asarray(output["image_grid_thw"])[0])
-    # Pillow 12.3 and later may resize vertically first; policies were trained on horizontal passes first (older
-    # Pillow, torchvision), which is what the crop kernel does. So the passes are asked for one by one.
-    height, width = rows * processor.patch_size, columns * processor.patch_size
-    bicubic = Image.Resampling.BICUBIC
-    resized = picture.resize((width, picture.height), bicubic).resize((width, height), bicubic)
-    output = processor(images=[resized], return_tensors="np", do_resize=False)
-    return np.asarray(output["pixel_values"], np.float32), (rows, columns), np.asarray(processor.image_std, np.float32)
+    std = np.asarray(maker.processor.image_std, np.float32)
+    return maker.at_grid(pixels, rows, columns), (rows, columns), std

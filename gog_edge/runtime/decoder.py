@@ -68,4 +68,5 @@ class Decoder:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
         cos, sin = decoder_rope(self._spec, positions.astype(np.int64))
-        return self._runner.run(DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed)), cache, past, budget)
+        inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
+        return self._runner.run(inputs, cache, past, budget)

@@ -58,6 +58,7 @@ class DecoderInputs:
     deepstack [D, s, H] float32, zero at text, or None where the run holds no image (or the family none);
     last_k: how many of the last rows get logits (0: none are computed if the engine can skip the head);
     placed: images whose rows the engine itself puts in place (`TakesFeatures`).
+    ids [s] and positions [3, s]: the tokens and their M-RoPE places, for engines that embed and rotate by themselves.
     """
 
     embeds: F32
@@ -66,6 +67,8 @@ class DecoderInputs:
     deepstack: F32 | None
     last_k: int
     placed: tuple[PlacedImage, ...] = ()
+    ids: NDArray[np.int32] | None = None
+    positions: NDArray[np.int32] | None = None
 
 
 @runtime_checkable

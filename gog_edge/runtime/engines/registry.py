@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """`module:factory`; the factory takes (bundle, options) and returns an `Engine`. `extra`: pip extra it needs."""
+    """`module:factory`; the factory takes (bundle, options) and returns an `Engine`. `extra`: pip extra it needs.
+
+    `given`: keyword of what the user writes after a colon, as in transformers:CHECKPOINT.
+    """
 
     module: str
     factory: str
     extra: str = ""
     arguments: tuple[tuple[str, Any], ...] = ()
+    given: str = ""
 
 
 _ORT = "gog_edge.runtime.engines.onnxruntime"
@@ -36,6 +40,8 @@ ENGINES: dict[str, EngineEntry] = {
     "tensorrt-rtx": EngineEntry(
         "gog_edge.runtime.engines.tensorrt", "create", "tensorrt-rtx", (("runtime", "tensorrt-rtx"),)
     ),
+    # The HF model itself, to compare a bundle's accuracy with; named here, never loaded unless it is asked for.
+    "transformers": EngineEntry("gog_edge.export.parity_engine", "create", "export,parity", given="checkpoint"),
 }
 
 DEFAULT_BY_TARGET = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
@@ -45,22 +51,27 @@ def create_engine(name: str | None, bundle: Bundle, options: Any = None) -> Engi
     """Load the bundle's graphs with the engine `name` (None: the one its target was exported for).
 
     Args:
+        name: one of `ENGINES`; transformers:CHECKPOINT compares with the checkpoint that the bundle was made of.
         options: the engine's own frozen options object (`OrtOptions` …), or None for its defaults.
 
     Raises:
         UsageError: no engine has this name.
         EngineError: its package is missing or it could not load the graphs.
     """
-    wanted = name or DEFAULT_BY_TARGET[bundle.manifest.target]
+    wanted, _, given = (name or DEFAULT_BY_TARGET[bundle.manifest.target]).partition(":")
     entry = ENGINES.get(wanted)
     if entry is None:
         near = difflib.get_close_matches(wanted, ENGINES, n=1)
         hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(sorted(ENGINES))}"
         raise UsageError(f"there is no engine {wanted!r}{hint}")
+    if bool(given) != bool(entry.given):
+        form = f"{wanted}:{entry.given.upper()}" if entry.given else wanted
+        raise UsageError(f"engine {name!r} can't be read: write {form}")
     mend = f"pip install 'gog-edge[{entry.extra}]'" if entry.extra else "reinstall gog-edge"
     try:
         module = importlib.import_module(entry.module)
     except ImportError as e:
         raise EngineError(f"engine {wanted!r} is not available here ({e}); {mend}") from e
-    engine: Engine = getattr(module, entry.factory)(bundle, options, **dict(entry.arguments))
+    arguments = {**dict(entry.arguments), **({entry.given: given} if given else {})}
+    engine: Engine = getattr(module, entry.factory)(bundle, options, **arguments)
     return engine
