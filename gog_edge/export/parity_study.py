@@ -27,6 +27,7 @@ from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.export.calibration import Calibration
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families import find
+from gog_edge.export.fit import fit, for_native
 from gog_edge.export.parity_calibrate import calibrate
 from gog_edge.export.parity_metrics import compare_logits
 from gog_edge.export.parity_reference import Reference
@@ -71,7 +72,7 @@ def decoder_variants(blocks: Sequence[int] = (32, 128)) -> list[Variant]:
                 scheme = Scheme(4, block, symmetric, method)
                 recipe = replace(_FLOAT, attention=scheme, mlp=scheme, down_proj=scheme)
                 found.append(Variant(f"int4 {kind} {method}", recipe))
-                if method != "hqq":
+                if method in ("rtn", "gptq"):
                     found.append(Variant(f"int4 {kind} awq+{method}", recipe, True))
     return found
 
@@ -81,31 +82,32 @@ def sensitivity_variants() -> list[Variant]:
     found = []
     for kind in ("attention", "mlp", "down_proj", "head", "vision", "merger"):
         for label, scheme in (
+            ("int4 b32 sym", Scheme(4, 32)),
             ("int4 b32 asym", Scheme(4, 32, False)),
-            ("int8 b32", Scheme(8, 32)),
-            ("int8 row", Scheme(8)),
+            ("int8", Scheme(8)),
         ):
             changed: dict[str, Any] = {kind: scheme}
             found.append(Variant(f"{kind} {label}", replace(_FLOAT, **changed)))
-    found.append(Variant("embedding int8 row", replace(_FLOAT, embedding=Scheme(8))))
+    found.append(Variant("embedding int8", replace(_FLOAT, embedding=Scheme(8))))
     return found
 
 
 def recipe_variants() -> list[Variant]:
-    """Whole recipes as exported."""
-    found = [
-        Variant("int8 default", Recipe.for_precision("int8")),
-        Variant("int4 default", Recipe.for_precision("int4")),
-    ]
+    """Whole recipes: the defaults as native operators store them, and what moving one class would change."""
+    eight = fit(Recipe.for_precision("int8"), for_native)
+    found = [Variant("int8", eight), Variant("int4", fit(Recipe.for_precision("int4"), for_native))]
     methods: tuple[Method, ...] = ("rtn", "mse", "gptq")
-    for method in methods:
-        found.append(Variant(f"int4 {method}", Recipe.for_precision("int4", method)))
-    eight = Recipe.for_precision("int8")
-    mixed = Recipe.for_precision("int4", "gptq")
-    found.append(Variant("int4 gptq, down_proj int8", replace(mixed, down_proj=eight.down_proj)))
-    found.append(Variant("int4 gptq, attention int8", replace(mixed, attention=eight.attention)))
-    found.append(Variant("int4 gptq, head int4", replace(mixed, head=Scheme(4, 32, False, "mse"))))
-    found.append(Variant("int4 gptq, vision int4", replace(mixed, vision=Scheme(4, 32, False, "mse"))))
+    for symmetric in (True, False):
+        for attention in (4, 8):
+            for method in methods:
+                four = Scheme(4, 32, symmetric, method, "float16")
+                mixed = replace(eight, mlp=four, down_proj=four, attention=four if attention == 4 else eight.attention)
+                kind = f"{'sym' if symmetric else 'asym'} {method}"
+                found.append(Variant(f"int4 {kind}, attention int{attention}", mixed))
+    base = fit(Recipe.for_precision("int4"), for_native)
+    found.append(Variant("int4, down_proj int8", replace(base, down_proj=eight.down_proj)))
+    found.append(Variant("int4, head int4", replace(base, head=base.mlp)))
+    found.append(Variant("int4, vision int4", replace(base, vision=base.mlp)))
     return found
 
 
