@@ -22,7 +22,7 @@ from gog_edge.runtime import plan as memory
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 EXTRAS = {
-    "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub"),
+    "export": ("onnx", "huggingface_hub"),
     "parity": ("torch", "transformers"),
     "grammar": ("llguidance",),
     "tensorrt-rtx": ("tensorrt_rtx",),
