@@ -39,6 +39,13 @@ def format_value(value: float, unit: str) -> str:
     return f"{value:,.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
+def format_place(x: float | None) -> str:
+    """Where on its scale a cell was measured: whole numbers with separators, 0.2 as it is."""
+    if x is None:
+        return ""
+    return f"{x:,.0f}" if x == int(x) else f"{x:g}"
+
+
 def _cells(scenario: str, cells: Iterable[Cell]) -> Table:
     table = Table(title=scenario, title_justify="left", box=None)
     for name in ("stage", "at", "subject", "p50", "p95", "min", "n", "limit", "of limit", ""):
@@ -48,7 +55,7 @@ def _cells(scenario: str, cells: Iterable[Cell]) -> Table:
         share = cell.of_limit
         table.add_row(
             cell.stage,
-            "" if cell.x is None else f"{cell.x:,.0f}",
+            format_place(cell.x),
             cell.subject,
             format_value(s.p50, s.unit),
             format_value(s.p95, s.unit),
@@ -71,7 +78,7 @@ def _ratios(report: Report) -> Table:
         table.add_row(
             ours.scenario,
             ours.stage,
-            "" if ours.x is None else f"{ours.x:,.0f}",
+            format_place(ours.x),
             theirs.subject,
             Text(f"{ratio.p50:.2f}x", style="green" if good else "red"),
             f"{ends[0]:.2f}x",

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from gog_edge.bench import plots
-from gog_edge.bench.report import format_value
+from gog_edge.bench.report import format_place, format_value
 from gog_edge.bench.result import Cell, Report
 from gog_edge.codec import encode
 
@@ -80,7 +80,7 @@ def _row(cell: Cell) -> str:
     s, share = cell.summary, cell.of_limit
     values = [
         cell.stage,
-        "" if cell.x is None else f"{cell.x:,.0f}",
+        format_place(cell.x),
         cell.subject,
         *(format_value(v, s.unit) for v in (s.p50, s.p95, s.minimum)),
         str(s.n),

@@ -10,6 +10,7 @@ import pytest
 from gog_edge.bench.conversations import CONVERSATIONS, Conversation, TurnSpec
 from gog_edge.bench.limits import stage_limits
 from gog_edge.bench.ours import LocalSubject
+from gog_edge.bench.report import format_place
 from gog_edge.bench.result import Report, load
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
@@ -100,6 +101,10 @@ def test_pictures_differ_by_seed() -> None:
     assert isinstance(one, Picture) and one.pixels.shape == (16, 32, 3)
     assert (one.pixels != two.pixels).any()
     assert (one.pixels == picture(32, 16, 1).pixels).all()
+
+
+def test_places_keep_their_fractions() -> None:
+    assert [format_place(x) for x in (None, 0.2, 1.0, 1_000_000)] == ["", "0.2", "1", "1,000,000"]
 
 
 def test_a_report_survives_the_disk_and_another_file_is_refused(tmp_path: Path) -> None:
