@@ -15,11 +15,14 @@ from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS
 from gog_edge.codec import encode
 from gog_edge.errors import UsageError
+from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.runtime.options import RunOptions
     from gog_edge.runtime.telemetry import Trace
     from gog_edge.types import Answer, Event
+
+EXIT_NO_ANSWER = 1
 
 
 @click.command("ask")
@@ -61,7 +64,7 @@ def command(
 ) -> None:
     """Ask QUESTION about one or more images; the last argument is the question.
 
-    Steps are shown on stderr as they happen, the answer goes to stdout.
+    Steps are shown on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
     """
     if len(images) < 2:
         raise UsageError('an image and a question are needed: gog-edge ask photo.jpg "What is this?"')
@@ -77,11 +80,17 @@ def command(
         view = None if quiet else LiveView(stderr(), tokens=stream)
         events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
         answer = _run(events, view)
-    _save(record, trace)
     if as_json:
         print_json({"question": question, **encode(answer)})
     else:
-        _print(answer, trace)
+        _print(answer)
+    if trace is not None:
+        _save(record, trace)
+        stderr().print(f"[dim]trace: {escape(str(trace))}[/]", soft_wrap=True)
+    if not answer.text:
+        if view is None:
+            stderr().print(f"gog-edge: no answer ({answer.stop.value})")
+        click.get_current_context().exit(EXIT_NO_ANSWER)
 
 
 def _options(grammar: Any, temperature: float, seed: int, early_knowledge: bool, expand: int) -> RunOptions:
@@ -103,23 +112,19 @@ def _run(events: Iterator[Event], view: LiveView | None) -> Answer:
     raise AssertionError("a stream ends with its answer")
 
 
-def _save(record: Trace, path: Path | None) -> None:
-    if path is None:
-        return
+def _save(record: Trace, path: Path) -> None:
     if path.suffix == ".html":
         from gog_edge.runtime.trace_html import save
 
         save(record, path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n", "utf-8")
+    write_text(path, json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n")
 
 
-def _print(answer: Answer, trace: Path | None) -> None:
+def _print(answer: Answer) -> None:
     out = stdout()
-    out.print(f"[bold]{escape(answer.text)}[/]" if answer.text else "no answer")
+    if answer.text:
+        out.print(f"[bold]{escape(answer.text)}[/]")
     for hit in answer.evidence:
         source = f" ({hit.source})" if hit.source else ""
         out.print(f"  evidence: {escape(hit.title)}: {escape(' '.join(hit.text.split()))}{escape(source)}")
-    if trace is not None:
-        out.print(f"  trace: {escape(str(trace))}")

@@ -14,6 +14,7 @@ from rich.table import Table
 from gog_edge.cli.console import print_json, progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
+from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.evaluation.samples import Sample
@@ -214,7 +215,7 @@ def _report(
     if before is not None:
         found["against"] = compare(rows, before)
     if path is not None:
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(found, indent=1) + "\n")
     if as_json:
         print_json(found)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gog_edge.cli.console import human_bytes, print_json, progress_bar, stderr, stdout
-from gog_edge.errors import SearchIndexError, UsageError
+from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from gog_edge.runtime.search.base import Embedder
     from gog_edge.runtime.search.index.local_index import LocalIndex
-    from gog_edge.runtime.search.index.readers import Item
     from gog_edge.runtime.search.index.record import IngestReport
 
 FOLDER = click.argument("index", type=click.Path(path_type=Path))
@@ -267,17 +266,12 @@ def _fill(
     from gog_edge.runtime.search.index.local_index import LocalIndex
     from gog_edge.runtime.search.index.readers import count_items, read_source
 
-    for source in sources:
-        if not source.exists():
-            raise SearchIndexError(f"{source}: no such file or folder")
+    readers = [read_source(source, kind=kind) for source in sources]  # refuses what can't be read
     with LocalIndex(folder, writable=True, create=create) as index, progress_bar() as bar:
         task = bar.add_task("indexing", total=sum(count_items(s) for s in sources))
-
-        def items() -> Iterator[Item]:
-            for source in sources:
-                yield from read_source(source, kind=kind)
-
-        report = add_records(index, items(), embedder=embedder, progress=lambda done: bar.update(task, completed=done))
+        report = add_records(
+            index, chain(*readers), embedder=embedder, progress=lambda done: bar.update(task, completed=done)
+        )
         bar.update(task, total=bar.tasks[task].completed)
         graph: list[Any] = []
 

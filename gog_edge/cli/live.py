@@ -35,6 +35,12 @@ _STOPS = {
     StopReason.CANCELLED: "cancelled",
     StopReason.EXHAUSTED: "the limits were reached without an answer",
 }
+_NO_ANSWERS = {
+    StopReason.FORCED: "no answer: a limit was reached",
+    StopReason.DEADLINE: "no answer: the deadline passed",
+    StopReason.CANCELLED: "cancelled",
+    StopReason.EXHAUSTED: "no answer within the limits",
+}
 
 
 class LiveView:
@@ -92,7 +98,7 @@ class LiveView:
             f"{usage.searches} searches, {usage.encoded_images} images encoded ({usage.cached_images} from cache)[/]"
         )
         if answer.stop in _STOPS:
-            self.console.print(f"[yellow]{_STOPS[answer.stop]}[/]")
+            self.console.print(f"[yellow]{_STOPS[answer.stop] if answer.text else _NO_ANSWERS[answer.stop]}[/]")
 
 
 def box_text(region: Region) -> str:

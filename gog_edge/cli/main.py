@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -65,10 +67,13 @@ def cli() -> None:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors made by input are one line on stderr and code 2."""
+    _prepare_streams()
     try:
         code = cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
     except click.exceptions.Exit as e:
         return e.exit_code
+    except click.UsageError as e:
+        return _report_usage(e)
     except click.ClickException as e:
         e.show()
         return e.exit_code
@@ -91,6 +96,38 @@ def run(args: Sequence[str] | None = None) -> int:
         return _report(GogEdgeError(f"{name}{e.strerror or e}"))
     # without stand-alone mode click returns the code of an Exit instead of raising it
     return code if isinstance(code, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Warnings of the runtime as lines of ours; and streams that were closed (`>&-`) swallow what is written."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
+    logger = logging.getLogger("gog_edge")
+    if not logger.handlers:
+        logger.addHandler(_Lines())
+        logging.getLogger("gog_edge.native").setLevel(logging.INFO)  # a compiler that runs for seconds is told
+
+
+class _Lines(logging.Handler):
+    """Log records as single lines on stderr; what they were caused by only with GOG_EDGE_DEBUG."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"gog-edge: {' '.join(record.getMessage().split())}", err=True)
+        if record.exc_info and os.environ.get("GOG_EDGE_DEBUG"):
+            click.echo(logging.Formatter().formatException(record.exc_info), err=True)
+
+
+def _report_usage(error: click.UsageError) -> int:
+    """What click says in four lines, in one."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+        error.show()
+        return error.exit_code
+    command = error.ctx.command_path if error.ctx is not None else "gog-edge"
+    variable = getattr(getattr(error, "param", None), "envvar", None)
+    other = f" or set {variable}" if isinstance(error, click.MissingParameter) and variable else ""
+    click.echo(f"{command}: {error.format_message().rstrip('.')}{other}; see {command} --help", err=True)
+    return error.exit_code
 
 
 def _report(error: GogEdgeError) -> int:

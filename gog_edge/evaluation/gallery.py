@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gog_edge.errors import GogEdgeError
+from gog_edge.files import write_text
 from gog_edge.runtime.frame import Frame
 
 SIDE = 480  # pixels of the longer side of a shown picture
@@ -54,8 +55,7 @@ def write_gallery(
         parts.append(_article(row, picture))
     head = f'<!doctype html><meta charset="utf-8"><title>{_e(title)}</title><style>{_STYLE}</style>'
     body = f"<h1>{_e(title)}</h1><p>{len(parts)} shown</p>{''.join(parts)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(head + body, encoding="utf-8")
+    write_text(path, head + body)
     return len(parts)
 
 

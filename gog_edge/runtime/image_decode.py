@@ -79,7 +79,11 @@ def decode_bytes(data: bytes, limits: ImageLimits, name: str) -> NDArray[np.uint
     except ImageError:
         raise
     except Image.DecompressionBombError as e:
-        raise ImageError(f"{name} is beyond Pillow's own limit; raise PIL.Image.MAX_IMAGE_PIXELS as well") from e
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ImageError(
+            f"{name} claims more than {most:.0f} million pixels, Pillow's limit; "
+            "shrink it first (or raise PIL.Image.MAX_IMAGE_PIXELS as well)"
+        ) from e
     except MemoryError:
         raise
     except Exception as e:  # a broken file can make a decoder raise anything

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from gog_edge.files import write_text
 from gog_edge.runtime.telemetry import Trace, TracedImage
 from gog_edge.runtime.trace_timeline import stage_table, timeline
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason
@@ -65,8 +66,7 @@ _NAMES = {
 def save(trace: Trace, path: str | Path) -> None:
     """Write the page beside nothing else: images are inside."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(trace), "utf-8")
+    write_text(path, page(trace))
 
 
 def page(trace: Trace) -> str:

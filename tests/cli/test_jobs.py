@@ -74,7 +74,7 @@ def test_ask_writes_answer_and_traces(
         "--max-turns",
         "1",
         "--deadline",
-        "2s",
+        "60s",
     ]
     assert run([*base, "--json", "--trace", str(tmp_path / "t.html"), "--grammar", "off"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -111,7 +111,7 @@ def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -
         raise EngineError(f"{bundle.root} needs operators of {', '.join(foreign)}, which this gog-edge does not have")
     reason = register(session_options)
     if reason is not None:
-        raise EngineError(f"{bundle.root} was exported with native operators: {reason}")
+        raise EngineError(f"{bundle.root} was exported with native operators: {reason}; or export with --ops stock")
 
 
 def _check(what: str, nodes: Any, specs: tuple[TensorSpec, ...], graph: str) -> None:

@@ -89,14 +89,21 @@ def load_library(
 
 
 def load_status(
-    name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), fallback: str = "a slower path is used"
+    name: str,
+    sources: Sequence[Path],
+    *,
+    flags: Sequence[str] = (),
+    fallback: str = "a slower path is used",
+    tell: bool = True,
 ) -> NativeStatus:
-    """Like `load_library`, with the reason."""
+    """Like `load_library`, with the reason; `tell=False` leaves it to the caller to pass that on."""
     with _guard:
         known = _statuses.get(name)
         if known is not None:
             return known
         status = _load(name, [Path(s) for s in sources], tuple(flags), fallback)
+        if tell and status.reason is not None:
+            log.log(logging.INFO if switched_off() else logging.WARNING, "%s: %s", name, status.reason)
         _statuses[name] = status
         return status
 
@@ -111,6 +118,11 @@ def statuses() -> list[NativeStatus]:
     return [_statuses[name] for name in sorted(_statuses)]
 
 
+def switched_off() -> bool:
+    """Whether GOG_EDGE_NO_NATIVE forbids native code."""
+    return os.environ.get("GOG_EDGE_NO_NATIVE", "").strip() not in ("", "0")
+
+
 def cache_directory() -> Path:
     """Where builds are kept (not created here)."""
     override = os.environ.get("GOG_EDGE_CACHE", "").strip()
@@ -122,18 +134,14 @@ def cache_directory() -> Path:
 
 
 def _load(name: str, sources: list[Path], flags: tuple[str, ...], fallback: str) -> NativeStatus:
-    if os.environ.get("GOG_EDGE_NO_NATIVE", "").strip() not in ("", "0"):
-        reason = f"native code is switched off by GOG_EDGE_NO_NATIVE: {fallback}"
-        log.info("%s: %s", name, reason)
-        return NativeStatus(name, None, reason)
+    if switched_off():
+        return NativeStatus(name, None, f"native code is switched off by GOG_EDGE_NO_NATIVE: {fallback}")
     try:
         path, built_s = _ensure_built(name, sources, flags)
         return NativeStatus(name, NativeLibrary(name, path, _open(path)), None, built_s)
     except _Unavailable as error:
         problem, _, mend = str(error).partition("; ")
-        reason = f"{problem}: {fallback}" + (f"; {mend}" if mend else "")
-        log.warning("%s: %s", name, reason)
-        return NativeStatus(name, None, reason)
+        return NativeStatus(name, None, f"{problem}: {fallback}" + (f"; {mend}" if mend else ""))
 
 
 def _open(path: Path) -> ctypes.CDLL:
@@ -164,10 +172,11 @@ def _ensure_built(name: str, sources: list[Path], flags: tuple[str, ...]) -> tup
         failed = target.with_suffix(".failed")
         if failed.is_file():
             raise _Unavailable(f"{failed.read_text(encoding='utf-8')}; see {failed}, delete it to try again")
+        log.info("compiling the %s kernels for this CPU with %s, once", name, toolchain.path.name)
         start = time.perf_counter()
         _compile(toolchain, sources, flags, target, failed)
         took = time.perf_counter() - start
-        log.info("%s: compiled in %.1f s with %s", name, took, toolchain.path.name)
+        log.debug("%s: compiled in %.1f s with %s", name, took, toolchain.path.name)
         return target, took
 
 

@@ -44,7 +44,7 @@ def available() -> str | None:
 
 def instruction_set() -> str | None:
     """What the library was compiled for, such as "avx512-vnni-bf16"; None when it is not available."""
-    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK)
+    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK, tell=False)
     if status.library is None:
         return None
     answer: bytes = status.library.function("gog_ops_isa", ctypes.c_char_p)()
@@ -54,7 +54,7 @@ def instruction_set() -> str | None:
 @functools.lru_cache(maxsize=1)
 def _checked_library() -> tuple[str | None, str | None]:
     """(path of the library, None) or (None, reason); built, loaded and tried once per process."""
-    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK)
+    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK, tell=False)
     if status.library is None:
         return None, status.reason
     version = status.library.function("gog_ops_version", ctypes.c_int)()

@@ -91,9 +91,9 @@ class Database:
             if self._closed:
                 raise SearchIndexError(f"{self.folder}: the index is closed")
             connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            connection = self._connect()
         try:
+            if connection is None:
+                connection = self._connect()
             yield connection
         except sqlite3.Error as e:
             problem = " ".join(str(e).split())
@@ -103,7 +103,7 @@ class Database:
             raise SearchIndexError(f"{self.path}: {problem}; {mend}") from e
         finally:
             with self._lock:
-                if not self._closed and len(self._idle) < MAX_IDLE:
+                if connection is not None and not self._closed and len(self._idle) < MAX_IDLE:
                     self._idle.append(connection)
                     connection = None
             if connection is not None:
@@ -156,7 +156,8 @@ class Database:
                 connection.executescript("BEGIN;" + _SCHEMA + "COMMIT;")
         except SearchIndexError as e:
             self.close()
-            raise SearchIndexError(f"{e} (this SQLite needs FTS5)") from e
+            needs = " (this SQLite needs FTS5)" if "fts5" in str(e).lower() else ""
+            raise SearchIndexError(f"{e}{needs}") from e
 
     def _check(self) -> None:
         try:
