@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     "--kv", type=click.Choice(["float32", "float16", "int8"]), help="Type of the KV cache; default: by operators."
 )
 @click.option(
+    "--vision-attention",
+    type=click.Choice(["bfloat16", "int8", "float32"]),
+    help="Arithmetic of the vision tower's attention (native operators); default: bfloat16 (float32 with fp32).",
+)
+@click.option(
     "--method",
     type=click.Choice(["rtn", "mse", "hqq", "gptq"]),
     help="How integers are chosen: nearest (rtn), least squared error (mse: the default), half-quadratic (hqq), error "
@@ -56,11 +61,18 @@ if TYPE_CHECKING:
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Of a resized image.")
 @click.option("--verify", is_flag=True, help="Compare with transformers; a difference fails the export.")
 @click.option("--verify-image", multiple=True, type=click.Path(path_type=Path), help="Also compare on this image.")
-@click.option("--sm", help="TensorRT-RTX: compute capabilities, as in 89,120; default: all that it offers.")
-@click.option("--capacity", default=4096, show_default=True, help="TensorRT: tokens of the KV cache.")
+@click.option("--sm", help="TensorRT-RTX: compute capabilities (89,120); default: all that it offers, in one plan.")
+@click.option(
+    "--capacity", type=click.IntRange(min=1), default=4096, show_default=True, help="TensorRT: tokens of the KV cache."
+)
+@click.option(
+    "--image-patches",
+    type=click.IntRange(min=1),
+    help="TensorRT: the largest image in patches; default: the policy's own limit, at most 16384.",
+)
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
 @click.option("--no-engines", is_flag=True, help="TensorRT: graphs only; engines are built later, on the device.")
-@click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load.")
+@click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load; needs a GPU.")
 def command(checkpoint: str, output: Path, lora: Path | None, revision: str | None, **rest: Any) -> None:
     """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
 
@@ -100,7 +112,13 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
 
     names = ("precision", "target", "flavour", "dialect", "name", "max_context", "min_pixels", "max_pixels")
     ops: Any = rest["ops"] if rest["ops"] != "auto" else _best_ops(rest)
-    return ExportOptions(**{name: rest[name] for name in names}, recipe=_recipe(rest), ops=ops, kv_dtype=rest["kv"])
+    return ExportOptions(
+        **{name: rest[name] for name in names},
+        recipe=_recipe(rest),
+        ops=ops,
+        kv_dtype=rest["kv"],
+        vision_attention=rest["vision_attention"],
+    )
 
 
 def _recipe(rest: dict[str, Any]) -> Recipe | None:
@@ -167,6 +185,7 @@ def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
 
 
 def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
+    from gog_edge.cli.inspect import findings
     from gog_edge.export.engines import add_engines
     from gog_edge.export.tensorrt import BuildOptions
 
@@ -174,20 +193,24 @@ def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
         raise UsageError(
             f"{bundle.root} is a bundle already: only engines can be added, with --target tensorrt or tensorrt-rtx"
         )
+    capacity = min(rest["capacity"], bundle.manifest.decoder.max_context)
     options = BuildOptions(
         compute_capabilities=tuple(s.strip() for s in rest["sm"].split(",")) if rest["sm"] else (),
-        capacity=min(rest["capacity"], bundle.manifest.decoder.max_context),
+        capacity=capacity,
+        chunk=min(BuildOptions.chunk, capacity),
+        verify=min(BuildOptions.verify, capacity),
+        image_patches=rest["image_patches"],
         workspace_mb=rest["workspace_mb"],
         strip_weights=rest["strip_weights"],
     )
     console = stderr()
     bundle = add_engines(bundle, output, rest["target"], options, console.print)
     for engine in bundle.manifest.engines:
-        facts = engine.report
         console.print(
-            f"{engine.file}: {human_bytes(facts['plan_bytes'])} in {facts['build_seconds']} s, attention "
-            f"{facts['attention']}" + (f", KV in place: {facts['kv_in_place']}" if "kv_in_place" in facts else "")
+            f"{engine.file}: {human_bytes(engine.report['plan_bytes'])} in {engine.report['build_seconds']} s"
         )
+        for line in findings(engine):
+            console.print(f"  {line}")
 
 
 def _say(bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from gog_edge.bundle import MANIFEST, Bundle
 from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
 from gog_edge.codec import encode
-from gog_edge.manifest import GraphSpec, Manifest
+from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 
 
 @click.command("inspect")
@@ -60,14 +60,38 @@ def _summary(bundle: Bundle) -> Table:
         "image budget": f"{m.preprocessing.min_pixels:,} to {m.preprocessing.max_pixels:,} px",
         "dialect": m.dialect,
         "quantization": _quantization(m.quantization),
-        "engines": ", ".join(f"{e.graph} {e.runtime} {e.version} sm{e.compute_capability}" for e in m.engines)
-        or "none",
+        "engines": "\n".join(f"{e.graph}, {_engine(e)}" for e in m.engines) or "none",
         "fingerprint": bundle.fingerprint,
     }
     rows.update({key: str(value) for key, value in m.provenance.items() if not isinstance(value, (dict, list))})
     for key, value in rows.items():
         table.add_row(key, value)
     return table
+
+
+def _engine(engine: EngineSpec) -> str:
+    devices = ", ".join(engine.compute_capability.split("+"))
+    return "\n  ".join([f"{engine.runtime} {engine.version} for sm {devices}", *findings(engine)])
+
+
+def findings(engine: EngineSpec) -> list[str]:
+    """What the build made of the graph, a line each; what a user might not have wanted comes with its reason."""
+    facts = engine.report
+    if "attention" not in facts:
+        return []
+    source = "the finished engine" if facts.get("seen") == "engine" else "the parsed graph"
+    lines = [f"attention {facts['attention']}, seen in {source}"]
+    if "kv_in_place" in facts:
+        copies = f", {human_bytes(facts['cache_copies'])} of it copied a run" if facts.get("cache_copies") else ""
+        lines.append(f"KV cache of {facts['capacity']} tokens written in place: {facts['kv_in_place']}{copies}")
+    else:
+        low, _, high = facts["image_patches"]
+        lines.append(f"images of {low} to {high} patches")
+    types = sorted({kind for kind in facts.get("matrices", {}).values() if kind != "of another layer"})
+    if types:
+        lines.append(f"weights of matrix products: {', '.join(types)}")
+    lines += [f"widened in memory on every run: {weights}" for weights in facts.get("unpacked_weights", [])]
+    return lines
 
 
 def _quantization(recipe: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """TensorRT engines from the `standard` graphs: TensorRT-RTX ahead of time without a GPU, TensorRT on the device itself.
 
 Both flavours have the same Python API under another module name, so there is one code path. Targets of TensorRT-RTX
-are named by compute capability (sm 75 … 121); TensorRT builds for the GPU of the machine it runs on.
+are named by compute capability (sm 75 … 121) and one plan serves several (`tensorrt_targets`); TensorRT builds for the
+GPU of the machine it runs on.
 
 An engine has two optimisation profiles for the decoder (0: prefill chunks, 1: decoding with room for lookup
 verification) and one for the vision tower. The KV cache has a fixed capacity: the engine writes it in place.
@@ -9,31 +10,22 @@ verification) and one for the vision tower. The KV cache has a fixed capacity: t
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.export.tensorrt_report import BuildLog, network_report
+from gog_edge.export.tensorrt_layers import engine_report, read_layers
+from gog_edge.export.tensorrt_report import BuildLog, MemoryPeak, make_writer, network_report
+from gog_edge.export.tensorrt_targets import plans, this_device
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest, TensorSpec
+from gog_edge.runtime.engines.trt_library import GraphName, Library, RuntimeName, import_library
 
-RuntimeName = Literal["tensorrt-rtx", "tensorrt"]
-GraphName = Literal["vision", "decoder"]
 Progress = Callable[[str], None]
-
-_MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-_MENDS = {
-    "tensorrt-rtx": "pip install 'gog-edge[tensorrt-rtx]'",
-    "tensorrt": "on a Jetson it comes with JetPack (make the environment with --system-site-packages); "
-    "elsewhere pip install 'gog-edge[tensorrt]' on a machine with an NVIDIA driver",
-}
-
-
-FIRST_WITH_INT4 = 80  # TensorRT-RTX 1.7 refuses int4 for sm 75: "the model contains HW-specific datatypes"
+LARGEST_IMAGE = 16384  # patches: 4.2 megapixels of Qwen3-VL, 3.2 of Qwen2.5-VL
 
 
 @dataclass(frozen=True)
@@ -42,71 +34,26 @@ class BuildOptions:
 
     `compute_capabilities`: for TensorRT-RTX, as in "89"; empty: all that the library offers. `capacity`: tokens of
     the KV cache. `chunk`: longest prefill chunk. `verify`: most tokens of a decoding step (1 + looked-up tokens).
-    `image_patches`: smallest, usual and largest image in patches. `workspace_mb`: limit of scratch memory, None for
-    the library's own. `strip_weights`: leave weights out of the plan (they are refitted from the bundle's weight
-    files at load): smaller plans, and building needs less memory. `level`: optimisation level 0..5.
+    `image_patches`: the largest image in patches; None: the largest that the policy takes, at most `LARGEST_IMAGE`.
+    `workspace_mb`: limit of scratch memory, None for the library's own. `strip_weights`: leave weights out of the plan
+    (they are refitted from the bundle's weight files at load); needs a GPU. `level`: optimisation level 0..5.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     capacity: int = 4096
     chunk: int = 512
     verify: int = 9
-    image_patches: tuple[int, int, int] = (64, 3072, 16384)
+    image_patches: int | None = None
     workspace_mb: int | None = None
     strip_weights: bool = False
     level: int | None = None
 
-
-@dataclass(frozen=True)
-class Library:
-    """An imported TensorRT flavour."""
-
-    runtime: RuntimeName
-    trt: Any
-
-    @property
-    def version(self) -> str:
-        return str(self.trt.__version__)
-
-    def targets(self) -> list[str]:
-        """Compute capabilities that it can build for ahead of time; empty: only for the GPU that is here."""
-        names = getattr(getattr(self.trt, "ComputeCapability", None), "__members__", {})
-        return sorted((n[2:] for n in names if n.startswith("SM")), key=int)
-
-
-def load_library(runtime: RuntimeName) -> Library:
-    """Import a flavour.
-
-    Raises:
-        EngineError: it is not installed, with how to install it.
-    """
-    try:
-        return Library(runtime, importlib.import_module(_MODULES[runtime]))
-    except ImportError as e:
-        raise EngineError(f"{runtime} is not installed ({e}): {_MENDS[runtime]}") from e
-
-
-def check_targets(library: Library, wanted: Sequence[str], *, four_bits: bool = False) -> tuple[str, ...]:
-    """The compute capabilities to build for; `four_bits`: the graphs hold 4-bit weights, which Turing lacks.
-
-    Raises:
-        UsageError: one that the library can't build for.
-    """
-    offered = library.targets()
-    if four_bits and offered:
-        small = [w for w in wanted if w in offered and int(w) < FIRST_WITH_INT4]
-        if small:
-            raise UsageError(f"sm {small[0]} has no 4-bit weights: export with --precision int8 or fp16 for it")
-        offered = [o for o in offered if int(o) >= FIRST_WITH_INT4]
-    if not offered:
-        if wanted:
-            raise UsageError(f"{library.runtime} builds for the GPU of this machine only: leave --sm out")
-        return ("current",)
-    unknown = [w for w in wanted if w not in offered]
-    if unknown:
-        hint = " (Jetson: build on the device with --target tensorrt)" if unknown[0] in ("87", "101", "110") else ""
-        raise UsageError(f"{library.runtime} {library.version} has no sm {unknown[0]}: one of {offered}{hint}")
-    return tuple(wanted) or tuple(offered)
+    def __post_init__(self) -> None:
+        if not (1 <= self.chunk <= self.capacity and 1 <= self.verify <= self.capacity):
+            raise UsageError(
+                f"prefill chunks of {self.chunk} and steps of {self.verify} tokens: both must be at least 1 and fit a "
+                f"KV cache of {self.capacity}"
+            )
 
 
 def build_engines(
@@ -122,53 +69,129 @@ def build_engines(
     """
     if manifest.flavour != "standard":
         raise UsageError(f"TensorRT needs graphs of the standard flavour, this bundle has {manifest.flavour}")
-    library = load_library(runtime)
+    library = import_library(runtime)
     (root / "engines").mkdir(exist_ok=True)
     built = []
-    four_bits = any(s.get("bits") == 4 for s in manifest.quantization.values() if isinstance(s, dict))
-    for capability in check_targets(library, options.compute_capabilities, four_bits=four_bits):
+    for capabilities in _targets(library, manifest, options):
+        name = "+".join(capabilities) or this_device()
         for graph in ("vision", "decoder"):
             if progress is not None:
-                progress(f"building {graph} for sm {capability}")
-            built.append(_build(library, root, manifest, graph, capability, options))
+                progress(f"building {graph} for sm {name}")
+            built.append(_Build(library, root, manifest, graph, capabilities, name, options).run())
     return tuple(built)
 
 
-def _build(
-    library: Library, root: Path, manifest: Manifest, graph: Any, capability: str, options: BuildOptions
-) -> EngineSpec:
-    trt, spec = library.trt, manifest.graphs[graph]
-    stem = f"engines/{graph}-{library.runtime}-{library.version}-sm{capability}"
-    start = time.monotonic()
-    (root / f"{stem}.log").unlink(missing_ok=True)
-    with BuildLog(trt, root / f"{stem}.log") as log:
-        builder = trt.Builder(log.logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        with _fixed(root / spec.file, {"cap": options.capacity}) as file:
-            _parse(trt, network, log, file)
-        config = _config(trt, builder, capability, options)
-        for symbols in _profiles(manifest, graph, options):
-            config.add_optimization_profile(_profile(builder, network, spec, symbols))
-        report = network_report(trt, network, manifest, graph)
-        size = _serialize(builder, network, config, root / f"{stem}.engine", log)
-    report |= {
-        "build_seconds": round(time.monotonic() - start, 1),
-        "plan_bytes": size,
-        "capacity": options.capacity,
-        "chunk": options.chunk,
-        "verify": options.verify,
-        "image_patches": list(options.image_patches),
-        "weights": "stripped" if options.strip_weights else "in the plan",
-        "log": f"{stem}.log",
-    }
-    return EngineSpec(graph, f"{stem}.engine", library.runtime, library.version, capability, report)
+def _targets(library: Library, manifest: Manifest, options: BuildOptions) -> tuple[tuple[str, ...], ...]:
+    """The devices of every plan; a stripped plan of TensorRT-RTX is for the GPU that is here."""
+    wanted = options.compute_capabilities
+    four_bits = any(s.get("bits") == 4 for s in manifest.quantization.values() if isinstance(s, dict))
+    if not options.strip_weights or library.runtime == "tensorrt":
+        return plans(library, wanted, four_bits=four_bits)
+    try:
+        here = this_device()
+    except EngineError as e:
+        raise UsageError(f"--strip-weights: TensorRT-RTX builds plans without weights only where a GPU is: {e}") from e
+    if any(w != here for w in wanted):
+        raise UsageError(f"--strip-weights: only for the GPU of this machine, sm {here}: leave --sm out")
+    return plans(library, (here,), four_bits=four_bits)
 
 
-def _parse(trt: Any, network: Any, log: BuildLog, file: Path) -> None:
+def image_range(manifest: Manifest, largest: int | None = None) -> tuple[int, int, int]:
+    """Smallest, usual and largest image of the vision profile, in patches.
+
+    Raises:
+        UsageError: `largest` is smaller than one image token.
+    """
+    pre = manifest.preprocessing
+    token, most = pre.merge_size**2, pre.max_pixels // pre.patch_size**2
+    high = min(largest or LARGEST_IMAGE, most) // token * token
+    if high < token:
+        raise UsageError(f"images of at most {largest} patches hold no image token: give at least {token}")
+    return token, min(3072, high), high
+
+
+class _Build:
+    """One plan being made."""
+
+    def __init__(
+        self,
+        library: Library,
+        root: Path,
+        manifest: Manifest,
+        graph: GraphName,
+        capabilities: tuple[str, ...],
+        name: str,
+        options: BuildOptions,
+    ) -> None:
+        self._library, self._trt, self._root = library, library.trt, root
+        self._manifest, self._graph, self._spec = manifest, graph, manifest.graphs[graph]
+        self._capabilities, self._name, self._options = capabilities, name, options
+        self._images = image_range(manifest, options.image_patches)
+        self._stem = f"engines/{graph}-{library.runtime}-{library.version}-sm{name}"
+
+    def run(self) -> EngineSpec:
+        """Write plan and log; what became of the graph is in the report."""
+        trt, spec, options, log_file = self._trt, self._spec, self._options, self._root / f"{self._stem}.log"
+        start = time.monotonic()
+        # a name may be a hard link into an older bundle: a new file, never new content of the old one
+        log_file.unlink(missing_ok=True)
+        with BuildLog(trt, log_file) as log, MemoryPeak() as memory:
+            builder = trt.Builder(log.logger)
+            network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+            with _fixed(self._root / spec.file, {"cap": options.capacity}) as file:
+                parser = _parse(trt, network, log, file)
+            config = self._config(builder)
+            profiles = _profiles(self._manifest, self._graph, options, self._images)
+            for symbols in profiles:
+                if config.add_optimization_profile(_profile(builder, network, spec, symbols)) < 0:
+                    raise EngineError(f"TensorRT takes no profile of sizes {symbols} (log: {log.path.name})")
+            report = network_report(trt, network, self._manifest, self._graph)
+            size = _serialize(trt, builder, network, config, self._root / f"{self._stem}.engine", log)
+            del parser  # the network's weights lie in files that it mapped
+        caches = 2 * self._manifest.decoder.layers if self._graph == "decoder" else 0
+        layers = read_layers(log_file)
+        if layers:
+            report |= {"seen": "engine", **engine_report(layers, report["attention_layers"], caches, len(profiles))}
+        report |= {
+            "build_seconds": round(time.monotonic() - start, 1),
+            "peak_rss_bytes": memory.peak,
+            "peak_private_bytes": memory.private,
+            "plan_bytes": size,
+            "capacity": options.capacity,
+            "chunk": options.chunk,
+            "verify": options.verify,
+            "image_patches": list(self._images),
+            "weights": "stripped" if options.strip_weights else "in the plan",
+            "log": f"{self._stem}.log",
+        }
+        library = self._library
+        return EngineSpec(self._graph, f"{self._stem}.engine", library.runtime, library.version, self._name, report)
+
+    def _config(self, builder: Any) -> Any:
+        trt, options = self._trt, self._options
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if self._capabilities:
+            config.num_compute_capabilities = len(self._capabilities)
+            for i, capability in enumerate(self._capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
+        if options.workspace_mb is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+        if options.level is not None:
+            config.builder_optimization_level = options.level
+        if options.strip_weights:
+            config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # what a captured CUDA graph needs
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        return config
+
+
+def _parse(trt: Any, network: Any, log: BuildLog, file: Path) -> Any:
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(file)):
         problems = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
         raise EngineError(f"TensorRT {trt.__version__} can't parse {file.name}: {problems} (log: {log.path.name})")
+    return parser
 
 
 @contextmanager
@@ -193,22 +216,9 @@ def _fixed(file: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
         fixed.unlink(missing_ok=True)
 
 
-def _config(trt: Any, builder: Any, capability: str, options: BuildOptions) -> Any:
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if capability != "current":
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), 0)
-    if options.workspace_mb is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if options.level is not None:
-        config.builder_optimization_level = options.level
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    return config
-
-
-def _profiles(manifest: Manifest, graph: GraphName, o: BuildOptions) -> list[dict[str, tuple[int, int, int]]]:
+def _profiles(
+    manifest: Manifest, graph: GraphName, o: BuildOptions, images: tuple[int, int, int]
+) -> list[dict[str, tuple[int, int, int]]]:
     """Smallest, usual and largest size of every symbolic dimension, one table a profile."""
     if graph == "decoder":
         one = (1, 1, 1)
@@ -216,7 +226,7 @@ def _profiles(manifest: Manifest, graph: GraphName, o: BuildOptions) -> list[dic
             {"s": (1, max(1, o.chunk // 2), o.chunk), "last_k": one},
             {"s": (1, 1, o.verify), "last_k": one},
         ]
-    low, usual, high = o.image_patches
+    low, usual, high = images
     window = manifest.vision.window**2 * manifest.preprocessing.merge_size**2
     table: dict[str, tuple[int, int, int]] = {"n": (low, usual, high)}
     if window:
@@ -260,12 +270,27 @@ def _shape_values(profile: Any, tensor: Any, symbols: Mapping[str, tuple[int, in
     profile.set_shape_input(tensor.name, [low] * count, [usual] * count, [max(high, symbols["s"][2])] * count)
 
 
-def _serialize(builder: Any, network: Any, config: Any, file: Path, log: BuildLog) -> int:
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"building {file.name} failed: {log.last_error or 'see the log'} (log: {log.path.name})")
-    # the name may be a hard link into an older bundle: a new file, never new content of the old one
-    file.unlink(missing_ok=True)
-    with file.open("wb") as f:
-        f.write(memoryview(plan))
+def _serialize(trt: Any, builder: Any, network: Any, config: Any, file: Path, log: BuildLog) -> int:
+    """Build, and write the plan piece by piece where the library can: that saves one copy of it in memory.
+
+    Raises:
+        EngineError: the build failed, or the file can't be written.
+    """
+    file.unlink(missing_ok=True)  # see the log
+    try:
+        with file.open("wb") as f:
+            if hasattr(builder, "build_serialized_network_to_stream"):
+                writer = make_writer(trt, f)
+                done = builder.build_serialized_network_to_stream(network, config, writer)
+                if writer.problem is not None:
+                    raise writer.problem
+            else:
+                plan = builder.build_serialized_network(network, config)
+                done = plan is not None
+                if done:
+                    f.write(memoryview(plan))
+    except OSError as e:
+        raise EngineError(f"{file.name} can't be written: {e}") from e
+    if not done:
+        raise EngineError(f"building {file.name} failed: {log.first_error or 'see the log'} (log: {log.path.name})")
     return file.stat().st_size

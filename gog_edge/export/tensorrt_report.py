@@ -1,30 +1,33 @@
-"""What a TensorRT build really made of a graph: the log, fused or decomposed attention, KV aliasing, precisions."""
+"""What a TensorRT build tells and costs: its log, the parsed network's layers and types, the memory it took."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
+
+import psutil
 
 from gog_edge.manifest import Manifest
 
 
 class BuildLog:
-    """Every line that TensorRT logs goes to a file; the last error is kept for the exception.
+    """Every line that TensorRT logs goes to a file; the first error is kept for the exception: others follow from it.
 
     The logger class is made at run time, because its base lives in the library.
     """
 
     def __init__(self, trt: Any, path: Path) -> None:
-        self.path, self.last_error = path, ""
+        self.path, self.first_error = path, ""
         self._file = path.open("w", encoding="utf-8")
         self.logger = _make_logger(trt, self)
 
     def write(self, severity: str, message: str) -> None:
         self._file.write(f"[{severity}] {message}\n")
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self.last_error = message
+        if severity in ("ERROR", "INTERNAL_ERROR") and not self.first_error:
+            self.first_error = " ".join(message.split())
 
     def __enter__(self) -> BuildLog:
         return self
@@ -47,8 +50,58 @@ def _make_logger(trt: Any, log: BuildLog) -> Any:
     return Logger()
 
 
+def make_writer(trt: Any, file: BinaryIO) -> Any:
+    """TensorRT's stream writer onto an open file; `problem` is what the file system said, if anything."""
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.problem: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as e:  # must not travel through TensorRT
+                self.problem = e
+                return 0
+
+    return Writer()
+
+
+class MemoryPeak:
+    """Greatest memory of this process while the context is open, sampled: `peak` resident bytes, `private` those that
+    no file backs (mapped weight files count as resident, but the system can drop them)."""
+
+    def __init__(self, interval: float = 0.05) -> None:
+        self.peak = self.private = 0
+        self._interval, self._stop = interval, threading.Event()
+        self._process = psutil.Process()
+        self._thread = threading.Thread(target=self._run, name="memory-peak", daemon=True)
+
+    def __enter__(self) -> MemoryPeak:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def _sample(self) -> None:
+        memory = self._process.memory_info()
+        self.peak = max(self.peak, memory.rss)
+        self.private = max(self.private, memory.rss - getattr(memory, "shared", 0))
+
+
 def network_report(trt: Any, network: Any, manifest: Manifest, graph: str) -> dict[str, Any]:
-    """Layer counts and findings of a parsed network.
+    """Layer counts and findings of a parsed network; `engine_report` of the finished engine overrides them.
 
     `attention`: "fused" when every transformer layer became one attention layer of TensorRT, else "decomposed" with the
     counts; `kv_in_place`: whether every cache tensor is written by a KV update layer, which aliases input and output.
@@ -67,7 +120,9 @@ def network_report(trt: Any, network: Any, manifest: Manifest, graph: str) -> di
     layers = manifest.decoder.layers if graph == "decoder" else manifest.vision.depth
     fused = max(kinds.get("ATTENTION_INPUT", 0), kinds.get("ATTENTION_OUTPUT", 0))
     report: dict[str, Any] = {
+        "seen": "network",
         "layers": sum(kinds.values()),
+        "attention_layers": layers,
         "attention": "fused" if fused == layers else f"decomposed ({fused} of {layers} layers fused)",
         "matmul_types": dict(matmul_types),
         "weight_bytes": weight_bytes,

@@ -1,4 +1,4 @@
-"""The policy that ships, as int4 engines for every device that TensorRT-RTX can build for without a GPU."""
+"""The policy that ships, as engines for every device that TensorRT-RTX can build for without a GPU."""
 
 from __future__ import annotations
 
@@ -9,23 +9,32 @@ import pytest
 from gog_edge.export.engines import add_engines
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.tensorrt import FIRST_WITH_INT4, BuildOptions, load_library
+from gog_edge.export.tensorrt import BuildOptions
+from gog_edge.export.tensorrt_targets import FIRST_PORTABLE, offered
+from gog_edge.runtime.engines.trt_library import find_engine
+from tests.runtime.host_trt import need_rtx
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "gog-nano"
 
 
-@pytest.mark.slow
 @pytest.mark.tensorrt
-def test_gog_nano_builds_for_all_targets(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    targets = [t for t in load_library("tensorrt-rtx").targets() if int(t) >= FIRST_WITH_INT4]
-    assert len(targets) >= 5
-    plain = export_bundle(NANO, tmp_path / "b", ExportOptions(precision="int4", target="tensorrt-rtx"))
-    options = BuildOptions(capacity=2048, chunk=256, image_patches=(16, 432, 1024))
-    bundle = add_engines(plain, tmp_path / "b", "tensorrt-rtx", options)
-    assert sorted({e.compute_capability for e in bundle.manifest.engines}, key=int) == targets
+@pytest.mark.parametrize(("precision", "weights"), [("int4", "Int4"), ("fp16", "Half")])
+def test_gog_nano_builds_for_all_targets(precision: str, weights: str, tmp_path: Path) -> None:
+    """One plan for all devices from sm 80 on; Turing gets its own, and none with 4-bit weights."""
+    library = need_rtx()
+    targets = offered(library)
+    portable = [t for t in targets if int(t) >= FIRST_PORTABLE]
+    assert targets[0] == "75" and len(portable) >= 5
+    options = ExportOptions(precision=precision, target="tensorrt-rtx")  # type: ignore[arg-type]
+    plain = export_bundle(NANO, tmp_path / "b", options)
+    bundle = add_engines(plain, tmp_path / "b", "tensorrt-rtx", BuildOptions(capacity=2048, chunk=256))
+    wanted = ["+".join(portable)] if precision == "int4" else ["75", "+".join(portable)]
+    assert [e.compute_capability for e in bundle.manifest.engines if e.graph == "decoder"] == wanted
     for engine in bundle.manifest.engines:
-        assert engine.report["attention"] == "fused", engine.file
-    decoders = [e for e in bundle.manifest.engines if e.graph == "decoder"]
-    assert all(e.report["kv_in_place"] == "yes" for e in decoders)
-    assert bundle.manifest.quantization["attention"]["bits"] == 4
+        report = engine.report
+        assert report["seen"] == "engine" and report["attention"] == "fused", engine.file
+        if engine.graph == "decoder":
+            assert report["kv_in_place"] == "yes"
+            assert {kind for node, kind in report["matrices"].items() if node.startswith("layer")} == {weights}
+    for target in portable if precision == "int4" else targets:
+        assert target in find_engine(bundle, "vision", "tensorrt-rtx", library.version, target).compute_capability

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 from typing import Any
+
+import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.manifest import EngineSpec
 from gog_edge.runtime.engines.tensorrt import TrtEngine, TrtOptions
 from gog_edge.runtime.engines.trt_host import HostGpu
+from gog_edge.runtime.engines.trt_library import Library, import_library
 
 REPORT: dict[str, Any] = {"capacity": 256, "chunk": 32, "verify": 4, "image_patches": [16, 64, 1024], "weights": "x"}
 
@@ -37,3 +41,11 @@ def with_engines(bundle: Bundle, *engines: tuple[str, str, str]) -> Bundle:
         for graph in ("vision", "decoder")
     )
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, engines=built))
+
+
+def need_rtx() -> Library:
+    """TensorRT-RTX, or skip: allowed only where there are no wheels of it (tests/skips.py)."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("TensorRT-RTX has wheels for x86-64 only")
+    pytest.importorskip("tensorrt_rtx")
+    return import_library("tensorrt-rtx")

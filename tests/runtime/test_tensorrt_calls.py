@@ -26,7 +26,7 @@ from gog_edge.runtime.engines.trt_library import Library, TrtPlan, find_engine, 
 from tests.crop.toolchain import need, run
 from tests.runtime import fake_tensorrt
 from tests.runtime.fakes import make_bundle
-from tests.runtime.host_trt import REPORT, with_engines
+from tests.runtime.host_trt import REPORT, need_rtx, with_engines
 
 HERE = Path(__file__).parent
 GPU_HERE = Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists()
@@ -89,7 +89,7 @@ def test_the_whole_stack_on_a_stand_in_driver(standard: Bundle, driver: Path, tm
 
 
 def test_every_name_of_the_stand_in_exists_in_tensorrt() -> None:
-    real = pytest.importorskip("tensorrt_rtx")
+    real = need_rtx().trt
     for name, fake in inspect.getmembers(fake_tensorrt, inspect.isclass):
         if fake.__module__ != fake_tensorrt.__name__ or name.startswith("_"):
             continue
@@ -101,7 +101,7 @@ def test_every_name_of_the_stand_in_exists_in_tensorrt() -> None:
 
 def test_a_real_plan_reaches_the_driver(tmp_path: Path, standard: Bundle) -> None:
     """Without a GPU TensorRT gets as far as the missing driver, and says so in our one line."""
-    pytest.importorskip("tensorrt_rtx")
+    need_rtx()
     if GPU_HERE:
         pytest.skip("this machine has a GPU")
     plan = tmp_path / "decoder.engine"
@@ -153,17 +153,22 @@ def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
 
 
 def test_the_engine_of_a_bundle_is_found(standard: Bundle) -> None:
-    bundle = with_engines(standard, ("tensorrt-rtx", "1.7", "89"), ("tensorrt", "10.15", "current"))
-    assert find_engine(bundle, "decoder", "tensorrt-rtx", "1.7", "89").graph == "decoder"
-    assert find_engine(bundle, "vision", "tensorrt", "10.15", "87").compute_capability == "current"
+    bundle = with_engines(
+        standard, ("tensorrt-rtx", "1.7", "80+86+89"), ("tensorrt-rtx", "1.7", "89"), ("tensorrt", "10.15", "87")
+    )
+    assert find_engine(bundle, "decoder", "tensorrt-rtx", "1.7", "86").compute_capability == "80+86+89"
+    assert find_engine(bundle, "decoder", "tensorrt-rtx", "1.7", "89").compute_capability == "89"  # made for it alone
+    assert find_engine(bundle, "vision", "tensorrt", "10.15", "87").graph == "vision"
     with pytest.raises(
         EngineError,
-        match=r"has no tensorrt-rtx 1.7 engine of the vision graph for sm 120 \(it has: 1.7 sm 89\): "
-        r"export again with --target tensorrt-rtx --sm 120",
+        match=r"has no tensorrt-rtx 1.7 engine of the vision graph for sm 120 \(it has: 1.7 sm 80\+86\+89, 1.7 sm 89\)"
+        r": export again with --target tensorrt-rtx --sm 120",
     ):
         find_engine(bundle, "vision", "tensorrt-rtx", "1.7", "120")
-    with pytest.raises(EngineError, match=r"it has: 10.15 sm current\): .*--target tensorrt on this device"):
+    with pytest.raises(EngineError, match=r"it has: 10.15 sm 87\): .*--target tensorrt on this device"):
         find_engine(bundle, "vision", "tensorrt", "10.16", "87")
+    with pytest.raises(EngineError, match=r"for sm 110 \(it has: 10.15 sm 87\)"):
+        find_engine(bundle, "vision", "tensorrt", "10.15", "110")
     with pytest.raises(EngineError, match=r"it has: none"):
         find_engine(standard, "vision", "tensorrt", "10.16", "87")
 
@@ -175,7 +180,7 @@ def test_a_missing_library_says_how_to_get_it(standard: Bundle, monkeypatch: pyt
 
 
 def test_a_missing_driver_is_one_line(standard: Bundle) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    need_rtx()
     pytest.importorskip("cuda.core")
     if GPU_HERE:
         pytest.skip("this machine has a GPU")

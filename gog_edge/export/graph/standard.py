@@ -33,6 +33,7 @@ class StandardCache:
     past: tuple[tuple[Value, Value], ...]
     write_indices: Value
     bias: Value
+    heads: int  # of an attention node: query heads that share a KV head may be rows of one
 
     def finish(self) -> None:
         """Declare the present values as outputs."""
@@ -215,7 +216,13 @@ class StandardTarget:
         if self.compute == "float16":  # the lowest float32 must not become -inf: a softmax row could be NaN
             low = self.g.constant(np.array(np.finfo(np.float16).min, np.float32))
             bias = self.g.cast(self.g.op("Max", bias, low), "float16")
-        return StandardCache(self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), write, bias)
+        # The query heads of one KV head become rows of one head: where an attention node has fewer KV heads than heads,
+        # TensorRT copies the whole cache once for every head before it attends. (It has no kernel for a single head.)
+        heads = spec.kv_heads if spec.kv_heads > 1 else spec.heads
+        if heads < spec.heads:
+            bias = self.g.op("Concat", *[bias] * (spec.heads // heads), axis=2)
+        past = declare_past(self.g, spec, self.kv_dtype)
+        return StandardCache(self.g, spec, self.kv_dtype, past, write, bias, heads)
 
     def cached_attention(
         self,
@@ -248,7 +255,11 @@ class StandardTarget:
             name = f"present.{layer}.{half}"
             g.node("TensorScatter", [past, new, cache.write_indices], [name], axis=2)
             present.append(g.cast(Value(name, self.kv_dtype), self.compute))
+        if cache.heads < spec.heads:
+            q = self.reshape(q, (1, cache.heads, -1, spec.head_dim))  # [1, KV heads, group * s, hd]
         y = g.op("Attention", q, *present, cache.bias)
+        if cache.heads < spec.heads:
+            y = self.reshape(y, (1, spec.heads, -1, spec.head_dim))
         y = g.op("Transpose", g.cast(y, "float32"), perm=(0, 2, 1, 3))
         return self.reshape(y, (-1, wide))
 

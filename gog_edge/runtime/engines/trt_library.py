@@ -24,9 +24,9 @@ GraphName = Literal["vision", "decoder"]
 
 MODULES: dict[RuntimeName, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _MENDS: dict[RuntimeName, str] = {
-    "tensorrt-rtx": "pip install 'gog-edge[tensorrt-rtx]'",
+    "tensorrt-rtx": "pip install 'gog-edge[tensorrt-rtx]' (on Linux or Windows on x86-64)",
     "tensorrt": "on a Jetson it comes with JetPack (make the environment with --system-site-packages); elsewhere "
-    "pip install 'gog-edge[tensorrt]'",
+    "pip install 'gog-edge[tensorrt]' on a machine with an NVIDIA driver",
 }
 _DTYPES = {
     "FLOAT": "float32",
@@ -64,16 +64,21 @@ def import_library(runtime: RuntimeName) -> Library:
         raise EngineError(f"{runtime} is not installed ({e}): {_MENDS[runtime]}") from e
 
 
+def devices(engine: EngineSpec) -> tuple[str, ...]:
+    """The compute capabilities that a plan was built for: a portable one names several, as in "80+86+89"."""
+    return tuple(engine.compute_capability.split("+"))
+
+
 def find_engine(bundle: Bundle, graph: GraphName, runtime: RuntimeName, version: str, capability: str) -> EngineSpec:
-    """The engine of a bundle for this library and device.
+    """The engine of a bundle for this library and device; of several the one built for the fewest devices.
 
     Raises:
         EngineError: there is none; the line says what there is and how to get one.
     """
     engines = [e for e in bundle.manifest.engines if e.graph == graph and e.runtime == runtime]
-    for engine in engines:
-        if engine.version == version and engine.compute_capability in (capability, "current"):
-            return engine
+    fitting = [e for e in engines if e.version == version and capability in devices(e)]
+    if fitting:
+        return min(fitting, key=lambda e: len(devices(e)))
     have = ", ".join(f"{e.version} sm {e.compute_capability}" for e in engines) or "none"
     raise EngineError(
         f"{bundle.root} has no {runtime} {version} engine of the {graph} graph for sm {capability} (it has: {have}): "
