@@ -94,11 +94,16 @@ class LiveView:
     def _end(self, answer: Answer) -> None:
         usage = answer.usage
         self.console.print(
-            f"[dim]{answer.seconds:.2f} s, {len(answer.steps)} steps, {usage.generated_tokens} tokens, "
-            f"{usage.searches} searches, {usage.encoded_images} images encoded ({usage.cached_images} from cache)[/]"
+            f"[dim]{answer.seconds:.2f} s, {_count(len(answer.steps), 'step')}, "
+            f"{_count(usage.generated_tokens, 'token')}, {_count(usage.searches, 'search', 'searches')}, "
+            f"{_count(usage.encoded_images, 'image')} encoded ({usage.cached_images} from cache)[/]"
         )
         if answer.stop in _STOPS:
             self.console.print(f"[yellow]{_STOPS[answer.stop] if answer.text else _NO_ANSWERS[answer.stop]}[/]")
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def box_text(region: Region) -> str:
