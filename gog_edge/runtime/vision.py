@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import UsageError
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid
-from gog_edge.runtime.engines.base import CutsCrops, Features, VisionRunner
+from gog_edge.runtime.engines.base import CutsCrops, Features, FixedImages, VisionRunner
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.layout import vision_inputs
@@ -64,20 +65,23 @@ class VisionEncoder:
         self._manifest = bundle.manifest
         self._runner = runner
         self._crop = runner.crop_patches if isinstance(runner, CutsCrops) else crop_patches
+        patch = self._manifest.preprocessing.patch_size
+        self._most = runner.max_patches * patch**2 if isinstance(runner, FixedImages) else sys.maxsize
         self.cache = cache
         self.fingerprint = bundle.vision_fingerprint
 
     def plan(self, frame: Frame, region: Region | None = None, limits: PixelLimits | None = None) -> VisionPlan:
         """How `region` of `frame` (None: everything) will be shown. Costs nothing but the frame's digest.
 
-        Limits that contradict each other (or the checkpoint's other one) are widened: the largest area wins.
+        Limits that contradict each other (or the checkpoint's other one) are widened: the largest area wins. No limit
+        goes beyond what the engine was built for.
 
         Raises:
             RegionError: nothing of the region lies inside the frame, or it is too thin.
             ImageError: the frame is too thin.
         """
         pre = self._manifest.preprocessing
-        high = (limits.max_pixels if limits else 0) or pre.max_pixels
+        high = min((limits.max_pixels if limits else 0) or pre.max_pixels, self._most)
         low = min((limits.min_pixels if limits else 0) or pre.min_pixels, high)
         grid = region_grid(region, frame.width, frame.height, pre, min_pixels=low, max_pixels=high)
         if limits is not None and limits.upscale != 1:

@@ -32,6 +32,7 @@ from gog_edge.runtime.sampling import Sampler, Sampling
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.runtime.vision import PixelLimits
 from gog_edge.types import Control, ImagePart, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.conftest import picture
@@ -285,6 +286,13 @@ def test_images_outside_of_the_profile_are_refused(standard: Bundle, engine: Trt
     inputs["patches"] = np.zeros((4, standard.manifest.preprocessing.patch_values), np.float32)
     with pytest.raises(EngineError, match=r"an image of 4 patches .* built for: 16 to 1024 patches"):
         engine.vision.run(inputs)
+
+
+def test_large_images_are_shown_as_large_as_the_engine_takes_them(standard: Bundle, engine: TrtEngine) -> None:
+    """A photo beyond the profile is made smaller, whatever the session's limits say."""
+    photo = Frame.open(np.zeros((1500, 2000, 3), np.uint8))
+    plan = model(standard, engine).vision.plan(photo, None, PixelLimits(max_pixels=1 << 23))
+    assert 900 < plan.grid.patches <= engine.vision.max_patches == 1024
 
 
 def test_no_memory_is_one_line_and_leaks_nothing(standard: Bundle) -> None:

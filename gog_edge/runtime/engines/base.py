@@ -160,6 +160,14 @@ class FixedContext(Protocol):
 
 
 @runtime_checkable
+class FixedImages(Protocol):
+    """A `VisionRunner` that takes no larger images than was decided when it was built."""
+
+    @property
+    def max_patches(self) -> int: ...
+
+
+@runtime_checkable
 class CutsCrops(Protocol):
     """A `VisionRunner` that cuts crops where it runs."""
 

@@ -52,6 +52,11 @@ class TrtVision:
             self.close()
             raise
 
+    @property
+    def max_patches(self) -> int:
+        """Patches of the largest image that the engine's profile covers."""
+        return int(self.limits["patches"][1][0])
+
     def crop_patches(
         self, frame: Frame, region: Region | None, grid: Grid, preprocessing: Preprocessing
     ) -> DeviceArray | NDArray[np.float32]:
@@ -108,7 +113,7 @@ class TrtVision:
             raise EngineError(
                 f"an image of {patches} patches ({name} is {list(value.shape)}) is outside of what the vision engine "
                 f"was built for: {least} to {most} patches ({least * factor} to {most * factor} pixels); "
-                "set min_pixels and max_pixels within that, or build engines for other sizes"
+                "build the engine again; --image-patches says up to which size"
             )
 
     def _upload(self, inputs: Mapping[str, Any]) -> list[Any]:
