@@ -197,7 +197,8 @@ class Actor:
         return ImageQuery(session.frame(action.image), region, label, url, self.context.key)
 
     def _results(self, asked: int | None) -> int:
-        return asked or self.options.results or self.dialect.limits.results or 3
+        # The dialect's number has room for related entries, which nobody is asked for.
+        return asked or self.options.results or max(0, self.dialect.limits.results - self.options.expand) or 3
 
     def _crop_limits(self) -> PixelLimits:
         limits, options = self.dialect.limits, self.options

@@ -32,6 +32,8 @@ from gog_edge.types import Answer, AnswerEvent, Event, Hit
 
 if TYPE_CHECKING:
     from gog_edge.runtime.agent import Agent
+    from gog_edge.runtime.dialects import Dialect
+    from gog_edge.runtime.options import RunOptions
 
 _TITLE_CHARS, _BACKGROUND_CHARS = 200, 400
 
@@ -142,7 +144,7 @@ class Conversation:
         self, question: str, context: QuestionContext, budget: Budget, max_turns: int | None, trace: Trace | None
     ) -> Iterator[Event]:
         agent, session = self.agent, self.session
-        options, dialect = agent.options, agent.dialect
+        options, dialect = agent.options, _with_results(agent.dialect, agent.options)
         session.trace = trace = trace if trace is not None else Trace()
         trace.question = question
         trace.meta.update(
@@ -154,9 +156,7 @@ class Conversation:
         plans = [agent.model.vision.plan(frame, None, limits) for frame in self.frames]
         asked = question
         if options.early_knowledge:
-            asked += _background(
-                desk, plans[0].frame, question, context, options.results or dialect.limits.results, budget
-            )
+            asked += _background(desk, plans[0].frame, question, context, dialect.limits.results, budget)
         geometry = [plan.registered(i, i) for i, plan in enumerate(plans)]
         opening = dialect.opening(asked, len(plans), geometry)
         session.restart(plans, opening, reserve=options.answer_reserve)
@@ -199,6 +199,15 @@ def check_arguments(question: str, deadline: float | None, max_turns: int | None
         raise UsageError(f"a deadline of {deadline} s leaves no time: give a positive number of seconds")
     if max_turns is not None and max_turns < 1:
         raise UsageError(f"max_turns is {max_turns}: at least one turn is needed")
+
+
+def _with_results(dialect: Dialect, options: RunOptions) -> Dialect:
+    """The dialect with room for as many results as the options ask for, related entries included."""
+    limits = dialect.spec.limits
+    wanted = options.results or limits.results
+    if not wanted or not (options.results or options.expand):
+        return dialect
+    return replace(dialect, spec=replace(dialect.spec, limits=replace(limits, results=wanted + options.expand)))
 
 
 def _background(

@@ -210,6 +210,24 @@ def test_early_knowledge_reaches_the_first_prompt(make_agent: MakeAgent, frame: 
     assert answer.text == "fish"
 
 
+@pytest.mark.parametrize(("keys", "asked", "shown"), [({}, 3, 3), ({"results": 5}, 5, 5), ({"expand": 2}, 3, 5)])
+def test_options_make_room_for_results_and_related_entries(
+    make_agent: MakeAgent, frame: Frame, keys: dict[str, int], asked: int, shown: int
+) -> None:
+    class Related(FakeProvider):
+        def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
+            ks.append(k)
+            return [Hit(f"entry {n}", "text") for n in range(k + 2)]
+
+    ks: list[int] = []
+    agent = make_agent([TEXT, ANSWER], [Related(kinds=["text"])], **keys)
+    with agent.session(frame) as conversation:
+        conversation.ask("What does it eat?")
+        read = agent.model.tokenizer.decode(conversation.session.tokens.tolist())
+    assert ks == [asked]
+    assert [n for n in range(9) if f"entry {n}" in read] == list(range(shown))
+
+
 @pytest.mark.parametrize("prefetch", [True, False])
 @pytest.mark.parametrize("speculation", [0, 8])
 def test_nothing_started_early_changes_the_answer(
