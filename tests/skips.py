@@ -11,6 +11,7 @@ import pytest
 ALLOWED = (
     (r"torchvision", "its wheels are built for one torch build each; the processors without it are compared"),
     (r"(aarch64-linux-gnu-g\+\+|qemu-aarch64\S*|clang\S*) is not installed", "a tool of the system, not of Python"),
+    (r"nvcc is not installed", "NVRTC compiles the same source for the same architectures"),
     (r"this CPU has no .*", "an instruction set of another processor"),
     (r"x86-64 instruction sets", "for tests of one architecture"),
     (r"TensorRT-RTX has wheels for x86-64 only", "nothing can be built with it elsewhere"),

@@ -36,7 +36,7 @@ from gog_edge.types import ImagePart, Region
 
 FORMAT = "gog-edge-self-check"
 ON_GPU = tuple(name for name in ENGINES if name not in ("cpu", "onnxruntime", "transformers"))
-ARCHITECTURES = ("sm_87", "sm_89", "sm_120")
+ARCHITECTURES = ("sm_87", "sm_89", "sm_90", "sm_110", "sm_120")
 _REPEATS = 10
 # (frame width, height, region): odd sizes, borders, magnification, more source rows than shared memory holds
 _CROPS: tuple[tuple[int, int, Region | None], ...] = (
@@ -129,7 +129,8 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
         return {}
     m = bundle.manifest
     names = ("name", "family", "target", "flavour", "precision")
-    return {n: getattr(m, n) for n in names} | {"fingerprint": bundle.fingerprint}
+    engines = {engine.file: engine.report for engine in m.engines}  # what the build made of the graphs
+    return {n: getattr(m, n) for n in names} | {"fingerprint": bundle.fingerprint, "engines": engines}
 
 
 # -- the crop kernel -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The kernel compiled for real: nvcc for five architectures with its resources read, NVRTC with its cache."""
+"""The kernel compiled for real, NVRTC and nvcc for five architectures with its resources read, and the cache."""
 
 from __future__ import annotations
 
@@ -31,26 +31,6 @@ def occupancy(arch: str, registers: int, shared: int) -> float:
     return min(threads // cuda.BLOCK, by_registers, by_shared) * cuda.BLOCK / threads
 
 
-@pytest.mark.parametrize("arch", LIMITS)
-def test_nvcc_compiles_without_spills(arch: str, tmp_path: Path) -> None:
-    nvcc = need("nvcc")
-    command = (nvcc, "-std=c++17", "-cubin", f"-arch={arch}", "-Xptxas", "-v", "-Werror", "all-warnings")
-    report = run(*command, "-o", tmp_path / "crop.cubin", SOURCES / "crop_cuda.cu").stderr
-    stores, loads = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)[0]
-    registers = int(re.findall(r"Used (\d+) registers", report)[0])
-    shared = int(re.findall(r"(\d+) bytes smem", report)[0])
-    assert (stores, loads) == ("0", "0"), report
-    assert "0 bytes stack frame" in report
-    assert registers <= 64 and shared == 6144
-    assert occupancy(arch, registers, shared) >= 0.5
-
-
-def test_occupancy_by_calculation() -> None:
-    assert occupancy("sm_87", 40, 6144) == 1.0
-    assert occupancy("sm_120", 64, 6144) == pytest.approx(2 / 3)
-    assert occupancy("sm_90", 40, 40 * 1024) == pytest.approx(5 * 256 / 2048)
-
-
 @pytest.fixture
 def nvrtc() -> str:
     pytest.importorskip("cuda.core")
@@ -60,19 +40,49 @@ def nvrtc() -> str:
         pytest.skip(str(error))
 
 
+def check_resources(arch: str, report: str) -> None:
+    """What the assembler says: nothing spilled, and at least half of the threads resident."""
+    stores, loads = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)[0]
+    registers = int(re.findall(r"Used (\d+) registers", report)[0])
+    shared = int(re.findall(r"(\d+) bytes smem", report)[0])
+    assert (stores, loads) == ("0", "0"), report
+    assert "0 bytes stack frame" in report
+    assert registers <= 64 and shared == 6144
+    assert occupancy(arch, registers, shared) >= 0.5
+
+
+@pytest.mark.parametrize("arch", LIMITS)
+def test_nvrtc_compiles_without_spills(arch: str, nvrtc: str) -> None:
+    code, report = cuda_compile.compile_crop(arch)
+    assert code[:4] == b"\x7fELF" and b"gog_crop" in code
+    check_resources(arch, report)
+
+
 @pytest.mark.parametrize("arch", ["sm_87", "sm_120"])
-def test_nvrtc_compiles_once(arch: str, nvrtc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cubin = cuda_compile.crop_cubin(arch, tmp_path)
-    assert cubin[:4] == b"\x7fELF" and b"gog_crop" in cubin
+def test_nvcc_compiles_without_spills(arch: str, tmp_path: Path) -> None:
+    """The other compiler, with every warning an error."""
+    nvcc = need("nvcc")
+    command = (nvcc, "-std=c++17", "-cubin", f"-arch={arch}", "-Xptxas", "-v", "-Werror", "all-warnings")
+    check_resources(arch, run(*command, "-o", tmp_path / "crop.cubin", SOURCES / "crop_cuda.cu").stderr)
+
+
+def test_occupancy_by_calculation() -> None:
+    assert occupancy("sm_87", 40, 6144) == 1.0
+    assert occupancy("sm_120", 64, 6144) == pytest.approx(2 / 3)
+    assert occupancy("sm_90", 40, 40 * 1024) == pytest.approx(5 * 256 / 2048)
+
+
+def test_nvrtc_compiles_once(nvrtc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cubin = cuda_compile.crop_cubin("sm_87", tmp_path)
     files = list(tmp_path.iterdir())
-    assert len(files) == 1 and files[0].name.startswith(f"crop-{arch}-") and files[0].suffix == ".cubin"
-    monkeypatch.setattr(cuda_compile, "_compile", lambda arch: pytest.fail("compiled twice"))
-    assert cuda_compile.crop_cubin(arch, tmp_path) == cubin
+    assert len(files) == 1 and files[0].name.startswith("crop-sm_87-") and files[0].suffix == ".cubin"
+    monkeypatch.setattr(cuda_compile, "compile_crop", lambda arch: pytest.fail("compiled twice"))
+    assert cuda_compile.crop_cubin("sm_87", tmp_path) == cubin
 
 
 def test_the_cache_follows_nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    monkeypatch.setattr(cuda_compile, "_compile", lambda arch: (made.append(arch), arch.encode())[1])
+    monkeypatch.setattr(cuda_compile, "compile_crop", lambda arch: (made.append(arch), (arch.encode(), ""))[1])
     for version in ("13.0", "13.1", "13.0"):
         monkeypatch.setattr(cuda_compile, "nvrtc_version", lambda version=version: version)
         assert cuda_compile.crop_cubin("sm_87", tmp_path) == b"sm_87"
@@ -84,7 +94,7 @@ def test_an_unsafe_or_unwritable_cache_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda_compile, "nvrtc_version", lambda: "13.0")
-    monkeypatch.setattr(cuda_compile, "_compile", lambda arch: b"code")
+    monkeypatch.setattr(cuda_compile, "compile_crop", lambda arch: (b"code", ""))
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
@@ -122,6 +132,6 @@ def test_without_nvrtc_the_mend_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_default_cache_lies_beside_the_native_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOG_EDGE_CACHE", str(tmp_path))
     monkeypatch.setattr(cuda_compile, "nvrtc_version", lambda: "13.0")
-    monkeypatch.setattr(cuda_compile, "_compile", lambda arch: b"code")
+    monkeypatch.setattr(cuda_compile, "compile_crop", lambda arch: (b"code", ""))
     cuda_compile.crop_cubin("sm_87")
     assert [p.parent.name for p in tmp_path.rglob("*.cubin")] == ["cuda"]

@@ -6,6 +6,7 @@ Needs no driver and no GPU: a cache can be filled on another machine.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -38,8 +39,8 @@ def crop_cubin(arch: str, directory: Path | None = None) -> bytes:
             return path.read_bytes()
     except OSError as e:
         log.warning("the kernel cache %s can't be used (%s): the crop kernel is compiled anew", folder, e)
-        return _compile(arch)
-    cubin = _compile(arch)
+        return compile_crop(arch)[0]
+    cubin, _ = compile_crop(arch)
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         scratch.write_bytes(cubin)
@@ -82,17 +83,25 @@ def nvrtc_version() -> str:
     return f"{major}.{minor}"
 
 
-def _compile(arch: str) -> bytes:
+def compile_crop(arch: str) -> tuple[bytes, str]:
+    """(machine code, the assembler's report on registers, spills and shared memory) of the crop kernel for `arch`.
+
+    Raises:
+        EngineError: as `crop_cubin`.
+    """
     version = nvrtc_version()
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(std=_OPTIONS, arch=arch, include_path=[str(SOURCES)], name=ENTRY.name)
+    options = ProgramOptions(
+        std=_OPTIONS, arch=arch, include_path=[str(SOURCES)], name=ENTRY.name, ptxas_options="--verbose"
+    )
+    report = io.StringIO()
     try:
-        code = Program(ENTRY.read_text("utf-8"), "c++", options).compile("cubin").code
+        code = Program(ENTRY.read_text("utf-8"), "c++", options).compile("cubin", logs=report).code
     except Exception as e:  # cuda.core raises its own class, and RuntimeError, for what NVRTC reports
         raise EngineError(f"NVRTC {version} can't compile the crop kernel for {arch}: {_first_line(e)}") from e
     log.info("crop kernel compiled for %s with NVRTC %s", arch, version)
-    return bytes(code)
+    return bytes(code), report.getvalue()
 
 
 def _first_line(error: BaseException) -> str:
