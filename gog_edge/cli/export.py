@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 @click.option(
     "--vision-attention",
     type=click.Choice(["bfloat16", "int8", "float32"]),
-    help="Arithmetic of the vision tower's attention (native operators); default: bfloat16 (float32 with fp32).",
+    help="Arithmetic of the vision tower's attention, with native operators only; default: int8 for int4 and int8.",
+)
+@click.option(
+    "--exact-int4", is_flag=True, help="Native int4: no widening to int8 groups in prefill; slower, see docs/graphs.md."
 )
 @click.option(
     "--method",

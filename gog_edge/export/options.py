@@ -15,8 +15,10 @@ TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt-rtx", "tensorrt")
 KvDType = Literal["float32", "float16", "int8"]
 Ops = Literal["stock", "native"]
 Compute = Literal["float32", "float16"]
+VisionAttention = Literal["bfloat16", "int8", "float32"]
 
 FITS: dict[str, Change] = {"stock": for_stock, "native": for_native}
+VISION_ATTENTION: tuple[VisionAttention, ...] = ("bfloat16", "int8", "float32")
 _KV_DTYPES: dict[bool, tuple[KvDType, ...]] = {False: ("float32", "float16"), True: ("float16", "int8")}
 
 
@@ -27,6 +29,9 @@ class ExportOptions:
     `flavour`: ort for cpu and cuda, standard (opset only) for TensorRT; `standard` can be asked for on any target.
     `ops`: stock operators of ONNX Runtime, or this package's own (`gog_edge.runtime.ops`: faster, CPUs only, compiled
     on the machine that runs the bundle).
+    `vision_attention`: arithmetic of the vision tower's attention, native operators only (docs/graphs.md has costs).
+    `exact_int4`: native int4 layers keep every block's own scale in prefill, too, instead of widening blocks to int8
+    groups: prefill is a quarter slower.
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
     `dialect`: a shipped name or a path of a TOML file that is copied into the bundle; None: the checkpoint's own
@@ -41,6 +46,8 @@ class ExportOptions:
     ops: Ops = "stock"
     compute: Compute | None = None
     kv_dtype: KvDType | None = None
+    vision_attention: VisionAttention | None = None
+    exact_int4: bool = False
     name: str | None = None
     dialect: str | None = None
     max_context: int | None = None
@@ -57,6 +64,8 @@ class Resolved:
     ops: Ops
     compute: Compute
     kv_dtype: KvDType
+    vision_attention: VisionAttention
+    exact_int4: bool
     recipe: Recipe
 
 
@@ -70,6 +79,7 @@ def resolve(options: ExportOptions) -> Resolved:
         ("precision", options.precision, PRECISIONS),
         ("target", options.target, TARGETS),
         ("ops", options.ops, tuple(FITS)),
+        ("vision_attention", options.vision_attention or "bfloat16", VISION_ATTENTION),
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown: choose {', '.join(known)}")
@@ -83,9 +93,17 @@ def resolve(options: ExportOptions) -> Resolved:
     kv_dtype: KvDType = options.kv_dtype or ("float16" if native else compute)
     if kv_dtype not in _KV_DTYPES[native]:
         raise UsageError(f"ops {options.ops} keep the KV cache in {' or '.join(_KV_DTYPES[native])}, not {kv_dtype}")
+    if options.vision_attention not in (None, "float32") and not native:
+        raise UsageError(f"ops {options.ops} attend in float32: vision_attention needs ops native")
+    if options.exact_int4 and not native:
+        raise UsageError("exact_int4 is a switch of native operators: stock ones never widen blocks")
+    # int8 beside int8 weights costs nothing that can be measured (docs/graphs.md) and is the fastest
+    quantised = options.precision in ("int4", "int8")
+    own: VisionAttention = "int8" if quantised else "bfloat16" if options.precision == "fp16" else "float32"
+    attention = options.vision_attention or (own if native else "float32")
     change = for_standard if flavour == "standard" else for_cuda if gpu else FITS[options.ops]
     recipe = options.recipe or Recipe.for_precision(options.precision)
-    return Resolved(flavour, options.ops, compute, kv_dtype, fit(recipe, change))
+    return Resolved(flavour, options.ops, compute, kv_dtype, attention, options.exact_int4, fit(recipe, change))
 
 
 def _flavour(options: ExportOptions) -> Flavour:

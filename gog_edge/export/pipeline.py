@@ -87,7 +87,8 @@ def export_bundle(
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
-        manifest = replace(manifest, provenance=_provenance(checkpoint, started))
+        provenance = {**_provenance(checkpoint, started), "vision_attention": resolved.vision_attention}
+        manifest = replace(manifest, provenance=provenance)
         if gate is not None:
             progress.stage("verify", 0)
             report = gate(Bundle(writer.root, _with_digests(writer, manifest)))
@@ -129,7 +130,7 @@ class _Export:
         tokens = assets.special_tokens(checkpoint, config, added)
         preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root)
+        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
@@ -170,7 +171,11 @@ class _Export:
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
+            if isinstance(store, NativeLinear):
+                store.exact = self.resolved.exact_int4
             target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
+            if isinstance(target, NativeTarget):
+                target.vision_precision = self.resolved.vision_attention
             build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)

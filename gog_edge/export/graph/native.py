@@ -7,6 +7,7 @@ as one tensor and turns them itself: a transformer layer is five nodes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.ort import MS, OrtTarget
@@ -14,7 +15,7 @@ from gog_edge.export.graph.standard import StandardTarget, cache_shape
 from gog_edge.export.graph.target import Cache, Windows
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, DType
-from gog_edge.runtime.ops import DOMAIN, VERSION
+from gog_edge.runtime.ops import DOMAIN, VERSION, VISION_PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class NativeTarget(OrtTarget):
     """See the module."""
 
     domains = {"": 21, MS: 1, DOMAIN: VERSION}  # noqa: RUF012 (never changed)
+    vision_precision: Literal["bfloat16", "float32", "int8"] = "bfloat16"
 
     # Plain Add and norm nodes: `fuse` makes them part of the linear nodes on either side.
     add_rms_norm = StandardTarget.add_rms_norm
@@ -42,7 +44,8 @@ class NativeTarget(OrtTarget):
 
     def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
         cut = () if windows is None else (windows.gather, windows.mask)
-        return self.g.op("VisionAttention", qkv, cos, sin, *cut, domain=DOMAIN, heads=heads)
+        precision = VISION_PRECISIONS[self.vision_precision]
+        return self.g.op("VisionAttention", qkv, cos, sin, *cut, domain=DOMAIN, heads=heads, precision=precision)
 
     def cache(self, spec: DecoderSpec) -> Cache:
         g, shape = self.g, cache_shape(spec)

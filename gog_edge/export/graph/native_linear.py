@@ -25,7 +25,12 @@ Order = NDArray[np.int64]
 
 @dataclass
 class NativeLinear(OrtLinear):
-    """Integer matrices by native operators, float ones by stock Gemm. Schemes have been through `fit.for_native`."""
+    """Integer matrices by native operators, float ones by stock Gemm. Schemes have been through `fit.for_native`.
+
+    `exact`: int4 blocks keep their own scales however many rows there are.
+    """
+
+    exact: bool = False
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
         scheme = self.scheme(weight, role)
@@ -52,7 +57,9 @@ class NativeLinear(OrtLinear):
         zeros = (None, None, None, None) if scheme.symmetric else (None, None, None, Value(f"{name}.zero", "uint8"))
         kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
         activation = ops.ACTIVATIONS["silu_mul" if gated else "none"]
-        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=ops.DOMAIN, N=columns, activation=activation)
+        only_int4 = {"exact": 1} if self.exact and kind == "LinearW4" else {}
+        attributes: dict[str, Any] = {"N": columns, "activation": activation, **only_int4}
+        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=ops.DOMAIN, **attributes)
 
     def _strips(self, weight: Matrix, scheme: Scheme) -> Iterator[QuantizedWeight]:
         """Row chunks that are whole strips of packed columns (but for the last one)."""

@@ -82,3 +82,4 @@ VERSION = 1
 
 ACTIVATIONS = {"none": 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "silu_mul": 4}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
+VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}

@@ -1,0 +1,80 @@
+"""Switches of the native operators: what they write into graphs, where they are refused, the study of their cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from gog_edge.errors import UsageError
+from gog_edge.export import parity_switches
+from gog_edge.export.options import ExportOptions, resolve
+from gog_edge.export.pipeline import export_bundle
+from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.runtime.ops import DOMAIN, VISION_PRECISIONS
+from gog_edge.runtime.ops.library import available
+
+needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("tiny-qwen3-vl", tmp_path_factory.mktemp("switches") / "c", 3)
+
+
+def _attributes(file: Path, kind: str) -> list[dict[str, int]]:
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    return [{a.name: a.i for a in n.attribute} for n in nodes if n.domain == DOMAIN and n.op_type == kind]
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        ({"precision": "int4"}, "int8"),
+        ({"precision": "int8", "vision_attention": "bfloat16"}, "bfloat16"),
+        ({"precision": "fp16"}, "bfloat16"),
+        ({"precision": "fp32"}, "float32"),
+    ],
+)
+def test_vision_attention(options: dict[str, Any], precision: str, checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops="native", **options))
+    found = _attributes(bundle.path("vision.onnx"), "VisionAttention")
+    assert {a["precision"] for a in found} == {VISION_PRECISIONS[precision]}
+    assert bundle.manifest.provenance["vision_attention"] == precision
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops="native", exact_int4=exact))
+    found = _attributes(bundle.path("decoder.onnx"), "LinearW4")
+    assert found
+    assert {a.get("exact", 0) for a in found} == {int(exact)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vision_attention": "int8"}, "vision_attention needs ops native"),
+        ({"vision_attention": "int4", "ops": "native"}, "vision_attention 'int4' is unknown"),
+        ({"exact_int4": True}, "a switch of native operators"),
+    ],
+)
+def test_refused_elsewhere(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(ExportOptions(**options))
+
+
+@needs_ops
+def test_study_of_what_they_cost(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.json"
+    assert parity_switches.main([str(checkpoint), "--count", "1", "-o", str(out)]) == 0
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(rows) == set(parity_switches.variants())
+    assert rows["int8 plain"]["feature_error"] == 0
+    assert 0 < rows["int8, attention int8"]["feature_error"] < 0.1
+    assert rows["int8, KV int8"]["kl_mean"] < rows["int4, blocks of 128"]["kl_mean"]
+    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
+    assert parity_switches.main([str(tmp_path / "none")]) == 2
