@@ -121,6 +121,7 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
         ops=ops,
         kv_dtype=rest["kv"],
         vision_attention=rest["vision_attention"],
+        exact_int4=rest["exact_int4"],
     )
 
 
