@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gog_edge.errors import CheckpointError, UsageError
+from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families.base import ModelConfig, VisionDims
 from gog_edge.export.families.section import Section
@@ -53,18 +53,31 @@ def write_template(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / TEMPLATE).write_text(template, "utf-8")
 
 
-def write_dialect(dialect: str, folder: Path) -> str:
-    """What the manifest says of the dialect: a shipped name, or the file that was copied.
+def write_dialect(dialect: str, folder: Path, family: Family) -> str:
+    """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
+    one is met now and not at the first question. Call after `write_template`.
 
     Raises:
-        UsageError: a file was named that is not there.
+        UsageError: a file was named that is not there, or that needs other files.
+        DialectError: no such dialect, or its file is wrong.
     """
+    from gog_edge.runtime.dialects import load
+
+    own = folder / TEMPLATE
+    template = own.read_text("utf-8") if own.is_file() else None
     if not dialect.endswith(".toml"):
+        load(dialect, family=family, chat_template=template)
         return dialect
     path = Path(dialect).expanduser()
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
-    (folder / DIALECT).write_bytes(path.read_bytes())
+    load(path, family=family, chat_template=template)
+    copied = folder / DIALECT
+    copied.write_bytes(path.read_bytes())
+    try:
+        load(copied, family=family, chat_template=template)
+    except DialectError as e:
+        raise UsageError(f"dialect file {dialect} needs files beside it; put everything into one file ({e})") from e
     return DIALECT
 
 

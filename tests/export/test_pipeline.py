@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gog_edge.bundle import Bundle
-from gog_edge.errors import BundleError, CheckpointError, ParityError, UsageError
+from gog_edge.errors import BundleError, CheckpointError, DialectError, ParityError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.graph import weightfile
 from gog_edge.export.options import ExportOptions, resolve
@@ -365,12 +365,24 @@ def test_preprocessing_in_all_spellings(copied: Path, tmp_path: Path) -> None:
 
 def test_a_dialect_file_travels_with_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text('base = "gog"\n')
+    text = 'extends = "gog"\nschema = 1\nname = "mine"\n'
+    mine.write_text(text)
     bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(dialect=str(mine)))
     assert bundle.manifest.dialect == "dialect.toml"
-    assert bundle.read_text("dialect.toml") == 'base = "gog"\n'
+    assert bundle.read_text("dialect.toml") == text
     with pytest.raises(UsageError, match="does not exist"):
         export_bundle(checkpoint, tmp_path / "c", ExportOptions(dialect=str(tmp_path / "none.toml")))
+
+
+def test_a_wrong_dialect_is_met_at_export(checkpoint: Path, tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.toml", tmp_path / "other.toml"
+    mine.write_text('base = "gog"\n')
+    other.write_text('extends = "third.toml"\nschema = 1\nname = "other"\n')
+    (tmp_path / "third.toml").write_text('extends = "gog"\nschema = 1\nname = "third"\n')
+    for dialect, line in (("gogg", "gogg"), (str(mine), "mine.toml"), (str(other), "needs files beside it")):
+        with pytest.raises((DialectError, UsageError), match=line):
+            export_bundle(checkpoint, tmp_path / "c", ExportOptions(dialect=dialect))
+    assert not (tmp_path / "c").exists()
 
 
 def test_recipes_are_fitted_to_the_operators() -> None:
