@@ -60,7 +60,8 @@ class OrtGraph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
-            raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {_line(e)}") from e
+            mend = too_old(bundle.manifest.flavour, onnxruntime.__version__)
+            raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)
         self.inputs = {t.name: t for t in self.spec.inputs}
@@ -93,6 +94,17 @@ class OrtGraph:
         except Exception as e:  # see above
             budget.check()
             raise EngineError(f"the {self.name} graph failed: {_line(e)}") from e
+
+
+def too_old(flavour: str, version: str) -> str:
+    """What to do where ONNX Runtime is too old for a flavour; empty where it is not.
+
+    1.23 runs flavour `ort`; opset 24, which `standard` graphs use, is complete from 1.25 on (both tried).
+    """
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if flavour != "standard" or numbers >= (1, 25):
+        return ""
+    return "standard graphs need onnxruntime 1.25 or later"
 
 
 def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -> None:

@@ -1,0 +1,12 @@
+"""What is said where ONNX Runtime is too old."""
+
+from __future__ import annotations
+
+from gog_edge.runtime.engines.ort_graph import too_old
+
+
+def test_only_standard_graphs_need_a_newer_onnxruntime() -> None:
+    assert too_old("ort", "1.23.0") == ""
+    assert "1.25 or later" in too_old("standard", "1.24.4")
+    assert too_old("standard", "1.25.0") == ""
+    assert too_old("standard", "1.100.2rc1") == ""
