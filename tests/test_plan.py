@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from gog_edge.errors import UsageError
-from gog_edge.runtime.plan import BITS, GIB, SHAPES, kv_bytes_per_token, largest_context, plan
+from gog_edge.runtime.plan import (
+    BITS,
+    DEVICES,
+    GIB,
+    SHAPES,
+    fitting,
+    kv_bytes_per_token,
+    largest_context,
+    plan,
+    suggestion,
+)
 
 # parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
 PUBLISHED = {
@@ -21,10 +31,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
-    s = SHAPES[name]
-    tables = 1 if s.tied else 2
-    total = s.decoder_parameters + tables * s.vocabulary_parameters + s.vision_parameters
-    assert total / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
+    assert SHAPES[name].parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
 
 
 def test_kv_of_the_8b_model() -> None:
@@ -49,3 +56,17 @@ def test_unknown_names_are_refused() -> None:
         plan("llama", "int4", GIB)
     with pytest.raises(UsageError, match="unknown precision"):
         plan("qwen3-vl-2b", "int3", GIB)
+
+
+def test_only_what_fits_is_listed_and_the_largest_is_suggested() -> None:
+    available = int(DEVICES["orin-nano-8gb"][1] * GIB)
+    rows = fitting(available, 4096, list(SHAPES))
+    assert all(p.fits and p.context <= longest for p, longest in rows)
+    assert ("qwen3-vl-8b", "int4") in {(p.policy, p.precision) for p, _ in rows}  # with less than 4,096 tokens
+    best = suggestion(rows, 4096)
+    assert best is not None and (best.policy, best.precision) == ("qwen2.5-vl-7b", "int4")
+    assert suggestion(fitting(GIB, 4096, list(SHAPES)), 4096) is None
+
+
+def test_boards_leave_room_for_the_system() -> None:
+    assert all(0.8 <= free / total < 1 for total, free in DEVICES.values())

@@ -48,12 +48,20 @@ class Check:
 @click.command("doctor")
 @click.option("--plan", "plan_memory", is_flag=True, help="Which policy, precision and context fit the memory.")
 @click.option("--memory", "memory_text", metavar="SIZE", help="Plan for this much free memory (8GiB) instead of ours.")
-@click.option("--policy", help="Plan for one policy shape only (qwen3-vl-8b …).")
+@click.option("--device", type=click.Choice(list(memory.DEVICES)), help="Plan for this board instead of this machine.")
+@click.option("--policy", type=click.Choice(list(memory.SHAPES)), help="Plan for one policy shape only.")
+@click.option(
+    "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Plan for this many tokens."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def command(plan_memory: bool, memory_text: str | None, policy: str | None, as_json: bool) -> None:
+def command(
+    plan_memory: bool, memory_text: str | None, device: str | None, policy: str | None, context: int, as_json: bool
+) -> None:
     """Say what this machine can run, and why not."""
-    if plan_memory or memory_text or policy:
-        _plan(memory_text, policy, as_json)
+    if memory_text and device:
+        raise UsageError("--memory and --device both say how much memory there is: give one of them")
+    if plan_memory or memory_text or policy or device:
+        _plan(memory_text, device, [policy] if policy else list(memory.SHAPES), context, as_json)
         return
     checks = run_checks()
     if as_json:
@@ -173,24 +181,64 @@ def parse_size(text: str) -> int:
     return int(float(match.group(1)) * base ** " KMGT".index(match.group(2).upper() or " "))
 
 
-def _plan(memory_text: str | None, policy: str | None, as_json: bool) -> None:
+def _plan(memory_text: str | None, device: str | None, names: list[str], context: int, as_json: bool) -> None:
+    available, whose = _available(memory_text, device)
+    if as_json:
+        plans = [(n, p, memory.plan(n, p, available, context=context)) for n in names for p in memory.BITS]
+        longest = {(n, p): memory.largest_context(n, p, available) for n, p, _ in plans}
+        print_json(
+            [{**asdict(x), "total": x.total, "fits": x.fits, "largest_context": longest[n, p]} for n, p, x in plans]
+        )
+        return
+    out = stdout()
+    out.print(f"{human_bytes(available)} {whose}. Computed from the published shapes, not measured.\n")
+    rows = memory.fitting(available, context, names)
+    table = Table(box=None)
+    for column in (
+        "policy",
+        "precision",
+        "weights",
+        "context",
+        "KV cache",
+        "image + chunk",
+        "total",
+        "longest context",
+    ):
+        table.add_column(column, justify="left" if column in ("policy", "precision") else "right", no_wrap=True)
+    for p, most in rows:
+        sizes = map(human_bytes, (p.kv_cache, p.activations, p.total))
+        table.add_row(p.policy, p.precision, human_bytes(p.weights), f"{p.context:,}", *sizes, f"{most:,}")
+    if rows:
+        out.print(table)
+        out.print(
+            f"\nKV cache in 16 bits; the largest image has {memory.IMAGE_TOKENS} tokens; "
+            f"{human_bytes(memory.RUNTIME)} of each total are for Python and libraries."
+        )
+    out.print(_verdict(rows, names, context, available))
+
+
+def _available(memory_text: str | None, device: str | None) -> tuple[int, str]:
+    """(bytes, what they are)."""
     import psutil
 
-    available = parse_size(memory_text) if memory_text else psutil.virtual_memory().available
-    names = [policy] if policy else list(memory.SHAPES)
-    plans = [
-        (memory.plan(name, precision, available), memory.largest_context(name, precision, available))
-        for name in names
-        for precision in memory.BITS
-    ]
-    if as_json:
-        print_json([{**asdict(p), "total": p.total, "fits": p.fits, "largest_context": c} for p, c in plans])
-        return
-    table = Table(title=f"{human_bytes(available)} for the program, context 4,096", title_justify="left", box=None)
-    for column in ("policy", "precision", "weights", "KV", "activations", "total", "fits", "longest context"):
-        table.add_column(column, justify="left" if column in ("policy", "precision") else "right", no_wrap=True)
-    for p, longest in plans:
-        sizes = (p.weights, p.kv_cache, p.activations, p.total)
-        verdict = "[green]yes[/]" if p.fits else "[red]no[/]"
-        table.add_row(p.policy, p.precision, *map(human_bytes, sizes), verdict, f"{longest:,}" if longest else "-")
-    stdout().print(table)
+    if memory_text:
+        return parse_size(memory_text), "for the program"
+    if device:
+        total, free = memory.DEVICES[device]
+        return int(free * memory.GIB), f"for the program on {device} ({total} GiB, with the desktop off)"
+    return psutil.virtual_memory().available, "free on this machine now"
+
+
+def _verdict(rows: list[tuple[memory.MemoryPlan, int]], names: list[str], context: int, available: int) -> str:
+    """What to take, and what does not fit at all."""
+    lines = []
+    best = memory.suggestion(rows, context)
+    if best is not None:
+        room = human_bytes(available - best.total)
+        lines.append(f"Largest with room for {context:,} tokens: {best.policy} at {best.precision}, {room} to spare.")
+    elif rows:
+        lines.append(f"Nothing has room for {context:,} tokens: take a smaller --context.")
+    missing = [name for name in names if name not in {p.policy for p, _ in rows}]
+    if missing:
+        lines.append(f"Too large at any precision: {', '.join(missing)}.")
+    return "\n".join(lines)

@@ -7,11 +7,14 @@ KV heads * head size * bytes a token. Activations: one image through the vision 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gog_edge.errors import UsageError
 
 GIB = 1024**3
+IMAGE_TOKENS = 768  # of the largest image: 0.79 megapixels of Qwen3-VL, 0.6 of Qwen2.5-VL
+RUNTIME = GIB // 2  # interpreter, libraries, the engine's own allocations
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class PolicyShape:
     def vocabulary_parameters(self) -> int:
         """Rows of the embedding (and, equal in size, of an untied head)."""
         return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All of them, without norms and biases."""
+        tables = 1 if self.tied else 2
+        return self.decoder_parameters + tables * self.vocabulary_parameters + self.vision_parameters
 
     @property
     def vision_parameters(self) -> int:
@@ -80,6 +89,18 @@ BITS = {
 }
 
 
+# What a board shares between system and GPU, in GiB, and what of it is left to a program without the desktop. Totals:
+# NVIDIA's data sheets; the difference is our allowance for the system, not a measurement.
+DEVICES = {
+    "orin-nano-8gb": (8, 6.5),
+    "orin-nx-16gb": (16, 13.5),
+    "agx-orin-32gb": (32, 28.0),
+    "agx-orin-64gb": (64, 58.0),
+    "thor-128gb": (128, 120.0),
+}
+USABLE = 1024  # tokens: a question with one small image; less than that is no context
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by part for one policy, precision and context; `fits` against the memory that is free for it."""
@@ -113,10 +134,10 @@ def plan(
     available: int,
     *,
     context: int = 4096,
-    image_tokens: int = 768,
+    image_tokens: int = IMAGE_TOKENS,
     chunk: int = 512,
     kv_bytes: int = 2,
-    runtime: int = GIB // 2,
+    runtime: int = RUNTIME,
 ) -> MemoryPlan:
     """The memory that `policy` needs.
 
@@ -160,3 +181,22 @@ def largest_context(policy: str, precision: str, available: int, limit: int = 26
         return 0
     tokens = (available - empty.total) // kv_bytes_per_token(SHAPES[policy])
     return min(int(tokens) // 256 * 256, limit)
+
+
+def fitting(available: int, context: int, policies: Sequence[str]) -> list[tuple[MemoryPlan, int]]:
+    """(plan, longest context) of every policy and precision that fits, with `context` tokens or as many as there is
+    room for, at least `USABLE`."""
+    rows = []
+    for policy in policies:
+        for precision in BITS:
+            longest = largest_context(policy, precision, available)
+            if longest >= USABLE:
+                rows.append((plan(policy, precision, available, context=min(context, longest)), longest))
+    return rows
+
+
+def suggestion(rows: Sequence[tuple[MemoryPlan, int]], context: int) -> MemoryPlan | None:
+    """The policy with most parameters that has room for `context`, at the highest precision it fits in."""
+    full = [p for p, longest in rows if longest >= context]
+    precisions = list(BITS)
+    return max(full, key=lambda p: (SHAPES[p.policy].parameters, precisions.index(p.precision)), default=None)
