@@ -54,6 +54,12 @@ if TYPE_CHECKING:
     help="How integers are chosen: nearest (rtn), least squared error (mse: the default), half-quadratic (hqq), error "
     "compensation (gptq: the default with --calibration, which it needs).",
 )
+@click.option(
+    "--int8",
+    multiple=True,
+    type=click.Choice(["attention", "mlp", "down_proj"]),
+    help="Keep these layers of an int4 export at 8 bits; may be repeated. Costs and gains: docs/quantization.md.",
+)
 @click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
@@ -90,6 +96,10 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
         raise UsageError(f"export needs {e.name}: pip install 'gog-edge[export]'") from e
     if rest["verify_image"] and not rest["verify"]:
         raise UsageError("--verify-image needs --verify")
+    if rest["dialect"]:
+        from gog_edge.runtime.dialects import load as load_dialect
+
+        load_dialect(rest["dialect"])  # refuses one that nobody could run, before anything is written
     if (Path(checkpoint) / MANIFEST).is_file():
         _engines(Bundle.open(checkpoint), output, rest)
         return
@@ -118,6 +128,7 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
     return ExportOptions(
         **{name: rest[name] for name in names},
         recipe=_recipe(rest),
+        int8=rest["int8"],
         ops=ops,
         kv_dtype=rest["kv"],
         vision_attention=rest["vision_attention"],

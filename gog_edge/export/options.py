@@ -7,7 +7,7 @@ from typing import Literal
 
 from gog_edge.errors import UsageError
 from gog_edge.export.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
-from gog_edge.export.quantize import Recipe
+from gog_edge.export.quantize import Recipe, TensorClass
 from gog_edge.manifest import Flavour, PrecisionName, Target
 
 PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")
@@ -33,6 +33,7 @@ class ExportOptions:
     `exact_int4`: native int4 layers keep every block's own scale in prefill, too, instead of widening blocks to int8
     groups: prefill is a quarter slower.
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
+    `int8`: classes of the decoder's layers that an int4 export keeps at 8 bits (docs/quantization.md: attention).
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
     `dialect`: a shipped name or a path of a TOML file that is copied into the bundle; None: the checkpoint's own
     dialect.toml, else gog.
@@ -43,6 +44,7 @@ class ExportOptions:
     target: Target = "cpu"
     flavour: Flavour | None = None
     recipe: Recipe | None = None
+    int8: tuple[TensorClass, ...] = ()
     ops: Ops = "stock"
     compute: Compute | None = None
     kv_dtype: KvDType | None = None
@@ -102,7 +104,9 @@ def resolve(options: ExportOptions) -> Resolved:
     own: VisionAttention = "int8" if quantised else "bfloat16" if options.precision == "fp16" else "float32"
     attention = options.vision_attention or (own if native else "float32")
     change = for_standard if flavour == "standard" else for_cuda if gpu else FITS[options.ops]
-    recipe = options.recipe or Recipe.for_precision(options.precision)
+    if options.int8 and options.precision != "int4":
+        raise UsageError(f"int8 keeps layers of an int4 export at 8 bits; this one is {options.precision}")
+    recipe = (options.recipe or Recipe.for_precision(options.precision)).at_int8(options.int8)
     return Resolved(flavour, options.ops, compute, kv_dtype, attention, options.exact_int4, fit(recipe, change))
 
 

@@ -7,7 +7,7 @@ store unsigned fields add 2^(b-1) to q and zero alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -292,6 +292,14 @@ class Recipe:
             mlp=replace(self.mlp, method=method),
             down_proj=replace(self.down_proj, method=method),
         )
+
+    def at_int8(self, classes: Sequence[TensorClass]) -> Recipe:
+        """The same recipe with these classes as the int8 recipe has them."""
+        if not classes:
+            return self
+        eight = Recipe.for_precision("int8")
+        changed: dict[str, Any] = {name: getattr(eight, name) for name in classes}
+        return replace(self, name="-".join((self.name, *(f"{name}8" for name in classes))), **changed)
 
     @property
     def repeatable(self) -> bool:

@@ -385,6 +385,18 @@ def test_a_wrong_dialect_is_met_at_export(checkpoint: Path, tmp_path: Path) -> N
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("ops", ["stock", "native"])
+def test_layers_may_keep_eight_bits(checkpoint: Path, ops: Any, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops=ops, int8=("attention",)))
+    stored = bundle.manifest.quantization
+    assert (stored["attention"]["bits"], stored["mlp"]["bits"], stored["down_proj"]["bits"]) == (8, 4, 4)
+    assert stored["name"] == "int4-attention8"
+    nodes = onnx.load(bundle.path("decoder.onnx"), load_external_data=False).graph.node
+    bits = [a.i for n in nodes for a in n.attribute if n.op_type == "MatMulNBits" and a.name == "bits"]
+    wide = bits.count(8) if ops == "stock" else [n.op_type for n in nodes].count("LinearW8")
+    assert wide == 2 * bundle.manifest.decoder.layers + 1  # q, k, v in one matrix; o; the head
+
+
 def test_recipes_are_fitted_to_the_operators() -> None:
     eight, four = Scheme(8, 32), Scheme(4, 48, symmetric=False)
     recipe = Recipe("r", Scheme(8), eight, eight, four, four, Scheme(16), Scheme(8))
@@ -411,6 +423,7 @@ def test_recipes_are_fitted_to_the_operators() -> None:
         ({"ops": "native", "target": "cuda"}, "run on CPUs only"),
         ({"ops": "native", "kv_dtype": "float32"}, "keep the KV cache in float16 or int8"),
         ({"kv_dtype": "int8"}, "keep the KV cache in float32 or float16"),
+        ({"precision": "int8", "int8": ("attention",)}, "this one is int8"),
     ],
 )
 def test_operators_and_their_limits(options: dict[str, Any], message: str) -> None:
