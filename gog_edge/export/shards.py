@@ -31,7 +31,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _CHUNK = 1 << 24  # bytes read at once while converting
 
 

@@ -71,11 +71,6 @@ class Tokenizer:
         """Number of ids, added tokens included."""
         return max(int(self._plain.get_vocab_size()), max(self._names, default=-1) + 1)
 
-    def id_of(self, token: str) -> int | None:
-        """The id of a token spelled out, or None."""
-        found: int | None = self.special.get(token)
-        return self._plain.token_to_id(token) if found is None else found
-
     def encode(self, segments: Iterable[Segment]) -> list[EncodedPart]:
         """Segments as runs of ids and images, in order; empty runs are left out."""
         parts: list[EncodedPart] = []

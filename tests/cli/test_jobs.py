@@ -39,6 +39,7 @@ def test_export_then_inspect(
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--dialect", "gogg"], "gog"),
         (["ask", "missing.jpg", "what?", "--bundle", "{bundle}"], "missing.jpg"),
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--index", "no-index"], "no-index"),
+        (["export", "{checkpoint}", "-o", "out", "--dialect", "zz"], "no dialect 'zz'"),
         (["bench", "encod", "--bundle", "{bundle}"], "there is no scenario 'encod'"),
         (["bench", "diff", "a.json", "b.json"], "a.json"),
     ],
