@@ -63,7 +63,7 @@ def _summary(bundle: Bundle) -> Table:
         "engines": "\n".join(f"{e.graph}, {_engine(e)}" for e in m.engines) or "none",
         "fingerprint": bundle.fingerprint,
     }
-    rows.update({key: str(value) for key, value in m.provenance.items() if not isinstance(value, (dict, list))})
+    rows.update(_provenance(m.provenance))
     for key, value in rows.items():
         table.add_row(key, value)
     return table
@@ -92,6 +92,17 @@ def findings(engine: EngineSpec) -> list[str]:
         lines.append(f"weights of matrix products: {', '.join(types)}")
     lines += [f"widened in memory on every run: {weights}" for weights in facts.get("unpacked_weights", [])]
     return lines
+
+
+def _provenance(facts: dict[str, Any]) -> dict[str, str]:
+    """What is known of the bundle's making: `peak_rss_bytes: 92487680` as 'peak rss: 88.2 MiB'."""
+    rows = {}
+    for key, value in facts.items():
+        if value is None or isinstance(value, (dict, list)):
+            continue
+        size = key.endswith("_bytes")
+        rows[key.removesuffix("_bytes").replace("_", " ")] = human_bytes(float(value)) if size else str(value)
+    return rows
 
 
 def _quantization(recipe: dict[str, Any]) -> str:
