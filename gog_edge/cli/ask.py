@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,10 +75,12 @@ def command(
     from gog_edge.runtime.telemetry import Trace
 
     *files, question = images
-    record = Trace(question)
     run = _options(**options)
+    began = time.perf_counter()
     with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent:
         view = None if quiet else LiveView(stderr(), tokens=stream)
+        record = Trace(question)  # its time begins when the policy is loaded
+        record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
         events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
         answer = _run(events, view)
     if as_json:

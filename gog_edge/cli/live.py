@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.markup import escape
 
+from gog_edge.runtime.telemetry import counted
 from gog_edge.types import (
     Action,
     ActionEvent,
@@ -94,16 +95,12 @@ class LiveView:
     def _end(self, answer: Answer) -> None:
         usage = answer.usage
         self.console.print(
-            f"[dim]{answer.seconds:.2f} s, {_count(len(answer.steps), 'step')}, "
-            f"{_count(usage.generated_tokens, 'token')}, {_count(usage.searches, 'search', 'searches')}, "
-            f"{_count(usage.encoded_images, 'image')} encoded ({usage.cached_images} from cache)[/]"
+            f"[dim]{answer.seconds:.2f} s, {counted(len(answer.steps), 'step')}, "
+            f"{counted(usage.generated_tokens, 'token')}, {counted(usage.searches, 'search', 'searches')}, "
+            f"{counted(usage.encoded_images, 'image')} encoded ({usage.cached_images} from cache)[/]"
         )
         if answer.stop in _STOPS:
             self.console.print(f"[yellow]{_STOPS[answer.stop] if answer.text else _NO_ANSWERS[answer.stop]}[/]")
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def box_text(region: Region) -> str:

@@ -162,6 +162,11 @@ class Trace:
         return {k: _clean(v, secrets) for k, v in data.items()}
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """'1 image', '2 images'; `many` where the plural is irregular."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class _NoTrace(Trace):
     """Records nothing: for work that belongs to no question."""
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from gog_edge.files import write_text
-from gog_edge.runtime.telemetry import Trace, TracedImage
+from gog_edge.runtime.telemetry import Trace, TracedImage, counted
 from gog_edge.runtime.trace_timeline import stage_table, timeline
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason
 
@@ -96,10 +96,10 @@ def _head(trace: Trace) -> str:
         return f"<h1>{escape(trace.question)}</h1><div class=answer>unfinished</div>"
     usage = answer.usage
     facts = (
-        f"{_STOPS[answer.stop]} &middot; {answer.seconds:.2f} s &middot; {len(answer.steps)} steps &middot; "
-        f"{usage.prompt_tokens} tokens read, {usage.generated_tokens} written ({usage.forced_tokens} forced), "
-        f"{usage.reused_tokens} reused &middot; {usage.encoded_images} images encoded, "
-        f"{usage.cached_images} from cache &middot; {usage.searches} searches"
+        f"{_STOPS[answer.stop]} &middot; {answer.seconds:.2f} s &middot; {counted(len(answer.steps), 'step')} &middot; "
+        f"{counted(usage.prompt_tokens, 'token')} read, {usage.generated_tokens} written ({usage.forced_tokens} forced), "
+        f"{usage.reused_tokens} reused &middot; {counted(usage.encoded_images, 'image')} encoded, "
+        f"{usage.cached_images} from cache &middot; {counted(usage.searches, 'search', 'searches')}"
     )
     shown = escape(answer.text) or "<span class=soft>no answer</span>"
     title = f"<h1>{escape(trace.question)}</h1>"
