@@ -9,11 +9,15 @@ from gog_edge.bench.subject import Part, Words, picture
 
 @dataclass(frozen=True)
 class TurnSpec:
-    """One turn: images (width, height) appended first, then `words` tokens of text; `tokens` are written."""
+    """One turn: images (width, height) appended first, then `words` tokens of text; `tokens` are written.
+
+    `x`: the turn's place on a growth curve, for a conversation that is one.
+    """
 
     images: tuple[tuple[int, int], ...] = ()
     words: int = 0
     tokens: int = 1
+    x: float | None = None
 
     def parts(self, seed: int) -> list[Part]:
         """The turn with pixels and words that no earlier repeat had."""
@@ -23,7 +27,7 @@ class TurnSpec:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A named conversation. `x`: its place on a growth curve; `curve`: the name of that curve's scenario.
+    """A named conversation. `x`: its place on a growth curve.
 
     `warmup`: runs that are not counted. `repeats`: counted runs.
     """
@@ -44,6 +48,16 @@ AGENT = (
 # The same length without pictures (768 + 2 and 140 + 2 tokens): for peers that run a decoder only.
 AGENT_TEXT = (TurnSpec(words=830, tokens=40), TurnSpec(words=392, tokens=60))
 
+DECODED = 8  # tokens that every turn of the growing conversation writes
+LENGTHS = (1024, 2048, 4096, 8192, 16384)
+
+
+def _growing() -> tuple[TurnSpec, ...]:
+    """Turns that bring one conversation to each of `LENGTHS` before they write."""
+    before = (0, *(n + DECODED for n in LENGTHS[:-1]))
+    return tuple(TurnSpec(words=n - b, tokens=DECODED, x=n) for n, b in zip(LENGTHS, before))
+
+
 CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
     "encode": (Conversation("encode", "one 1024x768 image", (TurnSpec(images=((1024, 768),)),)),),
     "prefill": (Conversation("prefill", "1,024 tokens of text", (TurnSpec(words=1024),)),),
@@ -51,11 +65,10 @@ CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
     "agent": (Conversation("agent", "frame, question, call; crop, results, answer", AGENT, repeats=3),),
     "agent-text": (Conversation("agent-text", "its language part: words instead of pictures", AGENT_TEXT, repeats=3),),
     "agent-five": (Conversation("agent-five", "the same with four crops", (AGENT[0], *(AGENT[1],) * 4), repeats=2),),
-    "growth-context": tuple(
+    "growth-context": (
         Conversation(
-            "growth-context", "decoding behind n tokens", (TurnSpec(words=n, tokens=8),), x=n, repeats=2, warmup=0
-        )
-        for n in (1024, 2048, 4096, 8192, 16384)
+            "growth-context", "one conversation that grows: decoding behind n tokens", _growing(), repeats=1, warmup=0
+        ),
     ),
     "growth-images": tuple(
         Conversation(

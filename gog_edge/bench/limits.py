@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gog_edge.bench.conversations import TurnSpec
+from gog_edge.bench.conversations import Conversation, TurnSpec
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
 from gog_edge.bundle import Bundle
 from gog_edge.manifest import Manifest
@@ -47,6 +47,23 @@ def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int
     steps = turn.tokens - 1
     step_bytes = weights + kv_bytes_read(m.decoder, total + steps // 2)
     return StageLimits(encode, prefill, steps * roofline.seconds(read_bytes=step_bytes)), total + turn.tokens
+
+
+def memory_needed(bundle: Bundle, conversation: Conversation) -> float:
+    """Bytes that an ideal runtime holds: all weights, the KV of the whole conversation, one image's activations.
+
+    Activations of an image are those of one encoder layer in float32, a row a patch: pixels, input and residual, q, k
+    and v, and an MLP four times as wide as the tower. The embedding table is mapped and counts whole.
+    """
+    m = bundle.manifest
+    tokens, patches = 0, 0
+    for turn in conversation.turns:
+        sizes = [_patches(m, width, height) for width, height in turn.images]
+        tokens += turn.words + turn.tokens + sum(n // m.preprocessing.merge_size**2 + 2 for n in sizes)
+        patches = max([patches, *sizes])
+    rows = 3 * m.preprocessing.patch_size**2 + 9 * m.vision.hidden
+    weights = sum(file.size for name, file in m.files.items() if name.endswith((".data", ".bin")))
+    return weights + kv_bytes_read(m.decoder, tokens) + 4.0 * patches * rows
 
 
 def _patches(m: Manifest, width: int, height: int) -> int:

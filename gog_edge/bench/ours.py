@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gog_edge.bench.probes import resident_bytes
+from gog_edge.bench.probes import forget_peak, own_bytes, peak_bytes
 from gog_edge.bench.subject import Part, Picture, TurnTimes
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
@@ -45,6 +44,7 @@ class LocalSubject:
         self.options = options or RunOptions(prefix_cache=False)
         self._model: Model | None = None
         self._session: Session | None = None
+        self._knows_peak = False
 
     @property
     def bundle(self) -> Bundle:
@@ -63,6 +63,7 @@ class LocalSubject:
         return self._session
 
     def load(self) -> float:
+        self._knows_peak = forget_peak()
         start = time.perf_counter()
         bundle = Bundle.open(self.path)
         self._model = Model.assemble(bundle, create_engine(self.engine, bundle), self.options)
@@ -91,7 +92,8 @@ class LocalSubject:
             raise BenchError(f"{self.name} wrote {len(ids)} tokens instead of {tokens}")
         spent = trace.seconds_by_stage()
         stages = {stage: spent[stage] for stage in STAGES if stage in spent}
-        return TurnTimes(total, stages, new, len(ids), resident_bytes(os.getpid()))
+        peak = peak_bytes() if self._knows_peak else 0
+        return TurnTimes(total, stages, new, len(ids), own_bytes(), peak=peak)
 
     def reset(self) -> None:
         self._session = None

@@ -62,6 +62,28 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
+def own_bytes() -> int:
+    """Resident set of this process alone: its children are peers' workers."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak() -> bool:
+    """Let this process's high-water mark start anew from what is resident now; False where the system can't."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes() -> int:
+    """The most bytes of this process that were ever resident, or were since `forget_peak`; 0 where unknown."""
+    match = re.search(r"^VmHWM:\s*(\d+) kB", _read_text(Path("/proc/self/status")) or "", re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else 0
+
+
 @dataclass
 class EnergyMeter:
     """Joules by sensor between `start` and `stop`; empty where the machine has no sensor that may be read.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gog_edge.bench.conversations import Conversation
-from gog_edge.bench.limits import stage_limits
+from gog_edge.bench.limits import memory_needed, stage_limits
 from gog_edge.bench.probes import EnergyMeter
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline
@@ -72,11 +73,19 @@ def run_conversation(
     subjects: Sequence[Subject],
     repeats: int | None = None,
     progress: Progress | None = None,
+    warmup: int | None = None,
+    salt: int = 0,
 ) -> tuple[dict[str, Samples], dict[str, str]]:
-    """(samples by subject, why a subject dropped out). A subject that fails is out; the others go on."""
+    """(samples by subject, why a subject dropped out). A subject that fails is out; the others go on.
+
+    `repeats`, `warmup`: instead of the conversation's own. `salt`: another one gives other pixels and words, so that
+    a peer that outlives a run of the suite does not know them.
+    """
     samples = {s.name: Samples() for s in subjects}
     failed: dict[str, str] = {}
-    runs = conversation.warmup + (repeats or conversation.repeats)
+    uncounted = conversation.warmup if warmup is None else warmup
+    runs = uncounted + (repeats or conversation.repeats)
+    numbered = tuple(enumerate(conversation.turns))
     for run in range(runs):
         for subject in subjects:
             if subject.name in failed:
@@ -87,15 +96,20 @@ def run_conversation(
             meter.start()
             try:
                 subject.reset()
-                turns = [subject.turn(t.parts(run + 1), t.tokens) for t in conversation.turns]
+                turns = [subject.turn(t.parts(_seed(conversation, n, run, salt)), t.tokens) for n, t in numbered]
             except GogEdgeError as e:
                 failed[subject.name] = str(e)
                 continue
             finally:
                 joules = meter.stop()
-            if run >= conversation.warmup:
+            if run >= uncounted:
                 samples[subject.name].add(turns, joules)
     return {name: s for name, s in samples.items() if name not in failed}, failed
+
+
+def _seed(conversation: Conversation, turn: int, run: int, salt: int) -> int:
+    """Of the pixels and words of one turn: no two turns of any scenario share a prefix that a cache could know."""
+    return zlib.crc32(f"{conversation.name} {conversation.x} {turn} {run} {salt}".encode())
 
 
 def cells(
@@ -117,26 +131,44 @@ def cells(
         for (number, stage), values in found.stages.items():
             if number == -1 and not several:
                 continue
-            label = stage if not several or number == -1 else f"turn {number + 1} {stage}"
+            label, x = _place(conversation, number, stage)
             limit = limits.get((number, stage)) if subject.startswith("gog-edge") else None
-            yield Cell(conversation.name, subject, label, "s", tuple(values), x=conversation.x, limit=limit)
+            yield Cell(conversation.name, subject, label, "s", tuple(values), x=x, limit=limit)
         for (number, what), counts in found.tokens.items():
             if all(counts):
-                label = what if not several else f"turn {number + 1} {what}"
-                yield Cell(conversation.name, subject, label, "tokens", tuple(counts), x=conversation.x)
+                label, x = _place(conversation, number, what)
+                yield Cell(conversation.name, subject, label, "tokens", tuple(counts), x=x)
+        needed = None if bundle is None or not subject.startswith("gog-edge") else memory_needed(bundle, conversation)
         for what, sizes in (("resident", found.resident), ("peak resident", found.peak)):
             if all(sizes):
-                yield Cell(conversation.name, subject, what, "B", tuple(sizes), x=conversation.x)
+                yield Cell(conversation.name, subject, what, "B", tuple(sizes), x=conversation.x, limit=needed)
         for name, joules in found.joules.items():
             yield Cell(conversation.name, subject, name, "J", tuple(joules), x=conversation.x)
-        yield from _rates(conversation, subject, found)
+        yield from _rates(conversation, subject, found, limits)
 
 
-def _rates(conversation: Conversation, subject: str, found: Samples) -> Iterator[Cell]:
-    """Tokens a second of decoding, where a turn writes enough of them."""
+def _place(conversation: Conversation, number: int, what: str) -> tuple[str, float | None]:
+    """(the cell's label, its place on a curve). A turn with a place of its own needs no number."""
+    if number == -1 or len(conversation.turns) == 1:
+        return what, conversation.x
+    x = conversation.turns[number].x
+    return (what, x) if x is not None else (f"turn {number + 1} {what}", conversation.x)
+
+
+def _rates(
+    conversation: Conversation, subject: str, found: Samples, limits: dict[tuple[int, str], float]
+) -> Iterator[Cell]:
+    """Tokens a second: of decoding, where a turn writes enough of them, and of prefill where it stands alone."""
     for number, turn in enumerate(conversation.turns):
-        seconds = found.stages.get((number, "decode"))
-        if seconds and turn.tokens >= 8:
-            rate = tuple((turn.tokens - 1) / s for s in seconds)
-            label = "decode rate" if len(conversation.turns) == 1 else f"turn {number + 1} decode rate"
-            yield Cell(conversation.name, subject, label, "tok/s", rate, lower_is_better=False, x=conversation.x)
+        work = [("decode", turn.tokens - 1)] if turn.tokens >= 8 else []
+        if not turn.images and turn.words >= 128:
+            work.append(("prefill", turn.words))
+        for stage, tokens in work:
+            seconds = found.stages.get((number, stage))
+            if not seconds:
+                continue
+            label, x = _place(conversation, number, f"{stage} rate")
+            least = limits.get((number, stage)) if subject.startswith("gog-edge") else None
+            rates = tuple(tokens / s for s in seconds)
+            bound = tokens / least if least else None
+            yield Cell(conversation.name, subject, label, "tok/s", rates, lower_is_better=False, x=x, limit=bound)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +19,16 @@ from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
+    from gog_edge.bench.conversations import Conversation
     from gog_edge.bench.peers.worker_subject import WorkerSubject
+    from gog_edge.bench.pieces import Given
     from gog_edge.bench.result import Cell, Report
     from gog_edge.bench.roofline import Roofline
     from gog_edge.bench.subject import Subject
+    from gog_edge.bench.suite import Samples
     from gog_edge.bundle import Bundle
+
+    MakeCells = Callable[[Roofline | None], list[Cell]]
 
 
 class DefaultRun(click.Group):
@@ -53,6 +61,7 @@ command.add_command(peers_command)
 @click.option("--peer-python", "pythons", multiple=True, metavar="NAME=PYTHON", help="Instead of its own environment.")
 @click.option("--peer-threads", type=click.IntRange(min=1), help="Threads of each peer; default: its own choice.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
+@click.option("--warmup", type=click.IntRange(min=0), help="Runs that do not count; default: the scenario's own.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
 @click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
@@ -67,6 +76,7 @@ def run(
     pythons: tuple[str, ...],
     peer_threads: int | None,
     repeats: int | None,
+    warmup: int | None,
     out: Path | None,
     html: Path | None,
     no_roofline: bool,
@@ -89,12 +99,11 @@ def run(
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
     skipped: dict[str, str] = {}
     peers = _peers(compare, models, pythons, peer_threads or 0, skipped)
-    report = _measure(chosen, bundle, engine, peers, repeats, skipped, roofline=not no_roofline)
+    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, out, roofline=not no_roofline)
+    report = _measure(wanted, skipped)
     if not report.cells:
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
     stdout().print(text.render(report))
-    if out is not None:
-        report.save(out)
     if html is not None:
         from gog_edge.bench import report_html
 
@@ -125,34 +134,53 @@ def _peers(
     return found
 
 
-def _measure(
-    chosen: Sequence[str],
-    bundle: Path | None,
-    engine: str | None,
-    peers: Sequence[WorkerSubject],
-    repeats: int | None,
-    skipped: dict[str, str],
-    *,
-    roofline: bool,
-) -> Report:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a run was asked for. `repeats`, `warmup`: instead of each scenario's own."""
+
+    scenarios: Sequence[str]
+    bundle: Path | None
+    engine: str | None
+    peers: Sequence[WorkerSubject]
+    repeats: int | None
+    warmup: int | None
+    out: Path | None
+    roofline: bool
+
+
+def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
+    """The report, written to `out` after every scenario: a run that is ended early loses its last one only.
+
+    The machine's limits are measured before and after; the better ones count for all cells.
+    """
     from gog_edge.bench import probes
     from gog_edge.bench.result import Report
-    from gog_edge.bench.roofline import measure
+    from gog_edge.bench.roofline import measure_apart
     from gog_edge.bundle import Bundle
     from gog_edge.codec import encode
 
-    opened = Bundle.open(bundle) if bundle is not None else None
-    limits = measure() if roofline else None
-    cells = tuple(_cells(chosen, opened, engine, peers, repeats, limits, skipped))
-    return Report(
-        format="gog-edge-bench",
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        machine={**probes.describe_machine(), "peers": {p.name: p.about for p in peers if p.about}},
-        roofline=encode(limits) if limits is not None else {},
-        bundle=_describe(opened),
-        cells=cells,
-        skipped=skipped,
-    )
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    machine = probes.describe_machine()
+    opened = Bundle.open(wanted.bundle) if wanted.bundle is not None else None
+    limits = measure_apart() if wanted.roofline else None
+    made: list[MakeCells] = []
+
+    def report() -> Report:
+        about = {**machine, "peers": {p.name: p.about for p in wanted.peers if p.about}}
+        cells = tuple(cell for make in made for cell in make(limits))
+        roofline = encode(limits) if limits is not None else {}
+        return Report("gog-edge-bench", started, about, roofline, _describe(opened), cells, skipped)
+
+    for make in _scenarios(wanted, opened, limits, skipped):
+        made.append(make)
+        if wanted.out is not None:
+            report().save(wanted.out)
+    if limits is not None and made:
+        limits = limits.best(measure_apart())  # the neighbours of a virtual machine come and go
+    found = report()
+    if wanted.out is not None and found.cells:
+        found.save(wanted.out)
+    return found
 
 
 def _describe(bundle: Bundle | None) -> dict[str, Any]:
@@ -162,22 +190,20 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
     return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "target": m.target}
 
 
-def _cells(
-    chosen: Sequence[str],
-    bundle: Bundle | None,
-    engine: str | None,
-    peers: Sequence[WorkerSubject],
-    repeats: int | None,
-    limits: Roofline | None,
-    skipped: dict[str, str],
-) -> Iterator[Cell]:
+def _scenarios(
+    wanted: _Wanted, bundle: Bundle | None, limits: Roofline | None, skipped: dict[str, str]
+) -> Iterator[MakeCells]:
+    """One conversation or piece after another, measured: its cells, given the machine's limits."""
     from gog_edge.bench.conversations import CONVERSATIONS
     from gog_edge.bench.ours import LocalSubject
-    from gog_edge.bench.pieces import PIECES
-    from gog_edge.bench.suite import cells, load_subjects, run_conversation
+    from gog_edge.bench.pieces import PIECES, Given
+    from gog_edge.bench.result import Cell
+    from gog_edge.bench.suite import load_subjects, run_conversation
 
     subjects: list[Subject] = []
-    ours = None if bundle is None else LocalSubject(bundle.root, engine=engine)
+    repeats, peers = wanted.repeats, wanted.peers
+    ours = None if bundle is None else LocalSubject(bundle.root, engine=wanted.engine)
+    salt = time.time_ns()
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=None)
 
@@ -185,25 +211,25 @@ def _cells(
             bar.update(task, description=text)
 
         try:
-            for name in chosen:
+            for name in wanted.scenarios:
                 tell(name)
                 if name in PIECES:
-                    yield from _piece(name, bundle, repeats or 5, skipped)
+                    yield _fixed(_piece(name, Given(wanted.bundle, repeats or 5, limits), skipped))
                     continue
                 if ours is None and not peers:
                     skipped[name] = "no bundle was given (--bundle DIR)"
                     continue
                 if not subjects:
                     if ours is not None:
-                        ours.load()
+                        yield _fixed([Cell("load", ours.name, "load to first token", "s", (ours.load(),))])
                         subjects.append(ours)
                     loaded, seconds = load_subjects(peers, skipped, tell)
                     subjects.extend(loaded)
-                    yield from seconds
+                    yield _fixed(seconds)
                 for conversation in CONVERSATIONS[name]:
-                    samples, failed = run_conversation(conversation, subjects, repeats, tell)
+                    samples, failed = run_conversation(conversation, subjects, repeats, tell, wanted.warmup, salt)
                     skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
-                    yield from cells(conversation, samples, bundle, limits)
+                    yield partial(_conversation_cells, conversation, samples, bundle)
         finally:
             for peer in peers:
                 peer.close()
@@ -211,15 +237,28 @@ def _cells(
                 ours.close()
 
 
-def _piece(name: str, bundle: Bundle | None, repeats: int, skipped: dict[str, str]) -> Iterator[Cell]:
+def _fixed(cells: list[Cell]) -> MakeCells:
+    return lambda limits: cells
+
+
+def _conversation_cells(
+    conversation: Conversation, samples: dict[str, Samples], bundle: Bundle | None, limits: Roofline | None
+) -> list[Cell]:
+    from gog_edge.bench.suite import cells
+
+    return list(cells(conversation, samples, bundle, limits))
+
+
+def _piece(name: str, given: Given, skipped: dict[str, str]) -> list[Cell]:
     """A scenario that is no conversation; one that can't run here is skipped with its reason."""
     from gog_edge.bench.pieces import PIECES
     from gog_edge.errors import BenchError
 
     try:
-        yield from PIECES[name](bundle.root if bundle is not None else None, repeats)
+        return list(PIECES[name](given))
     except BenchError as e:
         skipped[name] = str(e)
+        return []
 
 
 def _print_line(report: Report) -> None:
@@ -253,6 +292,30 @@ def diff(before: Path, after: Path, threshold: float) -> None:
     if worse or gone:
         raise click.exceptions.Exit(1)
     out.print("nothing got worse beyond noise")
+
+
+@command.command("show")
+@click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--markdown", is_flag=True, help="Tables for a page: everybody's medians, goals, our share of the limits."
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots anew (one report).")
+def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
+    """Show JSON reports again; several of one machine are put together with --markdown."""
+    from gog_edge.bench import report as text
+    from gog_edge.bench import report_html, summary
+    from gog_edge.bench.result import load
+
+    found = [load(path) for path in reports]
+    if html is not None:
+        if len(found) != 1:
+            raise UsageError("--html shows one report: give one")
+        report_html.write(found[0], html)
+    if markdown:
+        stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
+    elif html is None:
+        for report in found:
+            stdout().print(text.render(report))
 
 
 @command.command("make-checkpoint")

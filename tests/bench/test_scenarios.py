@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from gog_edge.bench.camera import camera_cells, watch
+from gog_edge.bench.cropping import crop_cells
 from gog_edge.bench.indexing import index_cells
 from gog_edge.bench.ours import LocalSubject
-from gog_edge.bench.pieces import PIECES
+from gog_edge.bench.pieces import PIECES, Given
+from gog_edge.bench.reuse import prompt_cells, question_cells
+from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.searching import OURS, PLAIN, SleepingProvider, search_cells
 from gog_edge.bench.subject import picture
 from gog_edge.errors import BenchError, SearchTimeoutError
@@ -94,9 +97,37 @@ def test_the_index_scenario_grows_one_index() -> None:
     assert all(c.summary.minimum > 0 for c in found)
 
 
+def test_later_questions_pay_for_their_own_words_only(tiny_bundle: Path) -> None:
+    subject = LocalSubject(tiny_bundle)
+    subject.load()
+    try:
+        found = list(question_cells(subject, (1, 3), Roofline(1, 10.0, {"fp32": 100.0})))
+    finally:
+        subject.close()
+    flat = {c.stage: c for c in found if c.x is None}
+    assert flat["every other question"].summary.n == 2
+    assert flat["vision in every other question"].summary.maximum == 0.0
+    first, mean = (c for c in found if c.x is not None)
+    assert first.limit is not None and mean.limit is not None and mean.limit < first.limit
+    assert mean.samples[0] < first.samples[0]
+
+
+def test_the_prompt_comes_from_memory_and_from_disk(tiny_bundle: Path) -> None:
+    found = list(prompt_cells(tiny_bundle, 1))
+    assert [c.stage for c in found] == ["prompt computed", "prompt from memory", "prompt from disk"]
+    assert all(int(c.note.split()[0]) > 100 for c in found)
+
+
+def test_crops_are_cut_by_everybody_who_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GOG_EDGE_CACHE", str(tmp_path))  # without the environment of transformers
+    found = {c.subject: c for c in crop_cells(2)}
+    assert set(found) == {"gog-edge", "gog-edge 2 threads", "Pillow + numpy"}
+    assert all(c.summary.n == 2 and c.summary.minimum > 0 for c in found.values())
+
+
 def test_every_piece_says_what_it_is_and_what_it_needs() -> None:
     for name, piece in PIECES.items():
         assert piece.__doc__
         if name not in ("crop", "index"):
             with pytest.raises(BenchError, match="--bundle"):
-                list(piece(None, 1))
+                list(piece(Given(None, 1)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from gog_edge.bench.conversations import CONVERSATIONS, Conversation, TurnSpec
-from gog_edge.bench.limits import stage_limits
+from gog_edge.bench.limits import memory_needed, stage_limits
 from gog_edge.bench.ours import LocalSubject
+from gog_edge.bench.probes import resident_bytes
 from gog_edge.bench.report import format_place
 from gog_edge.bench.result import Report, load
-from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.roofline import Roofline, kv_bytes_read
 from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
 from gog_edge.bench.suite import cells, run_conversation
 from gog_edge.bundle import Bundle
@@ -114,3 +118,77 @@ def test_a_report_survives_the_disk_and_another_file_is_refused(tmp_path: Path) 
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(BenchError, match=r"x\.json"):
         load(tmp_path / "x.json")
+
+
+class Listener(FakePeer):
+    """Keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("gog-edge", 1.0, [])
+        self.given: list[Part] = []
+
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
+        self.given += parts
+        return super().turn(parts, tokens)
+
+
+def test_no_two_turns_share_pixels_or_words() -> None:
+    """Of any run or scenario: a peer with a cache of prefixes once answered `decode` from what `prefill` had left."""
+    listener = Listener()
+    for name in ("short", "other"):
+        run_conversation(Conversation(name, "a test", SHORT.turns, repeats=2), [listener], salt=3)
+    words = [p.seed for p in listener.given if isinstance(p, Words)]
+    assert len(words) == 2 * 3 * 2 == len(set(words))
+    pixels = [p.pixels.tobytes() for p in listener.given if isinstance(p, Picture)]
+    assert len(pixels) == 6 == len(set(pixels))
+    again = Listener()
+    run_conversation(Conversation("short", "a test", SHORT.turns, repeats=2), [again], salt=4)
+    assert not {p.seed for p in again.given if isinstance(p, Words)} & set(words)
+
+
+def test_a_growing_conversation_is_a_curve() -> None:
+    grown = CONVERSATIONS["growth-context"][0]
+    samples, _ = run_conversation(grown, [FakePeer("gog-edge", 1.0, [])])
+    found = [c for c in cells(grown, samples, None, None) if c.stage == "decode"]
+    assert [c.x for c in found] == [1024, 2048, 4096, 8192, 16384]
+    before = 0
+    for turn in grown.turns:
+        assert before + turn.words == turn.x
+        before += turn.words + turn.tokens
+
+
+def test_warmup_and_repeats_replace_the_conversations_own() -> None:
+    samples, _ = run_conversation(SHORT, [FakePeer("gog-edge", 1.0, [])], repeats=3, warmup=0)
+    assert len(samples["gog-edge"].resident) == 3
+
+
+def test_our_own_memory_is_this_process_alone(tiny_bundle: Path) -> None:
+    """A peer's worker is a child of this process: its memory must not count as ours."""
+    ballast = f"import time; x = bytearray({300 << 20}); print('ready', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", ballast], stdout=subprocess.PIPE)
+    subject = LocalSubject(tiny_bundle)
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        subject.load()
+        times = subject.turn([Words(7)], 2)
+        everything = resident_bytes(os.getpid())
+    finally:
+        subject.close()
+        child.kill()
+        child.communicate()
+    assert everything - times.resident > 250 << 20
+    assert times.peak == 0 or times.peak >= times.resident - (8 << 20)
+
+
+def test_memory_needed_counts_weights_cache_and_one_image(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    weights = sum(f.size for n, f in bundle.manifest.files.items() if n.endswith((".data", ".bin")))
+    none = memory_needed(bundle, Conversation("c", "", (TurnSpec(words=0, tokens=0),)))
+    text = memory_needed(bundle, Conversation("c", "", (TurnSpec(words=100, tokens=20),)))
+    one = memory_needed(bundle, Conversation("c", "", (TurnSpec(((64, 64),), 100, 20),)))
+    two = memory_needed(bundle, Conversation("c", "", (TurnSpec(((64, 64),), 50, 10), TurnSpec(((64, 64),), 50, 10))))
+    assert none == weights
+    assert text - none == kv_bytes_read(bundle.manifest.decoder, 120)
+    rows = stage_limits(bundle, MACHINE, TurnSpec(((64, 64),)), 0)[1] - 1  # the image's tokens
+    assert two - one == kv_bytes_read(bundle.manifest.decoder, rows)  # the second one is kept, not computed beside it
+    assert one - text > kv_bytes_read(bundle.manifest.decoder, rows)

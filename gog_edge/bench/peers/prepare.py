@@ -11,6 +11,8 @@ from gog_edge.bench.peers.environment import Show
 from gog_edge.bench.peers.registry import Peer
 from gog_edge.errors import BenchError
 
+_CONVERT_GGUF = Path(__file__).parent / "workers" / "convert_gguf.py"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -80,7 +82,7 @@ def llama_cpp(job: Job) -> list[list[str]]:
         missing = "convert_hf_to_gguf.py" if not convert.is_file() else "a built llama-quantize"
         raise BenchError(f"{job.tools} holds no {missing}: give the folder of a llama.cpp that was built there")
     whole, tower = job.out / "model-f16.gguf", job.out / "mmproj-f16.gguf"
-    base = [str(job.python), str(convert), str(job.checkpoint), "--outtype", "f16"]
+    base = [str(job.python), str(_CONVERT_GGUF), str(convert), str(job.checkpoint), "--outtype", "f16"]
     return [
         [*base, "--outfile", str(whole)],
         [*base, "--mmproj", "--outfile", str(tower)],

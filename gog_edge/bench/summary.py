@@ -1,0 +1,150 @@
+"""Several reports of one machine as two Markdown tables: what everybody took, and the goals beside what was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gog_edge.bench.report import format_value
+from gog_edge.bench.result import Cell, Report
+from gog_edge.bench.statistics import Summary
+
+OURS = "gog-edge"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the first table: the median of a cell, without its unit where the title has it."""
+
+    title: str
+    scenario: str
+    stage: str
+    scale: float = 1.0
+    digits: int = 1
+
+
+COLUMNS = (
+    Column("load s", "load", "load to first token"),
+    Column("peak MB", "agent", "peak resident", 1e-6, 0),
+    Column("encode s", "encode", "encode"),
+    Column("prefill tok/s", "decode", "prefill rate", digits=0),
+    Column("decode tok/s", "decode", "decode rate"),
+    Column("agent: turn 1 s", "agent", "turn 1 total"),
+    Column("turn 2 s", "agent", "turn 2 total"),
+    Column("both s", "agent", "total"),
+    Column("language part alone: both s", "agent-text", "total"),
+)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio ours / theirs that is to be at most (or, for rates, at least) `bound`. `peer`: name or its beginning;
+    the best mode of a peer counts. Without a peer: the share of the roofline."""
+
+    what: str
+    scenario: str
+    stage: str
+    bound: float
+    peer: str = ""
+    at_least: bool = False
+
+
+GOALS = (
+    Goal("agent job", "agent", "total", 0.65, "openvino-genai"),
+    Goal("agent job", "agent", "total", 0.4, "llama.cpp"),
+    Goal("agent job", "agent", "total", 0.5, "transformers"),
+    Goal("encode", "encode", "encode", 0.65, "openvino-genai"),
+    Goal("prefill", "decode", "prefill rate", 1.2, "openvino-genai", at_least=True),
+    Goal("decode", "decode", "decode rate", 1.1, "onnxruntime-genai", at_least=True),
+    Goal("decode, of the bandwidth limit", "decode", "decode rate", 0.85, at_least=True),
+    Goal("crop, one thread", "crop", "crop", 1 / 5, "transformers, fast processor"),
+    Goal("crop, one thread", "crop", "crop", 1 / 2, "Pillow + numpy"),
+)
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """Both tables; a cell that was not measured stays blank. Columns and rows without any value are left out."""
+    return "\n\n".join(t for t in (_measured(reports), _goals(reports)) if t) + "\n"
+
+
+def _measured(reports: Sequence[Report]) -> str:
+    subjects = dict.fromkeys(c.subject for r in reports for c in r.cells)
+    ordered = [s for s in subjects if s == OURS] + [s for s in subjects if s != OURS]
+    grid = {s: [_median(reports, s, column) for column in COLUMNS] for s in ordered}
+    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in grid.values())]
+    rows = [[s, *(row[i] for i in used)] for s, row in grid.items() if any(row)]
+    return _table(["", *(COLUMNS[i].title for i in used)], rows) if used else ""
+
+
+def _median(reports: Sequence[Report], subject: str, column: Column) -> str:
+    samples = [
+        value
+        for report in reports
+        for c in report.cells
+        if (c.scenario, c.stage, c.subject) == (column.scenario, column.stage, subject) and c.x is None
+        for value in c.samples
+    ]
+    return f"{Summary('', tuple(samples)).p50 * column.scale:.{column.digits}f}" if samples else ""
+
+
+def _goals(reports: Sequence[Report]) -> str:
+    rows = [row for goal in GOALS if (row := _goal(reports, goal)) is not None]
+    return _table(["", "against", "goal", "reached", "range", "runs"], rows) if rows else ""
+
+
+def _goal(reports: Sequence[Report], goal: Goal) -> list[str] | None:
+    """The peer's mode in which we look worst; None where nothing was measured."""
+    sign = "≥" if goal.at_least else "≤"
+    if not goal.peer:
+        found = [("the roofline of the same run", _shares(c)) for r in reports for c in _ours(r, goal)]
+    else:
+        found = [
+            (theirs.subject, ratio)
+            for r in reports
+            for ours, theirs, ratio in r.ratios(OURS)
+            if (ours.scenario, ours.stage) == (goal.scenario, goal.stage) and theirs.subject.startswith(goal.peer)
+        ]
+    if not found:
+        return None
+    pick = min if goal.at_least else max
+    against, ratio = pick(found, key=lambda f: f[1].p50)
+    met = ratio.p50 >= goal.bound if goal.at_least else ratio.p50 <= goal.bound
+    reached = f"**{ratio.p50:.2f}x**" if met else f"{ratio.p50:.2f}x (missed)"
+    return [
+        goal.what,
+        against,
+        f"{sign} {goal.bound:.3g}x",
+        reached,
+        f"{ratio.minimum:.2f} to {ratio.maximum:.2f}",
+        str(ratio.n),
+    ]
+
+
+def _ours(report: Report, goal: Goal) -> Iterator[Cell]:
+    for cell in report.cells:
+        if (cell.scenario, cell.stage, cell.subject) == (goal.scenario, goal.stage, OURS) and cell.limit:
+            yield cell
+
+
+def _shares(cell: Cell) -> Summary:
+    limit = cell.limit or 1.0
+    return Summary("x", tuple(limit / s if cell.lower_is_better else s / limit for s in cell.samples))
+
+
+def stages(reports: Sequence[Report]) -> str:
+    """Our own stages beside the roofline of the same run, as a Markdown table."""
+    rows = []
+    for report in reports:
+        for cell in report.cells:
+            share = cell.of_limit
+            if cell.subject != OURS or share is None or cell.limit is None or cell.unit == "tokens":
+                continue
+            at = "" if cell.x is None else f"{cell.x:,.0f}"
+            values = (format_value(cell.summary.p50, cell.unit), format_value(cell.limit, cell.unit))
+            rows.append([cell.scenario, cell.stage, at, *values, f"{share:.0%}"])
+    return _table(["scenario", "stage", "at", "median", "limit", "of limit"], rows) + "\n" if rows else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
