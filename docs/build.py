@@ -24,7 +24,8 @@ STYLE = """
 body { font: 16px/1.6 system-ui, sans-serif; color: #1f2933; margin: 0 auto; max-width: 56rem; padding: 1.5rem; }
 a { color: #0b7285; } nav { font-size: .9rem; border-bottom: 1px solid #e4e7eb; padding-bottom: .6rem; }
 code { font-size: .9em; background: #f1f3f5; padding: .1em .25em; border-radius: 3px; }
-pre { background: #f8f9fb; padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; } pre code { padding: 0; background: none; }
+pre { background: #f8f9fb; padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
+pre code { padding: 0; background: none; }
 table { border-collapse: collapse; }
 td, th { border-bottom: 1px solid #e4e7eb; padding: .25rem .8rem; text-align: left; }
 img { max-width: 100%; }

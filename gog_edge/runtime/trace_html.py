@@ -98,7 +98,8 @@ def _head(trace: Trace) -> str:
     facts = (
         f"{_STOPS[answer.stop]} &middot; {answer.seconds:.2f} s &middot; {counted(len(answer.steps), 'step')} &middot; "
         f"{counted(usage.prompt_tokens, 'token')} read, "
-        f"{usage.generated_tokens} written ({usage.forced_tokens} forced), {usage.reused_tokens} reused &middot; {counted(usage.encoded_images, 'image')} encoded, "
+        f"{usage.generated_tokens} written ({usage.forced_tokens} forced), "
+        f"{usage.reused_tokens} reused &middot; {counted(usage.encoded_images, 'image')} encoded, "
         f"{usage.cached_images} from cache &middot; {counted(usage.searches, 'search', 'searches')}"
     )
     shown = escape(answer.text) or "<span class=soft>no answer</span>"
