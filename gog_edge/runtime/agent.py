@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from gog_edge.errors import EngineError, GrammarError, UsageError
 from gog_edge.runtime.acting import QuestionContext
 from gog_edge.runtime.budget import Budget
+from gog_edge.runtime.conversation import Conversation, check_arguments, last_answer
 from gog_edge.runtime.desk import run_in_thread
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.frame import Frame, ImageSource
@@ -31,10 +32,9 @@ from gog_edge.runtime.search.base import SearchProvider
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.runtime.vision import PixelLimits
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.types import Answer, Event
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.conversation import Conversation
     from gog_edge.runtime.generate import Constraint
     from gog_edge.runtime.grammar import TokenGrammar
 
@@ -117,7 +117,7 @@ class Agent:
             urls=urls,
             key=key,
         )
-        return _last(events)
+        return last_answer(events)
 
     def stream(
         self,
@@ -135,8 +135,6 @@ class Agent:
 
         Nothing runs before the first event is asked for, and the time of the deadline counts from there.
         """
-        from gog_edge.runtime.conversation import check_arguments
-
         check_arguments(question, deadline, max_turns)
         with Budget(deadline, parent=budget) as own:
             conversation = self._borrow(image, trace)
@@ -156,8 +154,6 @@ class Agent:
 
     def session(self, image: Images) -> Conversation:
         """Several questions about the same image or images, one after the other; can be saved and resumed."""
-        from gog_edge.runtime.conversation import Conversation
-
         self._check_open()
         return Conversation(self, Session(self.model), _frames(image))
 
@@ -170,8 +166,6 @@ class Agent:
         Raises:
             SessionError: missing, damaged, or made with another bundle.
         """
-        from gog_edge.runtime.conversation import Conversation
-
         self._check_open()
         return Conversation.load(self, path, _frames(image) if image is not None else [])
 
@@ -248,8 +242,6 @@ class Agent:
 
     def _borrow(self, image: Images, trace: Trace | None) -> Conversation:
         """A conversation on an idle session (its KV may serve), or on a new one."""
-        from gog_edge.runtime.conversation import Conversation
-
         self._check_open()
         if trace is not None:
             with trace.span("decode_image"):
@@ -295,16 +287,6 @@ class Agent:
 
         manifest = self.model.manifest
         return TokenGrammar(self.model.tokenizer.backend, manifest.tokens.eos, manifest.decoder.vocab)
-
-
-def _last(events: Iterator[Event]) -> Answer:
-    answer: Answer | None = None
-    for event in events:
-        if isinstance(event, AnswerEvent):
-            answer = event.answer
-    if answer is None:
-        raise EngineError("the question ended without an answer event")
-    return answer
 
 
 def _frames(image: Images) -> list[Frame]:

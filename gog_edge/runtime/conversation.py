@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from gog_edge.errors import SessionError, UsageError
+from gog_edge.errors import EngineError, SessionError, UsageError
 from gog_edge.runtime.acting import Actor, QuestionContext
 from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.desk import SearchDesk
@@ -69,13 +69,7 @@ class Conversation:
         trace: Trace | None = None,
     ) -> Answer:
         """Answer a question; arguments and errors as `Agent.ask`."""
-        answer: Answer | None = None
-        for event in self.stream(question, deadline=deadline, max_turns=max_turns, budget=budget, trace=trace):
-            if isinstance(event, AnswerEvent):
-                answer = event.answer
-        if answer is None:
-            raise SessionError("the question ended without an answer event")
-        return answer
+        return last_answer(self.stream(question, deadline=deadline, max_turns=max_turns, budget=budget, trace=trace))
 
     def stream(
         self,
@@ -185,6 +179,21 @@ class Conversation:
             trace.meta["speculation"] = {**asdict(self.speculation), "accept_rate": self.speculation.accept_rate}
             budget.cancel()  # what was started early and not used ends here
             actor.finish()
+
+
+def last_answer(events: Iterator[Event]) -> Answer:
+    """Run a question to its end.
+
+    Raises:
+        EngineError: it ended without an answer event. And whatever the question raises.
+    """
+    answer: Answer | None = None
+    for event in events:
+        if isinstance(event, AnswerEvent):
+            answer = event.answer
+    if answer is None:
+        raise EngineError("the question ended without an answer event")
+    return answer
 
 
 def check_arguments(question: str, deadline: float | None, max_turns: int | None) -> None:
