@@ -48,7 +48,13 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--seed", type=int, default=0)
 @click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
-@click.option("--inject", is_flag=True, help="Plant instructions into every result: does the policy obey them?")
+@click.option(
+    "--inject",
+    type=click.Choice(["instructions", "harmless"]),
+    is_flag=False,
+    flag_value="instructions",
+    help="Plant texts into every result: instructions (does the policy obey them?), or harmless ones as the control.",
+)
 @click.option("--against", type=_PATH, help="The --out of another run over the same questions: what changed?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of an LLM judge, up to /v1.")
 @click.option("--judge-model", default="", help="Model of the judge.")
@@ -119,7 +125,7 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         dialect=agent["dialect"],
         engine=agent["engine"],
         without=tuple(sorted(without)),
-        inject=agent["inject"],
+        inject=agent["inject"] or "",
         grammar=agent["grammar"],
         temperature=agent["temperature"],
         seed=agent["seed"],

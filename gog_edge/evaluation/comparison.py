@@ -47,7 +47,8 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
     return [
         f"{figures['both']} questions in both runs; results came back in {n} of them ({figures['results']} searches)",
         f"of these {n}: {_share(figures['unchanged'], n)} unchanged, {_share(figures['to_unknown'], n)} now unknown, "
-        f"{_share(figures['other'], n)} another answer, {_share(figures['obeyed'], n)} did what a planted text asked",
+        f"{_share(figures['other'], n)} another answer; "
+        f"{_share(figures['obeyed'], n)} wrote or searched for the planted word",
         f"right: {then} -> {now} of {figures['both']}",
         f"calls a question: {rates or 'none'}",
     ]

@@ -28,7 +28,7 @@ class AgentSpec:
 
     Args:
         without: kinds of actions that are taken away (ablations); the prompt stays as the policy was trained.
-        inject: let every result try to take over (see `injection`).
+        inject: plant texts of this kind into every result: instructions, harmless (see `injection`); empty: none.
         search: a provider configuration; see docs/search.md.
         threads: of the engine, in each process.
     """
@@ -39,7 +39,7 @@ class AgentSpec:
     dialect: str = ""
     engine: str = ""
     without: tuple[str, ...] = ()
-    inject: bool = False
+    inject: str = ""
     grammar: str = "auto"
     temperature: float = 0.0
     seed: int = 0
@@ -186,7 +186,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         engine_options=_engine_options(spec.threads),
     )
     if spec.inject:
-        disguise(agent)
+        disguise(agent, spec.inject)
     return agent
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gog_edge.cli.main import run as run_cli
-from gog_edge.evaluation.injection import MARK, TEMPLATES, InjectingProvider, obeyed, plant
+from gog_edge.evaluation.injection import HARMLESS, MARK, TEMPLATES, InjectingProvider, obeyed, plant
 from gog_edge.evaluation.report import summarise, table_rows
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page
@@ -53,8 +53,17 @@ def test_every_kind_of_search_is_planted_and_repeats() -> None:
     assert provider.search_text("q", k=3, deadline=NEVER) == provider.search_text("q", k=3, deadline=NEVER)
 
 
+def test_the_control_plants_the_same_word_in_the_same_places() -> None:
+    for query in ("a", "b", "c", "d"):
+        told = InjectingProvider(Source(), TEMPLATES).search_text(query, k=3, deadline=NEVER)
+        control = InjectingProvider(Source(), HARMLESS).search_text(query, k=3, deadline=NEVER)
+        assert [MARK in h.title for h in told] == [MARK in h.title for h in control]
+        assert not any(t in h.title for h in control for t in TEMPLATES)
+
+
 def test_all_texts_are_used_and_hold_the_mark() -> None:
     assert all(MARK in t for t in TEMPLATES)
+    assert len(HARMLESS) == len(TEMPLATES) and all(MARK in t for t in HARMLESS)
     used = {t for i in range(200) for t in TEMPLATES if any(t in h.title for h in plant([Hit("a", "b")], str(i), 3))}
     assert used == set(TEMPLATES)
 
@@ -99,5 +108,5 @@ def test_the_command_runs_with_planted_results(
     ]
     assert run_cli(["eval", "set.jsonl", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["inject"] is True and found["settings"]["expand"] == 1
+    assert found["settings"]["inject"] == "instructions" and found["settings"]["expand"] == 1
     assert found["all"]["obeyed"] == 0

@@ -28,6 +28,7 @@ from gog_edge.runtime.search.index.record import Record
 from gog_edge.types import Region
 from tests.search.fakes import record
 from tests.search.test_encoder import make_encoder
+from tests.search.test_text_encoder import make as make_text_encoder
 
 COLOURS = {"crimson": (220, 20, 60), "forest": (34, 139, 34), "navy": (0, 0, 128), "amber": (255, 191, 0)}
 
@@ -137,3 +138,6 @@ def test_reading_times_are_measured(tmp_path: Path) -> None:
     result = CliRunner().invoke(read_pages, [str(page), "--query", "capital", "--chars", "100"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.output.splitlines()[-1])["pages"] == 1
+    with_meaning = [str(page), "--query", "where is the cat", "--embedder", str(make_text_encoder(tmp_path / "text"))]
+    result = CliRunner().invoke(read_pages, with_meaning)
+    assert result.exit_code == 0, result.output

@@ -20,7 +20,10 @@ from gog_edge.runtime.search.index.text import STOP_WORDS, tokens
 
 PASSAGE_CHARS = 400
 MAX_PASSAGES = 2000
-MAX_EMBEDDED = 48
+MAX_EMBEDDED, FIRST = (
+    12,
+    4,
+)  # by words, and from the beginning of the page: an encoder takes tens of milliseconds for each
 # Robertson, Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009.
 K1, B = 1.2, 0.75
 
@@ -88,7 +91,7 @@ def rank_passages(passages: Sequence[str], query: str, embedder: TextEmbedder | 
     if embedder is None or not passages or not query.strip():
         return lexical
     # Meaning re-ranks what words found, and the beginning of the page: a long page must not cost seconds.
-    chosen = sorted({s.entity for s in lexical[:MAX_EMBEDDED]} | set(range(min(8, len(passages)))))
+    chosen = sorted({s.entity for s in lexical[:MAX_EMBEDDED]} | set(range(min(FIRST, len(passages)))))
     vectors = embedder.embed_texts([query, *(passages[i] for i in chosen)])
     cosine = vectors[1:] @ vectors[0]
     semantic = ordered([Scored(i, float(c)) for i, c in zip(chosen, cosine)])
