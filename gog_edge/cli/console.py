@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -25,9 +26,19 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
 
 
+class _Bar(Progress):
+    """Leaves its last state on the screen when the job was done, and nothing when it failed: the error stands alone."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.transient = kind is not None
+        super().__exit__(kind, error, trace)
+
+
 def progress_bar() -> Progress:
     """The bar of every long job."""
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}", justify="left"),
         BarColumn(bar_width=30),
         TaskProgressColumn(),

@@ -96,10 +96,6 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
         raise UsageError(f"export needs {e.name}: pip install 'gog-edge[export]'") from e
     if rest["verify_image"] and not rest["verify"]:
         raise UsageError("--verify-image needs --verify")
-    if rest["dialect"]:
-        from gog_edge.runtime.dialects import load as load_dialect
-
-        load_dialect(rest["dialect"])  # refuses one that nobody could run, before anything is written
     if (Path(checkpoint) / MANIFEST).is_file():
         _engines(Bundle.open(checkpoint), output, rest)
         return
