@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 
 def stderr() -> Console:
@@ -24,6 +33,15 @@ def stdout() -> Console:
 def print_json(value: Any) -> None:
     """One JSON document on stdout, and nothing else there."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
+
+
+class _Remaining(TimeRemainingColumn):
+    """'eta 0:00:12'; nothing where the end is unknown or reached."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None or task.finished:
+            return Text("")
+        return Text("eta ").append_text(super().render(task))
 
 
 class _Bar(Progress):
@@ -43,8 +61,7 @@ def progress_bar() -> Progress:
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
+        _Remaining(),
         console=stderr(),
         transient=False,
     )
