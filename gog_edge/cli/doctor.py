@@ -126,13 +126,13 @@ def _native() -> list[Check]:
 
 def _gpu() -> list[Check]:
     if importlib.util.find_spec("pynvml") is None:
-        return [Check("gpu", False, "not looked for", "pip install 'gog-edge[bench]' to ask NVML")]
+        return [Check("nvidia gpu", False, "not looked for", "pip install 'gog-edge[bench]' to ask NVML")]
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as e:
-        return [Check("gpu", False, "no NVIDIA driver", str(e))]
+        return [Check("nvidia gpu", False, "no NVIDIA driver", str(e))]
     checks = []
     for i in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(i)
