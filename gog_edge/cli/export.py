@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 @click.option(
     "--method",
     type=click.Choice(["rtn", "mse", "hqq", "gptq"]),
-    help="How integers are chosen: nearest (rtn), least squared error (mse: the default), half-quadratic (hqq), error "
-    "compensation (gptq: the default with --calibration, which it needs).",
+    help="How integers are chosen: nearest (rtn), least squared error (mse), half-quadratic (hqq), error compensation "
+    "(gptq: the default with --calibration, which it needs). Default: mse, but rtn for attention at 4 bits.",
 )
 @click.option(
     "--int8",
@@ -157,12 +157,13 @@ def _best_ops(rest: dict[str, Any]) -> str:
     """native where it can run and means something: quantised weights, CPU, graphs for ONNX Runtime."""
     if rest["target"] != "cpu" or rest["flavour"] == "standard" or rest["precision"] not in ("int4", "int8"):
         return "stock"
-    from gog_edge.runtime.ops.library import available
+    from gog_edge.runtime.ops.library import FALLBACK, available
 
     reason = available()
     if reason is None:
         return "native"
-    stderr().print(f"[dim]stock operators: {reason}[/]")
+    why = reason.replace(f": {FALLBACK}", "")
+    stderr().print(f"[dim]stock operators are used, native ones are faster: {why}[/]")
     return "stock"
 
 

@@ -312,10 +312,11 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def for_precision(cls, precision: str, method: Method = "mse") -> Recipe:
+    def for_precision(cls, precision: str, method: Method | None = None) -> Recipe:
         """The default recipe of fp32, fp16, int8 or int4 (the figures behind it: docs/quantization.md).
 
-        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched.
+        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched. None: mse,
+        but for attention at 4 bits, whose few large weights must not be clipped: rtn.
 
         Raises:
             ValueError: another precision.
@@ -324,16 +325,17 @@ class Recipe:
             return cls("fp32", _F32, _F32, _F32, _F32, _F32, _F32, _F32)
         if precision == "fp16":
             return cls("fp16", _F16, _F16, _F16, _F16, _F16, _F16, _F16)
-        everywhere: Method = "mse" if method in CALIBRATED else method
+        everywhere: Method = "mse" if method is None or method in CALIBRATED else method
         row, int8 = Scheme(8, method=everywhere), Scheme(8, 32, method=everywhere)
         if precision == "int8":
             recipe = cls("int8", row, int8, int8, int8, int8, int8, int8)
         elif precision == "int4":
             int4 = Scheme(4, 32, method=everywhere)
-            recipe = cls("int4", row, int8, int4, int4, int4, int8, int8)
+            attention = int4 if method else replace(int4, method="rtn")
+            recipe = cls("int4", row, int8, attention, int4, int4, int8, int8)
         else:
             raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
-        return recipe.with_method(method) if method in CALIBRATED else recipe
+        return recipe.with_method(method) if method is not None and method in CALIBRATED else recipe
 
     @classmethod
     def requantising(cls, precision: str) -> Recipe:

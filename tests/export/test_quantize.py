@@ -156,6 +156,20 @@ def test_recipes(precision: str) -> None:
         Recipe.for_precision("int3")
 
 
+def test_methods_of_recipes() -> None:
+    default = Recipe.for_precision("int4")
+    assert (default.attention.method, default.mlp.method, default.head.method) == ("rtn", "mse", "mse")
+    asked = Recipe.for_precision("int4", "mse")
+    assert {asked.attention.method, asked.mlp.method, asked.vision.method} == {"mse"}
+    calibrated = Recipe.for_precision("int4", "gptq")
+    assert {calibrated.attention.method, calibrated.down_proj.method} == {"gptq"}
+    assert calibrated.head.method == "mse"
+    assert Recipe.for_precision("int8").attention.method == "mse"
+    wide = default.at_int8(("attention",))
+    assert wide.attention == Recipe.for_precision("int8").attention
+    assert wide.mlp == default.mlp
+
+
 def test_overrides_win() -> None:
     from dataclasses import replace
 
