@@ -17,6 +17,7 @@ import pytest
 from gog_edge.bundle import Bundle
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.export import tensorrt
+from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.engines import add_engines
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
@@ -205,6 +206,23 @@ def test_engines_of_both_families(
     assert layers == {"Int8" if precision == "int4" else "Half"}  # no block of 32 divides these sizes: int8 instead
     assert not list((tmp_path / "b").glob(".*fixed*"))
     json.dumps(bundle.manifest.engines[0].report)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_the_graphs_of_engines_pass_the_gate_on_the_cpu(
+    family: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """The very files that engines are built from, three turns on one KV cache, against transformers."""
+    pytest.importorskip("transformers")
+    from gog_edge.export.parity import gate
+
+    checkpoint = Checkpoint.open(tiny_checkpoints[family])
+    options = ExportOptions(precision="fp16", target="tensorrt-rtx")
+    bundle = export_bundle(checkpoint, tmp_path / "b", options, gate=gate(checkpoint))
+    report = json.loads((bundle.root / "verify.json").read_text())
+    assert report["flavour"] == "standard"
+    assert {stage["name"] for stage in report["stages"]} >= {"vision", "prefill", "decode", "greedy"}
 
 
 @pytest.mark.tensorrt
