@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
@@ -11,12 +12,20 @@ from gog_edge.errors import UsageError
 
 
 @click.command("serve")
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The exported policy.")
-@click.option("--index", type=click.Path(path_type=Path), help="A local index to search.")
+@click.option(
+    "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
+)
+@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8710, show_default=True)
-@click.option("--queue", default=8, show_default=True, help="Questions that may wait; further ones get status 429.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free one.")
+@click.option(
+    "--queue",
+    type=click.IntRange(min=0),
+    default=8,
+    show_default=True,
+    help="Questions that may wait; further ones get status 429.",
+)
 def command(bundle: Path, index: Path | None, search: Path | None, host: str, port: int, queue: int) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /healthz.
 
@@ -30,6 +39,17 @@ def command(bundle: Path, index: Path | None, search: Path | None, host: str, po
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
 
-    with gog_edge.load(bundle, index=index, search=search) as agent:
-        stderr().print(f"serving {bundle} at http://{host}:{port}  (POST /v1/ask, /v1/chat/completions)")
-        uvicorn.run(create_app(agent, name=bundle.name, queue=queue), host=host, port=port, log_level="warning")
+    with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search) as agent:
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+        stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
+        config = uvicorn.Config(create_app(agent, name=bundle.name, queue=queue), log_level="warning")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before the policy is loaded: one that is taken is met at once."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as e:
+        raise UsageError(f"can't listen on {host}:{port} ({e.strerror or e}); choose another --host or --port") from e
