@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; our own limit refuses it in a line
     logger = logging.getLogger("gog_edge")
     if not logger.handlers:
         logger.addHandler(_Lines())
