@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import BundleError, EngineError
 from gog_edge.manifest import GraphSpec, TensorSpec
 from gog_edge.runtime.budget import UNLIMITED, Budget
-from gog_edge.runtime.engines.ort_options import Device, OrtOptions, providers, session_options
+from gog_edge.runtime.engines import ort_weights
+from gog_edge.runtime.engines.ort_options import Device, OrtOptions, providers, session_options, usable_cores
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,
@@ -56,7 +58,8 @@ class OrtGraph:
             raise BundleError(f"bundle {bundle.root} has no {name} graph; export it again") from None
         path = bundle.path(self.spec.file)
         so = session_options(options)
-        _register_operators(so, self.spec, bundle)
+        native = _register_operators(so, self.spec, bundle)
+        self._weights = _in_huge_pages(so, path, options) if native and name == "decoder" else []
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
@@ -107,15 +110,32 @@ def too_old(flavour: str, version: str) -> str:
     return "standard graphs need onnxruntime 1.25 or later"
 
 
-def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -> None:
-    """Native operators, for a graph that was exported with them.
+def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> list[Any]:
+    """Hand the graph's weights over in huge pages, where that helps; the result must live as long as the session.
+
+    Raises:
+        BundleError: the weight file is damaged.
+    """
+    if options.weights == "map" or ort_weights.why_mapped(path) is not None:
+        return []
+    import onnxruntime
+
+    names, arrays = ort_weights.load(path, options.threads or usable_cores())
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    for tensor, value in zip(names, values):
+        session_options.add_initializer(tensor, value)  # used in place; add_external_initializers would copy it
+    return values
+
+
+def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -> bool:
+    """Native operators, for a graph that was exported with them; whether it was.
 
     Raises:
         EngineError: they can't be had on this machine, or the graph needs operators of somebody else.
     """
     foreign = sorted(set(spec.domains) - _KNOWN_DOMAINS)
     if not foreign:
-        return
+        return False
     from gog_edge.runtime.ops import DOMAIN
     from gog_edge.runtime.ops.library import register
 
@@ -124,6 +144,7 @@ def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -
     reason = register(session_options)
     if reason is not None:
         raise EngineError(f"{bundle.root} was exported with native operators: {reason}; or export with --ops stock")
+    return True
 
 
 def _check(what: str, nodes: Any, specs: tuple[TensorSpec, ...], graph: str) -> None:
