@@ -54,9 +54,74 @@ def stages(cells: Sequence[Cell]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel(cells[0].unit)
         if len(colours) > 1:
-            axes.legend(frameon=False)
+            _legend_below(axes, len(colours))
 
-    return _figure(draw, height=1.2 + 0.4 * len(names) * max(1.0, 0.6 * len(colours)))
+    return _figure(draw, height=1.4 + 0.3 * len(names) * max(1.0, 0.6 * len(colours)))
+
+
+STAGES = {"crop": "#adb5bd", "encode": "#0b7285", "prefill": "#f59f00", "first token": "#9c9ea3", "decode": "#5f3dc4"}
+REST = "#e9ecef"
+
+
+def waterfall(cells: Sequence[Cell]) -> str:
+    """One bar a subject: the stages of all turns one after another, by their medians.
+
+    What a subject spends before its first token without telling stages apart is one segment; what is left of a turn's
+    total is pale. Every turn ends with a white line.
+    """
+    subjects = list(_colours(cells))
+    turns = list(dict.fromkeys(c.stage.removesuffix(" total") for c in cells if c.stage.endswith(" total"))) or [""]
+    found = {(c.subject, c.stage): c.summary.p50 for c in cells}
+
+    def draw(axes: Any) -> None:
+        for row, subject in enumerate(subjects):
+            left = 0.0
+            for turn in turns:
+                start, label = left, f"{turn} " if turn else ""
+                known = [s for s in STAGES if s != "first token" and (subject, label + s) in found]
+                if not {"encode", "prefill"} & set(known):
+                    known = ["first token", *known]
+                for stage in known:
+                    width = found.get((subject, label + stage), 0.0)
+                    axes.barh(row, width, 0.62, left=left, color=STAGES[stage])
+                    left += width
+                end = start + found.get((subject, f"{label}total"), left - start)
+                axes.barh(row, max(end - left, 0.0), 0.62, left=left, color=REST)
+                left = max(end, left)
+                axes.plot([left] * 2, [row - 0.31, row + 0.31], color="white", linewidth=2)
+            axes.text(left, row, f" {left:.3g} s", va="center", fontsize=9)
+        axes.set_yticks(range(len(subjects)), subjects)
+        axes.invert_yaxis()
+        axes.set_xlabel("s")
+        axes.margins(x=0.08)
+        for stage, colour in {**STAGES, "other": REST}.items():
+            axes.barh(
+                0, 0, color=colour, label=stage if stage != "first token" else "until the first token, not told apart"
+            )
+        _legend_below(axes, 3)
+
+    return _figure(draw, width=9.5, height=1.5 + 0.45 * len(subjects))
+
+
+def shares(cells: Sequence[Cell]) -> str:
+    """Our stages as a share of the machine's limit, which is the red line."""
+    shown = [c for c in cells if c.of_limit is not None]
+
+    def draw(axes: Any) -> None:
+        values = [100 * (c.of_limit or 0.0) for c in shown]
+        axes.barh(range(len(shown)), values, 0.62, color=OURS)
+        for row, value in enumerate(values):
+            axes.text(value, row, f" {value:.0f} %", va="center", fontsize=9)
+        axes.axvline(100, color=LIMIT, linewidth=1.5)
+        axes.set_yticks(range(len(shown)), [f"{c.scenario}: {c.stage}" for c in shown])
+        axes.invert_yaxis()
+        axes.set_xlabel("% of the roofline that was measured in the same run")
+
+    return _figure(draw, width=9.5, height=1.2 + 0.3 * len(shown))
+
+
+def _legend_below(axes: Any, columns: int) -> None:
+    axes.legend(frameon=False, ncols=min(columns, 4), loc="upper center", bbox_to_anchor=(0.45, -0.16), fontsize=9)
 
 
 def growth(cells: Sequence[Cell], xlabel: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from gog_edge.bench import plots
 from gog_edge.bench.report import format_place, format_value
-from gog_edge.bench.result import Cell, Report
+from gog_edge.bench.result import Cell, Report, merged
+from gog_edge.bench.statistics import Summary
 from gog_edge.codec import encode
 
 _STYLE = """
@@ -16,41 +18,52 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .15rem .7rem; text-align: right; }
-td:first-child, th:first-child, td.text { text-align: left; } th { color: var(--soft); font-weight: 500; }
+td, th { padding: .15rem .7rem; text-align: right; vertical-align: top; }
+td:first-child, th:first-child, .text { text-align: left; }
+td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 500; }
 tr.ours td { color: var(--ours); font-weight: 600; } .soft { color: var(--soft); }
 svg { max-width: 100%; height: auto; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.better { color: #2b8a3e; } .worse { color: #c92a2a; } details { margin-top: 2rem; } pre { overflow: auto; }
+.ratios { margin-bottom: 1rem; }
+.cells td:nth-child(3) { text-align: left; } .better { color: #2b8a3e; } .worse { color: #c92a2a; }
+details { margin-top: 2rem; } pre { overflow: auto; }
 """
 
 
-def write(report: Report, path: Path) -> None:
-    """Write the page; raises BenchError where matplotlib is missing."""
+def write(reports: Sequence[Report], path: Path) -> None:
+    """Write one page for one report, or for several of one machine; raises BenchError where matplotlib is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(report), "utf-8")
+    path.write_text(page(reports), "utf-8")
 
 
-def page(report: Report) -> str:
-    """The whole page."""
-    sections = [_machine(report), _ratios(report)]
-    for scenario in dict.fromkeys(c.scenario for c in report.cells):
-        sections.append(_scenario(scenario, [c for c in report.cells if c.scenario == scenario]))
-    sections.append(_skipped(report))
-    raw = html.escape(json.dumps(encode(report), indent=1))
+def page(reports: Sequence[Report]) -> str:
+    """The whole page. Samples of equal cells are put together; ratios stay within their own report."""
+    cells = merged(reports)
+    sections = [_overview(cells), _ratios(reports), _machine(reports)]
+    for scenario in dict.fromkeys(c.scenario for c in cells):
+        sections.append(_scenario(scenario, [c for c in cells if c.scenario == scenario]))
+    sections.append(_skipped(reports))
+    raw = html.escape(json.dumps([encode(report) for report in reports], indent=1))
     sections.append(f"<details><summary>raw data</summary><pre>{raw}</pre></details>")
-    title = f"gog-edge bench, {report.started}"
+    title = f"gog-edge bench, {reports[0].started}"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>{''.join(sections)}</html>\n"
     )
 
 
-def _machine(report: Report) -> str:
-    facts = {**report.machine, "bundle": report.bundle.get("name"), "roofline": report.roofline}
-    rows = "".join(
-        f"<tr><td>{html.escape(k)}<td class=text>{html.escape(_plain(v))}" for k, v in facts.items() if v is not None
-    )
-    return f"<h2>machine</h2><table>{rows}</table>"
+def _machine(reports: Sequence[Report]) -> str:
+    first = reports[0]
+    facts = {**first.machine, "peers": {k: v for r in reports for k, v in r.machine.get("peers", {}).items()}}
+    if size := facts.pop("memory_bytes", None):
+        facts["memory"] = f"{size / 2**30:.1f} GiB"
+    rows = [(k, _plain(v)) for k, v in facts.items() if v not in (None, {})]
+    for report in reports:
+        limits = report.roofline
+        measured = f"read {limits['read_gbs']:.1f} GB/s, GEMM {_plain(limits['gemm'])} GFLOP/s" if limits else ""
+        rows.append((f"run of {report.started[11:16]}", f"git {report.machine.get('git')}, {measured or 'no limits'}"))
+    rows += [("bundle", _plain(bundle)) for bundle in {str(r.bundle): r.bundle for r in reports if r.bundle}.values()]
+    body = "".join(f"<tr><td>{html.escape(k)}<td class=text>{html.escape(v)}" for k, v in rows)
+    return f"<h2>machine</h2><table>{body}</table>"
 
 
 def _plain(value: object) -> str:
@@ -59,10 +72,24 @@ def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _overview(cells: Sequence[Cell]) -> str:
+    """What a reader looks for first: where the time of the agent job goes, and how far from the limits it is."""
+    parts = []
+    for scenario in ("agent", "agent-text"):
+        shown = [c for c in cells if c.scenario == scenario and c.unit == "s"]
+        if shown:
+            parts.append(f"<h2>{scenario}: where the time goes</h2><div>{plots.waterfall(shown)}</div>")
+    limited = [c for c in cells if c.subject == "gog-edge" and c.of_limit is not None]
+    limited = [c for c in limited if c.x is None and c.unit == "s" and not c.stage.endswith("total")]
+    if limited:
+        parts.append(f"<h2>how near to the machine's limits</h2><div>{plots.shares(limited)}</div>")
+    return "".join(parts)
+
+
 def _scenario(name: str, cells: list[Cell]) -> str:
     drawn: list[str] = []
     flat = [c for c in cells if c.x is None]
-    for unit in dict.fromkeys(c.unit for c in flat):
+    for unit in dict.fromkeys(c.unit for c in flat if c.unit != "tokens"):
         drawn.append(plots.stages([c for c in flat if c.unit == unit]))
     curves = [c for c in cells if c.x is not None]
     for stage in dict.fromkeys(c.stage for c in curves):
@@ -70,10 +97,10 @@ def _scenario(name: str, cells: list[Cell]) -> str:
     totals = [c for c in flat if c.stage == "total" and len(c.samples) > 2]
     if totals:
         drawn.append(plots.distribution(totals))
-    head = "<tr><th>stage<th>at<th>subject<th>p50<th>p95<th>min<th>n<th>limit<th>of limit<th>"
+    head = "<tr><th>stage<th>at<th class=text>subject<th>p50<th>p95<th>min<th>n<th>limit<th>of limit<th>"
     rows = "".join(_row(c) for c in cells)
     figures = "".join(f"<div>{d}</div>" for d in drawn)
-    return f"<h2>{html.escape(name)}</h2><div class=plots>{figures}</div><table>{head}{rows}</table>"
+    return f"<h2>{html.escape(name)}</h2><div class=plots>{figures}</div><table class=cells>{head}{rows}</table>"
 
 
 def _row(cell: Cell) -> str:
@@ -92,23 +119,41 @@ def _row(cell: Cell) -> str:
     return f"<tr{kind}>" + "".join(f"<td>{html.escape(v)}" for v in values)
 
 
-def _ratios(report: Report) -> str:
-    rows = []
-    for ours, theirs, ratio in report.ratios():
-        kind = "better" if (ratio.p50 < 1) == ours.lower_is_better else "worse"
-        rows.append(
-            f"<tr><td>{html.escape(ours.scenario)}<td class=text>{html.escape(ours.stage)}"
-            f"<td class=text>{html.escape(theirs.subject)}<td class={kind}>{ratio.p50:.2f}x"
-            f"<td class=soft>{ratio.minimum:.2f} to {ratio.maximum:.2f}"
-        )
-    if not rows:
+def _ratios(reports: Sequence[Report]) -> str:
+    """A table a scenario: a row a stage, a column a peer, the range of the runs in the cell's tooltip."""
+    found = [ratio for report in reports for ratio in report.ratios()]
+    if not found:
         return ""
-    head = "<tr><th>scenario<th>stage<th>peer<th>ours / theirs<th>range"
-    return f"<h2>against peers</h2><table>{head}{''.join(rows)}</table>"
+    parts = ["<h2>against peers: ours / theirs, run by run</h2>"]
+    for scenario in dict.fromkeys(ours.scenario for ours, _, _ in found):
+        mine = [f for f in found if f[0].scenario == scenario]
+        peers = list(dict.fromkeys(theirs.subject for _, theirs, _ in mine))
+        table = {(_at(ours), theirs.subject): (ours, ratio) for ours, theirs, ratio in mine}
+        rows = []
+        for stage in dict.fromkeys(_at(ours) for ours, _, _ in mine):
+            cells = "".join(_ratio_cell(table.get((stage, peer))) for peer in peers)
+            rows.append(f"<tr><td>{html.escape(stage)}{cells}")
+        head = f"<tr><th>{html.escape(scenario)}" + "".join(f"<th>{html.escape(p)}" for p in peers)
+        parts.append(f"<table class=ratios>{head}{''.join(rows)}</table>")
+    return "".join(parts)
 
 
-def _skipped(report: Report) -> str:
-    if not report.skipped:
+def _at(cell: Cell) -> str:
+    return cell.stage if cell.x is None else f"{cell.stage} at {cell.x:,.0f}"
+
+
+def _ratio_cell(found: tuple[Cell, Summary] | None) -> str:
+    if found is None:
+        return "<td>"
+    ours, ratio = found
+    kind = "better" if (ratio.p50 < 1) == ours.lower_is_better else "worse"
+    span = f"{ratio.minimum:.2f} to {ratio.maximum:.2f} in {ratio.n} run{'s' if ratio.n > 1 else ''}"
+    return f'<td class={kind} title="{span}">{ratio.p50:.2f}x'
+
+
+def _skipped(reports: Sequence[Report]) -> str:
+    skipped = {k: v for report in reports for k, v in report.skipped.items()}
+    if not skipped:
         return ""
-    rows = "".join(f"<tr><td>{html.escape(k)}<td class=text>{html.escape(v)}" for k, v in report.skipped.items())
+    rows = "".join(f"<tr><td>{html.escape(k)}<td class=text>{html.escape(v)}" for k, v in skipped.items())
     return f"<h2>not measured</h2><table>{rows}</table>"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,12 +62,17 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def ratios(self, ours: str = "gog-edge") -> list[tuple[Cell, Cell, Summary]]:
-        """(our cell, the peer's cell, ours / theirs run by run) wherever both measured the same thing interleaved."""
+        """(our cell, the peer's cell, ours / theirs run by run) wherever both measured the same thing interleaved.
+
+        Counts of tokens say whether the work was the same; they are nothing to be better at.
+        """
         mine = {(c.scenario, c.stage, c.x): c for c in self.cells if c.subject == ours}
         found = []
         for cell in self.cells:
             base = mine.get((cell.scenario, cell.stage, cell.x))
-            if cell.subject == ours or base is None or len(base.samples) != len(cell.samples):
+            if cell.subject == ours or cell.unit == "tokens":
+                continue
+            if base is None or len(base.samples) != len(cell.samples):
                 continue
             found.append((base, cell, paired_ratio(base.samples, cell.samples)))
         return found
@@ -74,6 +80,18 @@ class Report:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(encode(self), indent=1) + "\n", "utf-8")
+
+
+def merged(reports: Sequence[Report]) -> list[Cell]:
+    """All cells, those of the same subject and stage as one; a limit that was measured several times is the best."""
+    found: dict[tuple[str, str, str, float | None], Cell] = {}
+    for cell in (c for report in reports for c in report.cells):
+        if (known := found.get(cell.key)) is not None:
+            limits = [x for x in (known.limit, cell.limit) if x is not None]
+            best = (min if cell.lower_is_better else max)(limits, default=None)
+            cell = replace(known, samples=(*known.samples, *cell.samples), limit=best)
+        found[cell.key] = cell
+    return sorted(found.values(), key=lambda c: c.subject != "gog-edge")
 
 
 def load(path: Path) -> Report:

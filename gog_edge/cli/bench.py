@@ -107,7 +107,7 @@ def run(
     if html is not None:
         from gog_edge.bench import report_html
 
-        report_html.write(report, html)
+        report_html.write([report], html)
     if as_json:
         _print_line(report)
 
@@ -299,7 +299,7 @@ def diff(before: Path, after: Path, threshold: float) -> None:
 @click.option(
     "--markdown", is_flag=True, help="Tables for a page: everybody's medians, goals, our share of the limits."
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots anew (one report).")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots, one for all of them.")
 def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     """Show JSON reports again; several of one machine are put together with --markdown."""
     from gog_edge.bench import report as text
@@ -308,9 +308,7 @@ def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
 
     found = [load(path) for path in reports]
     if html is not None:
-        if len(found) != 1:
-            raise UsageError("--html shows one report: give one")
-        report_html.write(found[0], html)
+        report_html.write(found, html)
     if markdown:
         stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
     elif html is None:

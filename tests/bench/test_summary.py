@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gog_edge.bench.result import Cell, Report
+from gog_edge.bench.report_html import page
+from gog_edge.bench.result import Cell, Report, merged
+from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.summary import markdown, stages
 from gog_edge.cli.main import cli
 
@@ -62,3 +64,30 @@ def test_show_prints_a_report_again(tmp_path: Path, option: tuple[str, ...]) -> 
     assert done.exit_code == 0, done.output
     assert "openvino-genai:sdpa" in done.output
     assert json.loads(path.read_text())["format"] == "gog-edge-bench"
+
+
+def test_the_page_of_several_reports_keeps_ratios_within_each() -> None:
+    pytest.importorskip("matplotlib")
+    stages_of = [
+        Cell("agent", s, f"turn 1 {stage}", "s", (seconds,), limit=1.0 if s == "gog-edge" else None)
+        for s in ("gog-edge", "llama.cpp")
+        for stage, seconds in (("encode", 2.0), ("prefill", 1.0), ("decode", 3.0), ("total", 7.0))
+        if (s, stage) not in (("llama.cpp", "encode"), ("llama.cpp", "prefill"))
+    ]
+    text = page([FIRST, report(*stages_of, *SECOND.cells)])
+    # 10/20 and 12/20 of the first report, 14/28 of the second: three runs of ours were never divided by two of theirs
+    assert '"0.50 to 0.60 in 2 runs">0.55x' in text and '"0.50 to 0.50 in 1 run">0.50x' in text
+    assert "where the time goes" in text and "how near to the machine" in text
+    assert text.count("<svg") >= 4
+    one = next(c for c in merged([FIRST, SECOND]) if c.key == ("agent", "gog-edge", "total", None))
+    assert one.samples == (10.0, 12.0, 14.0)
+
+
+def test_limits_of_equal_cells_are_the_best_measured() -> None:
+    slow = report(Cell("encode", "gog-edge", "encode", "s", (5.0,), limit=4.0))
+    quick = report(Cell("encode", "gog-edge", "encode", "s", (6.0,), limit=3.0))
+    (cell,) = merged([slow, quick])
+    assert cell.limit == 3.0 and cell.samples == (5.0, 6.0)
+    assert Roofline(2, 20.0, {"a": 1.0, "b": 5.0}).best(Roofline(2, 30.0, {"b": 4.0})) == Roofline(
+        2, 30.0, {"a": 1.0, "b": 5.0}
+    )
