@@ -74,7 +74,7 @@ class Agent:
         self._lark = self._choose_grammar()
         self._compiled: Future[TokenGrammar] | None = None
         if self._lark is not None:
-            self._compiled = run_in_thread(self._compile, "grammar")
+            self._compiled = run_in_thread(self._compile, "grammar", daemon=False)
 
     # -- asking ----------------------------------------------------------------------------------------------
 

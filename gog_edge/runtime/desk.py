@@ -192,8 +192,12 @@ def _names(providers: Sequence[SearchProvider]) -> str:
     return ", ".join(p.name for p in providers)
 
 
-def run_in_thread(work: Callable[[], Any], name: str) -> Future[Any]:
-    """Run `work` in a daemon thread: a provider that never returns must not keep the program alive."""
+def run_in_thread(work: Callable[[], Any], name: str, *, daemon: bool = True) -> Future[Any]:
+    """Run `work` in a thread; a daemon, because a provider that never returns must not keep the program alive.
+
+    Native code that comes back into Python (a tokenizer, say) needs `daemon=False`: it crashes when the interpreter
+    ends under it.
+    """
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -202,5 +206,5 @@ def run_in_thread(work: Callable[[], Any], name: str) -> Future[Any]:
         except BaseException as e:  # noqa: BLE001 - handed to whoever waits
             future.set_exception(e)
 
-    threading.Thread(target=run, name=f"gog-{name}", daemon=True).start()
+    threading.Thread(target=run, name=f"gog-{name}", daemon=daemon).start()
     return future
