@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gog_edge.bundle import Bundle
+from gog_edge.cli import main
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.export import tensorrt
 from gog_edge.export.checkpoint import Checkpoint
@@ -237,6 +238,21 @@ def test_engines_are_replaced_and_kept(rtx: Library, tiny_checkpoints: dict[str,
     assert [e.compute_capability for e in bundle.manifest.engines] == ["120", "120", "86+89", "86+89"]
     assert len(list((tmp_path / "b" / "engines").iterdir())) == 8
     assert sum(1 for _ in bundle.verify()) == len(bundle.manifest.files)
+
+
+@pytest.mark.tensorrt
+def test_the_command_builds_and_says_what_it_built(
+    rtx: Library, tiny_checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = ["--target", "tensorrt-rtx", "--precision", "fp16"]
+    sizes = ["--sm", "89, 120", "--capacity", "128", "--image-patches", "64", "--workspace-mb", "256"]
+    assert main.run(["export", str(tiny_checkpoints["qwen3_vl"]), "-o", str(tmp_path / "b"), *target, *sizes]) == 0
+    said = capsys.readouterr().err
+    assert "attention fused, seen in the finished engine" in said
+    assert main.run(["inspect", str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
+    assert f"tensorrt-rtx {rtx.version} for sm 89, 120" in shown
+    assert "images of 4 to 64 patches" in shown and "KV cache of 128 tokens written in place: yes" in shown
 
 
 @needs_no_gpu
