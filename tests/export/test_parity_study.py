@@ -91,8 +91,9 @@ def test_the_study_ranks_precisions(tmp_path: Path, capsys: pytest.CaptureFixtur
     data = json.loads(out.read_text())
     rows = {r["name"]: r for r in data["recipes"]}
     assert all(name in table for name in rows)
-    assert rows["int8 default"]["kl_mean"] < rows["int4 gptq"]["kl_mean"] < rows["int4 rtn"]["kl_mean"]
-    assert rows["int4 rtn"]["bits"] < rows["int8 default"]["bits"]
+    losses = [rows[n]["kl_mean"] for n in ("int8", "int4 sym gptq, attention int4", "int4 sym rtn, attention int4")]
+    assert losses == sorted(losses)
+    assert rows["int4"]["bits"] < rows["int4 sym mse, attention int8"]["bits"] < rows["int8"]["bits"]
     assert data["meta"]["measured_tokens"] == 2 * 96
     assert main([str(root), "--count", "1"]) == 2
     assert "at least 2 conversations" in capsys.readouterr().err
