@@ -137,7 +137,8 @@ def test_unknown_engines_and_devices(good: Path) -> None:
     for name in missing:
         with pytest.raises(EngineError, match="has no "):
             create(bundle, ONE_THREAD, device=name)
-    assert all(entry.module.startswith("gog_edge.runtime.engines.") for entry in ENGINES.values())
+    ours = {name: entry for name, entry in ENGINES.items() if name != "transformers"}  # the reference of the gates
+    assert all(entry.module.startswith("gog_edge.runtime.engines.") for entry in ours.values())
 
 
 def test_a_closed_engine_says_so(good: Path) -> None:
