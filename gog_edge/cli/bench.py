@@ -273,14 +273,16 @@ def _print_line(report: Report) -> None:
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option("--threshold", default=0.05, show_default=True, help="Share that never counts as slower.")
-def diff(before: Path, after: Path, threshold: float) -> None:
-    """Compare two JSON reports; exit code 1 when something got worse beyond noise, or is missing."""
+@click.option("--peers", is_flag=True, help="Judge peers, too: by default only what is ours can fail.")
+def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
+    """Compare two JSON reports; exit code 1 when something of ours got worse beyond noise, or is missing."""
     from gog_edge.bench import diff as comparison
     from gog_edge.bench.result import load
 
     old, new = load(before), load(after)
-    gone = comparison.missing(old, new)
+    gone = [c for c in comparison.missing(old, new) if peers or c.subject.startswith("gog-edge")]
     worse = [c for c in comparison.compare(old, new, threshold) if c.worse]
+    worse = [c for c in worse if peers or c.after.subject.startswith("gog-edge")]
     out = stdout()
     for change in worse:
         c = change.after
@@ -339,11 +341,21 @@ def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
 @click.option("--deadline", type=SECONDS, required=True, help="Time for one answer: 500ms, 2s.")
 @click.option("--words", default=310, show_default=True, help="Text tokens read in all turns.")
 @click.option("--tokens", default=100, show_default=True, help="Tokens written in all turns.")
-def budget(deadline: float, words: int, tokens: int) -> None:
+@click.option("--limits", "report", type=click.Path(path_type=Path), help="Take the limits of this JSON report.")
+def budget(deadline: float, words: int, tokens: int, report: Path | None) -> None:
     """Which policy, precision and image budget fit DEADLINE on this machine, at its measured roofline."""
     from gog_edge.bench.budget import table
+    from gog_edge.bench.result import load
+    from gog_edge.bench.roofline import Roofline
+    from gog_edge.codec import decode
 
-    stdout().print(table(deadline, words, tokens))
+    limits = None
+    if report is not None:
+        found = load(report).roofline
+        if not found:
+            raise UsageError(f"{report} holds no limits: it was made with --no-roofline")
+        limits = decode(Roofline, found, report.name)
+    stdout().print(table(deadline, words, tokens, limits))
 
 
 @command.command("self-check")
