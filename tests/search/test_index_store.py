@@ -148,6 +148,24 @@ def test_hybrid_search_lets_a_label_decide_between_near_pictures(tmp_path: Path)
     assert index.search("a green bird", between)[0].entity == "e1"
 
 
+def test_words_reorder_pictures_only_where_both_agree(tmp_path: Path) -> None:
+    embedder = FakeEmbedder()
+    index = build(
+        tmp_path,
+        *(record(f"e{i}", f"flag of country{i}", "", picture(tmp_path, f"{i}.png", b"%d" % i)) for i in range(40)),
+        embedder=embedder,
+    )
+    near = embedder.embed(FakeFrame(b"9"))
+    ranked = [h.entity for h in index.search(vector=near, k=40, dynamic=False)]
+    assert ranked[0] == "e9"
+    # Every title has the word, so it tells nothing apart, whoever comes first among equals.
+    assert [h.entity for h in index.search("flag", near, dynamic=False)] == ranked[:5]
+    # A wrong name brings its entry along, behind what the picture shows; the name of a near one wins.
+    found = [h.entity for h in index.search(f"flag of country{ranked[-1][1:]}", near)]
+    assert found[0] == "e9" and found[-1] == ranked[-1]
+    assert index.search(f"flag of country{ranked[2][1:]}", near, dynamic=False)[0].entity == ranked[2]
+
+
 def test_expansion_appends_related_entries_those_with_asked_words_first(tmp_path: Path) -> None:
     index = build(
         tmp_path,

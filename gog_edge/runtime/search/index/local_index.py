@@ -110,7 +110,9 @@ class LocalIndex:
         elif not by_text:
             ranked = by_image
         else:
-            ranked = fuse([(by_image, IMAGE_WEIGHT), (by_text, TEXT_WEIGHT)])
+            # Agreement counts between what the picture alone would show and what the words tell apart. Far down its
+            # ranking a picture says nothing, and a wrong label would lift any entry there above the best one.
+            ranked = fuse([(by_image[:k], IMAGE_WEIGHT), (_telling(by_text, pool), TEXT_WEIGHT)])
         rows = [s.entity for s in ranked if s.entity in kept][:k]
         shown = by_text if vector is None else by_image
         hits = self._hits(rows, {s.entity: s.score for s in shown})
@@ -245,6 +247,16 @@ class LocalIndex:
         }
         order = sorted(parent, key=lambda row: -shared[row])  # stable: otherwise in the order of the relations
         return self._hits(order[:limit], {})
+
+
+def _telling(by_text: Sequence[Scored], pool: int) -> list[Scored]:
+    """The entries that the words tell apart: a word that many share must not reorder what the picture ranked.
+
+    "flag" alone says nothing among flags (as many as were looked for score alike); "flag of Chad" speaks for Chad and
+    not for the other flags.
+    """
+    kept = _kept(by_text, len(by_text), KEEP_TEXT, 0.0)
+    return [] if len(kept) >= pool else [s for s in by_text if s.entity in kept]
 
 
 def _kept(ranking: Sequence[Scored], k: int, keep: float, floor: float | None) -> set[int]:
