@@ -8,6 +8,7 @@ stopped run goes on where it was.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from . import geometry, scenes, world
 
 SHARD = 250
 GLANCE = (384, 288)
+KEPT = 500
 
 
 def shrink(image: Image.Image, box: geometry.Box | None, limits: tuple[int, int]) -> np.ndarray:
@@ -123,6 +125,18 @@ class Shards:
             self._glances.append(np.load(stem.with_suffix(".glance.npy"), mmap_mode="r"))
             self._crops.append(np.memmap(stem.with_suffix(".crops.bin"), np.uint8, "r"))
         return len(self.rows)
+
+    def kept(self) -> range:
+        """Scenes kept out of training, to validate on."""
+        return range(len(self.rows) - min(KEPT, len(self.rows) // 20), len(self.rows))
+
+    def training(self) -> range:
+        return range(self.kept().start)
+
+    def clear(self, row: int) -> bool:
+        """Whether the order from the left is clear (``scenes.APART``; scenes drawn before that rule may break it)."""
+        centres = [(i["box"][0] + i["box"][2]) / 2 for i in self.rows[row]["items"]]
+        return all(b - a >= scenes.APART for a, b in itertools.pairwise(centres))
 
     def glance(self, row: int) -> np.ndarray:
         return np.asarray(self._glances[row // SHARD][row % SHARD])

@@ -7,11 +7,14 @@ from pathlib import Path
 
 LOG = Path(__file__).resolve().parent / "log"
 PANELS = {
-    "vision": ("kind", "colour", "x0", "recall", "held_r1"),
+    "vision": ("kind", "x0", "rank", "v-rank", "recall", "held_r1"),
     "text": ("loss", "right"),
-    "joint": ("loss", "right", "tower-kind", "tower-x0", "cells"),
+    "joint": ("loss", "right", "seeing", "cells", "cell-rank"),
 }
-PARTS = {"joint": ("joint-a", "joint-b", "joint-c", "joint-frozen", "joint-e")}
+PARTS = {
+    "vision": ("vision", "vision-b"),
+    "joint": ("joint-a", "joint-b", "joint-c", "joint-frozen", "joint-e", "joint-f", "joint-g", "joint-h"),
+}
 
 
 def read(path: Path) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
 """The evaluation set: 500 questions over scenes of seeds that training never saw, half of them about held-out flags.
 
 ``python -m recipe.evalset write`` makes ``eval/eval.jsonl`` (small, committed); ``python -m recipe.evalset render --out
-DIR`` draws its pictures again from the seeds. Every number comes from the seed, so both always agree.
+DIR`` draws its pictures again from the seeds. ``probe --out DIR`` makes a smaller set of other seeds, to look at while
+training: choices are made on probes, the set itself is for figures. Every number comes from the seed, so both always agree.
 """
 
 from __future__ import annotations
@@ -125,12 +126,13 @@ def question_of(seed: int, skill: str, held_out: bool) -> tuple[scenes.Scene, Qu
         seed += 100_000
 
 
-def records() -> list[dict[str, Any]]:
+def records(first: int = FIRST_SEED, every: int = 1) -> list[dict[str, Any]]:
+    """``every``: a set that many times smaller."""
     out: list[dict[str, Any]] = []
     for skill, count in COUNTS.items():
-        for number in range(count):
+        for number in range(count // every):
             held_out = number % 2 == 1
-            seed = FIRST_SEED + len(out)
+            seed = first + len(out)
             scene, question, answers, fault = question_of(seed, skill, held_out)
             if skill == "look-alike":  # the first item is the twin; items are in order, so look it up again
                 held_out = world.entity(scene.items[question.targets[0]].entity).held_out
@@ -156,33 +158,36 @@ def records() -> list[dict[str, Any]]:
     return out
 
 
-def render(out: Path, only: str | None = None) -> None:
+def render(out: Path, given: list[dict[str, Any]]) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
-    for record in load():
-        if only and record["skill"] != only:
-            continue
+    for record in given:
         flag = int(record["id"].rsplit("-", 1)[1]) % 2 == 1
         scene, _, _, _ = question_of(record["seed"], record["skill"], flag)
         image, _ = scenes.render(scene)
         image.save(out / record["image"], quality=92)
 
 
-def load() -> list[dict[str, Any]]:
-    with (EVAL / "eval.jsonl").open(encoding="utf-8") as lines:
+def load(path: Path = EVAL / "eval.jsonl") -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["write", "render"])
-    parser.add_argument("--out", type=Path, default=EVAL, help="where the pictures go (render)")
+    parser.add_argument("action", choices=["write", "render", "probe"])
+    parser.add_argument("--out", type=Path, default=EVAL, help="where the pictures go (render), or all of it (probe)")
+    parser.add_argument("--first", type=int, default=95_000_000, help="first seed of a probe")
+    parser.add_argument("--every", type=int, default=5, help="a probe is so many times smaller than the set")
     options = parser.parse_args()
     if options.action == "render":
-        render(options.out)
+        render(options.out, load())
         return
-    EVAL.mkdir(exist_ok=True)
-    with (EVAL / "eval.jsonl").open("w", encoding="utf-8") as sink:
-        sink.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records())
+    options.out.mkdir(parents=True, exist_ok=True)
+    given = records() if options.action == "write" else records(options.first, options.every)
+    with (options.out / "eval.jsonl").open("w", encoding="utf-8") as sink:
+        sink.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in given)
+    if options.action == "probe":
+        render(options.out, given)
 
 
 if __name__ == "__main__":

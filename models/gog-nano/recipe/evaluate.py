@@ -122,7 +122,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    records = evalset.load()
+    records = evalset.load(options.questions)
     if options.limit:  # the same share of every skill
         records = records[:: max(1, len(records) // options.limit)]
     index = LocalIndex(options.index)
@@ -131,7 +131,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     run = RunOptions(grammar="on" if options.grammar else "off", prefetch=NO_PREFETCH)
     rows, began = [], time.time()
     with gog_edge.load(
-        options.bundle, providers=[bench], options=run, engine_options=OrtOptions(threads=options.threads)
+        options.bundle,
+        engine=options.engine,
+        providers=[bench],
+        options=run,
+        engine_options=OrtOptions(threads=options.threads),
     ) as agent:
         for record in records:
             bench.fault = record["fault"]
@@ -161,9 +165,11 @@ def main() -> None:
     parser.add_argument(
         "--images", type=Path, required=True, help="where `recipe.evalset render --out` drew the pictures"
     )
+    parser.add_argument("--questions", type=Path, default=evalset.EVAL / "eval.jsonl")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limit", type=int, default=0, help="about so many questions, evenly over the skills")
     parser.add_argument("--threads", type=int, default=1, help="of the engine")
+    parser.add_argument("--engine", help="transformers:CHECKPOINT answers with the checkpoint itself")
     parser.add_argument("--no-gaze", action="store_true", help="every gaze searches with the whole image")
     parser.add_argument("--grammar", action="store_true")
     print(json.dumps(evaluate(parser.parse_args()), indent=1))

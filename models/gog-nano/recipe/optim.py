@@ -108,3 +108,16 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(payload, part)
     part.replace(path)
+
+
+def begin(masters: Masters, path: Path, inside: str = "") -> None:
+    """Starts from the weights (not the optimiser) of another phase, wherever the names agree (those of the checkpoint
+    without the prefix ``inside``)."""
+    saved = torch.load(path, weights_only=False)["masters"]["masters"]
+    saved = {k.removeprefix(inside): v for k, v in saved.items()}
+    with torch.no_grad():
+        for name, live, master in masters.pairs:
+            if name in saved:
+                rows = min(len(master), len(saved[name])) if master.ndim else 1
+                master[:rows].copy_(saved[name][:rows])  # a read-out that has grown keeps what it had
+                live.copy_(master)

@@ -37,12 +37,12 @@ def probe(options: argparse.Namespace) -> dict[str, float]:
     net = weights.load_net(options.checkpoint).bfloat16()
     net.language_model.inverse = net.language_model.inverse.float()
     make = train_policy.Maker(options, tokenizer)
-    assert make.shards is not None
-    eyes = train_policy.Eyes(net, make.shards, None, None)
+    assert make.shards is not None and make.faces is not None
+    memory = train_policy.Memory(make.shards, make.faces)
     right: dict[str, list[bool]] = defaultdict(list)
     for group in range(options.count // 12):
         batch = batches.collate([make(900_000_000 + 12 * group + i) for i in range(12)], 0)
-        where, features, levels, *_ = eyes(batch)
+        where, features, levels, *_ = memory(batch)
         x = net.language_model.embed_tokens(batch.ids)
         x = x.view(-1, x.shape[-1]).index_copy(0, where, features).view(x.shape)
         hidden = net.language_model(x, batch.positions, [(where, level) for level in levels])
@@ -68,7 +68,7 @@ def main() -> None:
     for name in ("tokenizer", "index", "cache", "faces"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60)
-    parser.set_defaults(phase="joint", items=5, invent=0.5, echo=0.0, blind=0.0)
+    parser.set_defaults(phase="joint", items=5, invent=0.5, echo=0.0, blind=0.0, short=0.0, bare=0.0, kept=True)
     torch.set_num_threads(1)
     for kind, share in probe(parser.parse_args()).items():
         print(f"{kind:24s} {share:.4f}")

@@ -41,6 +41,7 @@ class Question:
     attribute: str = ""
     hint: str = ""
     answer: str = ""
+    clues: tuple[str, ...] = ()  # how the teacher says which item each target is, see ``clue``
 
 
 def box_of(item: scenes.Item) -> tuple[int, int, int, int]:
@@ -83,9 +84,29 @@ def references(items: tuple[scenes.Item, ...], target: int) -> dict[str, str]:
     return found
 
 
-def refer(items: tuple[scenes.Item, ...], target: int, rng: np.random.Generator) -> str:
-    ways = list(references(items, target).values())
-    return ways[int(rng.integers(len(ways)))] if ways else f"flag number {target + 1} from the left"
+def clue(items: tuple[scenes.Item, ...], target: int, way: str) -> str:
+    """The thought that leads from a reference to the target's number. What the question names is said again and the list
+    answers with what followed there: a lookup by content is copying, which a small decoder can do."""
+    item = items[target]
+    if way == "kind":
+        return f" {item.kind}{target + 1}"
+    if way == "colour":
+        return f" {item.colour} {item.kind}{target + 1}"
+    if way in ("largest", "smallest"):
+        return f" {item.size} {item.colour} {item.kind}{target + 1}"
+    if way in ("right-of", "left-of"):
+        other = target - 1 if way == "right-of" else target + 1
+        return f" of {items[other].kind}{other + 1}: {target + 1}"
+    return f" {target + 1}"
+
+
+def refer(items: tuple[scenes.Item, ...], target: int, rng: np.random.Generator) -> tuple[str, str]:
+    """Words for a target and the clue to them."""
+    ways = references(items, target)
+    if not ways:
+        return f"flag number {target + 1} from the left", f" {target + 1}"
+    way = list(ways)[int(rng.integers(len(ways)))]
+    return ways[way], clue(items, target, way)
 
 
 def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: str = "", hint: str = "") -> Question:
@@ -108,13 +129,24 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
     target = int(rng.integers(len(items)))
     if skill == "comparison":
         first, second = (int(i) for i in rng.permutation(len(items))[:2])
-        a, b = refer(items, first, rng), refer(items, second, rng)
+        (a, by_a), (b, by_b) = refer(items, first, rng), refer(items, second, rng)
+        clues = (by_a, by_b)
         if attribute == "population":
             return Question(
-                skill, f"Which country has more people, that of {a} or that of {b}?", "more", (first, second), attribute
+                skill,
+                f"Which country has more people, that of {a} or that of {b}?",
+                "more",
+                (first, second),
+                attribute,
+                clues=clues,
             )
         return Question(
-            skill, f"Are the countries of {a} and {b} on the same continent?", "same", (first, second), "continent"
+            skill,
+            f"Are the countries of {a} and {b} on the same continent?",
+            "same",
+            (first, second),
+            "continent",
+            clues=clues,
         )
     if skill == "unknown" and rng.random() < 0.5:
         absent = [k for k in draw.KINDS if k not in {i.kind for i in items}]
@@ -122,12 +154,16 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
         about = f"the {attribute} of the country of the flag on the {kind}" if attribute else ""
         text = f"What is {about}?" if about else f"Which country has the flag on the {kind}?"
         return Question(skill, text, "absent", answer="unknown")
-    where = refer(items, target, rng)
+    where, by = refer(items, target, rng)
     if skill == "look-alike":
-        return Question(skill, f"Which country in {hint} has {where}?", "hint", (target,), "continent", hint)
+        return Question(
+            skill, f"Which country in {hint} has {where}?", "hint", (target,), "continent", hint, clues=(by,)
+        )
     if attribute:
-        return Question(skill, f"What is the {attribute} of the country of {where}?", "value", (target,), attribute)
-    return Question(skill, f"Which country has {where}?", "name", (target,))
+        return Question(
+            skill, f"What is the {attribute} of the country of {where}?", "value", (target,), attribute, clues=(by,)
+        )
+    return Question(skill, f"Which country has {where}?", "name", (target,), clues=(by,))
 
 
 def _direct(items: tuple[scenes.Item, ...], rng: np.random.Generator) -> Question:

@@ -44,15 +44,15 @@ class Faces:
         pool = _training_keys()
         others = [k for k in (pool[int(i)] for i in rng.integers(0, len(pool), 3)) if k != key]
         if key.startswith("made-"):
-            top = float(rng.uniform(0.42, 0.69))
+            top = float(rng.uniform(teacher.LOW - 0.28, teacher.LOW - 0.01))
             found = [(k, top - 0.04 * i) for i, k in enumerate(others)]
         else:
-            top = float(rng.uniform(0.71, 0.98))
+            top = float(rng.uniform(teacher.LOW + 0.01, 0.98))
             gap = float(rng.uniform(0.01, 0.3))
             found = [(key, top)] + [(k, max(0.2, top - gap - 0.05 * i)) for i, k in enumerate(others)]
             if rng.random() < 0.12:  # a look-alike came first
                 found[0], found[1] = (found[1][0], top), (key, max(0.2, top - 0.02))
-        return found[: int(rng.choice([1, 2, 3, 3]))] if found[0][1] > 0.7 else found
+        return found[: int(rng.choice([1, 2, 3, 3]))] if found[0][1] > teacher.LOW else found
 
 
 @lru_cache(maxsize=1)
@@ -212,9 +212,9 @@ class Encoded:
     images: list[tuple[int, tuple[int, int, int, int] | None, int, int]]
 
 
-def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool) -> Encoded:
+def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool, short: bool = False) -> Encoded:
     """Token by token as the session does it. Without images the pictures are left out and what only a picture can
-    tell (the list of what stands where) carries no loss."""
+    tell (the list of what stands where) carries no loss. ``short``: the policy's first turn only."""
     pad, start, end, stop = (
         tokenizer.special[t] for t in ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_end|>")
     )
@@ -229,6 +229,8 @@ def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool) 
                 ids = tokenizer.encode_control(text) if text else []
                 out.ids += ids
                 out.labels += ids if learn else [-100] * len(ids)
+            if short:
+                break
             continue
         opened = bool(out.ids)
         for part in tokenizer.encode(piece.segments):
@@ -250,6 +252,13 @@ def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool) 
     out.ids.append(stop)
     out.labels.append(stop)
     return out
+
+
+def bare(example: Encoded, tokenizer: Tokenizer) -> Encoded:
+    """The same without the system message: a third fewer tokens to practise on."""
+    cut = example.ids.index(tokenizer.special["<|im_start|>"], 1)
+    images = [(first - cut, *rest) for first, *rest in example.images]
+    return Encoded(example.ids[cut:], example.labels[cut:], images)  # type: ignore[arg-type]
 
 
 def open_index(folder: Path) -> LocalIndex:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from . import draw, world
 
 WIDTH, HEIGHT = 1280, 960
+APART = 40  # pixels between the centres of two flags, left to right: the order that questions count in must be clear
 SIZES = {"small": (125, 155), "medium": (185, 225), "large": (275, 330)}
 CLUTTERED, SINGLE, PHOTO = "scene", "flag", "photo"
 
@@ -59,14 +60,14 @@ def plan(seed: int, pool: list[str], count: int | None = None, kind: str | None 
     keys = list(rng.permutation(pool)[:wanted])
     for index in range(wanted):
         key = f"made-{int(rng.integers(1 << 30))}" if rng.random() < made_up else str(keys[index])
-        item = _place(rng, str(kinds[index]), key, outer)
+        item = _place(rng, str(kinds[index]), key, outer, [i.centre[0] for i in placed])
         if item is not None:
             placed.append(item)
     placed.sort(key=lambda item: item.centre[0])
     return Scene(seed, kind, tuple(placed))
 
 
-def _place(rng: np.random.Generator, kind: str, key: str, outer: list[draw.Box]) -> Item | None:
+def _place(rng: np.random.Generator, kind: str, key: str, outer: list[draw.Box], centres: list[float]) -> Item | None:
     left, top, right, bottom = draw.REACH[kind]
     for attempt in range(40):
         size = str(rng.choice(["small", "medium", "large"], p=[0.4, 0.4, 0.2] if attempt < 20 else [0.8, 0.2, 0.0]))
@@ -76,6 +77,8 @@ def _place(rng: np.random.Generator, kind: str, key: str, outer: list[draw.Box])
             continue
         x = float(rng.uniform(10 + left * w, WIDTH - 10 - (1 + right) * w))
         y = float(rng.uniform(10 + top * h, HEIGHT - 10 - (1 + bottom) * h))
+        if any(abs(x + w / 2 - other) < APART for other in centres):
+            continue
         whole = (x - left * w, y - top * h, x + (1 + right) * w, y + (1 + bottom) * h)
         if all(whole[2] < o[0] - 6 or whole[0] > o[2] + 6 or whole[3] < o[1] - 6 or whole[1] > o[3] + 6 for o in outer):
             outer.append(whole)
