@@ -11,6 +11,7 @@ import pytest
 from gog_edge.runtime.ops.library import SOURCE
 
 CHECK = Path(__file__).with_name("check_kernels.cpp")
+CPU_FLAGS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 
 
@@ -42,6 +43,11 @@ def _run(tmp_path: Path, compiler: str, flags: list[str], emulator: list[str]) -
 )
 def test_this_machine(tmp_path: Path, flags: list[str]) -> None:
     _run(tmp_path, "g++", flags, [])
+
+
+@pytest.mark.skipif("avx2" not in CPU_FLAGS, reason="no AVX2 here")
+def test_avx2_only(tmp_path: Path) -> None:
+    assert _run(tmp_path, "g++", ["-O1", "-march=haswell"], []).splitlines()[0] == "avx2"
 
 
 @pytest.mark.parametrize(
