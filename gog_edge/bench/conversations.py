@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gog_edge.bench.subject import Part, Words, picture
 
@@ -38,6 +38,13 @@ class Conversation:
     x: float | None = None
     repeats: int = 5
     warmup: int = 1
+
+    def until(self, most: float | None) -> Conversation | None:
+        """Without the places on a growth curve beyond `most`; None where nothing is left."""
+        if most is None:
+            return self
+        turns = tuple(t for t in self.turns if t.x is None or t.x <= most)
+        return replace(self, turns=turns) if turns and (self.x is None or self.x <= most) else None
 
 
 # The two-turn job: a frame and a question, a call; a crop and its results, an answer.

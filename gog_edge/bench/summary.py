@@ -97,8 +97,8 @@ def _goal(reports: Sequence[Report], goal: Goal) -> list[str] | None:
     """The peer's mode in which we look worst; None where nothing was measured."""
     sign = "≥" if goal.at_least else "≤"
     if not goal.peer:
-        against = {"B": "what is resident"}
-        found = [(against.get(c.unit, "limit of the same run"), _shares(c)) for r in reports for c in _ours(r, goal)]
+        kinds = {"B": "what is resident"}
+        found = [(kinds.get(c.unit, "limit of the same run"), _shares(c)) for r in reports for c in _ours(r, goal)]
     else:
         found = [
             (theirs.subject, ratio)

@@ -62,6 +62,7 @@ command.add_command(peers_command)
 @click.option("--peer-threads", type=click.IntRange(min=1), help="Threads of each peer; default: its own choice.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
 @click.option("--warmup", type=click.IntRange(min=0), help="Runs that do not count; default: the scenario's own.")
+@click.option("--most", type=float, help="Leave out what is further on a growth curve: 8192 tokens, 4 images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
 @click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
@@ -77,6 +78,7 @@ def run(
     peer_threads: int | None,
     repeats: int | None,
     warmup: int | None,
+    most: float | None,
     out: Path | None,
     html: Path | None,
     no_roofline: bool,
@@ -99,7 +101,7 @@ def run(
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
     skipped: dict[str, str] = {}
     peers = _peers(compare, models, pythons, peer_threads or 0, skipped)
-    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, out, roofline=not no_roofline)
+    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, roofline=not no_roofline)
     report = _measure(wanted, skipped)
     if not report.cells:
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
@@ -144,6 +146,7 @@ class _Wanted:
     peers: Sequence[WorkerSubject]
     repeats: int | None
     warmup: int | None
+    most: float | None
     out: Path | None
     roofline: bool
 
@@ -226,7 +229,10 @@ def _scenarios(
                     loaded, seconds = load_subjects(peers, skipped, tell)
                     subjects.extend(loaded)
                     yield _fixed(seconds)
-                for conversation in CONVERSATIONS[name]:
+                for whole in CONVERSATIONS[name]:
+                    conversation = whole.until(wanted.most)
+                    if conversation is None:
+                        continue
                     samples, failed = run_conversation(conversation, subjects, repeats, tell, wanted.warmup, salt)
                     skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
                     yield partial(_conversation_cells, conversation, samples, bundle)

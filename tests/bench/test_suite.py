@@ -157,6 +157,15 @@ def test_a_growing_conversation_is_a_curve() -> None:
         before += turn.words + turn.tokens
 
 
+def test_a_curve_can_be_cut_short() -> None:
+    (grown,) = CONVERSATIONS["growth-context"]
+    short = grown.until(4096)
+    assert short is not None and [t.x for t in short.turns] == [1024, 2048, 4096]
+    assert grown.until(None) is grown and grown.until(5) is None
+    assert [c.until(2) is not None for c in CONVERSATIONS["growth-images"]] == [True, True, False, False]
+    assert SHORT.until(1) == SHORT
+
+
 def test_warmup_and_repeats_replace_the_conversations_own() -> None:
     samples, _ = run_conversation(SHORT, [FakePeer("gog-edge", 1.0, [])], repeats=3, warmup=0)
     assert len(samples["gog-edge"].resident) == 3
