@@ -20,7 +20,9 @@ def main() -> None:
     image, scene = scenes.render(scenes.plan(SCENE_SEED, [e.id for e in world.flags()], count=4))
     image.save(OUT / "scene.jpg", quality=90)
     for target, item in enumerate(scene.items):
-        where = questions.refer(scene.items, target, np.random.default_rng(target))
+        ways = questions.references(scene.items, target)
+        way = list(ways)[int(np.random.default_rng(target).integers(len(ways)))]
+        where = ways["kind" if way in ("highest", "lowest") and "kind" in ways else way]  # see the card's limits
         facts = world.entity(item.entity).facts
         attribute = next(a for a in ("capital", "currency", "continent") if a in facts)
         rows.append(

@@ -73,17 +73,11 @@ def gallery(report: dict[str, Any], images: Path, out: Path, count: int = 6) -> 
             brush.rectangle(box, outline=(0, 200, 0), width=8)
         for turn in row["turns"]:
             for found in re.findall(r'"bbox_2d": \[([\d, ]+)\]', turn):
-                x0, y0, x1, y1 = (float(v) for v in found.split(","))
-                brush.rectangle(
-                    [
-                        x0 * scenes.WIDTH / 1000,
-                        y0 * scenes.HEIGHT / 1000,
-                        x1 * scenes.WIDTH / 1000,
-                        y1 * scenes.HEIGHT / 1000,
-                    ],
-                    outline=(230, 0, 0),
-                    width=5,
-                )
+                edges = [float(v) for v in found.split(",")]
+                if len(edges) != 4 or edges[0] >= edges[2] or edges[1] >= edges[3]:
+                    continue  # no box: the action was invalid
+                scale = (scenes.WIDTH / 1000, scenes.HEIGHT / 1000) * 2
+                brush.rectangle([e * s for e, s in zip(edges, scale, strict=True)], outline=(230, 0, 0), width=5)
         x, y = number % 3 * w, number // 3 * (h + text_h)
         sheet.paste(picture.resize((w, h)), (x, y))
         words = f"[{row['skill']}] {record['question']}  right: {row['answers'][0]}  said: {row['said'] or '(nothing)'}"
