@@ -106,8 +106,8 @@ class Memory:
 
 
 def token_weights(tokenizer: Tokenizer, size: int) -> Tensor:
-    """How much each token counts in the loss. Coordinates less: three quarters of the loss would be the rounding of
-    box edges, where a step more or less does no harm. The numbers of carriers more: one says which flag is meant."""
+    """How much each token counts in the loss. Coordinates less: most wrong tokens are roundings of box edges,
+    where a step more or less does no harm. The numbers of carriers more: one says which flag is meant."""
     weights = torch.ones(size)
     for word in vocabulary.coordinates():
         weights[tokenizer.encode_control(word + ",")[0]] = 0.4
