@@ -209,7 +209,9 @@ def test_peers_run_interleaved_with_ours_and_ratios_come_out(serve: Callable[...
         found = tuple(cells(TALK, samples, None, None))
         ratios = {mine.stage: r.p50 for mine, _, r in Report("gog-edge-bench", "now", {}, {}, {}, found).ratios()}
         assert {"total", "turn 1 first token", "turn 2 prefill", "turn 2 decode"} <= set(ratios)
-        assert ratios["turn 2 new tokens"] == pytest.approx(1.0)  # equal work, where it can be made equal
+        new = {c.subject: c.samples for c in found if c.stage == "turn 2 new tokens"}
+        assert new["gog-edge"] == new["llama.cpp"]  # equal work, where it can be made equal; nothing to be better at
+        assert "turn 2 new tokens" not in ratios
         pages = {(c.subject, c.stage) for c in found}
         assert ("llama.cpp", "resident") not in pages  # the stand-in runs in this very process: not to be told apart
     finally:
