@@ -70,7 +70,13 @@ def test_closed_streams_are_no_error(tiny_bundle: Path) -> None:
 
 def test_ctrl_c_ends_in_one_line(tiny_bundle: Path, photo: Path) -> None:
     command = [*ASK, str(photo), "q", "--bundle", str(tiny_bundle), "--max-turns", "9999", "--stream"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a job of nohup ignores it
+    )
     try:
         assert process.stderr is not None
         process.stderr.read(1)  # the policy writes: the loop runs
