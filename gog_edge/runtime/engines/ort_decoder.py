@@ -23,11 +23,12 @@ class OrtDecoder:
     """`DecoderRunner` over one graph. Flavour `ort`: GroupQueryAttention counts the cache's rows itself; flavour
     `standard`: TensorScatter is told where to write, attention what it may see."""
 
-    def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int) -> None:
+    def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int | None) -> None:
         self._graph = graph
         self._standard = manifest.flavour == "standard"
         self._max = manifest.decoder.max_context
-        self._initial = initial_context
+        free = graph.device.memory == "cpu" and not self._standard  # see OrtOptions.initial_context
+        self._initial = initial_context or (4096 if free else 1024)
         self._vocab = manifest.decoder.vocab
         self._takes_deepstack = "deepstack" in graph.inputs
         self._takes_total = "total_sequence_length" in graph.inputs

@@ -61,7 +61,8 @@ class OrtOptions:
         weights: of a native decoder: "auto" reads them into huge pages where huge pages and memory are to be had
             (decoding is up to a quarter faster, loading takes about half a second a gigabyte), "map" loads lazily and
             shares them between processes.
-        initial_context: tokens that a new KV cache has room for; it doubles when it is full.
+        initial_context: tokens that a new KV cache has room for; it doubles when it is full. None: 4,096 where unused
+            room costs no memory (on the host, but for graphs with a mask as wide as the cache), else 1,024.
         device_id: which GPU.
         provider_options: further options of the provider, as it spells them.
         deterministic: ask for kernels whose results do not depend on scheduling.
@@ -73,7 +74,7 @@ class OrtOptions:
     shrink: bool = True
     optimize: Optimize = "all"
     weights: Weights = "auto"
-    initial_context: int = 1024
+    initial_context: int | None = None
     device_id: int = 0
     provider_options: dict[str, str] = field(default_factory=dict)
     deterministic: bool = False
@@ -83,7 +84,7 @@ class OrtOptions:
             raise UsageError(f"threads is {self.threads}: 0 (all cores) or a positive number is needed")
         if self.weights not in ("auto", "map"):
             raise UsageError(f"weights is {self.weights!r}: auto or map is needed")
-        if self.initial_context < 1:
+        if self.initial_context is not None and self.initial_context < 1:
             raise UsageError(f"initial_context is {self.initial_context}: at least 1 token is needed")
 
 
