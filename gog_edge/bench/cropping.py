@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -11,6 +10,7 @@ from gog_edge.bench.peers import environment
 from gog_edge.bench.peers.registry import PEERS
 from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.result import Cell
+from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import picture
 from gog_edge.manifest import Preprocessing
 from gog_edge.runtime.crop import PixelBox, backend, crop_patches, pixel_box, region_grid
@@ -35,7 +35,7 @@ def crop_cells(repeats: int) -> Iterator[Cell]:
     box = pixel_box(region, frame.width, frame.height)
 
     def ours(threads: int) -> Work:
-        return lambda: _seconds(lambda: crop_patches(frame, region, grid, QWEN3_VL, threads=threads))
+        return lambda: seconds_of(lambda: crop_patches(frame, region, grid, QWEN3_VL, threads=threads))
 
     def pillow_numpy() -> object:
         pixels = resize_box(frame.pixels, box, width, height).astype(np.float32)
@@ -47,7 +47,7 @@ def crop_cells(repeats: int) -> Iterator[Cell]:
     work: dict[str, Work] = {
         "gog-edge": ours(1),
         "gog-edge 2 threads": ours(2),
-        "Pillow + numpy": lambda: _seconds(pillow_numpy),
+        "Pillow + numpy": lambda: seconds_of(pillow_numpy),
     }
     peers = _transformers(box)
     try:
@@ -71,12 +71,6 @@ def _transformers(box: PixelBox) -> list[WorkerSubject]:
     wanted = {"box": [box.x0, box.y0, box.x1, box.y1], "pixels": BUDGET, "patch": QWEN3_VL.patch_size}
     names = {1: "transformers, fast processor", 2: "transformers 2 threads"}
     return [WorkerSubject(n, "run_hf_crop", python, "", {**wanted, "threads": t}) for t, n in names.items()]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _interleaved(work: dict[str, Work], repeats: int) -> dict[str, tuple[float, ...]]:

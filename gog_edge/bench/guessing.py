@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gog_edge
-from gog_edge.errors import DatasetError, GogEdgeError, UsageError
+from gog_edge.errors import GogEdgeError, UsageError
+from gog_edge.questions import read_questions
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import NO_PREFETCH, RunOptions
 from gog_edge.runtime.session import Session
@@ -110,15 +111,11 @@ def record(agent: gog_edge.Agent, questions: Path, images: Path | None, count: i
     Raises:
         DatasetError: the file can't be read.
     """
-    try:
-        rows = [json.loads(line) for line in questions.read_text("utf-8").splitlines() if line.strip()]
-        asks = [(str((images or questions.parent) / row["image"]), str(row["question"])) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DatasetError(f"{questions} can't be read: it needs lines of JSON with image and question ({e})") from e
+    asks = read_questions(questions, images)
     found = []
-    for picture, question in asks[:: max(len(asks) // count, 1)][:count]:
-        with agent.session(picture) as conversation:
-            conversation.ask(question)
+    for ask in asks[:: max(len(asks) // count, 1)][:count]:
+        with agent.session(ask.image) as conversation:
+            conversation.ask(ask.question)
             found.append(transcript_of(conversation.session))
     return found
 

@@ -11,37 +11,26 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from gog_edge.sampling import Sampler
 
 SYSFS = Path("/sys")
 VERSIONED = ("gog-edge", "onnxruntime", "numpy", "tokenizers", "openvino-genai", "onnxruntime-genai", "transformers")
 
 
-class PeakMemory:
-    """Peak resident bytes of a process tree while the context is open, sampled every `interval` seconds."""
+class PeakMemory(Sampler):
+    """Resident bytes of a process tree while the context is open, sampled: at the `start`, and the `peak`."""
 
     def __init__(self, pid: int | None = None, interval: float = 0.02) -> None:
-        self.pid, self.interval = pid or os.getpid(), interval
+        super().__init__(interval)
+        self.pid = pid or os.getpid()
         self.start = self.peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
 
-    def __enter__(self) -> PeakMemory:
-        self.start = self.peak = resident_bytes(self.pid)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak = max(self.peak, resident_bytes(self.pid))
-
-    def _sample(self) -> None:
-        while not self._stop.wait(self.interval):
-            self.peak = max(self.peak, resident_bytes(self.pid))
+    def sample(self) -> None:
+        now = resident_bytes(self.pid)
+        self.start = self.start or now
+        self.peak = max(self.peak, now)
 
 
 def resident_bytes(pid: int) -> int:

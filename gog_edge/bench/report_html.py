@@ -12,6 +12,7 @@ from gog_edge.bench.report import format_place, format_value
 from gog_edge.bench.result import Cell, Report, merged
 from gog_edge.bench.statistics import Summary
 from gog_edge.codec import encode
+from gog_edge.files import write_text
 
 _STYLE = """
 :root { color-scheme: light; --ink: #212529; --soft: #868e96; --line: #dee2e6; --ours: #0b7285; }
@@ -31,8 +32,7 @@ details { margin-top: 2rem; } pre { overflow: auto; }
 
 def write(reports: Sequence[Report], path: Path) -> None:
     """Write one page for one report, or for several of one machine; raises BenchError where matplotlib is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(reports), "utf-8")
+    write_text(path, page(reports))
 
 
 def page(reports: Sequence[Report]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from gog_edge.bench.statistics import Summary, paired_ratio
 from gog_edge.codec import CodecError, decode, encode
 from gog_edge.errors import BenchError
+from gog_edge.files import write_text
 
 FORMAT = "gog-edge-bench"
 
@@ -78,8 +79,7 @@ class Report:
         return found
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(encode(self), indent=1) + "\n", "utf-8")
+        write_text(path, json.dumps(encode(self), indent=1) + "\n")
 
 
 def merged(reports: Sequence[Report]) -> list[Cell]:

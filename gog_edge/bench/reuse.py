@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from gog_edge.bench.conversations import TurnSpec
@@ -12,6 +11,7 @@ from gog_edge.bench.limits import stage_limits
 from gog_edge.bench.ours import LocalSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import Picture, TurnTimes, Words, picture
 from gog_edge.errors import BenchError
 from gog_edge.runtime.loader import bundle_dialect
@@ -91,11 +91,5 @@ def _opening(subject: LocalSubject) -> tuple[float, int, int]:
     """(seconds to the first token of a question without an image, tokens of the opening, tokens reused)."""
     session = Session(subject.model)
     segments = bundle_dialect(subject.bundle).opening("What is this?", 0)
-    seconds = _timed(lambda: (session.append(segments), session.run()))
+    seconds = seconds_of(lambda: (session.append(segments), session.run()))
     return seconds, len(session), session.usage.reused_tokens
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

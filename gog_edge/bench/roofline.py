@@ -169,11 +169,6 @@ def _serialize(onnx: Any, node: Any, weights: list[Any], n: int) -> bytes:
     return data
 
 
-def linear_flops_per_token(weight_elements: int) -> float:
-    """Two operations a weight."""
-    return 2.0 * weight_elements
-
-
 def decoder_attention_flops(spec: DecoderSpec, new: int, total: int) -> float:
     """Scores and weighted sum over all layers, `new` queries against on average `total - new / 2` keys."""
     keys = total - new / 2

@@ -72,6 +72,7 @@ def command(
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
+    from gog_edge.runtime.conversation import last_answer
     from gog_edge.runtime.telemetry import Trace
 
     *files, question = images
@@ -82,7 +83,7 @@ def command(
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
         events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
-        answer = _run(events, view)
+        answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
         print_json({"question": question, **encode(answer)})
     else:
@@ -104,15 +105,10 @@ def _options(grammar: Any, temperature: float, seed: int, early_knowledge: bool,
     return RunOptions(grammar=grammar, sampling=sampling, early_knowledge=early_knowledge, expand=expand)
 
 
-def _run(events: Iterator[Event], view: LiveView | None) -> Answer:
-    from gog_edge.types import AnswerEvent
-
+def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:
     for event in events:
-        if view is not None:
-            view.show(event)
-        if isinstance(event, AnswerEvent):
-            return event.answer
-    raise AssertionError("a stream ends with its answer")
+        view.show(event)
+        yield event
 
 
 def _save(record: Trace, path: Path) -> None:

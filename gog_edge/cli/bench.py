@@ -17,6 +17,7 @@ from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.console import progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
+from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.bench.conversations import Conversation
@@ -391,7 +392,7 @@ def self_check(
         )
     document = encode(report) | {"failed": report.failed}
     if out is not None:
-        out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_text(out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         print_json(document)
     else:

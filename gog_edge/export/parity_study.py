@@ -35,6 +35,7 @@ from gog_edge.export.parity_talks import Source, Talk, sample
 from gog_edge.export.quantize import Method, Recipe, Scheme, dequantize, quantize
 from gog_edge.export.quantize_awq import Scaling, find_scaling
 from gog_edge.export.tensor_class import tensor_class
+from gog_edge.files import write_text
 
 F32 = NDArray[np.float32]
 _F32 = Scheme(32)
@@ -186,10 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
     parser = argparse.ArgumentParser(prog="python -m gog_edge.export.parity_study", description=__doc__)
     parser.add_argument("checkpoint")
-    parser.add_argument("--questions", type=Path, help="JSON lines with image and question")
-    parser.add_argument("--images", type=Path, help="folder that the images are relative to")
-    parser.add_argument("--index", type=Path, help="local index to search")
-    parser.add_argument("--dialect", help="a shipped dialect's name or a TOML file; default: the checkpoint's own")
+    Source.add_arguments(parser)
     parser.add_argument("--count", type=int, default=32, help="conversations: half calibrate, half measure")
     parser.add_argument("--set", action="append", choices=sorted(SETS), help="what to measure (default: everything)")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
@@ -200,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     if given.out:
-        given.out.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+        write_text(given.out, json.dumps(rows, indent=1) + "\n")
     return 0
 
 
@@ -210,7 +208,7 @@ def _study(given: argparse.Namespace) -> dict[str, Any]:
     checkpoint = Checkpoint.open(given.checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        source = Source(given.questions, given.images, given.index, given.dialect)
+        source = Source.of(given)
         talks, image_token = sample(checkpoint, source, given.count, folder)
         calibration = calibrate(checkpoint, talks[0::2], image_token, folder / "calibration")
         study = Study(checkpoint, calibration, talks[1::2], image_token)

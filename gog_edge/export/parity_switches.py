@@ -30,6 +30,7 @@ from gog_edge.export.parity_metrics import compare_features, compare_logits
 from gog_edge.export.parity_talks import Source, Talk, sample
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize import Recipe
+from gog_edge.files import write_text
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.engines.base import Features
 from gog_edge.runtime.engines.registry import create_engine
@@ -155,22 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
     parser = argparse.ArgumentParser(prog="python -m gog_edge.export.parity_switches", description=__doc__)
     parser.add_argument("checkpoint")
-    parser.add_argument("--questions", type=Path, help="JSON lines with image and question")
-    parser.add_argument("--images", type=Path, help="folder that the images are relative to")
-    parser.add_argument("--index", type=Path, help="local index to search")
-    parser.add_argument("--dialect", help="a shipped dialect's name or a TOML file; default: the checkpoint's own")
+    Source.add_arguments(parser)
     parser.add_argument("--count", type=int, default=32, help="conversations")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args(arguments)
     try:
-        source = Source(given.questions, given.images, given.index, given.dialect)
+        source = Source.of(given)
         rows = study(Checkpoint.open(given.checkpoint), source, given.count)
     except GogEdgeError as e:
         print(e, file=sys.stderr)
         return 2
     if given.out:
         figures: dict[str, Any] = {"conversations": given.count, "rows": [asdict(row) for row in rows]}
-        given.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        write_text(given.out, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -6,7 +6,7 @@ search results, crops. They come from the runtime itself, by answering questions
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import DatasetError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.parity_conversation import Conversation, converse, generated_frames, masked_tokens
 from gog_edge.export.parity_reference import ReferenceImage
+from gog_edge.questions import Ask, read_questions
 from gog_edge.runtime.crop import crop_patches
 from gog_edge.runtime.session import Session
 
@@ -36,14 +36,6 @@ class Talk:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question about an image file."""
-
-    image: Path
-    question: str
-
-
-@dataclass(frozen=True)
 class Source:
     """Where conversations come from: questions (JSON lines), the folder of their images, an index, a dialect."""
 
@@ -52,32 +44,17 @@ class Source:
     index: Path | None = None
     dialect: str | None = None
 
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """The options that `of` reads."""
+        parser.add_argument("--questions", type=Path, help="JSON lines with image and question")
+        parser.add_argument("--images", type=Path, help="folder that the images are relative to")
+        parser.add_argument("--index", type=Path, help="local index to search")
+        parser.add_argument("--dialect", help="a shipped dialect's name or a TOML file; default: the checkpoint's own")
 
-def read_questions(file: str | Path, images: str | Path | None = None) -> list[Ask]:
-    """JSON lines with `image` (relative to `images`, or to the file's folder) and `question`; the rest is ignored.
-
-    Raises:
-        DatasetError: unreadable, or a line lacks one of them, or an image is missing.
-    """
-    path = Path(file)
-    root = Path(images) if images else path.parent
-    asks = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DatasetError(f"{path} can't be read: {e}") from e
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            ask = Ask(root / str(row["image"]), str(row["question"]))
-        except (ValueError, KeyError, TypeError) as e:
-            raise DatasetError(f"{path}, line {number}: needs a JSON object with image and question") from e
-        if not ask.image.is_file():
-            raise DatasetError(f"{path}, line {number}: there is no image {ask.image}")
-        asks.append(ask)
-    return asks
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> Source:
+        return cls(given.questions, given.images, given.index, given.dialect)
 
 
 def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> tuple[list[Talk], int]:

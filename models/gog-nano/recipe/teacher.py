@@ -16,7 +16,7 @@ import numpy as np
 
 from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.registry import load
-from gog_edge.types import Action, ActionKind, Hit, ImagePart, Observation, Region, RegisteredImage, Segment
+from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage, Segment
 
 from . import geometry, scenes
 from .questions import Question, box_of
@@ -230,7 +230,3 @@ def _check(talk: Conversation, hits: list[Hit]) -> None:
             return
         thought = f"It is {value or UNKNOWN}. No. "
     talk.answer(thought.strip(), UNKNOWN)
-
-
-def images_of(pieces: Sequence[Piece]) -> int:
-    return sum(isinstance(s, ImagePart) for p in pieces for s in p.segments)

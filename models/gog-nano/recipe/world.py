@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
+# attribute -> sentence. Each becomes one text document a country (../world/build.py), in made-up worlds too.
 SENTENCES = {
     "capital": "The capital of {name} is {value}.",
     "currency": "The currency of {name} is {value}.",

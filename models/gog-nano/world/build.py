@@ -24,27 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
+from recipe.world import CONTINENTS, SENTENCES
 
 HERE = Path(__file__).resolve().parent
 FLAG_WIDTH = 256
 HELD_OUT_COUNTRIES = 50
 SEED = 20261122
-
-CONTINENTS = {"Africa", "Asia", "Europe", "North America", "South America", "Oceania"}
-
-# attribute -> sentence. Each becomes one text document a country: what the second hop of a question reads.
-SENTENCES = {
-    "capital": "The capital of {name} is {value}.",
-    "currency": "The currency of {name} is {value}.",
-    "language": "The main language of {name} is {value}.",
-    "continent": "{name} lies in {value}.",
-    "population": "The population of {name} is {value}.",
-    "area": "The area of {name} is {value} square km.",
-    "highest point": "The highest point of {name} is {value}.",
-    "nationality": "A person from {name} is called {value}.",
-    "internet code": "The internet code of {name} is {value}.",
-    "national symbol": "The national symbol of {name} is {value}.",
-}
 
 # Public-domain photographs of gcompris-qt-data. Facts written for this project.
 PHOTOS = {
