@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gog_edge.runtime.search.passages import best_passages, bm25, rank_passages, split_passages
@@ -72,6 +72,9 @@ def test_hostile_markup_costs_bounded_time(name: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="<>/!-[]&;#\"'= abpdivtrh1", max_size=200))
+@example("<![a;")
+@example("<![1 text")
+@example("<p>before</p><![1>after")
 def test_any_markup_can_be_read(page: str) -> None:
     extract(page)
 

@@ -29,7 +29,6 @@ class Transformers:
         import torch
         import transformers
 
-        torch.set_grad_enabled(False)
         if options.get("threads"):
             torch.set_num_threads(options["threads"])
         auto = transformers.AutoModelForImageTextToText  # the lazy import is not loading
@@ -106,14 +105,15 @@ class Transformers:
         if images is not None:
             given = {"pixel_values": images[0], "image_grid_thw": images[1]}
             given["mm_token_type_ids"] = (tokens == self.ids[1]).int()
-        out = self.model(
-            input_ids=tokens,
-            position_ids=positions,
-            past_key_values=self.past,
-            use_cache=True,
-            logits_to_keep=last,
-            **given,
-        )
+        with torch.inference_mode():  # here, not for the whole process: whoever loads this module may train
+            out = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                past_key_values=self.past,
+                use_cache=True,
+                logits_to_keep=last,
+                **given,
+            )
         self.past = out.past_key_values
         self.length += len(ids)
         return int(out.logits[0, -1].argmax())

@@ -194,6 +194,13 @@ class _Blocks(HTMLParser):
         if tag in _BLOCKS and tag not in ("td", "th"):
             self._tag = next((t for t in reversed(self._stack) if t in _BLOCKS), "body")
 
+    def parse_html_declaration(self, i: int) -> int:
+        # Several Python versions raise AssertionError on a malformed `<![…`; HTML takes it for a comment.
+        try:
+            return super().parse_html_declaration(i)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_data(self, data: str) -> None:
         if self._in_title:
             self._title.append(data[:500])
