@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 
-from gog_edge.cli.console import print_json, stderr, stdout
+from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS
 from gog_edge.codec import encode
@@ -90,7 +89,7 @@ def command(
         _print(answer)
     if trace is not None:
         _save(record, trace)
-        stderr().print(f"[dim]trace: {escape(str(trace))}[/]", soft_wrap=True)
+        stderr().print(f"[dim]trace: {plain(str(trace))}[/]", soft_wrap=True)
     if not answer.text:
         if view is None:
             stderr().print(f"gog-edge: no answer ({answer.stop.value})")
@@ -123,7 +122,7 @@ def _save(record: Trace, path: Path) -> None:
 def _print(answer: Answer) -> None:
     out = stdout()
     if answer.text:
-        out.print(f"[bold]{escape(answer.text)}[/]")
+        out.print(f"[bold]{plain(answer.text)}[/]")
     for hit in answer.evidence:
         source = f" ({hit.source})" if hit.source else ""
-        out.print(f"  evidence: {escape(hit.title)}: {escape(' '.join(hit.text.split()))}{escape(source)}")
+        out.print(f"  evidence: {one_line(hit.title)}: {one_line(hit.text)}{plain(source)}")

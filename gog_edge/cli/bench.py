@@ -60,6 +60,7 @@ command.add_command(peers_command)
 @click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
 @click.option("--peer-model", "models", multiple=True, metavar="NAME=DIR", help="What a peer reads; may be repeated.")
 @click.option("--peer-python", "pythons", multiple=True, metavar="NAME=PYTHON", help="Instead of its own environment.")
+@click.option("--peer-program", "programs", multiple=True, metavar="NAME=PATH", help="The server to start: llama.cpp.")
 @click.option("--peer-threads", type=click.IntRange(min=1), help="Threads of each peer; default: its own choice.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
 @click.option("--warmup", type=click.IntRange(min=0), help="Runs that do not count; default: the scenario's own.")
@@ -76,6 +77,7 @@ def run(
     compare: str | None,
     models: tuple[str, ...],
     pythons: tuple[str, ...],
+    programs: tuple[str, ...],
     peer_threads: int | None,
     repeats: int | None,
     warmup: int | None,
@@ -101,7 +103,7 @@ def run(
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
     skipped: dict[str, str] = {}
-    peers = _peers(compare, models, pythons, peer_threads or 0, skipped)
+    peers = _peers(compare, models, pythons, programs, peer_threads or 0, skipped)
     wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, roofline=not no_roofline)
     report = _measure(wanted, skipped)
     if not report.cells:
@@ -120,7 +122,12 @@ def _about(piece: Any) -> str:
 
 
 def _peers(
-    compare: str | None, models: Sequence[str], pythons: Sequence[str], threads: int, skipped: dict[str, str]
+    compare: str | None,
+    models: Sequence[str],
+    pythons: Sequence[str],
+    programs: Sequence[str],
+    threads: int,
+    skipped: dict[str, str],
 ) -> list[WorkerSubject]:
     """The peers that are asked for and can be had; the others go to `skipped` with the reason."""
     from gog_edge.bench.peers.create import create, pairs
@@ -128,10 +135,11 @@ def _peers(
     from gog_edge.errors import BenchError
 
     folders, interpreters = pairs(models, "--peer-model"), pairs(pythons, "--peer-python")
+    servers = pairs(programs, "--peer-program")
     found = []
     for wanted in parse(compare) if compare is not None else ():
         try:
-            found.append(create(wanted, folders, interpreters, threads))
+            found.append(create(wanted, folders, interpreters, threads, servers))
         except BenchError as e:
             skipped[wanted.label] = str(e)
     return found

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from gog_edge.printable import printable, printable_json
 
 
 def stderr() -> Console:
@@ -30,9 +33,21 @@ def stdout() -> Console:
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
 
 
+def plain(text: str) -> str:
+    """Somebody else's text (of a result, a page, a file name, a policy) as markup that prints it as it is: it can
+    neither style nor send a terminal an escape sequence."""
+    return escape(printable(text))
+
+
+def one_line(text: str) -> str:
+    """`plain`, with white space collapsed."""
+    return plain(" ".join(text.split()))
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout, and nothing else there."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
+    document = json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None)
+    sys.stdout.write(printable_json(document) + "\n")
 
 
 class _Remaining(TimeRemainingColumn):

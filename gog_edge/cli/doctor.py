@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from gog_edge._version import __version__
-from gog_edge.cli.console import human_bytes, print_json, stdout
+from gog_edge.cli.console import human_bytes, plain, print_json, stdout
 from gog_edge.errors import UsageError
 from gog_edge.runtime import plan as memory
 
@@ -73,7 +72,7 @@ def command(
         table.add_row(
             marks[check.ok],
             check.name,
-            escape(check.detail) + (f"  [dim]-> {escape(check.mend)}[/]" if check.mend else ""),
+            plain(check.detail) + (f"  [dim]-> {plain(check.mend)}[/]" if check.mend else ""),
         )
     stdout().print(table)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
-from gog_edge.cli.console import print_json, progress_bar, stderr, stdout
+from gog_edge.cli.console import plain, print_json, progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
@@ -97,7 +96,7 @@ def command(
     before = read_results(against)[1] if against is not None else None  # a wrong file is found before the run
     samples, problems = read_dataset(dataset, form=form, limit=limit)
     for line in problems[:5]:
-        stderr().print(f"[yellow]skipped[/] {escape(line)}")
+        stderr().print(f"[yellow]skipped[/] {plain(line)}")
     if len(problems) > 5:
         stderr().print(f"[yellow]skipped[/] {len(problems) - 5} more rows")
     spec = _worker_spec(dataset, bundle or Path(), workers, agent)
@@ -200,7 +199,7 @@ def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, o
     finally:
         judge.close()
     for line in problems[:5]:
-        stderr().print(f"[yellow]not judged[/] {escape(line)}")
+        stderr().print(f"[yellow]not judged[/] {plain(line)}")
     return verdicts
 
 
@@ -230,7 +229,7 @@ def _report(
     for name in names:
         table.add_column(name, justify="left" if name == "skill" else "right")
     for row in cells:
-        table.add_row(*(escape(c) for c in row), style="bold" if row[0] == "all" else "")
+        table.add_row(*(plain(c) for c in row), style="bold" if row[0] == "all" else "")
     stdout().print(table)
     for line in lines(found["against"]) if before is not None else ():
         stdout().print(line, highlight=False)

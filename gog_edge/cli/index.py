@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
-from gog_edge.cli.console import human_bytes, print_json, progress_bar, stderr, stdout
+from gog_edge.cli.console import human_bytes, one_line, plain, print_json, progress_bar, stderr, stdout
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -149,9 +148,7 @@ def search(
         table.add_column(name, justify="right" if name == "score" else "left", max_width=60, overflow="ellipsis")
     for hit in hits:
         score = "related" if hit.score is None else f"{hit.score:.3f}"
-        table.add_row(
-            *(escape(v) for v in (score, hit.entity, hit.title, " ".join(hit.text.split())[:200], hit.source))
-        )
+        table.add_row(*(one_line(v) for v in (score, hit.entity, hit.title, hit.text[:200], hit.source)))
     stdout().print(table if hits else "nothing found")
 
 
@@ -168,7 +165,7 @@ def info(index: Path, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         shown = human_bytes(value) if name == "bytes" and isinstance(value, int) else value
-        table.add_row(name.replace("_", " "), escape(f"{shown:,}" if isinstance(shown, int) else str(shown)))
+        table.add_row(name.replace("_", " "), plain(f"{shown:,}" if isinstance(shown, int) else str(shown)))
     stdout().print(table)
 
 
@@ -317,6 +314,6 @@ def _print_report(index: Path, report: IngestReport, as_json: bool) -> None:
     for kind, lines in report.problems.items():
         err.print(f"[yellow]{len(lines)} x {kind}[/]")
         for line in lines[: report.MAX_LINES]:
-            err.print(f"  {escape(line)}")
+            err.print(f"  {plain(line)}")
         if len(lines) > report.MAX_LINES:
             err.print(f"  … {len(lines) - report.MAX_LINES} more")

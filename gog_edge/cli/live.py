@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 
+from gog_edge.cli.console import one_line, plain
 from gog_edge.runtime.telemetry import counted
 from gog_edge.types import (
     Action,
@@ -55,7 +55,7 @@ class LiveView:
         """One event."""
         if isinstance(event, TokenEvent):
             if self.tokens:
-                self.console.print(f"[dim]{escape(event.text)}[/]", end="", soft_wrap=True)
+                self.console.print(f"[dim]{plain(event.text)}[/]", end="", soft_wrap=True)
                 self._open_line = True
             return
         if self._open_line:
@@ -72,7 +72,7 @@ class LiveView:
 
     def _action(self, step: int, action: Action) -> None:
         name, colour = _STYLES[action.kind]
-        detail = escape(action.text or action.label)
+        detail = one_line(action.text or action.label)
         if action.region is not None:
             detail = f"{detail} {box_text(action.region)}".strip()
         if action.kind is not ActionKind.ANSWER:
@@ -81,16 +81,16 @@ class LiveView:
     def _observation(self, observation: Observation) -> None:
         if observation.action.kind is ActionKind.INVALID:
             if observation.action.label == "limit":  # the call was shown as it was written; this is what came back
-                self.console.print(f"  [yellow]{escape(observation.action.text)}[/]")
+                self.console.print(f"  [yellow]{plain(observation.action.text)}[/]")
             return
         if observation.error:
-            self.console.print(f"  [red]{escape(observation.error)}[/]")
+            self.console.print(f"  [red]{one_line(observation.error)}[/]")
             return
         if not observation.hits and not observation.text:
             self.console.print("  [dim]no results[/]")
         for rank, hit in enumerate(observation.hits, 1):
             score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
-            self.console.print(f"  {rank}. {escape(hit.title)}{score}  [dim]{escape(_cut(hit.text))}[/]")
+            self.console.print(f"  {rank}. {one_line(hit.title)}{score}  [dim]{plain(_cut(hit.text))}[/]")
 
     def _end(self, answer: Answer) -> None:
         usage = answer.usage

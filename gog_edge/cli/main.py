@@ -15,6 +15,7 @@ import click
 
 from gog_edge._version import __version__
 from gog_edge.errors import CancelledError, GogEdgeError
+from gog_edge.printable import printable
 
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
@@ -82,7 +83,7 @@ def run(args: Sequence[str] | None = None) -> int:
         click.echo("gog-edge: interrupted", err=True)
         return EXIT_INTERRUPTED
     except CancelledError as e:
-        click.echo(f"gog-edge: {e}", err=True)
+        _say(str(e))
         return EXIT_INTERRUPTED
     except GogEdgeError as e:
         return _report(e)
@@ -115,7 +116,7 @@ class _Lines(logging.Handler):
     """Log records as single lines on stderr; what they were caused by only with GOG_EDGE_DEBUG."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"gog-edge: {' '.join(record.getMessage().split())}", err=True)
+        _say(record.getMessage())
         if record.exc_info and os.environ.get("GOG_EDGE_DEBUG"):
             click.echo(logging.Formatter().formatException(record.exc_info), err=True)
 
@@ -135,8 +136,13 @@ def _report_usage(error: click.UsageError) -> int:
 def _report(error: GogEdgeError) -> int:
     if os.environ.get("GOG_EDGE_DEBUG"):
         raise error
-    click.echo(f"gog-edge: {' '.join(str(error).split())}", err=True)
+    _say(str(error))
     return EXIT_BAD_INPUT
+
+
+def _say(message: str) -> None:
+    """One line on stderr. It may quote a server, a file or a file's name, so nothing in it steers the terminal."""
+    click.echo(f"gog-edge: {printable(' '.join(message.split()))}", err=True)
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from gog_edge.errors import GogEdgeError
 from gog_edge.files import write_text
+from gog_edge.printable import escape_html as _e
 from gog_edge.runtime.frame import Frame
 
 SIDE = 480  # pixels of the longer side of a shown picture
@@ -120,7 +120,3 @@ def _step(step: Mapping[str, Any]) -> str:
             found = "; ".join(str(h.get("title", "")) for h in seen.get("hits", ()))
             lines.append(f'<div class="dim">{_e(str(seen.get("error") or found or "nothing found"))}</div>')
     return "".join(lines)
-
-
-def _e(text: str) -> str:
-    return html.escape(text, quote=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 from gog_edge.files import write_text
+from gog_edge.printable import escape_html as escape
 from gog_edge.runtime.telemetry import Trace, TracedImage, counted
 from gog_edge.runtime.trace_timeline import stage_table, timeline
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason

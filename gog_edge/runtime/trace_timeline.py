@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from html import escape
 
+from gog_edge.printable import escape_html as escape
 from gog_edge.runtime.telemetry import STAGES, Span, Trace
 
 WIDTH, LABEL, LANE = 1100.0, 90.0, 20.0

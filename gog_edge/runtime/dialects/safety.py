@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from gog_edge.printable import printable
+
 # Tags of all shipped dialects: a page must not be able to speak another dialect either.
 KNOWN_TAGS = frozenset(
     {
@@ -53,8 +55,7 @@ KNOWN_TAGS = frozenset(
 LOOK_ALIKE = "\u2039"
 
 _TAG_IN_WORDING = re.compile(r"<\s*/?\s*([A-Za-z_][A-Za-z0-9_]*)")
-# Zero-width joiners stay: Persian, Hindi and emoji need them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\U000f60e0\U000f60e1]")
+_RESERVED = re.compile("[\U000f60e0\U000f60e1]")  # what marks places in a rendered template
 _SPACE = re.compile(r"\s+")
 
 
@@ -76,7 +77,7 @@ class Neutraliser:
         """Body text: markers neutralised, control and invisible characters dropped, cut to `limit` characters."""
         if limit:
             text = text[: 4 * limit + 1000]  # megabytes are not cleaned for the sake of a few hundred characters
-        clean = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+        clean = _RESERVED.sub("", printable(text)).strip()
         return self._pattern.sub(LOOK_ALIKE, cut(clean, limit))
 
     def line(self, text: str, limit: int = 0) -> str:
