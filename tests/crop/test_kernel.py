@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -157,6 +159,27 @@ def test_the_number_of_threads_changes_no_bit(threads: int | None) -> None:
     assert crop_patches(frame, region, grid, QWEN25, threads=threads).tobytes() == one.tobytes()
     image = crop_image(frame, region, (77, 101), threads=1)
     assert np.array_equal(crop_image(frame, region, (77, 101), threads=threads), image)
+
+
+def test_crops_at_the_same_time_share_the_helpers() -> None:
+    frame = noise(700, 901)
+    regions = [Region(3 * i, 5 * i, 890 - 7 * i, 640) for i in range(12)]
+    alone = [crop_image(frame, region, (77, 101), threads=1) for region in regions]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda region: crop_image(frame, region, (77, 101), threads=3), regions * 5))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 5, together, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_made_by_fork_cuts_crops_as_well() -> None:
+    """It has none of its parent's helper threads."""
+    frame = noise(300, 401)
+    expected = crop_image(frame, None, (77, 101), threads=2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(crop_image(frame, None, (77, 101), threads=2), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -68,7 +68,7 @@ def test_arm_paths_are_exact(
 
 @pytest.mark.slow
 def test_threads_do_not_race(tmp_path: Path) -> None:
-    """Bands of the CPU kernel, and the shared memory of a CUDA block with one thread for each of its threads."""
+    """Helpers of the CPU kernel, and the shared memory of a CUDA block with one thread for each of its threads."""
     compiler = need("g++", "clang++")
     driver = compile_check(compiler, tmp_path / "driver.o", "-fsanitize=thread")
     check = link_check(compiler, driver, tmp_path / "check", "-O1", "-fsanitize=thread", "-march=native")

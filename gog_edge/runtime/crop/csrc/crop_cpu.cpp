@@ -1,15 +1,18 @@
 // Crop + antialiased bicubic resize + normalise + patchify on the CPU, in one pass over the source rows.
 //
-// A band of output rows walks down its source rows: blocks of kLanes rows are rearranged into quads, resized
+// A walk over output rows goes along their source rows: blocks of kLanes rows are rearranged into quads, resized
 // horizontally into a ring of 8-bit rows (grouped by four, so that the vertical pass reads quads as well), and
 // every output row is resized vertically from the ring, normalised and written where the patches want it.
-// Bands are independent (they share no output), so the result does not depend on the number of threads.
+// A stretch of rows is walked from both ends by two threads that meet where they meet, so nobody waits for a thread
+// that starts late. Walks share no output, so the result does not depend on the number of threads.
 #include <algorithm>
-#include <exception>
+#include <atomic>
+#include <memory>
 #include <new>
 #include <thread>
 #include <vector>
 
+#include "crop_helpers.h"
 #include "crop_quads.h"
 #include "crop_taps.h"
 
@@ -20,7 +23,6 @@ struct Job {
   const uint8_t* source;  // first pixel of the box
   int64_t row_bytes;      // from one source row to the next
   int32_t in_w, in_h, out_w, out_h;
-  Taps x, y;
   int32_t patch, merge;
   Normal normal;
   float* patches;  // [n, 3 * patch * patch], or null
@@ -55,32 +57,37 @@ struct QuadTaps {
   const Weights* of(int32_t i) const { return weights.data() + static_cast<size_t>(i) * stride; }
 };
 
-class Band {
+enum class Way { kDown, kUp };
+
+class Walk {
  public:
-  Band(const Job& job, const QuadTaps& x, const QuadTaps& y)
+  Walk(const Job& job, const QuadTaps& x, const QuadTaps& y, Way way)
       : job_(job),
         x_(x),
         y_(y),
+        way_(way),
         pitch_((static_cast<size_t>(job.out_w) + kLanes) * 4),  // a vertical load may run kLanes columns over
         slots_((y.stride + 2 * kGroups + kGroups - 1) / kGroups * kGroups),
         quads_(static_cast<size_t>((job.in_w + 3) / 4) * kGroupBytes),
         ring_(slots_ * kChannels * pitch_),
         under_(y.stride) {}
 
-  void run(int32_t y0, int32_t y1) {
-    int32_t next = y_.first[static_cast<size_t>(y0)] / kGroups * kGroups;  // first row group not in the ring
-    for (int32_t y = y0; y < y1; ++y) {
-      const size_t i = static_cast<size_t>(y);
-      while (next < y_.first[i] + y_.count[i]) {
-        horizontal(next);
-        next += kGroups;
-      }
-      select(y);
-      if (job_.patches != nullptr) {
-        vertical_patches(y);
-      } else {
-        vertical_image(y);
-      }
+  // Output row y: the neighbour, in this walk's way, of the row before.
+  void row(int32_t y) {
+    const size_t i = static_cast<size_t>(y);
+    const int32_t first = y_.first[i], last = first + y_.count[i];
+    if (way_ == Way::kDown) {
+      if (next_ < 0) next_ = first / kGroups * kGroups;
+      for (; next_ < last; next_ += kGroups) horizontal(next_);
+    } else {
+      if (next_ < 0) next_ = (last + kGroups - 1) / kGroups * kGroups;
+      while (next_ > first) horizontal(next_ -= kGroups);
+    }
+    select(i);
+    if (job_.patches != nullptr) {
+      vertical_patches(y);
+    } else {
+      vertical_image(y);
     }
   }
 
@@ -116,12 +123,11 @@ class Band {
     }
   }
 
-  // Finds the row groups under output row y.
-  void select(int32_t y) {
-    const size_t i = static_cast<size_t>(y);
+  // Finds the row groups under output row i.
+  void select(size_t i) {
     for (int32_t q = 0; q < y_.count[i]; ++q) under_[static_cast<size_t>(q)] = ring(y_.first[i] + q, 0);
     under_count_ = static_cast<size_t>(y_.count[i]);
-    under_weights_ = y_.of(y);
+    under_weights_ = y_.of(static_cast<int32_t>(i));
   }
 
   // Sums of columns x .. x + kLanes - 1 of the selected output row.
@@ -161,39 +167,93 @@ class Band {
   const Job& job_;
   const QuadTaps& x_;
   const QuadTaps& y_;
+  const Way way_;
   const size_t pitch_, slots_;
   std::vector<uint8_t> quads_, ring_;
   std::vector<const uint8_t*> under_;
+  int32_t next_ = -1;  // down: the first row group not in the ring; up: the one behind the next to be loaded
   size_t under_count_ = 0;
   const Weights* under_weights_ = nullptr;
 };
 
 enum Status : int32_t { kOk = 0, kNoMemory = 1, kFailed = 2 };
 
-Status run(const Job& job, int32_t threads) {
-  const QuadTaps x(job.x, job.out_w), y(job.y, job.out_h);
-  const int32_t bands = std::max(1, std::min(threads, job.out_h));
-  std::vector<Status> status(static_cast<size_t>(bands), kOk);
-  auto work = [&](int32_t band) noexcept {
-    try {
-      const auto cut = [&](int32_t k) { return static_cast<int32_t>(static_cast<int64_t>(job.out_h) * k / bands); };
-      Band(job, x, y).run(cut(band), cut(band + 1));
-    } catch (const std::bad_alloc&) {
-      status[static_cast<size_t>(band)] = kNoMemory;
-    }
-  };
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<size_t>(bands));
-  int32_t started = 1;  // this thread takes band 0
-  try {
-    for (; started < bands; ++started) helpers.emplace_back(work, started);
-  } catch (const std::exception&) {
-    // no more threads to be had: the remaining bands run here
+// Output rows [begin, end): one thread walks down from the first, one up from the last, a few rows at a time.
+class Stretch {
+ public:
+  void set(int32_t begin, int32_t end) {
+    begin_ = begin;
+    end_ = end;
+    left_ = end - begin;
   }
-  work(0);
-  for (int32_t band = started; band < bands; ++band) work(band);
-  for (std::thread& helper : helpers) helper.join();
-  return *std::max_element(status.begin(), status.end());
+
+  // Returns when no rows are left, or when two others are at it.
+  void walk(const Job& job, const QuadTaps& x, const QuadTaps& y) {
+    if (left_ <= 0) return;
+    const int side = sides_.fetch_add(1);
+    if (side > 1) return;
+    Walk walk(job, x, y, side == 0 ? Way::kDown : Way::kUp);
+    int32_t done = 0;
+    for (int32_t left; (left = left_.fetch_sub(kRows)) > 0;)
+      for (int32_t n = std::min(left, kRows); n > 0; --n, ++done) walk.row(side == 0 ? begin_ + done : end_ - 1 - done);
+  }
+
+ private:
+  static constexpr int32_t kRows = 4;
+  int32_t begin_ = 0, end_ = 0;
+  std::atomic<int32_t> left_{0}, sides_{0};
+};
+
+// One crop, worked at by any number of threads.
+class Shared {
+ public:
+  Shared(const Job& job, const Taps* taps, int32_t threads)
+      : job_(job), taps_(taps), stretches_(static_cast<size_t>((std::min(threads, job.out_h) + 1) / 2)) {
+    const int64_t count = static_cast<int64_t>(stretches_.size());
+    const auto cut = [&](int64_t k) { return static_cast<int32_t>(job_.out_h * k / count); };
+    for (int64_t k = 0; k < count; ++k) stretches_[static_cast<size_t>(k)].set(cut(k), cut(k + 1));
+  }
+
+  // When the first who called it returns, all that is not done is being done by others who called it.
+  void work() noexcept {
+    const size_t arrival = arrivals_.fetch_add(1);
+    try {
+      for (int axis; (axis = next_axis_.fetch_add(1)) < 2;) prepare(axis);
+      while (ready_.load(std::memory_order_acquire) < 2 && status_ == kOk) std::this_thread::yield();
+      for (size_t i = 0; i < stretches_.size() && status_ == kOk; ++i)
+        stretches_[(arrival + i) % stretches_.size()].walk(job_, *axes_[0], *axes_[1]);
+    } catch (const std::bad_alloc&) {
+      status_ = kNoMemory;
+    } catch (...) {
+      status_ = kFailed;
+    }
+  }
+
+  Status status() const { return static_cast<Status>(status_.load()); }
+
+ private:
+  void prepare(int axis) {
+    const int32_t in = axis == 0 ? job_.in_w : job_.in_h, out = axis == 0 ? job_.out_w : job_.out_h;
+    axes_[axis].reset(taps_ != nullptr ? new QuadTaps(taps_[axis], out)
+                                       : new QuadTaps(BicubicTaps(in, out).view(), out));
+    ready_.fetch_add(1, std::memory_order_release);
+  }
+
+  const Job& job_;
+  const Taps* taps_;  // of x and y, or null
+  std::unique_ptr<QuadTaps> axes_[2];
+  std::vector<Stretch> stretches_;
+  std::atomic<size_t> arrivals_{0};
+  std::atomic<int> next_axis_{0}, ready_{0}, status_{kOk};
+};
+
+Status run(const Job& job, const Taps* taps, int32_t threads) {
+  Shared shared(job, taps, std::max(threads, 1));
+  {
+    const Offer offer([&shared] { shared.work(); }, std::min(threads, job.out_h) - 1);
+    shared.work();
+  }
+  return shared.status();
 }
 
 }  // namespace
@@ -211,20 +271,14 @@ GOG_EXPORT int32_t gog_crop(const uint8_t* source, int64_t row_bytes, const int3
                             int32_t merge, const float* normal, float* patches, uint8_t* image, int32_t threads,
                             const int32_t* const* taps, const int32_t* strides) {
   try {
-    gog::Job job{source, row_bytes, sizes[0], sizes[1], sizes[2], sizes[3], {}, {}, patch, merge, {}, patches, image};
+    gog::Job job{source, row_bytes, sizes[0], sizes[1], sizes[2], sizes[3], patch, merge, {}, patches, image};
     for (int c = 0; c < gog::kChannels; ++c) {
       job.normal.offset[c] = normal[c];
       job.normal.scale[c] = normal[gog::kChannels + c];
     }
-    if (taps != nullptr) {
-      job.x = {taps[0], taps[1], taps[2], strides[0]};
-      job.y = {taps[3], taps[4], taps[5], strides[1]};
-      return gog::run(job, threads);
-    }
-    const gog::BicubicTaps x(job.in_w, job.out_w), y(job.in_h, job.out_h);
-    job.x = x.view();
-    job.y = y.view();
-    return gog::run(job, threads);
+    if (taps == nullptr) return gog::run(job, nullptr, threads);
+    const gog::Taps given[] = {{taps[0], taps[1], taps[2], strides[0]}, {taps[3], taps[4], taps[5], strides[1]}};
+    return gog::run(job, given, threads);
   } catch (const std::bad_alloc&) {
     return gog::kNoMemory;
   } catch (...) {
