@@ -91,6 +91,7 @@ def run(
     """Run SCENARIO…; without any, all that can run with what was given."""
     from gog_edge.bench import report as text
     from gog_edge.bench.conversations import CONVERSATIONS
+    from gog_edge.bench.peers.create import PeerOptions, create_all
     from gog_edge.bench.pieces import PIECES
 
     known = {**{n: c[0].about for n, c in CONVERSATIONS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
@@ -103,7 +104,7 @@ def run(
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
     skipped: dict[str, str] = {}
-    peers = _peers(compare, models, pythons, programs, peer_threads or 0, skipped)
+    peers = create_all(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
     wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, roofline=not no_roofline)
     report = _measure(wanted, skipped)
     if not report.cells:
@@ -119,30 +120,6 @@ def run(
 
 def _about(piece: Any) -> str:
     return str(piece.__doc__).partition(":")[0].partition(";")[0].strip()
-
-
-def _peers(
-    compare: str | None,
-    models: Sequence[str],
-    pythons: Sequence[str],
-    programs: Sequence[str],
-    threads: int,
-    skipped: dict[str, str],
-) -> list[WorkerSubject]:
-    """The peers that are asked for and can be had; the others go to `skipped` with the reason."""
-    from gog_edge.bench.peers.create import create, pairs
-    from gog_edge.bench.peers.registry import parse
-    from gog_edge.errors import BenchError
-
-    folders, interpreters = pairs(models, "--peer-model"), pairs(pythons, "--peer-python")
-    servers = pairs(programs, "--peer-program")
-    found = []
-    for wanted in parse(compare) if compare is not None else ():
-        try:
-            found.append(create(wanted, folders, interpreters, threads, servers))
-        except BenchError as e:
-            skipped[wanted.label] = str(e)
-    return found
 
 
 @dataclass(frozen=True)

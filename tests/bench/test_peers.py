@@ -172,3 +172,15 @@ def test_a_picture_file_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.rgb").write_bytes(b"abc")
     with pytest.raises(wire.WorkerError, match="not 2x1 RGB"):
         wire.read_part({"image": str(tmp_path / "x.rgb"), "width": 2, "height": 1})
+
+
+def test_llama_cpp_is_a_folder_to_serve_or_an_address(tmp_path: Path) -> None:
+    wanted = parse("llama.cpp")[0]
+    for model, worker in ((str(tmp_path), "run_llama_cpp"), ("http://127.0.0.1:9/v1", "run_openai")):
+        subject = create(wanted, {"llama.cpp": model}, {}, 3, {"llama.cpp": "server"})
+        assert subject.command[-1] == worker
+        assert subject.options == {"threads": 3, **({"program": "server"} if worker == "run_llama_cpp" else {})}
+    with pytest.raises(BenchError, match=r"peers prepare llama\.cpp .* or --compare llama\.cpp:http"):
+        create(wanted, {"llama.cpp": str(tmp_path / "none")}, {})
+    with pytest.raises(UsageError, match=r"--peer-program transformers: only llama\.cpp"):
+        create(wanted, {}, {}, 0, {"transformers": "x"})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gog_edge.bench.peers import environment
-from gog_edge.bench.peers.registry import Wanted, check_address, find
+from gog_edge.bench.peers.registry import PEERS, Wanted, check_address, find, parse
 from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.errors import BenchError, UsageError
 
@@ -26,37 +27,83 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def create(wanted: Wanted, models: Mapping[str, str], pythons: Mapping[str, str], threads: int = 0) -> WorkerSubject:
+@dataclass(frozen=True)
+class PeerOptions:
+    """What was given for peers, as `NAME=VALUE`: models, interpreters and servers. `threads`: of each, 0 its choice."""
+
+    models: Sequence[str] = ()
+    pythons: Sequence[str] = ()
+    programs: Sequence[str] = ()
+    threads: int = 0
+
+
+def create_all(compare: str | None, given: PeerOptions, skipped: dict[str, str]) -> list[WorkerSubject]:
+    """The peers that are asked for and can be had; the others go to `skipped` with the reason.
+
+    Raises:
+        UsageError: what was given can't be meant.
+    """
+    folders, interpreters = pairs(given.models, "--peer-model"), pairs(given.pythons, "--peer-python")
+    servers = pairs(given.programs, "--peer-program")
+    found = []
+    for wanted in parse(compare) if compare is not None else ():
+        try:
+            found.append(create(wanted, folders, interpreters, given.threads, servers))
+        except BenchError as e:
+            skipped[wanted.label] = str(e)
+    return found
+
+
+def create(
+    wanted: Wanted,
+    models: Mapping[str, str],
+    pythons: Mapping[str, str],
+    threads: int = 0,
+    programs: Mapping[str, str] | None = None,
+) -> WorkerSubject:
     """The subject of a peer, not yet started.
 
     Args:
         models: folders and addresses by peer. pythons: interpreters that replace a peer's own environment.
+        programs: servers to start, by peer, where they are not on the PATH.
 
     Raises:
         BenchError: its environment or its model is missing; says how to get it.
-        UsageError: an address is none.
+        UsageError: an address is none, or a peer has no program of its own.
     """
+    for name in programs or {}:
+        if not find(name).starter:
+            raise UsageError(f"--peer-program {name}: only {_starters()} has a program that is started")
     peer = wanted.peer
     model = wanted.model or models.get(peer.name, "")
     if not model:
         raise BenchError(f"{peer.name} needs its model: {_model_hint(wanted)}")
-    if peer.served:
+    started = bool(peer.starter) and "://" not in model
+    if peer.served and not started:
         check_address(model)
     elif not Path(model).is_dir():
         raise BenchError(f"{peer.name}: {model} is not a folder: {_model_hint(wanted)}")
     python = Path(pythons[peer.name]) if peer.name in pythons else environment.require(peer)
     options = {**wanted.options, **({"threads": threads} if threads else {})}
+    if started and (program := (programs or {}).get(peer.name)):
+        options["program"] = program
     mends = {
-        "package": f"gog-edge bench peers install {peer.name}",
+        "package": f"--peer-program {peer.name}=PATH" if started else f"gog-edge bench peers install {peer.name}",
         "model": _model_hint(wanted),
     }
-    return WorkerSubject(wanted.label, peer.worker, python, model, options, mends)
+    return WorkerSubject(wanted.label, peer.starter if started else peer.worker, python, model, options, mends)
 
 
 def _model_hint(wanted: Wanted) -> str:
     name = wanted.peer.name
-    if wanted.peer.served:
-        return f"--compare {name}:http://host:port/v1, the address of a server that you started"
+    address = f"--compare {name}:http://host:port/v1, the address of a server that you started"
+    if wanted.peer.served and (wanted.model or not wanted.peer.starter):
+        return address
     if wanted.peer.checkpoint:
         return f"--peer-model {name}=CHECKPOINT"
-    return f"--peer-model {name}=DIR (made by: gog-edge bench peers prepare {name} CHECKPOINT -o DIR)"
+    made = f"--peer-model {name}=DIR (made by: gog-edge bench peers prepare {name} CHECKPOINT -o DIR)"
+    return f"{made}, or {address}" if wanted.peer.served else made
+
+
+def _starters() -> str:
+    return ", ".join(name for name, peer in PEERS.items() if peer.starter)

@@ -99,9 +99,5 @@ _COMMANDS: dict[str, Callable[[Job], list[list[str]]]] = {
 
 def after(peer: Peer, out: Path) -> str:
     """What to do with the result, in one line."""
-    if peer.name == "llama.cpp":
-        return (
-            f"llama-server -m {out / 'model-q4_0.gguf'} --mmproj {out / 'mmproj-f16.gguf'} -c 20480 -np 1 "
-            "--cache-ram 0 --port 8080, then: gog-edge bench agent --compare llama.cpp:http://127.0.0.1:8080/v1"
-        )
-    return f"gog-edge bench agent --compare {peer.name} --peer-model {peer.name}={out}"
+    more = " --peer-program llama.cpp=PATH-OF-LLAMA-SERVER" if peer.starter else ""
+    return f"gog-edge bench agent --compare {peer.name} --peer-model {peer.name}={out}{more}"

@@ -15,8 +15,9 @@ class Peer:
     """One program to compare with.
 
     `worker`: module in `workers`. `packages`: what its environment needs to run; `converter`: and to convert.
-    `variants`: options of the worker by what stands behind the colon of its name. `served`: runs in a server that the
-    user started; its model is an address. `checkpoint`: reads a checkpoint folder as it is.
+    `variants`: options of the worker by what stands behind the colon of its name. `served`: runs in a server; its model
+    is the address of one that the user started. `starter`: module that starts the server itself, on a folder.
+    `checkpoint`: reads a checkpoint folder as it is.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Peer:
     converter: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     served: bool = False
+    starter: str = ""
     checkpoint: bool = False
 
 
@@ -58,10 +60,11 @@ PEERS: dict[str, Peer] = {
         ),
         Peer(
             "llama.cpp",
-            "a llama-server that runs already: llama.cpp:http://127.0.0.1:8080/v1",
+            "llama-server, started on a folder of GGUF files; llama.cpp:http://127.0.0.1:8080/v1 runs already",
             "run_openai",
             converter=(*_CONVERT_TORCH, "gguf", "sentencepiece"),
             served=True,
+            starter="run_llama_cpp",
         ),
         Peer("openai", "any OpenAI-compatible server: openai:http://host:port/v1[,model=M]", "run_openai", served=True),
     )

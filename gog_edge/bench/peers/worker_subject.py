@@ -51,8 +51,8 @@ class WorkerSubject:
         self.name = name
         self.about = ""
         self.peak = 0
-        self._command = [str(python), "-u", str(START), worker]
-        self._model, self._options, self._mends = model, dict(options or {}), dict(mends or {})
+        self.command = [str(python), "-u", str(START), worker]
+        self._model, self.options, self._mends = model, dict(options or {}), dict(mends or {})
         self._load_seconds, self._turn_seconds = load_seconds, turn_seconds
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -67,7 +67,7 @@ class WorkerSubject:
         gives the time of one request."""
         self.close()
         self._start()
-        reply = self._ask({"op": "load", "model": self._model, "options": self._options}, self._load_seconds)
+        reply = self._ask({"op": "load", "model": self._model, "options": self.options}, self._load_seconds)
         self.about = str(reply.get("about", ""))
         self.peak = int(reply.get("peak", 0))
         server = urlsplit(self._model)
@@ -114,7 +114,7 @@ class WorkerSubject:
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
-                process.kill()
+                end_family(process.pid)
                 process.wait()
             for thread in self._threads:
                 thread.join(5)
@@ -134,7 +134,7 @@ class WorkerSubject:
         self._answers = queue.Queue()
         try:
             process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -144,7 +144,7 @@ class WorkerSubject:
                 env=clean_environment(),
             )
         except OSError as e:
-            raise BenchError(f"{self.name}: {self._command[0]} can't be run: {e.strerror or e}") from e
+            raise BenchError(f"{self.name}: {self.command[0]} can't be run: {e.strerror or e}") from e
         self._process = process
         self._threads = [
             threading.Thread(target=self._read_answers, args=(process, self._answers), daemon=True),
@@ -200,7 +200,7 @@ class WorkerSubject:
     def _out(self, why: str) -> BenchError:
         """The worker can't be used any more: end it, and remember why."""
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+            end_family(self._process.pid)
         self.close()
         self._gone = why
         return BenchError(f"{self.name}: {why}")
@@ -219,6 +219,22 @@ class WorkerSubject:
         files.append(path)
         height, width = part.pixels.shape[:2]
         return {"image": str(path), "width": width, "height": height}
+
+
+def end_family(pid: int) -> None:
+    """End a process and what it started, a server for example."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        family = [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _close_quietly(stream: Any) -> None:

@@ -26,14 +26,10 @@ class OpenAi:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.length = 0  # tokens of the conversation so far, by the server's count
+        self.prompt_seconds = 0.0  # of the last turn, pictures included
 
     def load(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
-        url = urlsplit(model)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise WorkerError("model", f"{model!r} is no address of a server: http://host:port/v1 is needed")
-        self.url = url
-        self.base = url.path.rstrip("/")
-        self.timeout = float(options.get("timeout", 600))
+        self._aim(model, float(options.get("timeout", 600)))
         start = clock()
         self.native = self._native()
         self.model = options.get("model") or self._first_model()
@@ -43,6 +39,21 @@ class OpenAi:
         what = f"llama.cpp {self.native}" if self.native else "an OpenAI-compatible server"
         # a server that runs already was loaded by somebody else: its time is unknown
         return {"seconds": None, "ready": seconds, "about": f"{what}, model {self.model}"}
+
+    def _aim(self, address: str, timeout: float) -> None:
+        url = urlsplit(address)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise WorkerError("model", f"{address!r} is no address of a server: http://host:port/v1 is needed")
+        self.url, self.base, self.timeout = url, url.path.rstrip("/"), timeout
+
+    def ready(self, address: str) -> bool:
+        """Whether a server answers there, and has loaded its model (llama.cpp says 503 until then)."""
+        self._aim(address, 10.0)
+        try:
+            self._json("GET", "/health")
+        except WorkerError:
+            return False
+        return True
 
     def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
         content: list[dict[str, Any]] = []
@@ -59,8 +70,11 @@ class OpenAi:
         self.messages = [*messages, {"role": "assistant", "content": reply.text}]
         new = max(reply.prompt - self.length, 0)
         self.length = reply.prompt + reply.generated
-        pictures = any(isinstance(p, Image) for p in parts)
-        return Turn(total, reply.stages(start, pictures), new, reply.generated, reply.computed)
+        stages = reply.stages(start)
+        self.prompt_seconds = stages.get("prefill", 0.0)
+        if any(isinstance(p, Image) for p in parts):
+            stages.pop("prefill", None)  # it holds the encoding of the pictures
+        return Turn(total, stages, new, reply.generated, reply.computed)
 
     def reset(self) -> None:
         self.messages, self.length = [], 0
@@ -194,16 +208,15 @@ class Reply:
             self.prompt = timings["prompt_n"] + timings.get("cache_n", self.prompt - timings["prompt_n"])
             self.generated = timings["predicted_n"]
 
-    def stages(self, start: float, pictures: bool) -> dict[str, float]:
-        """Seconds by stage. The prompt's time holds the encoding of its pictures: it is prefill only without any."""
+    def stages(self, start: float) -> dict[str, float]:
+        """Seconds by stage; the prompt's hold the encoding of its pictures."""
         if self.timings:
             prompt, decode = self.timings["prompt_ms"] / 1e3, self.timings["predicted_ms"] / 1e3
         elif self.stamps:
             prompt, decode = self.stamps[0] - start, self.stamps[-1] - self.stamps[0]
         else:
             return {}
-        found = {} if pictures else {"prefill": prompt}
-        return {**found, "decode": decode} if self.generated > 1 else found
+        return {"prefill": prompt, "decode": decode} if self.generated > 1 else {"prefill": prompt}
 
 
 def bmp(image: Image) -> bytes:

@@ -94,14 +94,17 @@ class Worker(Protocol):
         ...
 
 
-def serve(worker: Worker) -> None:
-    """Answer requests until the input ends. What the peer's libraries print goes to stderr."""
+def serve(worker: Worker, peak: Callable[[], int] | None = None) -> None:
+    """Answer requests until the input ends. What the peer's libraries print goes to stderr.
+
+    `peak`: the most bytes that were ever resident where the model is; by default in this process.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            reply = {"ok": True, **_handle(worker, request)}
+            reply = {"ok": True, **_handle(worker, request, peak or peak_bytes)}
         except WorkerError as e:
             reply = {"ok": False, "kind": e.kind, "error": _line(e)}
         except ImportError as e:
@@ -117,15 +120,15 @@ def serve(worker: Worker) -> None:
             return
 
 
-def _handle(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+def _handle(worker: Worker, request: dict[str, Any], peak: Callable[[], int]) -> dict[str, Any]:
     op = request["op"]
     if op == "load":
-        return {**worker.load(request["model"], request.get("options", {})), "peak": peak_bytes()}
+        return {**worker.load(request["model"], request.get("options", {})), "peak": peak()}
     if op == "turn":
         turn = worker.turn([read_part(p) for p in request["parts"]], request["tokens"])
         if turn.generated != request["tokens"]:
             raise WorkerError("failed", f"it wrote {turn.generated} tokens instead of {request['tokens']}")
-        return {**turn.__dict__, "peak": peak_bytes()}
+        return {**turn.__dict__, "peak": peak()}
     if op == "reset":
         worker.reset()
     elif op == "close":
