@@ -13,7 +13,7 @@ import pytest
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 from gog_edge.runtime.engines import ort_cache
-from gog_edge.runtime.engines.ort_cache import OrtKvCache
+from gog_edge.runtime.engines.ort_cache import OrtKvCache, free_room
 
 HEADS, DIM, MIB = 8, 128, 1 << 20
 
@@ -52,6 +52,36 @@ def test_unused_capacity_costs_no_memory() -> None:
     assert cache.nbytes == 512 * MIB
     cache.write(0, [np.ones((HEADS, 16, DIM), np.float16)] * 4)
     assert resident() - before < 32 * MIB  # a huge page at the start of every head would be 64 MiB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_growing_holds_one_buffer_twice_not_all() -> None:
+    cache = cache_of(8, 2048)  # 16 buffers of 4 MiB
+    cache.write(0, [np.ones((HEADS, 2048, DIM), np.float16)] * 16)
+    before, seen, zeros = resident(), [], ort_cache._zeros
+
+    class Watched(np.ndarray):  # type: ignore[type-arg]
+        def __setitem__(self, key: Any, value: Any) -> None:
+            super().__setitem__(key, value)
+            seen.append(resident())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort_cache, "_zeros", lambda *a: zeros(*a).view(Watched))
+        cache.reserve(4096, 2048)
+    assert cache.capacity == 4096 and len(seen) == 16
+    assert max(seen) - before < 12 * MIB
+
+
+def test_a_new_cache_has_room_for_a_long_conversation_where_that_costs_nothing() -> None:
+    def graph(inputs: tuple[str, ...], outputs: tuple[str, ...], memory: str = "cpu") -> Any:
+        names = (dict.fromkeys(inputs), dict.fromkeys(outputs))
+        return SimpleNamespace(inputs=names[0], outputs=names[1], device=SimpleNamespace(memory=memory))
+
+    native, stock = ("logits",), ("logits", "present.0.key")
+    assert free_room(graph(("seqlens_k",), native)) == (65536 if sys.platform.startswith("linux") else 4096)
+    assert free_room(graph(("seqlens_k",), stock)) == 4096
+    assert free_room(graph(("seqlens_k",), stock, "cuda")) == 1024
+    assert free_room(graph(("write_indices", "attention_bias"), stock)) == 1024
 
 
 def test_no_room_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

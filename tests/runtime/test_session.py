@@ -10,6 +10,7 @@ import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import ContextOverflowError, EngineError, SessionError
+from gog_edge.runtime.engines import ort_cache
 from gog_edge.runtime.engines.base import Engine
 from gog_edge.runtime.engines.ort_options import OrtOptions
 from gog_edge.runtime.engines.registry import create_engine
@@ -261,6 +262,25 @@ def test_the_cache_grows_by_doubling_and_keeps_its_rows(loaded: Loaded, frame: F
         capacities.add(small._cache.capacity)
     assert len(capacities) <= 4
     assert all(c % 64 == 0 for c in capacities)
+
+
+def test_where_address_space_is_short_a_cache_begins_small(
+    loaded: Loaded, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = ort_cache._zeros
+
+    def limited(shape: tuple[int, ...], dtype: object) -> object:
+        if shape[2] > 1024:
+            raise OSError(12, "Cannot allocate memory")
+        return zeros(shape, dtype)
+
+    monkeypatch.setattr(ort_cache, "_zeros", limited)
+    engine = create_engine("cpu", loaded[0], OrtOptions(threads=1, spin=False, initial_context=2048))
+    session = start((loaded[0], engine), frame)
+    session.run()
+    assert session._cache is not None and session._cache.capacity == 1024
+    with pytest.raises(EngineError, match="no memory for a KV cache of 2048 tokens"):
+        session._cache.reserve(1025, 0)
 
 
 def test_guessing_is_off_where_rows_depend_on_each_other(frame: Frame, tmp_path: Path) -> None:

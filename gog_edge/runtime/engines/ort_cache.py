@@ -1,7 +1,8 @@
 """The KV cache of ONNX Runtime sessions: one preallocated buffer a layer and side, bound as past AND present.
 
 `GroupQueryAttention` and `TensorScatter` write the new rows in place when input and output are the same buffer, so
-a step copies nothing. Buffers grow by doubling: appending n tokens one by one costs O(n) copies in all.
+a step copies nothing. Where address space is free, buffers begin with room for a long conversation and nothing is ever
+copied; elsewhere they grow by doubling: appending n tokens one by one costs O(n) copies in all.
 """
 
 from __future__ import annotations
@@ -22,11 +23,25 @@ from gog_edge.runtime.engines.ort_graph import DTYPES, OrtGraph
 PAST, PRESENT = "past_key_values.", "present."
 _GRAIN = 64  # capacities are multiples of this many tokens
 _ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
+_SMALL_PAGES = hasattr(mmap, "MADV_NOHUGEPAGE")
 
 
 def cache_names(graph: OrtGraph) -> list[str]:
     """The graph's cache inputs in its own order (keys, values, and their scales where the cache is int8)."""
     return [name for name in graph.inputs if name.startswith(PAST)]
+
+
+def free_room(graph: OrtGraph) -> int:
+    """Tokens that a new cache may have room for before they are there.
+
+    Native operators on the host: 65,536, as untouched pages cost nothing and nothing else grows with the capacity
+    (more is left to doubling: programs that lock all of their memory pay for room after all). Stock attention on the
+    host has scratch of the capacity for every row of a run: 4,096. Else 1,024, which is memory.
+    """
+    if graph.device.memory != "cpu" or "attention_bias" in graph.inputs:  # a mask as wide as the cache
+        return 1024
+    native = not any(name.startswith(PRESENT) for name in graph.outputs)
+    return 65536 if native and _SMALL_PAGES else 4096
 
 
 class OrtKvCache:
@@ -60,15 +75,13 @@ class OrtKvCache:
             return
         wanted = max(tokens, min(2 * self._capacity, self._max))
         capacity = -(-wanted // _GRAIN) * _GRAIN
-        kept = self.read(0, keep) if keep else []
         try:
-            self._allocate(capacity)
+            grow = self._grow_on_host if self._host else self._grow_on_device
+            grow(capacity, keep)
         except (MemoryError, OSError, RuntimeError) as e:
             raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
         self._capacity = capacity
         self._bind()
-        if kept:
-            self.write(0, kept)
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
@@ -88,18 +101,29 @@ class OrtKvCache:
     def _host_arrays(self) -> list[NDArray[Any]]:
         return self._arrays if self._host else [np.array(value.numpy()) for value in self._values]
 
-    def _allocate(self, capacity: int) -> None:
+    def _grow_on_host(self, capacity: int, keep: int) -> None:
+        """One buffer after the other, each freed when it is copied: the peak is one buffer above what stays."""
         import onnxruntime
 
-        make = onnxruntime.OrtValue
-        self._values = []  # the old buffers go first
-        if self._host:
-            self._arrays = [_zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs]
-            self._values = [make.ortvalue_from_numpy(array) for array in self._arrays]
-        else:
-            memory, device_id = self._graph.device.memory, self._graph.device_id
-            arrays = (np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs)
-            self._values = [make.ortvalue_from_numpy(array, memory, device_id) for array in arrays]
+        fresh = [_zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs]
+        self._values, self.binding = [], None  # they hold the old buffers
+        for i in range(len(self._arrays)):
+            fresh[i][0, :, :keep] = self._arrays[i][0, :, :keep]
+            self._arrays[i] = fresh[i]
+        self._arrays = fresh
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in fresh]
+
+    def _grow_on_device(self, capacity: int, keep: int) -> None:
+        import onnxruntime
+
+        kept = self.read(0, keep) if keep else []
+        make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
+        self._values, self.binding = [], None  # the old buffers go first
+        for i, spec in enumerate(self._specs):
+            array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
+            if kept:
+                array[0, :, :keep] = kept[i]
+            self._values.append(make.ortvalue_from_numpy(array, memory, device_id))
 
     @staticmethod
     def _shape(spec: TensorSpec, capacity: int) -> tuple[int, ...]:
@@ -125,7 +149,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         OSError, MemoryError: there is no room.
     """
     size = math.prod(shape) * int(np.dtype(dtype).itemsize)
-    if size == 0 or not hasattr(mmap, "MADV_NOHUGEPAGE"):
+    if size == 0 or not _SMALL_PAGES:
         return np.zeros(shape, dtype)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages does not know the advice

@@ -11,11 +11,12 @@ from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.engines.base import F32, DecoderInputs, KvCache
-from gog_edge.runtime.engines.ort_cache import OrtKvCache, cache_names
+from gog_edge.runtime.engines.ort_cache import OrtKvCache, cache_names, free_room
 from gog_edge.runtime.engines.ort_graph import OrtGraph
 from gog_edge.runtime.layout import causal_bias
 
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
+_LITTLE = 1024  # tokens; where there is no address space for more
 _POSITION = {"ort": ("seqlens_k", "total_sequence_length"), "standard": ("write_indices", "attention_bias")}
 
 
@@ -27,8 +28,7 @@ class OrtDecoder:
         self._graph = graph
         self._standard = manifest.flavour == "standard"
         self._max = manifest.decoder.max_context
-        free = graph.device.memory == "cpu" and not self._standard  # see OrtOptions.initial_context
-        self._initial = initial_context or (4096 if free else 1024)
+        self._room = initial_context or free_room(graph)
         self._vocab = manifest.decoder.vocab
         self._takes_deepstack = "deepstack" in graph.inputs
         self._takes_total = "total_sequence_length" in graph.inputs
@@ -45,7 +45,13 @@ class OrtDecoder:
 
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
-        return OrtKvCache(self._graph, self._max, max(tokens, min(self._initial, self._max)))
+        room = max(tokens, min(self._room, self._max))
+        try:
+            return OrtKvCache(self._graph, self._max, room)
+        except EngineError:  # address space is limited (ulimit -v, strict overcommit)
+            if room <= max(tokens, _LITTLE):
+                raise
+            return OrtKvCache(self._graph, self._max, max(tokens, _LITTLE))
 
     def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
         """See `DecoderRunner.run`."""

@@ -61,8 +61,8 @@ class OrtOptions:
         weights: of a native decoder: "auto" reads them into huge pages where huge pages and memory are to be had
             (decoding is up to a quarter faster, loading takes about half a second a gigabyte), "map" loads lazily and
             shares them between processes.
-        initial_context: tokens that a new KV cache has room for; it doubles when it is full. None: 4,096 where unused
-            room costs no memory (on the host, but for graphs with a mask as wide as the cache), else 1,024.
+        initial_context: tokens that a new KV cache has room for; it doubles when it is full. None: 65,536 with native
+            operators on Linux, where room costs nothing until it is used; 4,096 or 1,024 elsewhere.
         device_id: which GPU.
         provider_options: further options of the provider, as it spells them.
         deterministic: ask for kernels whose results do not depend on scheduling.
