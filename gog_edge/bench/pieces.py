@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gog_edge.bench.camera import camera_cells
+from gog_edge.bench.camera import Stream, camera_cells
 from gog_edge.bench.cropping import crop_cells
 from gog_edge.bench.indexing import index_cells
 from gog_edge.bench.ours import LocalSubject
@@ -16,15 +16,18 @@ from gog_edge.bench.reuse import prompt_cells, question_cells
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.searching import search_cells
 from gog_edge.errors import BenchError
+from gog_edge.runtime.loader import load as load_agent
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a scenario has to work with. `roofline`: the machine's limits, None where they were not measured."""
+    """What a scenario has to work with. `roofline`: the machine's limits, None where they were not measured. `stream`:
+    what the camera shows."""
 
     bundle: Path | None
     repeats: int
     roofline: Roofline | None = None
+    stream: Stream = field(default_factory=Stream)
 
     def path(self) -> Path:
         """The bundle, of which there must be one."""
@@ -75,9 +78,11 @@ def prompt(given: Given) -> Iterator[Cell]:
 
 
 def camera(given: Given) -> Iterator[Cell]:
-    """A camera at 1, 5 and 15 frames a second: age of the answers, frames dropped, answers in time."""
-    with given.subject() as subject:
-        yield from camera_cells(subject, given.repeats)
+    """A camera at N frames a second and a deadline: age of the answers, frames dropped, deadlines missed."""
+    with load_agent(given.path(), index=given.stream.index) as agent:
+        yield from camera_cells(
+            lambda pixels, left: agent.ask(pixels, given.stream.question, deadline=left), given.stream, given.repeats
+        )
 
 
 def search(given: Given) -> Iterator[Cell]:

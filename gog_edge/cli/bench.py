@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gog_edge.cli.bench_camera import camera_options, stream_of
 from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.console import progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
@@ -20,6 +21,7 @@ from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 
 if TYPE_CHECKING:
+    from gog_edge.bench.camera import Stream
     from gog_edge.bench.conversations import Conversation
     from gog_edge.bench.peers.worker_subject import WorkerSubject
     from gog_edge.bench.pieces import Given
@@ -67,6 +69,7 @@ command.add_command(peers_command)
 @click.option("--most", type=float, help="Leave out what is further on a growth curve: 8192 tokens, 4 images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
+@camera_options
 @click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line last.")
 @click.option("--list", "list_them", is_flag=True, help="List the scenarios.")
@@ -87,6 +90,7 @@ def run(
     no_roofline: bool,
     as_json: bool,
     list_them: bool,
+    **camera: Any,
 ) -> None:
     """Run SCENARIO…; without any, all that can run with what was given."""
     from gog_edge.bench import report as text
@@ -105,7 +109,7 @@ def run(
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
     skipped: dict[str, str] = {}
     peers = create_all(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
-    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, roofline=not no_roofline)
+    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, stream_of(camera), not no_roofline)
     report = _measure(wanted, skipped)
     if not report.cells:
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
@@ -134,6 +138,7 @@ class _Wanted:
     warmup: int | None
     most: float | None
     out: Path | None
+    stream: Stream
     roofline: bool
 
 
@@ -203,7 +208,7 @@ def _scenarios(
             for name in wanted.scenarios:
                 tell(name)
                 if name in PIECES:
-                    yield _fixed(_piece(name, Given(wanted.bundle, repeats or 5, limits), skipped))
+                    yield _fixed(_piece(name, Given(wanted.bundle, repeats or 5, limits, wanted.stream), skipped))
                     continue
                 if ours is None and not peers:
                     skipped[name] = "no bundle was given (--bundle DIR)"

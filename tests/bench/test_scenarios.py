@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image as PilImage
 
-from gog_edge.bench.camera import camera_cells, watch
+from gog_edge.bench.camera import Stream, camera_cells, watch
 from gog_edge.bench.cropping import crop_cells
 from gog_edge.bench.indexing import index_cells
 from gog_edge.bench.ours import LocalSubject
@@ -15,9 +18,12 @@ from gog_edge.bench.reuse import prompt_cells, question_cells
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.searching import OURS, PLAIN, SleepingProvider, search_cells
 from gog_edge.bench.subject import picture
+from gog_edge.cli.main import run
 from gog_edge.errors import BenchError, SearchTimeoutError
 from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.loader import load
 from gog_edge.runtime.search.base import Deadline, ImageQuery
+from gog_edge.types import Answer, StopReason
 
 
 class Clock:
@@ -40,33 +46,57 @@ class Clock:
         (4.0, 0.25, 0, 0.25),
         (4.0, 1.0, 12, 1.0),  # three of four are dropped, an answer is never older than its own work
         (2.0, 0.75, 2, 1.0),  # frames 0 1 3 4 6: every other is half a period old when its turn comes
+        (0.5, 3.5, 4, 3.5),  # frame 1 is 1.5 s old when it could be asked about, and that is too late
     ],
 )
 def test_a_camera_answers_the_newest_frame(fps: float, work: float, dropped: int, latency: float) -> None:
-    clock, seen = Clock(), list[int]()
+    clock, seen, left = Clock(), list[int](), list[float]()
 
-    def answer(number: int) -> None:
+    def answer(number: int, seconds: float) -> Answer:
         seen.append(number)
+        left.append(seconds)
         clock.pass_(work)
+        return Answer("a", StopReason.ANSWERED)
 
-    watched = watch(answer, fps, 5, clock, clock.pass_)
+    watched = watch(answer, fps, 5, 1.2, clock, clock.pass_)
     assert seen == sorted(set(seen))
     assert watched.dropped == dropped == watched.taken - 5
     assert max(watched.latencies) == pytest.approx(latency)
-    assert watched.in_time(latency + 0.01) == 100.0
-    assert watched.in_time(work / 2) == 0.0
+    for mine, then in zip(left, watched.latencies):
+        assert mine == pytest.approx(1.2 - (then - work)) and mine > 0  # its age when it was asked about is taken off
+    assert watched.overruns(latency + 0.01) == (0.0,) * 5
+    assert max(watched.overruns(latency - 0.125)) == pytest.approx(0.125)
 
 
-def test_the_camera_scenario_yields_its_cells(tiny_bundle: Path) -> None:
-    subject = LocalSubject(tiny_bundle)
-    subject.load()
-    try:
-        found = {c.stage: c for c in camera_cells(subject, 1, rates=(50.0,))}
-    finally:
-        subject.close()
-    assert set(found) == {"age of the answer", "frames dropped", "answers in time", "answers a second"}
-    assert found["age of the answer"].summary.n == 5
-    assert all(c.x == 50.0 for c in found.values())
+def test_the_camera_scenario_uses_the_runtimes_deadline(tiny_bundle: Path, tmp_path: Path) -> None:
+    for n in range(2):
+        PilImage.fromarray(picture(64, 48, n).pixels).save(tmp_path / f"{n}.png")
+    stream = Stream(rates=(50.0,), deadline=0.3, frames=tmp_path, question="What?")
+    asked: list[tuple[bytes, float, Answer]] = []
+    with load(tiny_bundle) as agent:
+
+        def ask(pixels: NDArray[np.uint8], left: float) -> Answer:
+            answer = agent.ask(pixels, stream.question, deadline=left)
+            asked.append((pixels.tobytes(), left, answer))
+            return answer
+
+        found = {c.stage: c for c in camera_cells(ask, stream, 6)}
+    assert len({pixels for pixels, _, _ in asked}) == 1 + 6  # two files, yet no frame is shown twice
+    assert all(0 < left <= 0.3 for _, left, _ in asked)
+    assert found["age of the answer"].summary.n == found["late by"].summary.n == 6
+    assert all(c.x == 50.0 and "deadline 0.3 s" in c.note for c in found.values())
+    cut = sum(a.stop is StopReason.DEADLINE for _, _, a in asked[1:])
+    assert found["cut short by the deadline"].samples == (pytest.approx(100 * cut / 6),)
+    assert set(found) > {"frames dropped", "deadline missed", "answers in time", "answers a second"}
+
+
+def test_a_camera_needs_pictures_and_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BenchError, match="holds no picture"):
+        list(camera_cells(lambda pixels, left: Answer("", StopReason.ANSWERED), Stream(frames=tmp_path), 1))
+    assert run(["bench", "camera", "--fps", "0"]) == 2
+    assert "must be above 0" in capsys.readouterr().err
+    assert run(["bench", "camera", "--fps", "2", "--deadline", "500ms", "--no-roofline"]) == 2
+    assert "needs a bundle" in capsys.readouterr().err
 
 
 def test_an_early_search_is_waited_for_less(tiny_bundle: Path) -> None:
