@@ -1,15 +1,18 @@
 """One scripted conversation for every dialect: what the policy writes, what comes back. Used by the golden tests.
 
-python -m tests.dialects.script --write      (rewrites tests/golden/*.txt after a deliberate change)
+python -m tests.dialects.script --write      (rewrites tests/golden/* after a deliberate change)
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
 from gog_edge.runtime import dialects
 from gog_edge.runtime.dialects import Dialect
+from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.types import (
     Action,
     ActionKind,
@@ -23,11 +26,12 @@ from gog_edge.types import (
     Text,
     Turn,
 )
+from tests.dialects.helpers import CACHE
+from tests.dialects.scenes import PHOTO, Part, families, faults, read, several_images, thinking
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 QUESTION = "When was the tower in this picture finished?"
 ANSWER = "1889"
-PHOTO = RegisteredImage(0, 1000, 800, 1024, 832, None, 0)
 BOX = Region(100, 80, 500, 400)
 HITS = (
     Hit(
@@ -82,15 +86,21 @@ def observed(dialect: Dialect, turn: Turn, registry: list[RegisteredImage]) -> l
     return out
 
 
-def transcript(dialect: Dialect) -> list[tuple[str, list[Segment]]]:
-    """(who wrote it, segments) of the whole conversation; the policy's own turns are `Control`."""
+def transcript(name: str) -> list[Part]:
+    """Everything that a golden file holds."""
+    dialect = dialects.load(name)
+    return [*conversation(dialect), *faults(dialect), *several_images(dialect), *families(name), *thinking(name)]
+
+
+def conversation(dialect: Dialect) -> list[Part]:
+    """(who wrote it, segments) of one question with every action; the policy's own turns are `Control`."""
     registry = [PHOTO]
-    out: list[tuple[str, list[Segment]]] = [("prompt", dialect.opening(QUESTION, 1, registry))]
+    out: list[Part] = [("prompt", dialect.opening(QUESTION, 1, registry))]
     asked = [kind for kind in kinds(dialect) if kind != "answer"]
     for step, kind in enumerate(asked, start=1):
         text = write_turn(dialect, kind)
         turn = dialect.parse(text, registry[:1])
-        out.append((f"policy: {kind}", [Control(text)]))
+        out += [(f"policy: {kind}", [Control(text)]), read(turn)]
         observations = observed(dialect, turn, registry)
         segments = dialect.observe(turn, observations, question=QUESTION, step=step, images=registry)
         out.append((f"result: {kind}", segments))
@@ -106,8 +116,8 @@ def transcript(dialect: Dialect) -> list[tuple[str, list[Segment]]]:
         last = dialect.observe(turn, failed, question=QUESTION, last=True)
         out.append((f"result: {asked[0]}, failed, last turn", last))
     out.append(("forced", dialect.forced_answer(QUESTION)))
-    out.append(("policy: answer", [Control(write_turn(dialect, "answer"))]))
-    return out
+    text = write_turn(dialect, "answer")
+    return [*out, ("policy: answer", [Control(text)]), read(dialect.parse(text, registry[:1]))]
 
 
 def readable(segments: list[Segment]) -> str:
@@ -123,8 +133,25 @@ def readable(segments: list[Segment]) -> str:
 
 def golden(name: str) -> str:
     """The golden text of one dialect."""
-    parts = [f"=== {who}\n{readable(segments)}\n" for who, segments in transcript(dialects.load(name))]
-    return "".join(parts)
+    return "".join(f"=== {who}\n{readable(segments)}\n" for who, segments in transcript(name))
+
+
+def token_ids(tokenizer: Tokenizer, segments: list[Segment]) -> list[int]:
+    """Ids of segments, an image as its start, one pad and its end."""
+    image = [tokenizer.special[f"<|{n}|>"] for n in ("vision_start", "image_pad", "vision_end")]
+    return [i for part in tokenizer.encode(segments) for i in (image if isinstance(part, ImagePart) else part)]
+
+
+def token_digests(tokenizer: Tokenizer) -> dict[str, dict[str, str]]:
+    """Of every dialect: SHA-256 over the ids of what is appended to the conversation, part by part."""
+    out: dict[str, dict[str, str]] = {}
+    for name in dialects.names():
+        digests = out[name] = {}
+        for who, segments in transcript(name):
+            if who != "read":
+                ids = json.dumps(token_ids(tokenizer, segments))
+                digests[who] = hashlib.sha256(ids.encode()).hexdigest()[:16]
+    return out
 
 
 if __name__ == "__main__":
@@ -133,3 +160,7 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for dialect_name in dialects.names():
         (GOLDEN / f"{dialect_name}.txt").write_text(golden(dialect_name), encoding="utf-8", newline="\n")
+    if not (CACHE / "tokenizer.json").is_file():
+        sys.exit("token digests are not rewritten: python tests/tools/fetch_qwen3_tokenizer.py")
+    written = json.dumps(token_digests(Tokenizer.load(CACHE / "tokenizer.json")), indent=1)
+    (GOLDEN / "qwen3_tokens.json").write_text(written + "\n", encoding="utf-8", newline="\n")

@@ -1,7 +1,5 @@
 """Chat templates: sandbox, placing of text and images, turn markers, think prefill; the real Qwen3 template."""
 
-# ruff: noqa: E501 - literal calls and replies
-
 from __future__ import annotations
 
 import pytest
@@ -11,6 +9,7 @@ from gog_edge.runtime import dialects
 from gog_edge.runtime.templates import ChatTemplate, Message
 from gog_edge.types import Control, ImagePart, Text
 from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain, qwen3_template
+from tests.dialects.scenes import THINKING
 
 # The shape of Qwen2.5-VL's template: a default system message, images in lists, no tools.
 QWEN25 = (
@@ -20,15 +19,6 @@ QWEN25 = (
     "{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# The shape of Qwen3-VL-Thinking's: tools, trimmed content, an opened think tag.
-THINKING = (
-    "{% macro body(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{% if p.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}{% endmacro %}"
-    "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ body(messages[0].content) }}\n\n{% endif %}"
-    "# Tools{% for t in tools %}\n{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}{% if not (tools and m.role == 'system') %}<|im_start|>{{ m.role }}\n{{ body(m.content) | trim }}"
-    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
 
