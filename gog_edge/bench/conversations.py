@@ -55,6 +55,9 @@ AGENT = (
 # The same length without pictures (768 + 2 and 140 + 2 tokens): for peers that run a decoder only.
 AGENT_TEXT = (TurnSpec(words=830, tokens=40), TurnSpec(words=392, tokens=60))
 
+# One picture of a growing size: what an encoder's attention costs beside its products.
+SIZES = ((512, 384), (1024, 768), (1448, 1086))
+
 DECODED = 8  # tokens that every turn of the growing conversation writes
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
@@ -76,6 +79,17 @@ CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
         Conversation(
             "growth-context", "one conversation that grows: decoding behind n tokens", _growing(), repeats=1, warmup=0
         ),
+    ),
+    "growth-pixels": tuple(
+        Conversation(
+            "growth-pixels",
+            "one picture of n megapixels",
+            (TurnSpec(images=(size,), words=16),),
+            x=round(size[0] * size[1] / 1e6, 2),
+            repeats=2,
+            warmup=0,
+        )
+        for size in SIZES
     ),
     "growth-images": tuple(
         Conversation(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from gog_edge.bench.conversations import Conversation, TurnSpec
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
 from gog_edge.bundle import Bundle
-from gog_edge.manifest import Manifest
+from gog_edge.manifest import Manifest, VisionSpec
 from gog_edge.runtime.crop import Grid
 
 
 @dataclass(frozen=True)
 class StageLimits:
-    """Seconds at the roofline. Arithmetic counts at the fastest GEMM that was measured, whatever precision it has."""
+    """Seconds at the roofline. Arithmetic counts at the fastest GEMM that was measured, whatever precision it has.
+
+    `decode_bytes`: what all decoding steps together read.
+    """
 
     encode: float
     prefill: float
     decode: float
+    decode_bytes: float = 0.0
 
     def of(self, stage: str) -> float | None:
         """The limit of a stage; None for stages without one (crop is bound by neither)."""
@@ -29,14 +34,10 @@ class StageLimits:
 def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int) -> tuple[StageLimits, int]:
     """(limits of one turn, tokens in the conversation after it); `before`: tokens in it already."""
     m = bundle.manifest
-    fastest = max(roofline.gemm, key=lambda name: roofline.gemm[name])
-    encode, image_tokens = 0.0, 0
-    for width, height in turn.images:
-        patches = _patches(m, width, height)
-        tokens = patches // m.preprocessing.merge_size**2
-        image_tokens += tokens + 2
-        flops = 2.0 * m.graphs["vision"].weights * patches + vision_attention_flops(m.vision, patches)
-        encode += roofline.seconds(flops=flops, precision=fastest)
+    fastest = _fastest(roofline)
+    patches = [_patches(m, width, height) for width, height in turn.images]
+    image_tokens = sum(n // m.preprocessing.merge_size**2 + 2 for n in patches)
+    encode = _encode(m, m.vision, roofline, patches)
     new = turn.words + image_tokens
     total = before + new
     # the head runs on the last row only
@@ -45,8 +46,27 @@ def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int
     weights = _bytes(bundle, "decoder")
     prefill = roofline.seconds(flops=flops, read_bytes=weights, precision=fastest) if new else 0.0
     steps = turn.tokens - 1
-    step_bytes = weights + kv_bytes_read(m.decoder, total + steps // 2)
-    return StageLimits(encode, prefill, steps * roofline.seconds(read_bytes=step_bytes)), total + turn.tokens
+    read = steps * (weights + kv_bytes_read(m.decoder, total + steps // 2))
+    return StageLimits(encode, prefill, roofline.seconds(read_bytes=read), read), total + turn.tokens
+
+
+def encode_without_windows(bundle: Bundle, roofline: Roofline, turn: TurnSpec) -> float | None:
+    """Seconds at the roofline if every layer saw the whole image; None for a tower that has no windows."""
+    m = bundle.manifest
+    if not m.vision.window or not turn.images:
+        return None
+    patches = [_patches(m, width, height) for width, height in turn.images]
+    return _encode(m, replace(m.vision, window=0), roofline, patches)
+
+
+def _encode(m: Manifest, vision: VisionSpec, roofline: Roofline, patches: Sequence[int]) -> float:
+    weights = m.graphs["vision"].weights
+    flops = sum(2.0 * weights * n + vision_attention_flops(vision, n) for n in patches)
+    return roofline.seconds(flops=flops, precision=_fastest(roofline))
+
+
+def _fastest(roofline: Roofline) -> str:
+    return max(roofline.gemm, key=lambda name: roofline.gemm[name])
 
 
 def memory_needed(bundle: Bundle, conversation: Conversation) -> float:

@@ -140,7 +140,8 @@ def growth(cells: Sequence[Cell], xlabel: str) -> str:
             if bound:
                 axes.plot(*zip(*bound), "--", color=LIMIT, label=f"limit ({subject})")
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        if min(min(c.samples) for c in cells) > 0:
+            axes.set_yscale("log")
         axes.set_xlabel(xlabel)
         axes.set_ylabel(f"{cells[0].stage} ({cells[0].unit})")
         axes.legend(frameon=False)

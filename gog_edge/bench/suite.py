@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gog_edge.bench.conversations import Conversation
-from gog_edge.bench.limits import memory_needed, stage_limits
+from gog_edge.bench.limits import encode_without_windows, memory_needed, stage_limits
 from gog_edge.bench.probes import EnergyMeter
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline
@@ -18,17 +18,23 @@ from gog_edge.errors import GogEdgeError
 
 Progress = Callable[[str], None]
 S = TypeVar("S", bound=Subject)
+OURS = "gog-edge"
+BESIDE = "decode, of the bandwidth beside it"
 
 
 @dataclass
 class Samples:
-    """What one subject gave for one conversation: by turn and stage, a value a run."""
+    """What one subject gave for one conversation: by turn and stage, a value a run.
+
+    `read_gbs`: the bandwidth right before or after each run, 10^9 bytes a second.
+    """
 
     stages: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     resident: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
     tokens: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     joules: dict[str, list[float]] = field(default_factory=dict)
+    read_gbs: list[float] = field(default_factory=list)
 
     def add(self, turns: Sequence[TurnTimes], joules: dict[str, float]) -> None:
         for number, turn in enumerate(turns):
@@ -75,11 +81,13 @@ def run_conversation(
     progress: Progress | None = None,
     warmup: int | None = None,
     salt: int = 0,
+    bandwidth: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Samples], dict[str, str]]:
     """(samples by subject, why a subject dropped out). A subject that fails is out; the others go on.
 
     `repeats`, `warmup`: instead of the conversation's own. `salt`: another one gives other pixels and words, so that
-    a peer that outlives a run of the suite does not know them.
+    a peer that outlives a run of the suite does not know them. `bandwidth`: measured before and after each run of ours;
+    the higher one counts.
     """
     samples = {s.name: Samples() for s in subjects}
     failed: dict[str, str] = {}
@@ -92,6 +100,8 @@ def run_conversation(
                 continue
             if progress is not None:
                 progress(f"{conversation.name} {subject.name} {run + 1}/{runs}")
+            beside = bandwidth if subject.name == OURS and run >= uncounted else None
+            before = beside() if beside is not None else 0.0
             meter = EnergyMeter()
             meter.start()
             try:
@@ -104,6 +114,8 @@ def run_conversation(
                 joules = meter.stop()
             if run >= uncounted:
                 samples[subject.name].add(turns, joules)
+                if beside is not None:
+                    samples[subject.name].read_gbs.append(max(before, beside()))
     return {name: s for name, s in samples.items() if name not in failed}, failed
 
 
@@ -117,6 +129,8 @@ def cells(
 ) -> Iterator[Cell]:
     """Samples as cells, our own with the roofline's limit beside them."""
     limits: dict[tuple[int, str], float] = {}
+    read: dict[int, float] = {}
+    notes: dict[tuple[int, str], str] = {}
     if bundle is not None and roofline is not None:
         before, whole = 0, 0.0
         for number, turn in enumerate(conversation.turns):
@@ -125,6 +139,9 @@ def cells(
                 if (value := bound.of(stage)) is not None:
                     limits[number, stage] = value
             whole += bound.of("total") or 0.0
+            read[number] = bound.decode_bytes
+            if (full := encode_without_windows(bundle, roofline, turn)) is not None:
+                notes[number, "encode"] = f"without windows the limit would be {full:.2f} s"
         limits[-1, "total"] = whole
     several = len(conversation.turns) > 1
     for subject, found in samples.items():
@@ -132,8 +149,10 @@ def cells(
             if number == -1 and not several:
                 continue
             label, x = _place(conversation, number, stage)
-            limit = limits.get((number, stage)) if subject.startswith("gog-edge") else None
-            yield Cell(conversation.name, subject, label, "s", tuple(values), x=x, limit=limit)
+            limit, note = None, ""
+            if subject.startswith("gog-edge"):
+                limit, note = limits.get((number, stage)), notes.get((number, stage), "")
+            yield Cell(conversation.name, subject, label, "s", tuple(values), x=x, limit=limit, note=note)
         for (number, what), counts in found.tokens.items():
             if all(counts):
                 label, x = _place(conversation, number, what)
@@ -145,6 +164,7 @@ def cells(
         for name, joules in found.joules.items():
             yield Cell(conversation.name, subject, name, "J", tuple(joules), x=conversation.x)
         yield from _rates(conversation, subject, found, limits)
+        yield from _beside(conversation, subject, found, read)
 
 
 def _place(conversation: Conversation, number: int, what: str) -> tuple[str, float | None]:
@@ -172,3 +192,18 @@ def _rates(
             rates = tuple(tokens / s for s in seconds)
             bound = tokens / least if least else None
             yield Cell(conversation.name, subject, label, "tok/s", rates, lower_is_better=False, x=x, limit=bound)
+
+
+def _beside(conversation: Conversation, subject: str, found: Samples, read: dict[int, float]) -> Iterator[Cell]:
+    """Decoding as a share of the bandwidth that was measured right before or after the same run."""
+    for number, turn in enumerate(conversation.turns):
+        seconds = found.stages.get((number, "decode"), [])
+        if turn.tokens < 8 or number not in read or len(seconds) != len(found.read_gbs):
+            continue
+        label, x = _place(conversation, number, BESIDE)
+        shares = tuple(100.0 * read[number] / (gbs * 1e9) / s for s, gbs in zip(seconds, found.read_gbs))
+        note = f"{min(found.read_gbs):.1f} to {max(found.read_gbs):.1f} GB/s"
+        if shares:
+            yield Cell(
+                conversation.name, subject, label, "%", shares, lower_is_better=False, x=x, limit=100.0, note=note
+            )

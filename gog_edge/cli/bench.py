@@ -192,12 +192,14 @@ def _scenarios(
     from gog_edge.bench.ours import LocalSubject
     from gog_edge.bench.pieces import PIECES, Given
     from gog_edge.bench.result import Cell
+    from gog_edge.bench.roofline import BesideProbe
     from gog_edge.bench.suite import load_subjects, run_conversation
 
     subjects: list[Subject] = []
     repeats, peers = wanted.repeats, wanted.peers
     ours = None if bundle is None else LocalSubject(bundle.root, engine=wanted.engine)
     salt = time.time_ns()
+    beside = BesideProbe() if limits is not None and ours is not None else None
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=None)
 
@@ -224,7 +226,9 @@ def _scenarios(
                     conversation = whole.until(wanted.most)
                     if conversation is None:
                         continue
-                    samples, failed = run_conversation(conversation, subjects, repeats, tell, wanted.warmup, salt)
+                    samples, failed = run_conversation(
+                        conversation, subjects, repeats, tell, wanted.warmup, salt, beside
+                    )
                     skipped |= {f"{conversation.name} {who}": why for who, why in failed.items()}
                     yield partial(_conversation_cells, conversation, samples, bundle)
         finally:
@@ -232,6 +236,8 @@ def _scenarios(
                 peer.close()
             if ours is not None:
                 ours.close()
+            if beside is not None:
+                beside.close()
 
 
 def _fixed(cells: list[Cell]) -> MakeCells:

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 
 from gog_edge.bench.conversations import CONVERSATIONS, Conversation, TurnSpec
-from gog_edge.bench.limits import memory_needed, stage_limits
+from gog_edge.bench.limits import encode_without_windows, memory_needed, stage_limits
 from gog_edge.bench.ours import LocalSubject
 from gog_edge.bench.probes import resident_bytes
 from gog_edge.bench.report import format_place
 from gog_edge.bench.result import Report, load
-from gog_edge.bench.roofline import Roofline, kv_bytes_read
+from gog_edge.bench.roofline import BesideProbe, Roofline, kv_bytes_read
 from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
-from gog_edge.bench.suite import cells, run_conversation
+from gog_edge.bench.suite import BESIDE, cells, run_conversation
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
+from gog_edge.export.options import ExportOptions
+from gog_edge.export.pipeline import export_bundle
 
 SHORT = Conversation("short", "a test", (TurnSpec(((64, 64),), 5, 3), TurnSpec(words=4, tokens=2)), repeats=2)
 MACHINE = Roofline(1, 10.0, {"fp32": 100.0})
@@ -91,6 +93,46 @@ def test_limits_follow_the_work(tiny_bundle: Path) -> None:
     assert after > 12
     text, _ = stage_limits(bundle, MACHINE, TurnSpec(words=8, tokens=1), 0)
     assert (text.encode, text.decode) == (0.0, 0.0)
+
+
+@pytest.fixture
+def windowed_bundle(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    export_bundle(tiny_checkpoints["qwen2_5_vl"], tmp_path / "windowed", ExportOptions(precision="fp32"))
+    return tmp_path / "windowed"
+
+
+def test_a_tower_with_windows_is_held_against_them(tiny_bundle: Path, windowed_bundle: Path) -> None:
+    turn = TurnSpec(((448, 448),), 8, 4)
+    assert encode_without_windows(Bundle.open(tiny_bundle), MACHINE, turn) is None
+    bundle = Bundle.open(windowed_bundle)
+    full = encode_without_windows(bundle, MACHINE, turn)
+    assert full is not None and full > stage_limits(bundle, MACHINE, turn, 0)[0].encode
+    assert encode_without_windows(bundle, MACHINE, TurnSpec(words=8)) is None
+
+
+def test_decoding_is_held_against_the_bandwidth_beside_its_own_run(tiny_bundle: Path) -> None:
+    talk = Conversation("decode", "a test", (TurnSpec(words=8, tokens=9),), repeats=2, warmup=1)
+    rates = iter([5.0, 10.0, 2.0, 4.0])  # before and after each run; the first run does not count
+    log: list[str] = []
+    subjects = [FakePeer("gog-edge", 1.0, log), FakePeer("peer", 2.0, log)]
+    samples, _ = run_conversation(talk, subjects, bandwidth=lambda: next(rates))
+    assert samples["gog-edge"].read_gbs == [10.0, 4.0] and samples["peer"].read_gbs == []
+    bundle = Bundle.open(tiny_bundle)
+    found = {(c.subject, c.stage): c for c in cells(talk, samples, bundle, MACHINE)}
+    share = found["gog-edge", BESIDE]
+    read = stage_limits(bundle, MACHINE, talk.turns[0], 0)[0].decode_bytes
+    assert share.samples == pytest.approx((100 * read / 10e9 / 0.5, 100 * read / 4e9 / 0.5))
+    assert share.limit == 100.0 and share.note == "4.0 to 10.0 GB/s"
+    assert ("peer", BESIDE) not in found
+    assert not any(c.stage == BESIDE for c in cells(talk, samples, bundle, None))
+
+
+def test_the_probe_reads_again_in_its_own_process() -> None:
+    probe = BesideProbe(1, size_mb=4)
+    try:
+        assert probe() > 0 and probe() > 0
+    finally:
+        probe.close()
 
 
 def test_every_shipped_conversation_asks_for_something() -> None:
