@@ -6,6 +6,8 @@ import pytest
 
 from gog_edge.runtime.dialects import load, names
 from gog_edge.runtime.frame import Frame
+from gog_edge.runtime.speculation import Speculation
+from gog_edge.runtime.vision import PixelLimits
 from gog_edge.types import Action, ActionKind, Hit, Region, StopReason
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
@@ -17,6 +19,7 @@ ACTIONS = {
     "text_search": Action(ActionKind.TEXT_SEARCH, "heron food"),
     "visit": Action(ActionKind.VISIT, "https://x.org/heron", label="food"),
 }
+SMALL = {"image_min_pixels": 4096, "image_max_pixels": 8192, "crop_min_pixels": 4096, "crop_max_pixels": 8192}
 
 
 @pytest.mark.parametrize("name", names())
@@ -55,3 +58,35 @@ def test_forced_answers(make_agent: MakeAgent, frame: Frame, name: str) -> None:
     agent = make_agent(["nothing of use"] * 2 + [tagged], dialect=name)
     answer = agent.ask(frame, "q", max_turns=2)
     assert (answer.text, answer.stop) == ("fish", StopReason.FORCED)
+
+
+@pytest.mark.parametrize("name", [n for n in names() if load(n).grammar() and load(n).spec.actions[0].kind != "answer"])
+def test_the_grammar_changes_no_answer_and_saves_a_step_a_forced_token(
+    make_agent: MakeAgent, frame: Frame, name: str
+) -> None:
+    """On or off: the same turns. On: a decoder run less for every forced token, and for an end that can only follow."""
+    pytest.importorskip("llguidance")
+    dialect = make_agent([""], dialect=name).dialect
+    spec = dialect.spec
+    first = next(a for a in ACTIONS.values() if a.kind.value in {s.kind for s in spec.actions})
+    head = f"{spec.parse.think_open}look{spec.parse.think_close}\n" if spec.parse.think_open else ""
+    if dialect.template.frame.prefill or spec.chat.prefill_next not in ("template", ""):
+        head = head.removeprefix(spec.parse.think_open)
+    with make_agent([""], dialect=name, **SMALL).session(frame) as conversation:
+        conversation.session.add_image(frame, limits=PixelLimits(4096, 8192))
+        call = head + dialect.write(first, conversation.session.images)
+        answer = head + dialect.write(Action(ActionKind.ANSWER, "fish"), conversation.session.images)
+    found = {}
+    for grammar in ("off", "on"):
+        options = {"grammar": grammar, "speculation": Speculation(max_draft=0), "prefix_cache": False, **SMALL}
+        provider = FakeProvider([Hit("Grey heron", "eats fish")], page="Herons eat fish.")
+        agent = make_agent([call, answer], [provider], dialect=name, **options)
+        found[grammar] = agent.ask(frame, "What does it eat?", max_turns=3), agent.model.engine.decoder.runs
+    (plain, runs), (held, fewer) = found["off"], found["on"]
+    assert [s.turn.raw for s in held.steps] == [s.turn.raw for s in plain.steps]
+    forced = held.usage.forced_tokens
+    assert plain.usage.forced_tokens == 0
+    assert plain.usage.generated_tokens - held.usage.generated_tokens == forced
+    assert forced <= len(runs) - len(fewer) <= forced + len(held.steps)
+    if any(a.via == "tool_call" for a in spec.actions):
+        assert forced > 8
