@@ -51,30 +51,38 @@ def search_cells(subject: LocalSubject, repeats: int, latencies: Sequence[float]
         desk = SearchDesk([SleepingProvider(seconds)], 10 * seconds + 10, UNLIMITED, Trace())
         for kind in ("glance", "gaze"):
             waits: dict[str, list[float]] = {OURS: [], PLAIN: []}
+            ahead: list[float] = []
             for run in range(repeats):
-                query = _call(subject, desk, kind, run)
+                query, seconds_left = _call(subject, desk, kind, run)
+                ahead.append(seconds_left)
                 waits[OURS].append(_wait(desk, query))
                 waits[PLAIN].append(_wait(desk, query))  # the early one is used up: this starts anew
+            yield Cell("search", OURS, f"{kind}: start to end of the call", "s", tuple(ahead), x=seconds)
             for name, samples in waits.items():
                 yield Cell("search", name, f"wait for {kind}", "s", tuple(samples), x=seconds)
             hidden = tuple(100 * (1 - a / b) for a, b in zip(waits[OURS], waits[PLAIN]))
             yield Cell("search", OURS, f"{kind} hidden", "%", hidden, lower_is_better=False, x=seconds)
 
 
-def _call(subject: LocalSubject, desk: SearchDesk, kind: str, run: int) -> ImageQuery:
-    """Let the policy write a call, with its search started as early as the agent can; the query of that search."""
+def _call(subject: LocalSubject, desk: SearchDesk, kind: str, run: int) -> tuple[ImageQuery, float]:
+    """Let the policy write a call, with its search started as early as the agent can.
+
+    Returns the query of that search, and the time from its start to the end of the call: what can be hidden.
+    """
     subject.reset()
     scene = picture(1024, 768, seed=run)
     if kind == "glance":
         query = ImageQuery(Frame.open(scene.pixels))
+        start = time.perf_counter()
         desk.image_early(query, RESULTS)
         subject.turn([scene, Words(60, run)], TOKENS)
-        return query
+        return query, time.perf_counter() - start
     subject.turn([scene, Words(60, run)], TOKENS - AFTER_BOX)
     query = ImageQuery(subject.session.frame(0), Region(256, 192, 704, 528))
+    start = time.perf_counter()
     desk.image_early(query, RESULTS)
     subject.turn([], AFTER_BOX)
-    return query
+    return query, time.perf_counter() - start
 
 
 def _wait(desk: SearchDesk, query: ImageQuery) -> float:
