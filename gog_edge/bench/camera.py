@@ -1,7 +1,8 @@
 """The camera scenario: frames come at a fixed rate; the policy answers a question about the newest, with a deadline.
 
 The deadline is the runtime's own (`Agent.ask(deadline=…)`), counted from the moment when the frame was taken: what is
-left of it when the question is asked is what the agent gets. Frames that come meanwhile are dropped.
+left of it when the question is asked is what the agent gets, less a twentieth (at most 50 ms), as an answer that is cut
+off still has to be read and returned. Frames that come meanwhile are dropped.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Stream:
     question: str = "What is this?"
     index: Path | None = None
 
+    @property
+    def cut(self) -> float:
+        """Seconds after the frame at which the agent is to return with what it has."""
+        return self.deadline - min(0.05, 0.05 * self.deadline)
+
 
 @dataclass(frozen=True)
 class Watched:
@@ -71,7 +77,7 @@ def watch(
     answer: Callable[[int, float], Answer],
     fps: float,
     answers: int,
-    deadline: float,
+    cut: float,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Watched:
@@ -79,7 +85,8 @@ def watch(
 
     Args:
         answer: answers frame number n, counted from 0, within the seconds that are left for it. Frame n is taken
-            n / fps seconds after the start; one whose deadline has passed already is dropped.
+            n / fps seconds after the start.
+        cut: seconds that a frame may age until its answer; one that is older already is dropped.
     """
     start = clock()
     last = -1
@@ -88,11 +95,11 @@ def watch(
     while len(given) < answers:
         now = clock() - start
         newest = max(int(now * fps), last + 1)
-        if now - newest / fps >= deadline:
+        if now - newest / fps >= cut:
             newest += 1
         if newest / fps > now:
             sleep(newest / fps - now)
-        given.append(answer(newest, max(newest / fps + deadline - (clock() - start), 0.0)))
+        given.append(answer(newest, max(newest / fps + cut - (clock() - start), 0.0)))
         latencies.append(clock() - start - newest / fps)
         last = newest
     return Watched(tuple(given), tuple(latencies), last + 1, clock() - start)
@@ -105,9 +112,9 @@ def camera_cells(ask: Ask, stream: Stream, repeats: int, subject: str = "gog-edg
         BenchError: the folder of frames holds no picture.
     """
     count = max(repeats, LEAST)
-    ask(picture(*SIZE, seed=1).pixels, stream.deadline)  # the machine's pace becomes known, as it would in a second
+    ask(picture(*SIZE, seed=1).pixels, stream.cut)  # the machine's pace becomes known, as it would in a second
     for fps in stream.rates:
-        seen = watch(_asking(ask, _frames(stream, count, seed=int(fps * 1000))), fps, count, stream.deadline)
+        seen = watch(_asking(ask, _frames(stream, count, seed=int(fps * 1000))), fps, count, stream.cut)
         yield from _cells(seen, stream, fps, subject)
 
 
