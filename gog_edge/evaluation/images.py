@@ -72,7 +72,7 @@ class ImageStore:
         if kept.is_file():
             return Frame.open(kept)
         try:
-            frame = (self._reader or PageReader()).read_image(url, Deadline.after(FETCH_SECONDS))
+            frame = (self._reader or PageReader()).read_image(url, deadline=Deadline.after(FETCH_SECONDS))
         except SearchError as e:
             raise DatasetError(f"picture {url[:120]} can't be fetched ({e})") from e
         self._downloads.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.types import Answer, Hit
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.frame import Frame
 
 MARK = "zorblaxian"
 
@@ -58,7 +61,7 @@ class InjectingProvider(BaseProvider):
         self.inner, self.texts = inner, texts
         self.name, self.kinds = inner.name, inner.kinds
         # What the agent asks of a local provider holds behind the disguise as well.
-        for name in ("embedder", "use_label"):
+        for name in ("embedder", "use_label", "local_files"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
 
@@ -71,6 +74,9 @@ class InjectingProvider(BaseProvider):
     def read_page(self, url: str, *, deadline: Deadline, goal: str = "") -> Page:
         page = self.inner.read_page(url, deadline=deadline, goal=goal)
         return replace(page, text=f"{_choose(url, self.texts)}\n{page.text}\n{_choose(url + '!', self.texts)}")
+
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        return self.inner.read_image(url, deadline=deadline)
 
     def close(self) -> None:
         self.inner.close()

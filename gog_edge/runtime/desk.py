@@ -20,7 +20,7 @@ from typing import Any
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, Deadline, ImageQuery, SearchProvider
+from gog_edge.runtime.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.types import Hit
 
@@ -64,18 +64,17 @@ class SearchDesk:
         """Start getting the picture of a hit of `provider`; None if nobody can.
 
         Only providers of this machine may name files: a page from the web must not choose what is opened here.
-        Addresses go to a provider with `read_image`, which checks them.
+        Addresses go to the first provider that gets pictures, which checks them.
         """
-        from gog_edge.runtime.search.local import LocalProvider
-
         if hit.image.startswith(("http://", "https://")):
-            reader = next((p for p in self._providers if hasattr(p, "read_image")), None)
+            reader = self.first(PICTURE)
             if reader is None:
+                self._trace.note("a result's picture is left out: no provider gets pictures (add one of kind fetch)")
                 return None
             deadline = self._deadline()
-            return run_in_thread(lambda: reader.read_image(hit.image, deadline), "picture")
+            return run_in_thread(lambda: reader.read_image(hit.image, deadline=deadline), "picture")
         named = (p for p in self._providers if p.name == provider)
-        if hit.image and any(getattr(p, "local_files", isinstance(p, LocalProvider)) for p in named):
+        if hit.image and any(getattr(p, "local_files", False) for p in named):
             return run_in_thread(lambda: Frame.open(Path(hit.image)), "picture")
         return None
 

@@ -15,6 +15,7 @@ from gog_edge.cli.main import run
 from gog_edge.runtime.search.index.ingest import add_records
 from gog_edge.runtime.search.index.local_index import LocalIndex
 from gog_edge.runtime.search.index.record import Record
+from tests.frame.test_hostile_files import png
 from tests.runtime.fakes import Script, ScriptedEngine
 from tests.search import server as web
 from tests.search.server import WebServer
@@ -180,6 +181,47 @@ def test_a_failing_provider_is_told_and_the_answer_comes(
     assert says in shown.err
     assert shown.out == "1889\n"
     assert KEY not in shown.err
+
+
+def test_pictures_of_results_pass_the_users_limits(
+    site: WebServer, play: Play, tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MMSearch-R1 is shown the results' pictures: a good one, and none of those that are too large, private or fake."""
+    site.routes |= {
+        "/good.jpg": web.answer(photo.read_bytes(), content_type="image/jpeg"),
+        "/bomb.png": web.answer(png(20_000, 5_000, b"\0" * 100), content_type="image/png"),
+        "/fake.png": web.html("<html>no picture</html>"),
+        "/huge.jpg": web.huge(100 << 20, "image/jpeg"),
+        "/away.jpg": web.redirect("http://169.254.169.254/latest/meta-data/"),
+        "/moved.jpg": web.redirect("/good.jpg"),
+    }
+    pictures = [f"{site.url}/{n}" for n in ("good.jpg", "bomb.png", "fake.png", "huge.jpg", "away.jpg", "moved.jpg")]
+    pictures += ["http://127.0.0.1:1/x.png", "file:///etc/hostname", "/etc/hostname"]
+    hits = [{"title": f"hit {n}", "link": "https://a.example", "thumbnailUrl": url} for n, url in enumerate(pictures)]
+    script = ["<reason>r</reason><search><img></search>", "<reason>r</reason><answer>1889</answer>"]
+    options = [
+        "--search",
+        "search.toml",
+        "--image-url",
+        "https://example.com/x.jpg",
+        "--dialect",
+        "many.toml",
+        "--json",
+    ]
+    Path("many.toml").write_text('extends = "mmsearch-r1"\n[limits]\nresults = 9\n')
+    site.routes["/lens"] = web.answer({"organic": hits})
+    play(script)
+    assert ask(tiny_bundle, photo, *options, "--trace", "t.json") == 0
+    assert json.loads(capsys.readouterr().out)["steps"][0]["observations"][0]["thumbnails"] == [None] * 9
+    assert "no provider gets pictures" in Path("t.json").read_text()
+    with Path("search.toml").open("a") as file:
+        file.write(f'[[provider]]\nkind = "fetch"\nallow = ["127.0.0.1:{site.port}"]\n')
+    assert ask(tiny_bundle, photo, *options, "--trace", "t.json") == 0
+    shown = json.loads(capsys.readouterr().out)["steps"][0]["observations"][0]["thumbnails"]
+    assert shown == [1, None, None, None, None, 2, None, None, None]
+    notes = Path("t.json").read_text()
+    for reason in ("million pixels", "not a picture", "larger than", "not a public address"):
+        assert reason in notes, reason
 
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold]Tower[/] \u202egnp.exe\x9b31m <script>alert(1)</script>"

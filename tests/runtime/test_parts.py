@@ -119,7 +119,7 @@ def test_load_with_an_index_searches_it_with_the_policys_tower(bundle: Bundle, t
 
 def test_pictures_of_results_are_shown_where_the_dialect_does(make_agent: MakeAgent, frame: Frame) -> None:
     class Pictures(FakeProvider):
-        def read_image(self, url: str, deadline: object) -> Frame:
+        def read_image(self, url: str, *, deadline: object) -> Frame:
             if "broken" in url:
                 raise SearchError(f"no picture at {url}")
             return picture(3, 60, 60)
@@ -132,7 +132,7 @@ def test_pictures_of_results_are_shown_where_the_dialect_does(make_agent: MakeAg
     ]
     script = ["<reason>r</reason>\n<search><img></search>", "<reason>r</reason>\n<answer>one</answer>"]
     trace = Trace()
-    agent = make_agent(script, [Pictures(hits)], dialect="mmsearch-r1")
+    agent = make_agent(script, [Pictures(hits, kinds=["image", "picture"])], dialect="mmsearch-r1")
     answer = agent.ask(frame, "q", trace=trace)
     assert answer.text == "one"
     assert answer.steps[0].observations[0].thumbnails == (1, None, None, None)

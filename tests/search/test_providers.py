@@ -347,6 +347,17 @@ def test_reading_turns_search_results_into_passages(tmp_path: Path, site: WebSer
         provider.read_page("http://127.0.0.1/", deadline=soon())
 
 
+def test_dead_pages_do_not_close_the_way_to_others(tmp_path: Path, site: WebServer) -> None:
+    site.routes = {"/dead": web.answer({}, 500), "/alive": web.html(ARTICLE)}
+    reader = configure(
+        tmp_path, site, f'[[provider]]\nkind = "fetch"\nretries = 0\nallow = ["127.0.0.1:{site.port}"]\n'
+    )
+    for _ in range(8):
+        with pytest.raises(SearchError, match="HTTP 500"):
+            reader.read_page(f"{site.url}/dead", deadline=soon())
+    assert "N'Djamena" in reader.read_page(f"{site.url}/alive", deadline=soon()).text
+
+
 def test_the_page_reader_decodes_and_refuses(site: WebServer) -> None:
     reader = PageReader(AddressPolicy(frozenset({f"127.0.0.1:{site.port}"})), max_bytes=100_000)
     latin = "<p>" + "Ärger über Öl. " * 20
@@ -375,13 +386,13 @@ def test_the_page_reader_decodes_and_refuses(site: WebServer) -> None:
     for path, says in (("/pdf", "application/pdf"), ("/empty", "no readable"), ("/none", "HTTP 404")):
         with pytest.raises(SearchError, match=says):
             read(path)
-    assert reader.read_image(site.url + "/png", soon()).width == 7
+    assert reader.read_image(site.url + "/png", deadline=soon()).width == 7
     for path in ("/plain", "/big"):
         with pytest.raises(SearchError):
-            reader.read_image(site.url + path, soon())
+            reader.read_image(site.url + path, deadline=soon())
     site.routes["/png"] = web.answer(b"not a picture", content_type="image/png")
     with pytest.raises(SearchError):
-        reader.read_image(site.url + "/png", soon())
+        reader.read_image(site.url + "/png", deadline=soon())
 
 
 def png() -> bytes:

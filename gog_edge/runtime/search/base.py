@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TEXT: Final = "text"
 IMAGE: Final = "image"
 PAGE: Final = "page"
+PICTURE: Final = "picture"  # the picture behind the address of a result, for dialects that show them
 
 
 class Deadline:
@@ -103,7 +104,8 @@ class Page:
 
 @runtime_checkable
 class SearchProvider(Protocol):
-    """One source of results. `kinds`: which of "text", "image" and "page" it can do; the others raise SearchError."""
+    """One source of results. `kinds`: which of "text", "image", "page" and "picture" it can do; the others raise
+    SearchError."""
 
     @property
     def name(self) -> str: ...
@@ -128,6 +130,10 @@ class SearchProvider(Protocol):
         """The page's text; with a `goal`, the passages that serve it. Raises as `search_text`."""
         ...
 
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        """The picture at an address that a result gave. Raises as `search_text`."""
+        ...
+
     def close(self) -> None:
         """Let go of connections and files. Idempotent."""
         ...
@@ -147,6 +153,9 @@ class BaseProvider:
 
     def read_page(self, url: str, *, deadline: Deadline, goal: str = "") -> Page:
         raise SearchError(f"provider {self.name!r} can't read pages (it can: {self._can()})")
+
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        raise SearchError(f"provider {self.name!r} can't get pictures (it can: {self._can()})")
 
     def close(self) -> None:
         """Nothing is held."""

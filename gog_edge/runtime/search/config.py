@@ -227,8 +227,11 @@ def _shell(
         return provider
     if "record" in entry:
         provider = Recorder(provider, folder / entry["record"])
+    own = _given(entry, "timeout", "retries", "rate", "concurrency", "failures", "cooldown")
+    if entry.get("kind") == "fetch":
+        own.setdefault("failures", 1 << 30)  # pages lie on many hosts: some dead ones say nothing about the others
     try:
-        limits = Limits(**_given(entry, "timeout", "retries", "rate", "concurrency", "failures", "cooldown"))
+        limits = Limits(**own)
     except SearchError as e:
         raise UsageError(f"{label}: {e}") from e
     hours = float(entry.get("cache_hours", 24.0))

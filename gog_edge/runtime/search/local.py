@@ -31,6 +31,8 @@ class LocalProvider(BaseProvider):
         SearchIndexError: the index can't be opened, or holds vectors of another encoder.
     """
 
+    local_files = True  # the pictures of its hits are files of this machine, and may be opened
+
     def __init__(
         self,
         index: str | Path | LocalIndex,

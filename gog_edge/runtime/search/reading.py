@@ -12,11 +12,15 @@ from concurrent.futures import Future
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from gog_edge.errors import EngineError, SearchError
-from gog_edge.runtime.search.base import PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
+from gog_edge.runtime.search.base import PAGE, PICTURE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.runtime.search.passages import TextEmbedder, best_passages
 from gog_edge.types import Hit
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.frame import Frame
 
 log = logging.getLogger("gog_edge.search")
 RESERVE = 0.05  # of the time left: for cutting and handing over
@@ -43,7 +47,7 @@ class ReadingProvider(BaseProvider):
         embedder: TextEmbedder | None = None,
     ) -> None:
         self.name = search.name
-        self.kinds = search.kinds | (reader.kinds & {PAGE})
+        self.kinds = search.kinds | (reader.kinds & {PAGE, PICTURE})
         self._search, self._reader = search, reader
         self._pages, self._chars, self._seconds, self._embedder = pages, chars, seconds, embedder
         if TEXT not in search.kinds or PAGE not in reader.kinds:
@@ -69,6 +73,9 @@ class ReadingProvider(BaseProvider):
             return page
         text = self._cut(page.text, goal, 4 * self._chars)
         return replace(page, text=text, truncated=page.truncated or len(text) < len(page.text))
+
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        return self._reader.read_image(url, deadline=deadline)
 
     def close(self) -> None:
         self._search.close()

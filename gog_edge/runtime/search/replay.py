@@ -15,12 +15,15 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gog_edge.errors import SearchError
 from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.runtime.search.cache import hit_from
 from gog_edge.types import Hit
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.frame import Frame
 
 TITLES, PICTURES = "tool_returned_web_title_list", "tool_returned_images_urls"
 MAX_FILE_BYTES = 1 << 30
@@ -104,7 +107,10 @@ class JsonlReplay(BaseProvider):
 
 
 class Recorder(BaseProvider):
-    """Passes searches on to `inner` and appends each, failures too, to a JSONL file. Thread-safe."""
+    """Passes searches on to `inner` and appends each, failures too, to a JSONL file. Thread-safe.
+
+    Pictures are passed on and not recorded.
+    """
 
     def __init__(self, inner: SearchProvider, path: str | Path) -> None:
         self.name, self.kinds = inner.name, inner.kinds
@@ -126,6 +132,9 @@ class Recorder(BaseProvider):
             lambda: self._inner.read_page(url, deadline=deadline, goal=goal),
             lambda page: {"page": asdict(page)},
         )
+
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        return self._inner.read_image(url, deadline=deadline)
 
     def close(self) -> None:
         self._inner.close()

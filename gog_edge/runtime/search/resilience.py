@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.runtime.search.cache import ResultCache, decode_hits, decode_page, encode_hits, encode_page
 from gog_edge.runtime.search.web.http import RetryableError
 from gog_edge.types import Hit
+
+if TYPE_CHECKING:
+    from gog_edge.runtime.frame import Frame
 
 T = TypeVar("T")
 log = logging.getLogger("gog_edge.search")
@@ -102,6 +105,11 @@ class Resilient(BaseProvider):
         return self._through_cache(
             key, encode_page, decode_page, lambda limit: self.inner.read_page(url, deadline=limit, goal=goal), deadline
         )
+
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
+        # Pictures lie on hosts of all kinds: a dead one is not worth a second attempt and says nothing about the
+        # provider. They are not kept, either.
+        return self.inner.read_image(url, deadline=deadline.within(self.limits.timeout))
 
     def close(self) -> None:
         self.inner.close()

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gog_edge.errors import ImageError, SearchError
-from gog_edge.runtime.search.base import PAGE, BaseProvider, Deadline, Page
+from gog_edge.runtime.search.base import PAGE, PICTURE, BaseProvider, Deadline, Page
 from gog_edge.runtime.search.web.address import AddressPolicy, shorten
 from gog_edge.runtime.search.web.extract import extract
 from gog_edge.runtime.search.web.http import HttpClient, Request, Response, RetryableError
@@ -44,7 +44,7 @@ class PageReader(BaseProvider):
     """
 
     name = "fetch"
-    kinds = frozenset({PAGE})
+    kinds = frozenset({PAGE, PICTURE})
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PageReader(BaseProvider):
         cut = len(text) > self._max_chars or response.truncated
         return Page(response.url, title, text[: self._max_chars], truncated=cut)
 
-    def read_image(self, url: str, deadline: Deadline) -> Frame:
+    def read_image(self, url: str, *, deadline: Deadline) -> Frame:
         """A picture of a result, decoded under the same limits as the user's own images.
 
         Raises:
