@@ -76,6 +76,7 @@ def cases() -> list[Case]:
     made.append(_linear("prefill gate|up int4/32", 4, 1024, 12288, 2048, norm="rms", activation="silu_mul"))
     made.append(_linear("prefill down int4/32", 4, 1024, 2048, 6144))
     made.append(_decoder("prefill attention", 1024, 1024))
+    made.append(_decoder("prefill attention behind 8k", 512, 8192))
     for rows in (1, 2, 4, 8):
         made.append(_linear(f"decode gate|up int4/32, {rows} rows", 4, rows, 12288, 2048, activation="silu_mul"))
     made.append(_linear("decode head int8", 8, 1, 151936, 2048))

@@ -34,6 +34,8 @@ typedef F32Words FastWords;
 constexpr int kQueryBlock = 24;                     // queries that share a pass over the keys
 constexpr int kKeyBlock = W == 16 ? 128 : 64;       // keys per pass: scores stay in the L1 cache
 constexpr int kScoreRows = W == 16 ? 12 : 6;        // register tile of the scores: rows x 2 vectors
+constexpr int kFetchRows = 4;                       // tiles of more rows ask for the words they come to next:
+                                                    // over a long sequence those lie in the L3 cache, or beyond
 constexpr int kLargestHead = 256;
 
 inline size_t padded_head(size_t hd) { return div_up(hd, W) * W; }
@@ -157,6 +159,10 @@ void score_rows(const uint32_t* queries, size_t words, const uint32_t* keys, siz
         const uint32_t* k1 = k0 + W * words;
         for (size_t i = 0; i < words; i++) {
             const vi a = load<vi>(k0 + i * W), b = load<vi>(k1 + i * W);
+            if (R > kFetchRows) {
+                __builtin_prefetch(k0 + (i + 2 * words) * W);
+                __builtin_prefetch(k1 + (i + 2 * words) * W);
+            }
             GOG_UNROLL
             for (int r = 0; r < R; r++) {
                 const vi q = splat_word(queries + r * words + i);
@@ -184,7 +190,10 @@ void mix_rows(const uint32_t* probabilities, size_t key_words_count, const uint3
     for (size_t k = 0; k < key_words_count; k++) {
         vi v[C];
         GOG_UNROLL
-        for (int c = 0; c < C; c++) v[c] = load<vi>(values + k * padded + c * W);
+        for (int c = 0; c < C; c++) {
+            v[c] = load<vi>(values + k * padded + c * W);
+            if (R > kFetchRows / 2) __builtin_prefetch(values + (k + 8) * padded + c * W);
+        }
         GOG_UNROLL
         for (int r = 0; r < R; r++) {
             const vi p = splat_word(probabilities + r * kKeyBlock + k);

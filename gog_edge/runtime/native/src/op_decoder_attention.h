@@ -127,8 +127,9 @@ private:
                 pack<E>(head + task / packs, begin, memory_of(task / packs));
             });
             parallel(heads * pieces, [&](size_t task) {
-                // Late pieces see more keys: they go first, so that the last task left is a short one.
-                const size_t slot = task % heads, piece = pieces - 1 - task / heads;
+                // A head at a time, so that its keys and values stay in the caches.  Late pieces see more keys: they
+                // go first, so that the last task left is a short one.
+                const size_t slot = task / pieces, piece = pieces - 1 - task % pieces;
                 const size_t begin = piece * kPiece, end = begin + kPiece < rows ? begin + kPiece : rows;
                 attend_rows<E>(head + slot, begin, end, q + (head + slot) * rows * hd, memory_of(slot));
             });
