@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +15,12 @@ from gog_edge.cli.main import run
 from gog_edge.runtime.search.index.ingest import add_records
 from gog_edge.runtime.search.index.local_index import LocalIndex
 from gog_edge.runtime.search.index.record import Record
+from tests.cli.asking import ANSWER, GAZE, GLANCE, KEY, TEXT, Play, ask, sent
 from tests.frame.test_hostile_files import png
-from tests.runtime.fakes import Script, ScriptedEngine
 from tests.search import server as web
 from tests.search.server import WebServer
 
-KEY = "k3y-that-must-not-leak"
-TEXT = '<tool_call>\n{"name": "text_search", "arguments": {"query": "tower year"}}\n</tool_call>'
-GLANCE = '<tool_call>\n{"name": "image_search", "arguments": {}}\n</tool_call>'
-GAZE = '<tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [0, 0, 500, 500], "label": "x"}}\n</tool_call>'
-ANSWER = "<think>\nfound\n</think>\n<answer>1889</answer>"
-TOWER = {"title": "Iron tower", "link": "https://a.example/tower", "snippet": "Finished in 1889.", "position": 1}
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebServer]:
-    """The server, its provider file in the working folder, and a key."""
-    monkeypatch.setenv("SERPER_API_KEY", KEY)
-    monkeypatch.chdir(tmp_path)
-    with WebServer() as running:
-        running.routes["/search"] = web.answer({"organic": [TOWER]})
-        running.routes["/lens"] = web.answer({"organic": [{**TOWER, "title": "Tower at night"}]})
-        provider = f'[[provider]]\npreset = "serper"\nendpoint = "{running.url}"\nretries = 0\ncache_hours = 0\n'
-        (tmp_path / "search.toml").write_text(provider)
-        yield running
-
-
-Play = Callable[[Script], None]
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Let the policy of the command write a script."""
-
-    def set_script(script: Script) -> None:
-        engine = "gog_edge.runtime.loader.create_engine"
-        monkeypatch.setattr(engine, lambda name, bundle, options: ScriptedEngine(bundle, script))
-
-    return set_script
-
-
-def ask(bundle: Path, photo: Path, *options: str, deadline: str = "60s") -> int:
-    fixed = ["--bundle", str(bundle), "--grammar", "off", "--deadline", deadline]
-    return run(["ask", str(photo), "When was it finished?", *fixed, *options])
-
-
-def sent(site: WebServer, path: str) -> list[web.Call]:
-    return [call for call in site.calls if call.path == path]
 
 
 def test_a_provider_file_is_searched_and_its_key_stays_secret(

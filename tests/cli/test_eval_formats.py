@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 
 from gog_edge.cli.main import run
+from tests.cli.asking import GAZE, GLANCE, Play
 from tests.evaluation.fakes import b64, picture, write_lines, write_parquet
-from tests.runtime.fakes import ScriptedEngine
 from tests.search import server as web
 from tests.search.server import WebServer
-
-GLANCE = '<tool_call>\n{"name": "image_search", "arguments": {}}\n</tool_call>'
-GAZE = '<tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [0, 0, 500, 500], "label": "x"}}\n</tool_call>'
 
 
 def fvqa(folder: Path, source: str = "mmsearch_r1/fvqa_test") -> Path:
@@ -94,12 +91,12 @@ def test_every_format_is_asked_and_scored(
     tiny_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    play: Play,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two questions a file, the first with an answer that the policy gives, "Spain"."""
     monkeypatch.chdir(tmp_path)
-    script = ["<answer>It was Spain.</answer>"]
-    monkeypatch.setattr("gog_edge.runtime.loader.create_engine", lambda name, b, options: ScriptedEngine(b, script))
+    play(["<answer>It was Spain.</answer>"])
     command = ["eval", str(write(tmp_path)), "--bundle", str(tiny_bundle), "--grammar", "off", "--out", "o.jsonl"]
     assert run([*command, "--gallery", "g.html", "--json"]) == 0
     shown = capsys.readouterr()
@@ -114,7 +111,7 @@ def test_every_format_is_asked_and_scored(
 
 
 def test_fvqa_with_its_recorded_image_searches(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Play, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MMSearch-R1's evaluation offline: the question's id finds the recorded results; a crop has none recorded."""
     monkeypatch.chdir(tmp_path)
@@ -124,8 +121,7 @@ def test_fvqa_with_its_recorded_image_searches(
     }
     Path("cache.json").write_text(json.dumps(recorded))
     Path("search.toml").write_text('[[provider]]\nkind = "fvqa-cache"\npath = "cache.json"\n')
-    script = [GLANCE, "<answer>Spain</answer>"]
-    monkeypatch.setattr("gog_edge.runtime.loader.create_engine", lambda name, b, options: ScriptedEngine(b, script))
+    play([GLANCE, "<answer>Spain</answer>"])
     command = ["eval", str(fvqa(tmp_path)), "--bundle", str(tiny_bundle), "--grammar", "off", "--out", "o.jsonl"]
     assert run([*command, "--search", "search.toml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -136,12 +132,11 @@ def test_fvqa_with_its_recorded_image_searches(
 
 
 def test_the_data_sets_addresses_reach_web_providers_and_a_judge_scores(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Play, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SERPER_API_KEY", "k3y")
-    script = [GLANCE, "<answer>Iberia</answer>"]
-    monkeypatch.setattr("gog_edge.runtime.loader.create_engine", lambda name, b, options: ScriptedEngine(b, script))
+    play([GLANCE, "<answer>Iberia</answer>"])
     with WebServer() as site:
         site.routes["/lens"] = web.answer({"organic": [{"title": "Final", "link": "https://a.example"}]})
         site.routes["/v1/chat/completions"] = web.answer({"choices": [{"message": {"content": "[CORRECT]"}}]})
@@ -156,11 +151,10 @@ def test_the_data_sets_addresses_reach_web_providers_and_a_judge_scores(
 
 
 def test_boxes_are_compared_with_their_targets(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, play: Play, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    script = [GAZE, "<answer>Spain</answer>"]
-    monkeypatch.setattr("gog_edge.runtime.loader.create_engine", lambda name, b, options: ScriptedEngine(b, script))
+    play([GAZE, "<answer>Spain</answer>"])
     command = ["eval", str(gog(tmp_path)), "--bundle", str(tiny_bundle), "--grammar", "off", "--json"]
     assert run(command) == 0
     assert json.loads(capsys.readouterr().out)["all"]["target_iou"] == pytest.approx(1.0)
