@@ -1,4 +1,4 @@
-"""`gog-edge ask --search FILE` with every kind of provider: pages, uploads, MCP tools, recorded searches, fall-backs."""
+"""`gog-edge ask --search FILE` with every kind of provider: pages, uploads, MCP tools, records, fall-backs, a cache."""
 
 from __future__ import annotations
 
