@@ -93,7 +93,9 @@ class LocalSubject:
         spent = trace.seconds_by_stage()
         stages = {stage: spent[stage] for stage in STAGES if stage in spent}
         peak = peak_bytes() if self._knows_peak else 0
-        return TurnTimes(total, stages, new, len(ids), own_bytes(), peak=peak)
+        # one more than the new ones behind an earlier turn, whose last token was written and not yet run
+        computed = sum(int(span.fields["tokens"]) for span in trace.spans if span.stage == "prefill")
+        return TurnTimes(total, stages, new, len(ids), own_bytes(), computed, peak)
 
     def reset(self) -> None:
         self._session = None

@@ -73,7 +73,8 @@ def test_our_own_turns_write_what_was_asked(tiny_bundle: Path) -> None:
         assert {"crop", "encode", "prefill", "decode"} == set(times.stages)
         assert sum(times.stages.values()) <= times.total
         length = len(subject.session)
-        subject.turn([Words(3, 9)], 2)
+        later = subject.turn([Words(3, 9)], 2)
+        assert (times.computed, later.computed) == (times.new_tokens, 3 + 1)
         # the last token of a turn is in the session, too
         assert len(subject.session) == length + 3 + 2
         subject.reset()

@@ -54,6 +54,15 @@ def test_reports_are_put_together_and_ratios_stay_within_theirs() -> None:
     assert rows(stages([SECOND]))[1] == ["decode", "decode rate", "", "18 tok/s", "20 tok/s", "90%"]
 
 
+def test_a_turn_is_held_against_its_own_stages_run_by_run() -> None:
+    names = ("crop", "encode", "prefill", "decode")
+    cells = [Cell("agent", "gog-edge", f"turn 2 {name}", "s", (0.5, 1.0)) for name in names]
+    whole = Cell("agent", "gog-edge", "turn 2 total", "s", (2.1, 4.1))
+    (_, row) = rows(markdown([report(*cells, whole)]).split("\n\n")[-1])
+    assert row[0] == "turn 2" and row[2:] == ["≤ 1.1x", "**1.04x**", "1.02 to 1.05", "2"]
+    assert "≤ 1.1x" not in markdown([report(*cells[1:], whole)])
+
+
 def test_nothing_measured_gives_no_table() -> None:
     assert markdown([report()]).strip() == "" and stages([report()]) == ""
 
