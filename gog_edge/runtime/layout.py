@@ -223,10 +223,19 @@ def mrope_axes(section: tuple[int, int, int], interleaved: bool) -> I64:
 
 def decoder_rope(decoder: DecoderSpec, positions: I64) -> tuple[F32, F32]:
     """cos and sin [s, head_dim/2] of M-RoPE `positions` [3, s], sections already applied."""
-    frequencies = inverse_frequencies(decoder.head_dim, decoder.rope_theta)
-    axes = mrope_axes(decoder.mrope_section, decoder.mrope_interleaved)
+    frequencies, axes = _rope_tables(
+        decoder.head_dim, decoder.rope_theta, decoder.mrope_section, decoder.mrope_interleaved
+    )
     angles = positions[axes].T.astype(np.float32) * frequencies
     return np.cos(angles), np.sin(angles)
+
+
+@lru_cache(maxsize=8)
+def _rope_tables(dim: int, theta: float, section: tuple[int, int, int], interleaved: bool) -> tuple[F32, I64]:
+    """Frequencies and axes, which every token needs again; read-only."""
+    frequencies, axes = inverse_frequencies(dim, theta), mrope_axes(section, interleaved)
+    frequencies.flags.writeable = axes.flags.writeable = False
+    return frequencies, axes
 
 
 def causal_bias(past: int, count: int, capacity: int) -> F32:

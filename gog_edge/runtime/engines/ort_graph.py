@@ -83,6 +83,8 @@ class OrtGraph:
 
         budget.check()
         run_options = onnxruntime.RunOptions()
+        if self.device.memory == "cpu":
+            run_options.add_run_config_entry("gpu_graph_id", "0")  # its default; the binding looks it up by exception
         if shrink and self.device.memory == "cpu":
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
