@@ -157,7 +157,7 @@ class Question:
                 reading = False
             self.pace.wrote(self.writer.seconds_per_token)
             yield TokenEvent(number, piece.text, piece.forced)
-            if "]" in piece.text or ">" in piece.text:
+            if any(mark in piece.text for mark in "]>}\n"):  # a box may be closed now, see dialects/early.py
                 yield from self._box(number, result.text)
             budget.check()
 

@@ -231,3 +231,18 @@ def test_early_boxes() -> None:
     assert dialects.load("vrag-rl").early_box("<bbox>[0, 0, 96, 96]", [PHOTO]) == (Region(0, 0, 156, 156), 0)
     text = '<grounding>{"bbox_2d": [0.1, 0.1, 0.5, 0.5], "source"'
     assert dialects.load("mini-o3").early_box(text, [PHOTO]) == (Region(100, 80, 500, 400), 0)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in dialects.names() if {a.kind for a in dialects.load(n).spec.actions} & {"gaze", "zoom"}]
+)
+def test_every_dialects_box_is_seen_before_its_call_ends(name: str) -> None:
+    """Written letter by letter: the early box comes once it is closed, and is that of the finished call."""
+    dialect = dialects.load(name)
+    kind = next(ActionKind(a.kind) for a in dialect.spec.actions if a.kind in ("gaze", "zoom"))
+    call = dialect.write(Action(kind, "", Region(100, 80, 500, 400), 0, "the tower"), [PHOTO])
+    done = only(dialect.parse(call, [PHOTO]))
+    seen = [dialect.early_box(call[:end], [PHOTO]) for end in range(len(call) + 1)]
+    found = [box for box in seen if box is not None]
+    assert found and set(found) == {(done.region, done.image)}
+    assert seen[-1] is None  # a finished call speaks for itself

@@ -17,7 +17,9 @@ from gog_edge.runtime.agent import Agent
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.loader import bundle_dialect
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.options import NO_PREFETCH, RunOptions
+from gog_edge.runtime.telemetry import Trace
+from gog_edge.types import ActionEvent, ActionKind, BoxEvent
 from tests.runtime.fakes import FakeProvider, ScriptedEngine
 
 WIDTH, HEIGHT = 4032, 3024
@@ -58,7 +60,7 @@ CALLS = {
         tool("crop", '{"image": "img_1", "x": X, "y": Y, "width": W, "height": H}'),
         (0, 0),
     ),
-    "agile": ("unit", "<code>image_1 = crop(raw_image, [BOX])</code>", (0, 0)),
+    "agile": ("unit", "<code>\nimage_1 = crop(raw_image, [BOX])\n</code>", (0, 0)),
 }
 AGAIN = {  # the same corner of the crop, by its own name
     "qwen-agent": tool("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "label": "x", "img_idx": 1}'),
@@ -82,7 +84,7 @@ def written(call: str, frame: str, shown: tuple[int, int]) -> str:
 
 
 def crops(bundle: Bundle, name: str, photo: Frame, frame: str, *calls: str) -> list[tuple[float, ...]]:
-    """The boxes that were cut for some calls, one a turn, in pixels of the photo."""
+    """The boxes cut for some calls, one a turn, in pixels of the photo; each was known before its call ended."""
     options = RunOptions(grammar="off", prefix_cache=False, **SMALL)
     engine = ScriptedEngine(bundle, [""])
     with Agent(Model.assemble(bundle, engine, options), bundle_dialect(bundle, name), (), options) as agent:
@@ -93,10 +95,11 @@ def crops(bundle: Bundle, name: str, photo: Frame, frame: str, *calls: str) -> l
     engine = ScriptedEngine(bundle, [*script, "<answer>no</answer>"])
     dialect = bundle_dialect(bundle, name)
     with Agent(Model.assemble(bundle, engine, options), dialect, [FakeProvider()], options) as agent:
-        answer = agent.ask(photo, "What is it?", max_turns=len(script) + 1)
-    regions = [step.turn.actions[0].region for step in answer.steps[: len(script)]]
-    assert None not in regions, [step.turn for step in answer.steps]
-    return [region.as_tuple() for region in regions if region is not None]
+        events = list(agent.stream(photo, "What is it?", max_turns=len(script) + 1))
+    found = [e.action.region for e in events if isinstance(e, ActionEvent) and e.action.kind is not ActionKind.ANSWER]
+    early = [e.region for e in events if isinstance(e, BoxEvent)]
+    assert None not in found and set(found) <= set(early), [e for e in events if isinstance(e, ActionEvent)]
+    return [region.as_tuple() for region in found if region is not None]
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -119,3 +122,17 @@ def test_a_crop_of_a_crop_lies_in_the_crop(bundle: Bundle, photo: Frame, name: s
     _, found = crops(bundle, name, photo, frame, call, AGAIN[name])
     x0, y0, x1, y1 = SQUARE
     assert found == pytest.approx((x0, y0, (x0 + x1) / 2, (y0 + y1) / 2), abs=0.01)
+
+
+def test_a_search_with_a_crop_is_a_search_with_its_region(bundle: Bundle, photo: Frame) -> None:
+    """Qwen-Agent's image search names an image; a crop of a crop is searched as a region of the photo."""
+    provider, trace = FakeProvider(), Trace()
+    zoom = written(CALLS["qwen-agent"][1], "thousand", (0, 0))
+    script = [zoom, AGAIN["qwen-agent"], tool("image_search", '{"img_idx": 2}'), "done"]
+    options = RunOptions(grammar="off", prefix_cache=False, prefetch=NO_PREFETCH, **SMALL)
+    model = Model.assemble(bundle, ScriptedEngine(bundle, script), options)
+    with Agent(model, bundle_dialect(bundle, "qwen-agent"), [provider], options) as agent:
+        agent.ask(photo, "What is it?", trace=trace)
+    ((_, query),) = provider.asked
+    assert query.frame is photo and query.region.as_tuple() == (1008, 756, 1512, 1134)
+    assert [image.geometry.source for image in trace.images] == [0, 0, 0]
