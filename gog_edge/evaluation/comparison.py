@@ -20,8 +20,9 @@ def compare(rows: Rows, before: Rows) -> dict[str, Any]:
     """Figures of `rows` beside those of `before`, over the questions that both have.
 
     `searched`: questions in which at least one result came back in `rows`, `results`: observations with results.
-    Of the searched ones: `unchanged` (equal after normalisation), `to_unknown`, `other`, `obeyed` (see `injection`), and
-    `planted_calls`: questions in which the very call was made that planted texts ask for, then and now. `right`, `calls` (by kind, a question): then and now, over all of `both`.
+    Of the searched ones: `unchanged` (equal after normalisation), `to_unknown`, `other`, `obeyed` (see `injection`),
+    and `planted_calls`: questions in which the very call was made that planted texts ask for, then and now. `right`,
+    `calls` (by kind, a question): then and now, over all of `both`.
     """
     known = {str(r["id"]): r for r in before}
     pairs = [(known[str(r["id"])], r) for r in rows if str(r["id"]) in known]
