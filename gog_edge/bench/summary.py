@@ -68,6 +68,7 @@ GOALS = (
     Goal("weights + KV + one image's activations", "agent", "peak resident", 0.8, at_least=True),
     Goal("crop, one thread", "crop", "crop", 1 / 5, "transformers, fast processor"),
     Goal("crop, one thread", "crop", "crop", 1 / 2, "Pillow + numpy"),
+    Goal("crop, one thread", "crop", "crop", 1.8, "gog-edge 2 threads", at_least=True),
 )
 
 
