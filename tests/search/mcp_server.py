@@ -44,6 +44,10 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return text("quota exceeded", isError=True)
     if name == "env":
         return text(",".join(sorted(os.environ)) + " " + os.environ.get("TOKEN", ""))
+    if name == "flood":
+        return text("x" * (40 << 20))
+    if name == "long":
+        return {"result": {"content": [{"type": "text", "text": "x" * 100_000}] * 100}}
     if name == "slow":
         time.sleep(2)
         return text("late")

@@ -17,6 +17,7 @@ from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.search.base import Deadline, ImageQuery
 from gog_edge.runtime.search.config import load_providers
+from gog_edge.runtime.search.web.address import AddressPolicy
 from gog_edge.runtime.search.web.mcp import McpClient, McpProvider, ToolCall
 from gog_edge.runtime.search.web.mcp_transport import HttpTransport, StdioTransport
 from tests.search import mcp_server
@@ -51,7 +52,7 @@ def test_tools_search_read_and_take_pictures(stdio: McpClient) -> None:
     assert (hit.title, hit.source, hit.score) == ('about chad "x"', "https://m.example", 4.0)
     frame = Frame.open(np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8).astype(np.uint8))
     assert "bytes" in provider.search_image(ImageQuery(frame), k=1, deadline=soon())[0].text
-    assert provider.read_page("https://x.example/", deadline=soon()).text == "text of https://x.example/"
+    assert provider.read_page("https://1.1.1.1/", deadline=soon()).text == "text of https://1.1.1.1/"
     plain = McpProvider("mcp", stdio, {"text": ToolCall("plain")}).search_text("x", k=5, deadline=soon())
     assert [(h.title, h.text) for h in plain] == [("first", "first\nline"), ("second", "second")]
 
@@ -63,6 +64,28 @@ def test_tool_errors_are_search_errors(stdio: McpClient, tool: str, says: str) -
     provider = McpProvider("mcp", stdio, {"text": ToolCall(tool, {}, ROWS)})
     with pytest.raises(SearchError, match=says):
         provider.search_text("x", k=1, deadline=soon())
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/", "http://localhost:8080/x", "http://169.254.169.254/", "file:///etc/passwd", "x"]
+)
+def test_a_page_tool_is_not_sent_to_private_addresses(stdio: McpClient, url: str) -> None:
+    """The server runs here: an address out of a result must not make it read this network's own hosts."""
+    with pytest.raises(SearchError, match="refused"):
+        McpProvider("mcp", stdio, CALLS).read_page(url, deadline=soon())
+    allowed = McpProvider("mcp", stdio, CALLS, policy=AddressPolicy(frozenset({"localhost:8080"})))
+    if "8080" in url:
+        assert allowed.read_page(url, deadline=soon()).text == f"text of {url}"
+
+
+def test_a_flood_is_left_behind_and_the_session_lives_on(stdio: McpClient) -> None:
+    """A line without an end is read in pieces that are thrown away; the answer in it never comes."""
+    stdio.tools(soon())
+    with pytest.raises(SearchTimeoutError):
+        stdio.call("flood", {}, soon(1.0))
+    assert stdio.call("page", {"url": "u"}, soon(30))["content"][0]["text"] == "text of u"
+    long = McpProvider("mcp", stdio, {"text": ToolCall("long")}).search_text("x", k=5, deadline=soon(30))
+    assert [len(hit.text) for hit in long] == [8000] * 5
 
 
 def test_a_slow_tool_ends_with_the_deadline_and_the_session_lives_on(stdio: McpClient) -> None:

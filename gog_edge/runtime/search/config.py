@@ -56,7 +56,16 @@ _SHELL: dict[str, type | tuple[type, ...]] = {
 _OWN: dict[str, dict[str, type | tuple[type, ...]]] = {
     "http": {TEXT: dict, IMAGE: dict, PAGE: dict, UPLOAD: dict, "endpoint": str, "max_bytes": int, "image_side": int},
     "fetch": {"allow": list, "max_bytes": int},
-    "mcp": {"command": list, "url": str, "env": dict, "headers": dict, TEXT: dict, IMAGE: dict, PAGE: dict},
+    "mcp": {
+        "command": list,
+        "url": str,
+        "allow": list,
+        "env": dict,
+        "headers": dict,
+        TEXT: dict,
+        IMAGE: dict,
+        PAGE: dict,
+    },
     "replay": {"path": str},
     "fvqa-cache": {"path": str},
 }
@@ -164,8 +173,7 @@ def _provider(entry: dict[str, Any], label: str, folder: Path, secrets: Secrets)
     name = str(entry.get("name", kind))
     try:
         if kind == "fetch":
-            policy = AddressPolicy(frozenset(str(a) for a in entry.get("allow", [])))
-            return PageReader(policy, **_given(entry, "max_bytes"))
+            return PageReader(_allowed(entry), **_given(entry, "max_bytes"))
         if kind in ("replay", "fvqa-cache"):
             if "path" not in entry:
                 raise UsageError(f"{label}: a {kind} needs `path`")
@@ -198,6 +206,11 @@ def _operation(fields: Any, endpoint: str, label: str) -> Operation:
     return Operation(**{**fields, "url": url, "method": method})
 
 
+def _allowed(entry: dict[str, Any]) -> AddressPolicy:
+    """Public addresses, and what the entry allows besides."""
+    return AddressPolicy(frozenset(str(a) for a in entry.get("allow", [])))
+
+
 def _mcp(name: str, entry: dict[str, Any], label: str, secrets: Secrets) -> McpProvider:
     if ("command" in entry) == ("url" in entry):
         raise UsageError(f"{label}: an MCP server has either `command` or `url`")
@@ -211,12 +224,12 @@ def _mcp(name: str, entry: dict[str, Any], label: str, secrets: Secrets) -> McpP
             calls[which] = ToolCall(**entry[which])
     if not calls:
         raise UsageError(f"{label}: describes no [provider.text], [provider.image] or [provider.page]")
-    if "url" in entry:
-        return McpProvider(
-            name, McpClient(HttpTransport(entry["url"], entry.get("headers"), secrets)), calls, secrets=secrets
-        )
-    command = [str(c) for c in entry["command"]]
-    return McpProvider(name, McpClient(StdioTransport(command, entry.get("env"), secrets)), calls, secrets=secrets)
+    transport = (
+        HttpTransport(entry["url"], entry.get("headers"), secrets)
+        if "url" in entry
+        else StdioTransport([str(c) for c in entry["command"]], entry.get("env"), secrets)
+    )
+    return McpProvider(name, McpClient(transport), calls, secrets=secrets, policy=_allowed(entry))
 
 
 def _shell(

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from gog_edge._version import __version__
 from gog_edge.errors import SearchError
 from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
+from gog_edge.runtime.search.web.address import AddressPolicy
 from gog_edge.runtime.search.web.json_api import MAX_PAGE_CHARS, picture_slots
 from gog_edge.runtime.search.web.jsonpath import pick_text
 from gog_edge.runtime.search.web.results import MAX_FIELD_CHARS, hits_of
@@ -130,15 +131,26 @@ class ToolCall:
 
 
 class McpProvider(BaseProvider):
-    """Searches with tools of an MCP server. Thread-safe."""
+    """Searches with tools of an MCP server. Thread-safe.
+
+    Args:
+        policy: which addresses its page tool may be sent to besides public ones. The addresses come from results, and
+            the server may run inside the network that they must not reach.
+    """
 
     def __init__(
-        self, name: str, client: McpClient, calls: Mapping[str, ToolCall], *, secrets: Secrets | None = None
+        self,
+        name: str,
+        client: McpClient,
+        calls: Mapping[str, ToolCall],
+        *,
+        secrets: Secrets | None = None,
+        policy: AddressPolicy | None = None,
     ) -> None:
         self.name = name
         self.kinds = frozenset(k for k in calls if k in (TEXT, IMAGE, PAGE))
         self._client, self._calls = client, dict(calls)
-        self._secrets = secrets or Secrets()
+        self._secrets, self._policy = secrets or Secrets(), policy or AddressPolicy()
 
     def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
         call = self._calls.get(TEXT)
@@ -159,6 +171,7 @@ class McpProvider(BaseProvider):
         call = self._calls.get(PAGE)
         if call is None:
             return super().read_page(url, deadline=deadline, goal=goal)
+        self._policy.resolve(url, deadline)
         result = self._ask(call, {"page_url": url, "goal": goal}, deadline)
         document = result.get("structuredContent")
         text = pick_text(document, call.results.get("text", "text")) if isinstance(document, dict) else ""
