@@ -61,7 +61,7 @@ class InjectingProvider(BaseProvider):
         self.inner, self.texts = inner, texts
         self.name, self.kinds = inner.name, inner.kinds
         # What the agent asks of a local provider holds behind the disguise as well.
-        for name in ("embedder", "use_label", "local_files"):
+        for name in ("embedder", "use_label", "local_files", "early"):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
 

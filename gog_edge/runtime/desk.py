@@ -116,9 +116,10 @@ class SearchDesk:
         return self._image(query, k)
 
     def image_early(self, query: ImageQuery, k: int) -> None:
-        """Start an image search that may be asked for."""
+        """Start an image search that may be asked for, unless its provider wants to be asked first."""
         key = self._key(query, k)
-        if self.can(IMAGE) and key not in self._early:
+        provider = self.first(IMAGE)
+        if provider is not None and getattr(provider, "early", True) and key not in self._early:
             self._early[key] = self._image(query, k, early=True)
 
     def wait(self, future: Future[Outcome], budget: Budget) -> Outcome:

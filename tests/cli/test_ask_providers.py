@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.cli.asking import ANSWER, GAZE, KEY, TEXT, TOWER, Play, ask, sent
+from tests.cli.asking import ANSWER, GAZE, GLANCE, KEY, TEXT, TOWER, Play, ask, sent
 from tests.search import mcp_server
 from tests.search import server as web
 from tests.search.server import WebServer
@@ -86,6 +87,26 @@ def test_a_crop_is_uploaded_and_searched_by_its_address(
     assert (80, 60) in sizes  # half of each side of the photo; its early whole search was uploaded as well
     assert {call.json["url"] for call in sent(site, "/by-image")} == {"https://host.example/crop.jpg"}
     assert sent(site, "/by-image")[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("early", ["true", "false"])
+def test_a_provider_can_want_to_be_asked_first(
+    site: WebServer, play: Play, tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str], early: str
+) -> None:
+    """Searches that are paid for: none is begun before the policy asks."""
+    configure(Path("search.toml").read_text() + f"early = {early}\n")
+    play([ANSWER])
+    assert ask(tiny_bundle, photo, "--search", "search.toml", "--image-url", "https://example.com/t.jpg") == 0
+    until = time.monotonic() + (web.IN_TIME if early == "true" else 0.3)
+    while not sent(site, "/lens") and time.monotonic() < until:  # nobody waits for a search that was not asked for
+        time.sleep(0.02)
+    assert len(sent(site, "/lens")) == (early == "true")
+    play([GLANCE, ANSWER])
+    assert ask(tiny_bundle, photo, "--search", "search.toml", "--image-url", "https://example.com/t.jpg", "--json") == 0
+    assert capsys.readouterr().out.count("Tower at night") > 0
+    configure(Path("search.toml").read_text().replace(f"early = {early}", "early = 1"))
+    assert ask(tiny_bundle, photo, "--search", "search.toml") == 2
+    assert "early = 1 has the wrong type" in capsys.readouterr().err
 
 
 def test_the_next_provider_is_asked_when_one_fails(

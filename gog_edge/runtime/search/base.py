@@ -144,6 +144,7 @@ class BaseProvider:
 
     name: str = "provider"
     kinds: frozenset[str] = frozenset()
+    early: bool = True  # image searches may start before the policy asks for them; not where every search is paid for
 
     def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
         raise SearchError(f"provider {self.name!r} can't search text (it can: {self._can()})")

@@ -49,6 +49,7 @@ _SHELL: dict[str, type | tuple[type, ...]] = {
     "cooldown": (int, float),
     "cache_hours": (int, float),
     "record": str,
+    "early": bool,
     "read": int,
     "passage_chars": int,
     "embedder": str,
@@ -250,7 +251,8 @@ def _shell(
     hours = float(entry.get("cache_hours", 24.0))
     cache = ResultCache(cache_dir / "searches.db", hours * 3600) if cache_dir is not None and hours > 0 else None
     identity = hashlib.sha256(json.dumps(entry, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return Resilient(provider, limits, cache=cache, identity=f"{provider.name}:{identity}")
+    early = bool(entry.get("early", True))
+    return Resilient(provider, limits, cache=cache, identity=f"{provider.name}:{identity}", early=early)
 
 
 def _reading(
@@ -285,7 +287,7 @@ def _check(fields: Any, known: Mapping[str, type | tuple[type, ...]], label: str
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
             raise UsageError(f"{label}: unknown key {key!r}{hint}")
-        if not isinstance(value, known[key]) or isinstance(value, bool):
+        if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
             raise UsageError(f"{label}: {key} = {value!r} has the wrong type")
 
 

@@ -46,7 +46,7 @@ class ReadingProvider(BaseProvider):
         seconds: float = 6.0,
         embedder: TextEmbedder | None = None,
     ) -> None:
-        self.name = search.name
+        self.name, self.early = search.name, getattr(search, "early", True)
         self.kinds = search.kinds | (reader.kinds & {PAGE, PICTURE})
         self._search, self._reader = search, reader
         self._pages, self._chars, self._seconds, self._embedder = pages, chars, seconds, embedder

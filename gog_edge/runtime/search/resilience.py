@@ -63,6 +63,7 @@ class Resilient(BaseProvider):
 
     Args:
         identity: names the configuration in cache keys (no secrets).
+        early: see `BaseProvider`.
         sleep, clock, rng: for tests.
     """
 
@@ -73,12 +74,13 @@ class Resilient(BaseProvider):
         *,
         cache: ResultCache | None = None,
         identity: str = "",
+        early: bool = True,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.inner = inner
-        self.name, self.kinds = inner.name, inner.kinds
+        self.name, self.kinds, self.early = inner.name, inner.kinds, early
         self.limits = limits or Limits()
         self._cache, self._identity = cache, identity or inner.name
         self._sleep, self._clock = sleep, clock
