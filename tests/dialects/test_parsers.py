@@ -98,6 +98,16 @@ def test_mmsearch_calls_count_at_the_end_only() -> None:
     assert only(read("Unable to answer due to lack of relevant information", [PHOTO])).kind is ActionKind.ANSWER
 
 
+def test_a_thinking_checkpoint_reasons_in_its_own_tags() -> None:
+    """MMSearch-R1's tags behind a template that opens <think>: what is weighed in the reasoning is no call."""
+    read = dialects.load("gog-mmsearch").parse
+    turn = read("maybe <search>[1, 2, 300, 400] it</search>?\n</think>\n\n<text_search>a</text_search>", [PHOTO])
+    assert (kinds(turn), turn.thought) == (["text_search"], "maybe <search>[1, 2, 300, 400] it</search>?")
+    turn = read("<think>a</think><answer>x</answer>", [PHOTO])
+    assert (turn.thought, only(turn).text) == ("a", "x")
+    assert read("<reason>a</think>b</reason><answer>x</answer>", [PHOTO]).thought == "a</think>b"
+
+
 def test_deepmmsearch_regions() -> None:
     dialect = dialects.load("deepmmsearch-r1", family="qwen2_5_vl")
     action = only(dialect.parse("<img_search>the red car</img_search>", [PHOTO]))

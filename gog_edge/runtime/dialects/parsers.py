@@ -45,14 +45,20 @@ class Found:
 
 
 def split_thought(text: str, spec: ParseSpec) -> tuple[str, int]:
-    """(the reasoning without its tags, where the rest begins). Works with and without the opening tag (prefill)."""
-    close = text.find(spec.think_close) if spec.think_close else -1
-    if close < 0:
+    """(the reasoning without its tags, where the rest begins). Works with and without the opening tag (prefill).
+
+    A thinking checkpoint closes what its chat template has opened by </think>, whatever tags the dialect has.
+    """
+    if not spec.think_close:
         return "", 0
-    head = text[:close]
-    opened = head.find(spec.think_open) if spec.think_open else -1
-    thought = head[opened + len(spec.think_open) :] if opened >= 0 else head
-    return thought.strip(), close + len(spec.think_close)
+    for opening, closing in ((spec.think_open, spec.think_close), ("<think>", "</think>")):
+        close = text.find(closing)
+        if close >= 0:
+            head = text[:close]
+            opened = head.find(opening) if opening else -1
+            thought = head[opened + len(opening) :] if opened >= 0 else head
+            return thought.strip(), close + len(closing)
+    return "", 0
 
 
 def find_calls(text: str, spec: DialectSpec, size_of: SizeOf) -> list[Found]:
