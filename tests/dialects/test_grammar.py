@@ -17,6 +17,7 @@ from gog_edge.runtime.dialects.lark import for_tokenizer
 from gog_edge.runtime.grammar import TokenConstraint, TokenGrammar, available
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO, qwen3
+from tests.dialects.scenes import THINKING
 from tests.dialects.script import ACTIONS, kinds, write_turn
 
 pytest.importorskip("llguidance")
@@ -77,6 +78,18 @@ def test_what_a_dialect_writes_is_admitted(name: str, which: str, request: pytes
         assert constraint.complete, (kind, text)
         if '"arguments"' in text:
             assert forced > 8, "names, keys and punctuation of a call cost no decoder step"
+
+
+@pytest.mark.parametrize("name", WITH_GRAMMAR)
+def test_a_thinking_checkpoint_can_end_its_reasoning(name: str, real) -> None:
+    """Its </think> is a token of its own, and not part of free text: the grammar must let it through."""
+    grammar, tokenizer = real
+    dialect = dialects.load(name, chat_template=THINKING)
+    kind = next(k for k in kinds(dialect))
+    text = f"hm\n</think>\n\n{dialect.write(ACTIONS[kind], [PHOTO])}"
+    constraint = grammar.constraint(dialect.grammar())
+    walk(constraint, tokenizer.encode(text, add_special_tokens=False).ids)
+    assert constraint.complete
 
 
 @pytest.mark.parametrize("name", WITH_GRAMMAR)

@@ -117,7 +117,9 @@ class _Writer:
             rest = f" {_quote(opening[len(tag) :])}" if opening != tag else ""
             out.append(f"//@token {tag} {rule}: pre FREE? {tag}{rest}")
             out.append(f"UNTIL_{index}: (/(?s:.*)/ & ~/(?s:.*)({avoid})(?s:.*)/) {_quote(opening)}")
-        thinks = [tag for tag in (parse.think_open, parse.think_close) if tag]
+        own = [tag for tag in (parse.think_open, parse.think_close) if tag]
+        # A thinking checkpoint writes its own tags, whatever those of the dialect are (see `split_thought`).
+        thinks = list(dict.fromkeys([*own, "<think>", "</think>"])) if own else []
         out.append("pre: " + " ".join(f"think_{i}?" for i in range(len(thinks))))
         for i, tag in enumerate(thinks):
             # In text form the tags are part of FREE; the rule then matches nothing of its own.
