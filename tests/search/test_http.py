@@ -226,6 +226,23 @@ def test_unusual_ports_of_public_hosts_are_refused() -> None:
         HttpClient(AddressPolicy()).send(Request("http://1.1.1.1:22/"), Deadline.after(1))
 
 
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://user:pw@example.com/", "credentials"),
+        ("http://user@example.com/", "credentials"),
+        ("https:///x", "no host"),
+        ("file:///etc/passwd", "only http and https"),
+        ("http://a.example/x y", "spaces"),
+        ("http://a.example/" + "x" * 5000, "too long"),
+        ("http://[::1", "not a valid URL"),
+    ],
+)
+def test_addresses_are_refused_before_any_name_is_looked_up(url: str, says: str) -> None:
+    with pytest.raises(SearchError, match=says):
+        split_url(url)
+
+
 def test_messages_hold_no_query(site: WebServer) -> None:
     site.routes["/s"] = web.cut_off
     with pytest.raises(SearchError) as caught:
