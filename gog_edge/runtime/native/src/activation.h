@@ -66,6 +66,19 @@ GOG_INLINE void finish_streaming() {
 #endif
 }
 
+// Asks for the lines of residual and y that finish_strip will touch: rows are far apart, so nothing else foresees them.
+GOG_INLINE void fetch_strip(size_t rows, size_t first_row, size_t column, const Epilogue& e) {
+    const bool pair = e.activation == Activation::kSiluMul;
+    const size_t start = pair ? column / 2 : column;
+    for (size_t r = 0; r < rows; r++) {
+        const size_t at = (first_row + r) * e.columns + start;
+        for (size_t i = 0; i < (pair ? 16 : 32); i += 16) {
+            if (e.residual) __builtin_prefetch(e.residual + at + i);
+            if (!e.stream) __builtin_prefetch(e.y + at + i, 1);
+        }
+    }
+}
+
 // strip: `rows` x 32 values of the columns from `column` on.  kSiluMul: the first 16 are gate, the last 16 up,
 // and 16 columns of y come out, from column / 2 on.
 inline void finish_strip(const float* strip, size_t rows, size_t first_row, size_t column, const Epilogue& e) {

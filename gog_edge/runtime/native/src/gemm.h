@@ -193,6 +193,7 @@ void gemm_strips(const QuantizedRows& x, size_t strips, size_t row_bytes, const 
             for (size_t tile = tile_begin; tile < tile_end; tile++) {
                 const size_t first = x.first_row(tile), rows = x.tile_rows(tile);
                 const int columns = tile_columns(rows);
+                if (rows > kStreamRows) fetch_strip(rows, first, s * kStrip, epilogue);
                 for (int part = 0; part < kStrip / columns; part++) {
                     const size_t panel = part * columns / 16;
                     TileInput in;

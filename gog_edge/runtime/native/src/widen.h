@@ -15,6 +15,7 @@ namespace gog {
 constexpr int kStrip = 32;            // columns finished at a time
 constexpr size_t kWideGroup = 256;    // of K, at most
 constexpr size_t kWideRows = 24;      // rows from which on widening is faster (measured)
+constexpr size_t kWideAhead = 4096;   // bytes of weights fetched ahead
 
 struct PackedWeights {
     const uint8_t* data = nullptr;
@@ -80,6 +81,7 @@ inline void widen_panel(const PackedWeights& w, size_t panel, size_t group, uint
                     for (int i = 0; i < W; i++) zero[i] = zeros[b * 16 + v + i];
                 const vs16 zero16 = (vs16)((zero << 4) | (zero << 20));
                 for (size_t k = b * w.block / 8; k < (b + 1) * w.block / 8; k++) {
+                    __builtin_prefetch(in + k * 64 + kWideAhead);
                     const vu16 x = load<vu16>(in + k * 64 + v * 4);
                     store(data + 2 * k * 64 + v * 4, widened((x & 15) << 4, (x >> 4) & 240, zero16, factor));
                     store(data + (2 * k + 1) * 64 + v * 4, widened(x & 240, (x >> 8) & 240, zero16, factor));
