@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -117,6 +118,17 @@ def test_large_bodies_are_refused_or_cut_while_they_stream(site: WebServer, path
         get(site, path, 20, max_bytes=1 << 20)
     cut = get(site, path, 20, max_bytes=1 << 20, truncate=True)
     assert (len(cut.body), cut.truncated) == (1 << 20, True)
+
+
+def test_a_bomb_is_not_unpacked_beyond_the_limit(site: WebServer) -> None:
+    """32 KiB that would become 32 MiB: what is held in memory stays near the limit."""
+    site.routes["/bomb"] = web.gzip_bomb(32 << 20)
+    tracemalloc.start()
+    try:
+        get(site, "/bomb", 20, max_bytes=1 << 20, truncate=True)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_garbage_is_not_http(site: WebServer) -> None:

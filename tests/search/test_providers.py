@@ -266,6 +266,10 @@ def test_empty_and_odd_answers_give_fewer_hits(tmp_path: Path, site: WebServer) 
     hits = provider.search_text("x", k=9, deadline=soon())
     assert [h.title[:3] for h in hits] == ["a", "5", "xxx"]
     assert len(hits[-1].title) <= 8000
+    named = ["https://x.example/1.jpg", "/etc/passwd", "file:///etc/passwd", "C:\\x.png", "data:image/png;base64,AA"]
+    site.routes["/search"] = web.answer({"organic": [{"title": "x", "imageUrl": name} for name in named]})
+    hits = provider.search_text("y", k=9, deadline=soon())
+    assert [h.image for h in hits] == ["https://x.example/1.jpg", "", "", "", ""]  # the web names no file of ours
     site.routes["/search"] = web.answer({})
     assert provider.search_text("x", k=9, deadline=soon()) == []
 
