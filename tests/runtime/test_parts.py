@@ -117,17 +117,21 @@ def test_load_with_an_index_searches_it_with_the_policys_tower(bundle: Bundle, t
     assert hits[0].title == "thing 1"
 
 
-def test_pictures_of_results_are_shown_where_the_dialect_does(make_agent: MakeAgent, frame: Frame) -> None:
+def test_pictures_of_results_are_shown_where_the_dialect_does(
+    make_agent: MakeAgent, frame: Frame, tmp_path: Path
+) -> None:
     class Pictures(FakeProvider):
         def read_image(self, url: str, *, deadline: object) -> Frame:
             if "broken" in url:
                 raise SearchError(f"no picture at {url}")
             return picture(3, 60, 60)
 
+    local = tmp_path / "private.png"
+    picture(4, 60, 60).image().save(local)
     hits = [
         Hit("one", "", "s", 1.0, "e", "https://x.org/1.jpg"),
         Hit("two", "", "s", 1.0, "e", "https://x.org/broken.jpg"),
-        Hit("three", "", "s", 1.0, "e", "/etc/hostname"),
+        Hit("three", "", "s", 1.0, "e", str(local)),  # a picture, but the web must not choose files of this machine
         Hit("four", "", "s", 1.0, "e", ""),
     ]
     script = ["<reason>r</reason>\n<search><img></search>", "<reason>r</reason>\n<answer>one</answer>"]
