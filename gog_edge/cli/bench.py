@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gog_edge.bench.peers.worker_subject import WorkerSubject
     from gog_edge.bench.pieces import Given
     from gog_edge.bench.result import Cell, Report
-    from gog_edge.bench.roofline import Roofline
+    from gog_edge.bench.roofline import BesideProbe, Roofline
     from gog_edge.bench.subject import Subject
     from gog_edge.bench.suite import Samples
     from gog_edge.bundle import Bundle
@@ -149,7 +149,7 @@ def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
     """
     from gog_edge.bench import probes
     from gog_edge.bench.result import Report
-    from gog_edge.bench.roofline import measure_apart
+    from gog_edge.bench.roofline import BesideProbe, measure_apart
     from gog_edge.bundle import Bundle
     from gog_edge.codec import encode
 
@@ -157,6 +157,7 @@ def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
     machine = probes.describe_machine()
     opened = Bundle.open(wanted.bundle) if wanted.bundle is not None else None
     limits = measure_apart() if wanted.roofline else None
+    beside = BesideProbe() if limits is not None and opened is not None else None
     made: list[MakeCells] = []
 
     def report() -> Report:
@@ -165,12 +166,14 @@ def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
         roofline = encode(limits) if limits is not None else {}
         return Report("gog-edge-bench", started, about, roofline, _describe(opened), cells, skipped)
 
-    for make in _scenarios(wanted, opened, limits, skipped):
+    for make in _scenarios(wanted, opened, limits, beside, skipped):
         made.append(make)
         if wanted.out is not None:
             report().save(wanted.out)
     if limits is not None and made:
         limits = limits.best(measure_apart())  # the neighbours of a virtual machine come and go
+        if beside is not None:
+            limits = replace(limits, read_gbs=max(limits.read_gbs, beside.best))
     found = report()
     if wanted.out is not None and found.cells:
         found.save(wanted.out)
@@ -185,21 +188,23 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
 
 
 def _scenarios(
-    wanted: _Wanted, bundle: Bundle | None, limits: Roofline | None, skipped: dict[str, str]
+    wanted: _Wanted,
+    bundle: Bundle | None,
+    limits: Roofline | None,
+    beside: BesideProbe | None,
+    skipped: dict[str, str],
 ) -> Iterator[MakeCells]:
     """One conversation or piece after another, measured: its cells, given the machine's limits."""
     from gog_edge.bench.conversations import CONVERSATIONS
     from gog_edge.bench.ours import LocalSubject
     from gog_edge.bench.pieces import PIECES, Given
     from gog_edge.bench.result import Cell
-    from gog_edge.bench.roofline import BesideProbe
     from gog_edge.bench.suite import load_subjects, run_conversation
 
     subjects: list[Subject] = []
     repeats, peers = wanted.repeats, wanted.peers
     ours = None if bundle is None else LocalSubject(bundle.root, engine=wanted.engine)
     salt = time.time_ns()
-    beside = BesideProbe() if limits is not None and ours is not None else None
     with progress_bar() as bar:
         task = bar.add_task("measuring", total=None)
 
