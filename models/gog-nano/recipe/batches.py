@@ -17,13 +17,26 @@ from .samples import Encoded
 @dataclass
 class Batch:
     """``ids``, ``labels`` [B, s]; ``positions`` [3, B, s]; ``slots``: for each picture its flat position of the first
-    token, which example of the batch it belongs to, its box (None: the glance) and its merged grid."""
+    token, which example of the batch it belongs to, its box (None: the glance) and its merged grid; ``hard`` [B, s]: see
+    ``hard_copies``."""
 
     ids: Tensor
     labels: Tensor
+    hard: Tensor
     positions: Tensor
     slots: list[tuple[int, int, tuple[int, int, int, int] | None, int, int]]
     rows: list[int]
+
+
+def hard_copies(ids: list[int]) -> np.ndarray:
+    """Where the word before was followed by another word when it last stood there, bool [s]: going on as then would be
+    wrong ("Moldova is Moldova is Moldova…"), so these tokens are what copying has to learn."""
+    out = np.zeros(len(ids), bool)
+    then: dict[int, int] = {}
+    for at in range(1, len(ids)):
+        out[at] = then.get(ids[at - 1], ids[at]) != ids[at]
+        then[ids[at - 1]] = ids[at]
+    return out
 
 
 def positions_of(example: Encoded, length: int) -> np.ndarray:
@@ -47,14 +60,16 @@ def collate(examples: list[tuple[int, Encoded]], pad: int) -> Batch:
     length = max(len(e.ids) for _, e in examples)
     ids = np.full((len(examples), length), pad, np.int64)
     labels = np.full((len(examples), length), -100, np.int64)
+    hard = np.zeros((len(examples), length), bool)
     positions = np.zeros((3, len(examples), length), np.int64)
     slots = []
     for number, (_, example) in enumerate(examples):
         n = len(example.ids)
         ids[number, :n], labels[number, :n] = example.ids, example.labels
+        hard[number, :n] = hard_copies(example.ids)
         positions[:, number] = positions_of(example, length)
         slots += [(number * length + first, number, crop, r, c) for first, crop, r, c in example.images]
-    arrays = (torch.from_numpy(a) for a in (ids, labels, positions))
+    arrays = (torch.from_numpy(a) for a in (ids, labels, hard, positions))
     return Batch(*arrays, slots, [row for row, _ in examples])
 
 
@@ -87,7 +102,7 @@ class Feeder(threading.Thread):
         for _ in range(self.pool):
             examples.append(self.make(self.next))
             self.next += self.stride
-        examples = [e for e in examples if len(e[1].ids) <= 900]
+        examples = [e for e in examples if len(e[1].ids) <= 1100]
         examples.sort(key=lambda e: len(e[1].ids))
         groups: list[list[tuple[int, Encoded]]] = [[]]
         for example in examples:

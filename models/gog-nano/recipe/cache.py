@@ -146,13 +146,6 @@ class Shards:
         flat = self._crops[row // SHARD][crop["offset"] : crop["offset"] + h * w * c]
         return np.asarray(flat).reshape(h, w, c)
 
-    def expert(self, row: int, box: tuple[int, int, int, int]) -> np.ndarray:
-        """The crop of the teacher's box ``box`` of a scene."""
-        for crop in self.rows[row]["crops"]:
-            if crop["role"] == "expert" and tuple(crop["box"]) == tuple(box):
-                return self.crop(row, crop)
-        raise KeyError(f"scene {row} has no crop {box}")
-
     def crops(self, role: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, row in enumerate(self.rows):
             for crop in row["crops"]:

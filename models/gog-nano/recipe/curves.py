@@ -9,11 +9,25 @@ LOG = Path(__file__).resolve().parent / "log"
 PANELS = {
     "vision": ("kind", "x0", "rank", "v-rank", "recall", "held_r1"),
     "text": ("loss", "right"),
-    "joint": ("loss", "right", "seeing", "cells", "cell-rank"),
+    "joint": ("loss", "right", "hard", "seeing", "cells", "cell-rank"),
 }
 PARTS = {
-    "vision": ("vision", "vision-b"),
-    "joint": ("joint-a", "joint-b", "joint-c", "joint-frozen", "joint-e", "joint-f", "joint-g", "joint-h"),
+    "vision": ("vision", "vision-b", "vision-c"),
+    "joint": (
+        "joint-a",
+        "joint-b",
+        "joint-c",
+        "joint-frozen",
+        "joint-e",
+        "joint-f",
+        "joint-g",
+        "joint-h",
+        "joint-i",
+        "joint-j",
+        "joint-k",
+        "joint-l",
+        "joint-m",
+    ),
 }
 
 

@@ -33,11 +33,19 @@ def _pieces() -> tuple[str, ...]:
     )
 
 
+@lru_cache(maxsize=1)
+def _bits() -> tuple[str, ...]:
+    return tuple(p for p in _pieces() if len(p) <= 3)
+
+
 def scrambled(rng: np.random.Generator) -> str:
-    """One or two words of random pieces of the vocabulary: only copying token by token can say them again."""
+    """One or two words of random pieces of the vocabulary: only copying token by token can say them again. Half of short
+    pieces, as which the vocabulary sees a name that is not in it ("M|old|o|v|a")."""
     words = []
+    short = rng.random() < 0.5
     for _ in range(int(rng.choice([1, 1, 2]))):
-        words.append("".join(str(rng.choice(_pieces())) for _ in range(int(rng.choice([1, 2, 2, 3])))))
+        pieces, count = (_bits(), int(rng.integers(2, 6))) if short else (_pieces(), int(rng.choice([1, 2, 2, 3])))
+        words.append("".join(str(rng.choice(pieces)) for _ in range(count)))
     return " ".join(w[:1].upper() + w[1:] for w in words)
 
 
@@ -47,8 +55,8 @@ def name(rng: np.random.Generator) -> str:
         return scrambled(rng)
     words = [word(rng).capitalize() for _ in range(int(rng.choice([1, 1, 1, 1, 1, 2, 2])))]
     roll = rng.random()
-    if roll < 0.06:
-        words.insert(len(words) // 2 + 1, str(rng.choice(["of", "and", "da", "the"])))
+    if roll < 0.08:
+        words.insert(len(words) // 2 + 1, str(rng.choice(["of", "of", "and", "da", "the"])))
         words.append(word(rng).capitalize())
     elif roll < 0.12:
         words[0] = words[0][:1] + "'" + words[0].capitalize()
@@ -64,14 +72,51 @@ def _real(rng: np.random.Generator) -> str:
     return pool[int(rng.integers(len(pool)))].name
 
 
-def value(attribute: str, rng: np.random.Generator) -> str:
-    """A plausible value of an attribute, mostly made up."""
+_SUFFIXES = "ian an n s ese ish i ic er ans ean ene ites nian tic".split()
+_COINS = "dollars pounds francs pesos dinars rupees crowns shillings rials kwacha".split()
+
+
+def derived(attribute: str, who: str, rng: np.random.Generator) -> str:
+    """A value that begins as the name does ("Egypt", "Egyptian pounds"): where a copy must not stop at the name."""
+    words = who.split(" ")
+    kept = int(rng.integers(max(1, len(words) - 1), len(words) + 1))
+    stem = " ".join(words[:kept])
+    stem = stem[: len(stem) - int(rng.choice([0, 0, 0, 1, 1, 2, 3]))].rstrip(" -'") or who
+    if attribute == "capital":
+        return f"{stem}{rng.choice([' City', ' Town', 'ville', ' Port', ''])}"
+    # mostly an ending that can't be guessed: with likely ones the policy learns to make them up
+    adjective = stem + str(rng.choice(_SUFFIXES) if rng.random() < 0.3 else rng.choice(_bits()).lower())
+    if attribute == "currency":
+        return f"{adjective} {rng.choice(_COINS)}"
+    return f"{adjective} {word(rng)}" if attribute == "national symbol" else adjective
+
+
+def number(rng: np.random.Generator) -> str:
+    """A count with commas; many are round or repeat themselves, where copying by what stood before goes round in circles."""
+    value = int(10 ** rng.uniform(1.0, 9.2))
+    roll = rng.random()
+    if roll < 0.15:
+        value = int(float(f"{value:.{int(rng.integers(0, 2))}e}"))
+    elif roll < 0.35:  # few different digits
+        few = rng.integers(0, 10, 2)
+        value = int("".join(str(int(rng.choice(few))) for _ in str(value))) or 7
+    elif roll < 0.5:  # the same group twice
+        group = int(rng.integers(100, 1000))
+        value = int(f"{int(rng.integers(1, 1000))}{group}{group}") if rng.random() < 0.6 else int(f"{group}{group}")
+    return f"{value:,}"
+
+
+def value(attribute: str, rng: np.random.Generator, who: str = "") -> str:
+    """A plausible value of an attribute, mostly made up; of ``who``, whose name it may take up."""
     if attribute in ("population", "area"):
-        return f"{int(10 ** rng.uniform(1.0, 9.2)):,}"
+        return number(rng)
     if attribute == "continent":
         return str(rng.choice(sorted(world.CONTINENTS)))
     if attribute == "internet code":
         return "." + "".join(chr(97 + int(i)) for i in rng.integers(0, 26, 2))
+    likely = {"nationality": 0.6, "currency": 0.5, "language": 0.35, "capital": 0.15, "national symbol": 0.1}
+    if who and rng.random() < likely.get(attribute, 0.0):
+        return derived(attribute, who, rng)
     if rng.random() < 0.35:
         pool = [e.facts[attribute] for e in world.flags(False) if attribute in e.facts]
         if pool:

@@ -14,7 +14,6 @@ from . import draw, geometry, scenes
 
 ORDINALS = ("", "first", "second", "third", "fourth", "fifth")
 PLURALS = {kind: kind + "s" for kind in draw.KINDS}
-SKILLS = ("direct", "glance", "gaze", "two-hop", "comparison", "reflection", "look-alike", "unknown")
 ATTRIBUTES = (
     "capital",
     "currency",
@@ -86,7 +85,8 @@ def references(items: tuple[scenes.Item, ...], target: int) -> dict[str, str]:
 
 def clue(items: tuple[scenes.Item, ...], target: int, way: str) -> str:
     """The thought that leads from a reference to the target's number. What the question names is said again and the list
-    answers with what followed there: a lookup by content is copying, which a small decoder can do."""
+    answers with what followed there: a lookup by content is copying, which a small decoder can do. The highest and the
+    lowest are found flag by flag: the corner of each is said again, then the best one so far."""
     item = items[target]
     if way == "kind":
         return f" {item.kind}{target + 1}"
@@ -97,7 +97,22 @@ def clue(items: tuple[scenes.Item, ...], target: int, way: str) -> str:
     if way in ("right-of", "left-of"):
         other = target - 1 if way == "right-of" else target + 1
         return f" of {items[other].kind}{other + 1}: {target + 1}"
+    if way in ("highest", "lowest"):
+        corners = [box_of(i)[:2] for i in items]
+        return f" {way}" + "".join(words for words, _ in climb(corners, way))
     return f" {target + 1}"
+
+
+def climb(corners: list[tuple[int, int]], way: str) -> list[tuple[str, bool]]:
+    """The corners one after another, with the highest (lowest) so far after each from the second on, and at the end its
+    number: pieces, and whether a piece follows from those before."""
+    said = [(f" {number}", f" [{x}, {y}]") for number, (x, y) in enumerate(corners, 1)]
+    pieces, best = [(part, False) for part in said[0]], 0
+    for index in range(1, len(corners)):
+        better = corners[index][1] < corners[best][1] if way == "highest" else corners[index][1] > corners[best][1]
+        best = index if better else best
+        pieces += [*((part, False) for part in said[index]), (" so", False), *((part, True) for part in said[best])]
+    return [*pieces, (":", False), (said[best][0], True)]
 
 
 def refer(items: tuple[scenes.Item, ...], target: int, rng: np.random.Generator) -> tuple[str, str]:
@@ -110,7 +125,7 @@ def refer(items: tuple[scenes.Item, ...], target: int, rng: np.random.Generator)
 
 
 def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: str = "", hint: str = "") -> Question:
-    """A question of a skill about a scene (see ``SKILLS``)."""
+    """A question of a skill (of ``evalset.COUNTS``) about a scene."""
     if scene.type != scenes.CLUTTERED:
         what = "this flag" if scene.type == scenes.SINGLE else "this photo"
         if attribute and scene.type == scenes.SINGLE:
@@ -153,7 +168,7 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
         kind = str(rng.choice(absent))
         about = f"the {attribute} of the country of the flag on the {kind}" if attribute else ""
         text = f"What is {about}?" if about else f"Which country has the flag on the {kind}?"
-        return Question(skill, text, "absent", answer="unknown")
+        return Question(skill, text, "absent", answer="unknown", clues=(f" {kind} none",))
     where, by = refer(items, target, rng)
     if skill == "look-alike":
         return Question(
@@ -167,15 +182,30 @@ def ask(scene: scenes.Scene, skill: str, rng: np.random.Generator, attribute: st
 
 
 def _direct(items: tuple[scenes.Item, ...], rng: np.random.Generator) -> Question:
+    """A question that the list answers, with the lines of the list that do it as clue."""
     kinds = [i.kind for i in items]
-    options: list[tuple[str, str]] = [("How many flags are there?", str(len(items)))]
-    kind = str(rng.choice(draw.KINDS))
-    options.append((f"Is there a {kind}?", "yes" if kind in kinds else "no"))
-    some = str(rng.choice(kinds))
-    options.append((f"How many {PLURALS[some]} are there?", str(kinds.count(some))))
-    if kinds.count(some) == 1:
-        options += [(f"What colour is the {some}?", items[kinds.index(some)].colour)] * 2
-    for word, index in (("leftmost", 0), ("rightmost", -1)):
-        options.append((f"What carries the {word} flag?", kinds[index]))
-    text, answer = options[int(rng.integers(len(options)))]
-    return Question("direct", text, "direct", answer=answer)
+    named = [f"{i.kind}{number}" for number, i in enumerate(items, 1)]
+    asked, some = str(rng.choice(draw.KINDS)), str(rng.choice(kinds))
+    those = [n for n, k in zip(named, kinds, strict=True) if k == some]
+    there = asked in kinds
+    options = [
+        ("How many flags are there?", str(len(items)), f" {len(items)}"),
+        (f"Is there a {asked}?", "yes", f" {named[kinds.index(asked)]}")
+        if there
+        else (f"Is there a {asked}?", "no", f" {asked} none"),
+        (f"How many {PLURALS[some]} are there?", str(len(those)), f" {' '.join(those)}: {len(those)}"),
+    ]
+    if len(those) == 1:
+        at = kinds.index(some)
+        options += [(f"What colour is the {some}?", items[at].colour, f" {those[0]}. {line(items, at)}")] * 2
+    for word, index in (("leftmost", 0), ("rightmost", len(items) - 1)):
+        options.append((f"What carries the {word} flag?", kinds[index], f" {line(items, index)}"))
+    text, answer, by = options[int(rng.integers(len(options)))]
+    return Question("direct", text, "direct", answer=answer, clues=(by,))
+
+
+def line(items: tuple[scenes.Item, ...], index: int) -> str:
+    """An item's line of the list. The number stands before a carrier, where reading the picture needs it, and behind it,
+    where looking up by kind finds it."""
+    item = items[index]
+    return f"{index + 1}: {item.size} {item.colour} {item.kind}{index + 1} [{', '.join(map(str, box_of(item)))}]"

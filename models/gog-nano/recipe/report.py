@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from . import evalset, scenes
+from . import causes, evalset, scenes
 
 EVAL = evalset.EVAL
 COLUMNS = (
@@ -49,6 +49,8 @@ def tables(reports: dict[str, dict[str, Any]]) -> str:
     for skill, row in main["skills"].items():
         gaze = percent(row["gaze_hits"]) if any(r["gazes"] for r in main["rows"] if r["skill"] == skill) else ""
         lines.append(f"| {skill} | {row['n']} | {percent(row['right'])} | {percent(row['held_out'])} | {gaze} |")
+    lines += ["", "| first step that went wrong | questions |", "|---|---|"]
+    lines += [f"| {name} | {times} |" for name, times in causes.count(main).most_common()]
     return "\n".join(lines) + "\n"
 
 

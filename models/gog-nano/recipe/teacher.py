@@ -18,11 +18,12 @@ from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.registry import load
 from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage, Segment
 
-from . import geometry, scenes
-from .questions import Question, box_of
+from . import foreign, geometry, scenes
+from .questions import Question, box_of, line
 
 ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "unknown"
+FOREIGN = 0.3  # share of the conversations whose results hold foreign text
 LOW = 0.75  # cosine of the best picture under which the teacher does not believe it (measured: see README.md)
 
 
@@ -64,16 +65,12 @@ class World:
 
 
 def parse_list(scene: scenes.Scene) -> str:
-    """The scene in words: carriers from left to right, each with the box of its flag. The number stands before a carrier,
-    where reading the picture needs it, and behind it, where looking up by kind finds it."""
+    """The scene in words: carriers from left to right, each with the box of its flag (``questions.line``)."""
     if scene.type == scenes.SINGLE:
         return "One flag."
     if scene.type == scenes.PHOTO:
         return "One photo."
-    lines = []
-    for number, item in enumerate(scene.items, 1):
-        lines.append(f"{number}: {item.size} {item.colour} {item.kind}{number} [{', '.join(map(str, box_of(item)))}]")
-    return "\n".join(lines)
+    return "\n".join(line(scene.items, index) for index in range(len(scene.items)))
 
 
 def strip(title: str) -> str:
@@ -83,11 +80,15 @@ def strip(title: str) -> str:
 class Conversation:
     """Builds pieces with the runtime's dialect, so that training text is what the runtime will write."""
 
-    def __init__(self, scene: scenes.Scene, question: Question, world: World, rng: np.random.Generator) -> None:
+    def __init__(
+        self, scene: scenes.Scene, question: Question, world: World, rng: np.random.Generator, foreign_share: float
+    ) -> None:
         self.scene, self.question, self.world, self.rng = scene, question, world, rng
         self.registry = [RegisteredImage(0, scenes.WIDTH, scenes.HEIGHT, 384, 288, None, 0)]
         self.shown = [Shown(None)]
         self.pieces = [Piece(list(dialect().opening(question.text)))]
+        self.noise = np.random.default_rng(int(rng.integers(1 << 31)))  # its own: the teacher's dice stay the same
+        self.foreign = 0.7 if self.noise.random() < foreign_share else 0.0  # share of results with foreign text
 
     def act(self, thought: str, action: Action, hits: Sequence[Hit] = (), error: str = "", learn: bool = True) -> None:
         """One turn of the policy and, unless it answers, what comes back."""
@@ -104,6 +105,8 @@ class Conversation:
             r = action.region
             size = geometry.smart_resize(r.x1 - r.x0, r.y1 - r.y0, geometry.GAZE_PIXELS)
             self.registry.append(RegisteredImage(shown, scenes.WIDTH, scenes.HEIGHT, *size, r, 0))
+        if hits and self.noise.random() < self.foreign:
+            hits = foreign.disturb(hits, self.noise)
         seen = Observation(turn.actions[0], tuple(hits), error, shown=shown)
         self.pieces.append(Piece(list(dialect().observe(turn, [seen], images=self.registry))))
 
@@ -125,24 +128,25 @@ class Conversation:
 
 
 def demonstrate(
-    scene: scenes.Scene, question: Question, world: World, rng: np.random.Generator, faults: float = 0.12
+    scene: scenes.Scene,
+    question: Question,
+    world: World,
+    rng: np.random.Generator,
+    faults: float = 0.12,
+    foreign_share: float = FOREIGN,
 ) -> Conversation:
-    """The whole conversation of a perfect policy; ``faults``: how often a search goes wrong and is tried again."""
-    talk = Conversation(scene, question, world, rng)
+    """The whole conversation of a perfect policy; ``faults``: how often a search goes wrong and is tried again;
+    ``foreign_share``: of the conversations, how many have foreign text in most of their results."""
+    talk = Conversation(scene, question, world, rng, foreign_share)
     words = parse_list(scene)
-    if question.rule == "direct":
-        talk.answer(words, question.answer)
-        return talk
-    if question.rule == "absent":
-        talk.answer(f"{words}\nNot there.", UNKNOWN)
-        return talk
+    thought = words
     if scene.type == scenes.CLUTTERED:
-        opening = f"{words}\nTarget{' and'.join(question.clues)}."
-    else:
-        opening = words
+        thought = f"{words}\nTarget{' and'.join(question.clues)}."
+    if question.rule in ("direct", "absent"):
+        talk.answer(thought, question.answer)
+        return talk
     names: list[str] = []
-    thought = opening
-    for order, target in enumerate(question.targets):
+    for target in question.targets:
         hits = _see(talk, thought, target, faults)
         if not hits or (hits[0].score or 0.0) < LOW:
             talk.answer("Low score." if hits else "No result.", UNKNOWN)
@@ -151,82 +155,88 @@ def demonstrate(
             _check(talk, hits)
             return talk
         names.append(strip(hits[0].title))
-        if order + 1 < len(question.targets):
-            thought = f"It is {names[-1]}. Next {question.targets[order + 1] + 1}."
+        thought = f"It is {names[-1]}."
     if question.rule == "name":
-        talk.answer(f"It is {names[0]}.", names[0])
+        talk.answer(thought, names[0])
         return talk
+    if len(names) > 1:
+        thought += f" First {names[0]}."
     values: list[str] = []
-    thought = f"It is {names[-1]}." if len(names) == 1 else f"It is {names[-1]}. First {names[0]}."
+    sentences: list[str] = []
     for order, name in enumerate(names):
-        value = _look_up(talk, thought, question.attribute, name, faults)
+        sentence, value = _look_up(talk, thought, question.attribute, name, faults)
         if not value:
             talk.answer("No fact.", UNKNOWN)
             return talk
         values.append(value)
+        sentences.append(sentence)
         if order + 1 < len(names):
-            thought = f"It is {value}. Then {names[order + 1]}."
-    _conclude(talk, names, values)
+            thought = f"{sentence} Then {names[order + 1]}."
+    _conclude(talk, names, values, sentences)
     return talk
 
 
-def _conclude(talk: Conversation, names: list[str], values: list[str]) -> None:
-    rule = talk.question.rule
-    if rule == "value":
-        talk.answer(f"It is {values[0]}.", values[0])
-    elif rule == "same":
+def _conclude(talk: Conversation, names: list[str], values: list[str], sentences: list[str]) -> None:
+    """The sentences that were found stand side by side, the last one first: what is compared is near."""
+    said = " ".join(reversed(sentences))
+    if talk.question.rule == "value":
+        talk.answer(said, values[0])
+    elif talk.question.rule == "same":
         same = values[0] == values[1]
-        talk.answer(f"These are {values[0]} and {values[1]}.", "yes" if same else "no")
+        talk.answer(f"{said} {'Same' if same else 'Different'}.", "yes" if same else "no")
     else:
         first, second = (int(v.replace(",", "")) for v in values)
-        talk.answer(
-            f"These are {values[0]} and {values[1]}: {'first' if first > second else 'second'}.",
-            names[0] if first > second else names[1],
-        )
+        word, more = (
+            ("First", names[0]) if first > second else ("Then", names[1])
+        )  # the words that stood before the names
+        talk.answer(f"{said} More: {word} {more}.", more)
 
 
 def _see(talk: Conversation, thought: str, target: int, faults: float) -> list[Hit]:
-    """Glance or gaze at an item, sometimes with a search that fails first; the hits that the teacher ends with."""
+    """Glance or gaze at an item, sometimes with a search that fails first; the hits that the teacher ends with. A gaze's
+    thought ends with the item's line of the list, so that the box of the call is what was just written."""
     rng, world = talk.rng, talk.world
     single = talk.scene.type != scenes.CLUTTERED
-    box = None if single else box_of(talk.scene.items[target])
-    if rng.random() < faults:
-        error = "failed" if rng.random() < 0.4 else ""
-        if single:
-            talk.act(thought, Action(ActionKind.GLANCE), (), error)
-        else:
-            talk.gaze(thought, target, box_of(talk.scene.items[target]), (), error)
-        thought = "Nothing came. Again." if single else f"Nothing came. Target {target + 1} again."
-    if box is None:
+    if single:
+        if rng.random() < faults:
+            talk.act(thought, Action(ActionKind.GLANCE), (), "failed" if rng.random() < 0.4 else "")
+            thought = "Nothing came. Again."
         hits = world.look(target, None)
         talk.act(thought, Action(ActionKind.GLANCE), hits)
         return hits
+    box, which = box_of(talk.scene.items[target]), line(talk.scene.items, target)
+    if rng.random() < faults:
+        talk.gaze(f"{thought}\n{which}", target, box, (), "failed" if rng.random() < 0.4 else "")
+        thought = "Nothing came. Again."
     hits = world.look(target, box)
-    talk.gaze(thought, target, box, hits)
+    talk.gaze(f"{thought}\n{which}", target, box, hits)
     return hits
 
 
-def _look_up(talk: Conversation, thought: str, attribute: str, name: str, faults: float) -> str:
-    """Reads one fact; a search without a fitting result is tried once more in other words. '' if there is none."""
+def _look_up(talk: Conversation, thought: str, attribute: str, name: str, faults: float) -> tuple[str, str]:
+    """Reads one fact: the sentence that says it and its value. A search without a fitting result is tried once more in
+    other words; ('', '') if there is none."""
     for query in (f"the {attribute} of {name}", f"country {name} {attribute}"):
         failing = query.startswith("the ") and talk.rng.random() < faults
         hits = [] if failing else talk.world.read(query)
         error = "failed" if failing and talk.rng.random() < 0.4 else ""
         talk.act(thought, Action(ActionKind.TEXT_SEARCH, query), hits, error)
-        if any(hit.title == f"{name}: {attribute}" for hit in hits):
-            return talk.world.fact(name, attribute)
+        for hit in hits:
+            if hit.title == f"{name}: {attribute}":
+                return hit.text, talk.world.fact(name, attribute)
         thought = "No fact. Other words." if hits else "Nothing came. Other words."
-    return ""
+    return "", ""
 
 
 def _check(talk: Conversation, hits: list[Hit]) -> None:
     """Look-alikes: the first picture result whose continent fits."""
-    thought = ""
+    hint, thought = talk.question.hint, ""
     for hit in [h for h in hits if h.title.startswith("Flag of ")][:3]:
         name = strip(hit.title)
-        value = _look_up(talk, thought + f"Is {name} in {talk.question.hint}?", "continent", name, 0.0)
-        if value == talk.question.hint:
-            talk.answer(f"It is {value}. Yes, {name}.", name)
+        sentence, value = _look_up(talk, f"{thought}Is {name} in {hint}?", "continent", name, 0.0)
+        found = f"{sentence or 'No fact.'} Asked {hint}."
+        if value == hint:
+            talk.answer(f"{found} Yes, {name}.", name)
             return
-        thought = f"It is {value or UNKNOWN}. No. "
-    talk.answer(thought.strip(), UNKNOWN)
+        thought = f"{found} No. "
+    talk.answer(thought.strip() or "No result.", UNKNOWN)

@@ -24,8 +24,11 @@ from . import start as start_weights
 from .batches import Batch, Feeder
 from .faces import FaceTable
 from .model import Dims, Nano
+from .questions import climb
 from .samples import Encoded
 from .train_vision import DenseHead, cell_labels, dense_loss
+
+HARD = 3.0  # weight of a token that plain induction would get wrong (``batches.hard_copies``)
 
 
 class Maker:
@@ -44,8 +47,11 @@ class Maker:
 
     def __call__(self, number: int) -> tuple[int, Encoded]:
         rng = np.random.default_rng([29, number])
-        if rng.random() < self.options.echo:
+        roll = rng.random()
+        if roll < self.options.echo:
             return -1, echo(rng, self.tokenizer)
+        if roll < self.options.echo + self.options.compare:
+            return -1, compare(rng, self.tokenizer)
         if self.shards is None or self.faces is None:
             return self.blind(number, rng)
         if rng.random() < self.options.blind:
@@ -70,12 +76,31 @@ class Maker:
 
 
 def echo(rng: np.random.Generator, tokenizer: Tokenizer) -> Encoded:
-    """A run of random words, then the same again: the quickest way to attention heads that copy."""
+    """A run of random words, then the same again: the quickest way to attention heads that copy. Often of few different
+    words, where what stood before does not say what comes next and only the place does ("2,521,521,139")."""
     n = int(rng.integers(8, 120))
     ids = rng.integers(0, tokenizer.size - 24, n).tolist()
     cut = int(rng.integers(0, n // 2))
+    if rng.random() < 0.4:
+        few, n, cut = rng.choice(ids, int(rng.integers(2, 9))), int(rng.integers(6, 30)), 0
+        ids = [int(i) for i in rng.choice(few, n)]
     again = ids[cut:]
     return Encoded(ids + again, [-100] * (n + 1) + again[1:], [])
+
+
+def compare(rng: np.random.Generator, tokenizer: Tokenizer) -> Encoded:
+    """Which of several corners is the highest or lowest, five times over: scenes alone ask it too seldom."""
+    out = Encoded([], [], [])
+    for _ in range(5):
+        way = str(rng.choice(["highest", "lowest"], p=[0.65, 0.35]))  # the former is learned later
+        corners = [
+            (25 * int(rng.integers(0, 34)), 25 * int(rng.integers(0, 36))) for _ in range(int(rng.integers(2, 6)))
+        ]
+        for words, learn in [(f"Target {way}", False), *climb(sorted(corners), way), (".\n", False)]:
+            ids = tokenizer.encode_control(words)
+            out.ids += ids
+            out.labels += ids if learn else [-100] * len(ids)
+    return out
 
 
 class Memory:
@@ -130,9 +155,11 @@ def losses(
     at = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
     target = batch.labels[:, 1:][at]
     logits = net.language_model.logits(hidden[at]).float()
-    loss = F.cross_entropy(logits, target, weights)
+    weight = weights[target] * (1 + (HARD - 1) * batch.hard[:, 1:][at])
+    loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
     right = logits.argmax(-1) == target
-    figures = {"loss": loss.item(), "right": float(right.float().mean())}
+    hard = right[batch.hard[:, 1:][at]]
+    figures = {"loss": loss.item(), "right": float(right.float().mean()), "hard": float(hard.float().mean())}
     if memory is not None and seeing and head is not None:
         cells = hidden.view(-1, hidden.shape[-1])[spots].view(len(rows), 108, -1)
         read, inside = dense_loss(head(cells), memory.dense(rows))
@@ -237,6 +264,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--invent", type=float, default=0.5, help="share of conversations with made-up names (joint)")
     parser.add_argument("--echo", type=float, default=0.1, help="share of copying exercises")
+    parser.add_argument("--compare", type=float, default=0.0, help="share of exercises in comparing heights")
     parser.add_argument("--blind", type=float, default=0.0, help="share of conversations without pictures (joint)")
     parser.add_argument("--short", type=float, default=0.0, help="share of conversations cut after the first turn")
     parser.add_argument("--bare", type=float, default=0.0, help="share of short and blind ones without system message")
