@@ -20,7 +20,7 @@ def _turns(record: dict[str, Any]) -> list[str]:
     from recipe import evalset, teacher, world
     from recipe.questions import line
 
-    scene, question, _, _ = evalset.question_of(record["seed"], record["skill"], int(record["id"][-1]) % 2 == 1)
+    scene, question, _, _ = evalset.asked(record)
     entity = world.entity(record["entities"][0])
     listed = teacher.parse_list(scene)
     first = f"{listed}\nTarget{' and'.join(question.clues)}.\n{line(scene.items, question.targets[0])}\n</think>"

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ LINE = re.compile(r"\d: (\w+) (\w+) ([a-z]+)\d? \[(\d+), (\d+), (\d+), (\d+)\]")
 
 def cause(record: dict[str, Any], row: dict[str, Any]) -> str:
     """The first cause of a wrong answer; ``record`` of the question set, ``row`` of the report."""
-    odd = int(record["id"].rsplit("-", 1)[1]) % 2 == 1
-    scene, question, _, _ = evalset.question_of(record["seed"], record["skill"], odd)
+    scene, question, _, _ = evalset.asked(record)
     if scene.type == scenes.CLUTTERED and (found := _reading(scene, question, row["turns"][0])):
         return found
     if row["stop"] != "answered":
@@ -68,10 +68,17 @@ def _reading(scene: scenes.Scene, question: Question, turn: str) -> str:
     return ""
 
 
+def wrong(report: dict[str, Any], questions: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Record, row and cause of every wrong answer of a report, in the order of the question set."""
+    rows = {row["id"]: row for row in report["rows"] if not row["right"]}
+    for record in evalset.load(questions):
+        if row := rows.get(record["id"]):
+            yield record, row, cause(record, row)
+
+
 def count(report: dict[str, Any], questions: Path = evalset.EVAL / "eval.jsonl") -> Counter[str]:
     """Causes of the wrong answers of a report, and how often."""
-    rows = {row["id"]: row for row in report["rows"] if not row["right"]}
-    return Counter(cause(record, rows[record["id"]]) for record in evalset.load(questions) if record["id"] in rows)
+    return Counter(why for _, _, why in wrong(report, questions))
 
 
 def main() -> None:
@@ -81,14 +88,11 @@ def main() -> None:
     parser.add_argument("--show", default="", help="print the conversations of the causes that contain this")
     options = parser.parse_args()
     report = json.loads(options.report.read_text(encoding="utf-8"))
-    for name, times in count(report, options.questions).most_common():
+    found = list(wrong(report, options.questions))
+    for name, times in Counter(why for _, _, why in found).most_common():
         print(f"{times:4d}  {name}")
-    if not options.show:
-        return
-    rows = {row["id"]: row for row in report["rows"] if not row["right"]}
-    for record in evalset.load(options.questions):
-        row = rows.get(record["id"])
-        if row and options.show in (why := cause(record, row)):
+    for record, row, why in found if options.show else ():
+        if options.show in why:
             print(f"\n{record['id']} ({why}): {record['question']}\n  wanted {record['answers']}, said {row['said']!r}")
             print("\n".join(f"  {turn}" for turn in row["turns"]))
 

@@ -158,11 +158,15 @@ def records(first: int = FIRST_SEED, every: int = 1) -> list[dict[str, Any]]:
     return out
 
 
+def asked(record: dict[str, Any]) -> tuple[scenes.Scene, Question, list[str], str]:
+    """Scene, question, answers and fault of a record again: odd numbers ask about held-out flags."""
+    return question_of(record["seed"], record["skill"], int(record["id"].rsplit("-", 1)[1]) % 2 == 1)
+
+
 def render(out: Path, given: list[dict[str, Any]]) -> None:
     (out / "images").mkdir(parents=True, exist_ok=True)
     for record in given:
-        flag = int(record["id"].rsplit("-", 1)[1]) % 2 == 1
-        scene, _, _, _ = question_of(record["seed"], record["skill"], flag)
+        scene, _, _, _ = asked(record)
         image, _ = scenes.render(scene)
         image.save(out / record["image"], quality=92)
 

@@ -187,12 +187,10 @@ def _direct(items: tuple[scenes.Item, ...], rng: np.random.Generator) -> Questio
     named = [f"{i.kind}{number}" for number, i in enumerate(items, 1)]
     asked, some = str(rng.choice(draw.KINDS)), str(rng.choice(kinds))
     those = [n for n, k in zip(named, kinds, strict=True) if k == some]
-    there = asked in kinds
+    seen = ("yes", f" {named[kinds.index(asked)]}") if asked in kinds else ("no", f" {asked} none")
     options = [
         ("How many flags are there?", str(len(items)), f" {len(items)}"),
-        (f"Is there a {asked}?", "yes", f" {named[kinds.index(asked)]}")
-        if there
-        else (f"Is there a {asked}?", "no", f" {asked} none"),
+        (f"Is there a {asked}?", *seen),
         (f"How many {PLURALS[some]} are there?", str(len(those)), f" {' '.join(those)}: {len(those)}"),
     ]
     if len(those) == 1:
