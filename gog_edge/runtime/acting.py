@@ -1,7 +1,7 @@
 """Doing what the policy decided: searches in parallel, crops, pages; counting what the dialect allows.
 
 Everything that can go wrong becomes an observation in the dialect's words. Images are registered in the order of
-the actions, after all searches came back, so that a session does not depend on who was faster.
+the actions, one observation after the other, so that a session does not depend on who was faster.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
+from gog_edge.runtime.ahead import ReadAhead
 from gog_edge.runtime.budget import Budget, DeadlineReached
 from gog_edge.runtime.desk import Outcome, SearchDesk, run_in_thread
 from gog_edge.runtime.dialects import Dialect
@@ -108,15 +109,26 @@ class Actor:
 
     # -- acting ----------------------------------------------------------------------------------------------
 
-    def perform(self, actions: Sequence[Action], budget: Budget) -> list[Observation]:
-        """One observation an action, in order; waits no longer than `budget`.
+    def perform(self, actions: Sequence[Action], budget: Budget, ahead: ReadAhead | None = None) -> list[Observation]:
+        """One observation an action, in order; waits no longer than `budget`, and lets `ahead` read meanwhile.
 
         Raises:
-            CancelledError, DeadlineReached: the question ended meanwhile.
+            EngineError: the engine failed. CancelledError, DeadlineReached: the question ended meanwhile.
         """
         allowed = [self._allowed(action) for action in actions]
         started = [self._start(action) for action in allowed]
-        return [self._finish(action, future, budget) for action, future in zip(allowed, started)]
+        done: list[Observation] = []
+        for number, (action, search) in enumerate(zip(allowed, started)):
+            try:
+                waiting = Observation(action, shown=self._register_crop(action))
+            except (RegionError, ImageError, SessionError) as e:
+                done.append(Observation(self.dialect.invalid("box", str(e))))
+                continue
+            since = budget.clock.now()
+            if search is not None and ahead is not None:
+                ahead.read(done, waiting, allowed[number + 1 :], search, budget)
+            done.append(self._finish(waiting, search, budget, budget.clock.now() - since))
+        return done
 
     def _allowed(self, action: Action) -> Action:
         """The action, or the dialect's reply that this kind is used up."""
@@ -151,23 +163,23 @@ class Actor:
                 return failed
         return None
 
-    def _finish(self, action: Action, future: Future[Outcome] | None, budget: Budget) -> Observation:
-        outcome = self.desk.wait(future, budget) if future is not None else Outcome()
-        shown: int | None = None
-        if action.region is not None and self.dialect.shows_crop(action.kind):
-            try:
-                shown = self._register_crop(action)
-            except (RegionError, ImageError, SessionError) as e:
-                return Observation(self.dialect.invalid("box", str(e)))
+    def _finish(
+        self, waiting: Observation, search: Future[Outcome] | None, budget: Budget, waited: float
+    ) -> Observation:
+        action = waiting.action
+        outcome = self.desk.wait(search, budget, waited=waited) if search is not None else Outcome()
         thumbnails: tuple[int | None, ...] = ()
         if outcome.hits and self.dialect.shows_thumbnails(action.kind):
             wanted = action.limit or self.dialect.limits.results
             thumbnails = self._register_pictures(outcome.hits[: wanted or None], outcome.provider, budget)
         return Observation(
-            action, outcome.hits, outcome.error, outcome.text, shown, outcome.provider, thumbnails=thumbnails
+            action, outcome.hits, outcome.error, outcome.text, waiting.shown, outcome.provider, thumbnails=thumbnails
         )
 
-    def _register_crop(self, action: Action) -> int:
+    def _register_crop(self, action: Action) -> int | None:
+        """The crop that the observation will show, in the registry; None where it shows none."""
+        if action.region is None or not self.dialect.shows_crop(action.kind):
+            return None
         session = self.session
         source = session.image(action.image).geometry.source
         geometry = session.add_image(

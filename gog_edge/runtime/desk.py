@@ -122,14 +122,14 @@ class SearchDesk:
         if provider is not None and getattr(provider, "early", True) and key not in self._early:
             self._early[key] = self._image(query, k, early=True)
 
-    def wait(self, future: Future[Outcome], budget: Budget) -> Outcome:
-        """The outcome, or a timeout as an error.
+    def wait(self, future: Future[Outcome], budget: Budget, *, waited: float = 0.0) -> Outcome:
+        """The outcome, or a timeout as an error; `waited`: seconds that it was waited for already.
 
         Raises:
             CancelledError, DeadlineReached: `budget` ended meanwhile.
         """
         with self._trace.span("wait"):
-            budget.wait(future, self._timeout + _GRACE_S)
+            budget.wait(future, max(self._timeout + _GRACE_S - waited, 0.0))
         if not future.done():
             return Outcome(error=f"the search took longer than {self._timeout:g} s")
         return future.result()
@@ -183,7 +183,7 @@ def _ask(provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Ou
         return Outcome(error=redact(str(e)), provider=provider.name)
     except (SearchError, GogEdgeError) as e:
         return Outcome(error=redact(str(e)), provider=provider.name)
-    except Exception as e:  # a provider is somebody else's code: its bug is a failed search
+    except BaseException as e:  # a provider is somebody else's code: its bug, or its exit, is a failed search
         log.warning("provider %s failed: %s", provider.name, redact(f"{type(e).__name__}: {e}"), exc_info=True)
         return Outcome(error=f"{provider.name} failed ({type(e).__name__})", provider=provider.name)
 

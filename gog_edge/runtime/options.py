@@ -20,14 +20,16 @@ class Prefetch:
         glance: search with the whole image as soon as the image is known.
         crop: encode a crop as soon as its box is closed.
         crop_search: search with it, too.
+        observation: read what of an observation is known (its crop, its wording) while its searches run.
     """
 
     glance: bool = True
     crop: bool = True
     crop_search: bool = True
+    observation: bool = True
 
 
-NO_PREFETCH = Prefetch(False, False, False)
+NO_PREFETCH = Prefetch(False, False, False, False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RunOptions:
     Args:
         sampling: greedy by default.
         speculation: prompt lookup; it never changes greedy answers.
-        prefetch: early search and encoding.
+        prefetch: early search, encoding and reading.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
             "on" insists on it, "off" never does.
         max_turns: rounds before the forced answer.

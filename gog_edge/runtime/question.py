@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from gog_edge.errors import CancelledError, ContextOverflowError, GrammarError
 from gog_edge.runtime.acting import Actor
+from gog_edge.runtime.ahead import PAUSE_S, ReadAhead
 from gog_edge.runtime.budget import Budget, DeadlineReached
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.evidence import supporting
@@ -30,6 +31,7 @@ from gog_edge.types import (
     Observation,
     ObservationEvent,
     Region,
+    Segment,
     Step,
     StopReason,
     TokenEvent,
@@ -67,7 +69,8 @@ class Question:
     _step_usage: Usage = field(default_factory=Usage)
     _step_searches: int = 0
     _forced_tokens: int = _FORCED_GUESS
-    _before: Mark | None = None  # in front of the newest observation
+    _open: Mark | None = None  # in front of an observation that is not complete yet
+    _before: Mark | None = None  # in front of the newest complete one
     _read_at: int = 0  # tokens that are computed once it was read
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
@@ -86,6 +89,8 @@ class Question:
             answer = self._answer("", StopReason.CANCELLED)
         except DeadlineReached:
             answer = self._answer("", StopReason.DEADLINE)
+        finally:
+            self._forget_open()
         self.session.trace.answer = answer
         yield AnswerEvent(answer)
 
@@ -192,8 +197,18 @@ class Question:
 
     def _act(self, number: int, turn: Turn) -> Generator[Event, None, list[Observation]]:
         """Carry out a turn's calls, in the time that an answer leaves."""
+        self._open = self.session.mark()
+        ahead = None
+        if self.options.prefetch.observation and self.session.model.rows_independent:
+            ahead = ReadAhead(
+                self.session,
+                lambda given: self._wording(number, turn, given),
+                self._open.length,
+                self._answer_room,
+                self.writer.seconds_per_token or PAUSE_S,
+            )
         with self._soft() as soft:
-            observations = self.actor.perform(turn.actions, soft)
+            observations = self.actor.perform(turn.actions, soft, ahead)
         for observation in observations:
             yield ObservationEvent(number, observation)
         return observations
@@ -204,31 +219,41 @@ class Question:
         Results that do not fit are shortened by a stated rule: first to the best result of each search, then to a
         line that says so. Nothing is cut silently: the step and the trace show what the policy was given.
         """
-        session = self.session
-        self._before = session.mark()
+        session, before = self.session, self._open or self.session.mark()
         for given in (observations, [_best(o) for o in observations], [_none(o) for o in observations]):
-            segments = self.dialect.observe(
-                turn,
-                given,
-                question=self.actor.context.question,
-                step=number + 1,
-                images=session.images,
-                last=number + 2 >= self.max_turns,
-            )
+            segments = self._wording(number, turn, given)
             try:
-                count = session.append(segments, reserve=self._answer_room)
+                count = session.append(segments, reserve=self._answer_room, behind=before.length)
             except ContextOverflowError as e:
                 session.trace.note(f"results are shortened: {e}")
                 continue
+            self._before, self._open = before, None
             self._read_at = len(session)
             self._close_step(number, turn, given)
+            count = min(count, len(session) - session.computed)
             if self.pace.reading(count) > self.budget.remaining() - self._reserve():
                 session.trace.note(f"there is no time to read {count} tokens of results")
-                session.rewind(self._before)
+                session.rewind(before)
                 return StopReason.DEADLINE
             return None
         self._close_step(number, turn, observations)
         return StopReason.FORCED
+
+    def _wording(self, number: int, turn: Turn, observations: Sequence[Observation]) -> list[Segment]:
+        return self.dialect.observe(
+            turn,
+            observations,
+            question=self.actor.context.question,
+            step=number + 1,
+            images=self.session.images,
+            last=number + 2 >= self.max_turns,
+        )
+
+    def _forget_open(self) -> None:
+        """What was read ahead for an observation that never came is no part of the conversation."""
+        if self._open is not None:
+            self.session.rewind(self._open)
+            self._open = None
 
     # -- the forced answer -----------------------------------------------------------------------------------
 
@@ -236,6 +261,7 @@ class Question:
         """Make the policy answer now."""
         session, forced = self.session, self.dialect.spec.forced
         session.trace.step = number
+        self._forget_open()
         exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
         if not forced.user and not forced.prefill:
             return self._answer("", exhausted)

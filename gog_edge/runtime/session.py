@@ -24,7 +24,7 @@ from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.transcript import I32, SessionImage, Transcript
+from gog_edge.runtime.transcript import I32, SessionImage, Transcript, shared
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
 from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
 
@@ -150,11 +150,13 @@ class Session:
         frame, cached = (plan.frame, self.model.vision.cache.peek(plan.key)) if plan is not None else (None, False)
         self.trace.image(TracedImage(image.geometry, frame, image.digest, image.tokens, cached))
 
-    def append(self, segments: Sequence[Segment], *, reserve: int = 0) -> int:
+    def append(self, segments: Sequence[Segment], *, reserve: int = 0, behind: int | None = None) -> int:
         """Append wording, outside text and images; returns the number of tokens. Nothing is computed yet.
 
         Args:
             reserve: tokens that must still fit afterwards (for the answer).
+            behind: the length of the conversation that is appended to, where `anticipate` has written behind it: what
+                it got right stays, with its KV, the rest is forgotten.
 
         Raises:
             ContextOverflowError: it does not fit; nothing was appended.
@@ -163,13 +165,31 @@ class Session:
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
             size = self.transcript.size(parts, self.transcript.images)
-            self._check_room(size.tokens, reserve, size.shown)
-            fresh = len(self) == 0
-            self._write(parts)
-            self._usage += Usage(prompt_tokens=size.tokens)
+            start = len(self) if behind is None else behind
+            self._check_room(size.tokens, reserve, size.shown, start)
+            fresh = start == 0
+            self._go_on(parts, start)
+            self._usage += Usage(prompt_tokens=size.tokens, image_tokens=size.shown)
             if fresh:
                 self._reuse_prefix(segments)
             return size.tokens
+
+    def anticipate(self, one: Sequence[Segment], other: Sequence[Segment], behind: int, *, reserve: int = 0) -> int:
+        """Write behind token `behind` what two ways of going on begin with, for `run` to compute ahead of time.
+
+        The conversation proper still ends at `behind`: `append(…, behind=behind)` goes on with what was really said,
+        `rewind` forgets it. Returns the number of tokens that wait to be computed; 0 where there is no room.
+
+        Raises:
+            SessionError: a segment names an image that was not registered.
+        """
+        with self.lock:
+            parts = shared(self.model.tokenizer.encode(one), self.model.tokenizer.encode(other))
+            size = self.transcript.size(parts, self.transcript.images)
+            if behind + size.tokens + reserve > self.model.max_context:
+                return 0
+            self._go_on(parts, behind)
+            return len(self) - self._computed
 
     def restart(self, plans: Sequence[VisionPlan], segments: Sequence[Segment], *, reserve: int = 0) -> int:
         """Begin another conversation, keeping the KV of what it has in common with this one.
@@ -194,8 +214,8 @@ class Session:
             self.transcript.images = images
             for image in images:
                 self._trace_image(image)
-            self._write(rest)
-            self._usage += Usage(prompt_tokens=size.tokens - kept, reused_tokens=kept)
+            shown = self._write(rest)
+            self._usage += Usage(prompt_tokens=size.tokens - kept, reused_tokens=kept, image_tokens=shown)
             if kept == 0:
                 self._reuse_prefix(segments)
             return kept
@@ -213,19 +233,25 @@ class Session:
             self._draft = ()
             self._usage += Usage(forced_tokens=len(new)) if forced else Usage(generated_tokens=len(new))
 
-    def _write(self, parts: Sequence[EncodedPart]) -> None:
-        for part in parts:
-            self._usage += Usage(image_tokens=self.transcript.append(part))
-        self._draft = ()
+    def _go_on(self, parts: Sequence[EncodedPart], start: int) -> None:
+        """Let the conversation say `parts` from token `start` on; what says so already stays as it is."""
+        kept, rest = self.transcript.common(parts, self.transcript.images, start)
+        self.cut(kept)
+        self._write(rest)
 
-    def _check_room(self, count: int, reserve: int, image_tokens: int) -> None:
-        limit = self.model.max_context
-        if len(self) + count + reserve <= limit:
+    def _write(self, parts: Sequence[EncodedPart]) -> int:
+        """Add to the transcript; returns the tokens of images among them."""
+        self._draft = ()
+        return sum(self.transcript.append(part) for part in parts)
+
+    def _check_room(self, count: int, reserve: int, image_tokens: int, start: int | None = None) -> None:
+        limit, have = self.model.max_context, len(self) if start is None else start
+        if have + count + reserve <= limit:
             return
         what = f"{count} tokens ({image_tokens} of images)" if image_tokens else f"{count} tokens"
         kept = f" and {reserve} kept for the answer" if reserve else ""
         raise ContextOverflowError(
-            f"the conversation has {len(self)} tokens; {what} more{kept} exceed the context of {limit}: "
+            f"the conversation has {have} tokens; {what} more{kept} exceed the context of {limit}: "
             "use smaller images or fewer results, raise max_context, or rewind"
         )
 

@@ -131,12 +131,15 @@ class Transcript:
         self._ids = np.zeros(max(_FIRST, len(ids)), np.int32)
         self._ids[: len(ids)] = ids
 
-    def common(self, parts: Sequence[EncodedPart], images: Sequence[SessionImage]) -> tuple[int, list[EncodedPart]]:
-        """How many tokens this transcript shares with `parts` at its beginning, and what of `parts` is left.
+    def common(
+        self, parts: Sequence[EncodedPart], images: Sequence[SessionImage], start: int = 0
+    ) -> tuple[int, list[EncodedPart]]:
+        """Up to which token this transcript says the same as `parts` do from token `start` on, and what of `parts` is
+        left.
 
         Text is compared token by token, an image by content and size (`images` is the registry of `parts`).
         """
-        at = 0
+        at = start
         for number, part in enumerate(parts):
             if isinstance(part, list):
                 here = self._ids[at : min(at + len(part), len(self))]
@@ -163,6 +166,23 @@ class Transcript:
             grown[:n] = self._ids[:n]
             self._ids = grown
         self._ids[n : n + len(ids)] = ids
+
+
+def shared(one: Sequence[EncodedPart], other: Sequence[EncodedPart]) -> list[EncodedPart]:
+    """What both begin with."""
+    out: list[EncodedPart] = []
+    for a, b in zip(one, other):
+        if isinstance(a, list) and isinstance(b, list):
+            n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+            if n:
+                out.append(a[:n])
+            if n < max(len(a), len(b)):
+                break
+        elif a == b:
+            out.append(a)
+        else:
+            break
+    return out
 
 
 def _image(images: Sequence[SessionImage], index: int) -> SessionImage:
