@@ -62,14 +62,21 @@ class ReadAhead:
         """
         if search.done():
             return
-        one = [*done, _reply(waiting, _ONE), *(_later(action, "") for action in coming)]
-        two = [*done, _reply(waiting, _TWO), *(_later(action, "failed") for action in coming)]
+        one, two = guesses(done, waiting, coming)
         session = self.session
         if not session.anticipate(self.wording(one), self.wording(two), self.behind, reserve=self.reserve):
             return
         session.encode_images(budget)
         if not budget.wait(search, self.pause):
             session.run(budget=budget)
+
+
+def guesses(
+    done: Sequence[Observation], waiting: Observation, coming: Sequence[Action] = ()
+) -> tuple[list[Observation], list[Observation]]:
+    """Two ways that a turn's observations may turn out, equal in what is known; arguments as for `ReadAhead.read`."""
+    one = [*done, _reply(waiting, _ONE), *(_later(action, "") for action in coming)]
+    return one, [*done, _reply(waiting, _TWO), *(_later(action, "failed") for action in coming)]
 
 
 def _reply(observation: Observation, hits: tuple[Hit, ...]) -> Observation:
