@@ -10,11 +10,13 @@ from pathlib import Path
 from gog_edge.bench.camera import Stream, camera_cells
 from gog_edge.bench.cropping import crop_cells
 from gog_edge.bench.indexing import index_cells
+from gog_edge.bench.operators import operator_cells
 from gog_edge.bench.ours import LocalSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.reuse import prompt_cells, question_cells
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.searching import search_cells
+from gog_edge.bench.weight_stream import weight_cells
 from gog_edge.errors import BenchError
 from gog_edge.runtime.loader import load as load_agent
 
@@ -96,6 +98,16 @@ def index(given: Given) -> Iterator[Cell]:
     yield from index_cells(given.repeats)
 
 
+def operators(given: Given) -> Iterator[Cell]:
+    """A prefill of 512 tokens and a decoding step at 1k and 16k, operator by operator, beside their limits."""
+    yield from operator_cells(given.path(), given.repeats, given.roofline)
+
+
+def weights(given: Given) -> Iterator[Cell]:
+    """int4 weights through one row of products, from the caches and from memory, beside plain reads."""
+    yield from weight_cells(given.repeats)
+
+
 PIECES: dict[str, Piece] = {
     "crop": crop,
     "load": load,
@@ -104,4 +116,6 @@ PIECES: dict[str, Piece] = {
     "camera": camera,
     "search": search,
     "index": index,
+    "operators": operators,
+    "weights": weights,
 }

@@ -86,7 +86,7 @@ _KEPT: dict[int, NDArray[np.float64]] = {}  # in the probe's process
 def _read_again(threads: int, size_mb: int) -> float:
     if size_mb not in _KEPT:
         _KEPT[size_mb] = np.ones(size_mb * (1 << 20) // 8, np.float64)
-    return _read_rate(_KEPT[size_mb], threads)
+    return read_rate(_KEPT[size_mb], threads)
 
 
 def _best(work: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -101,14 +101,15 @@ def _best(work: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def _read_bandwidth(threads: int, size_mb: int) -> float:
-    return _read_rate(np.ones(size_mb * (1 << 20) // 8, np.float64), threads)
+    return read_rate(np.ones(size_mb * (1 << 20) // 8, np.float64), threads)
 
 
-def _read_rate(data: NDArray[np.float64], threads: int) -> float:
+def read_rate(data: NDArray[np.float64], threads: int, repeats: int = REPEATS) -> float:
+    """10^9 bytes a second at which `threads` threads read `data` together, the best of `repeats`."""
     parts = np.array_split(data, threads)
     with ThreadPoolExecutor(threads) as pool:
         # a maximum reads every byte once and writes none; numpy lets the interpreter go meanwhile
-        seconds = _best(lambda: list(pool.map(np.max, parts)))
+        seconds = _best(lambda: list(pool.map(np.max, parts)), repeats)
     return data.nbytes / seconds / 1e9
 
 

@@ -58,6 +58,8 @@ class OrtGraph:
             raise BundleError(f"bundle {bundle.root} has no {name} graph; export it again") from None
         path = bundle.path(self.spec.file)
         so = session_options(options)
+        if options.profile:
+            so.enable_profiling, so.profile_file_prefix = True, f"{options.profile}-{name}"
         native = _register_operators(so, self.spec, bundle)
         self._weights = _in_huge_pages(so, path, options) if native and name == "decoder" else []
         try:

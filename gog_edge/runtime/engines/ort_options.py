@@ -66,6 +66,7 @@ class OrtOptions:
         device_id: which GPU.
         provider_options: further options of the provider, as it spells them.
         deterministic: ask for kernels whose results do not depend on scheduling.
+        profile: path; each graph writes ONNX Runtime's profile to PATH-GRAPH_TIME.json when the engine is let go.
     """
 
     threads: int = 0
@@ -78,6 +79,7 @@ class OrtOptions:
     device_id: int = 0
     provider_options: dict[str, str] = field(default_factory=dict)
     deterministic: bool = False
+    profile: str = ""
 
     def __post_init__(self) -> None:
         if self.threads < 0:

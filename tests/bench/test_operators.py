@@ -1,0 +1,71 @@
+"""Splitting runs by operator, and weights from caches and memory beside plain reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gog_edge.bench.operators import AROUND, ATTENTION, BETWEEN, OTHER, Node, Run, operator_cells, read_profile
+from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.weight_stream import places, weight_cells
+from gog_edge.errors import BenchError
+from tests.ops.graphs import needs_ops
+
+NODES = {"a": Node("qkv", 100), "b": Node(ATTENTION, 0), "c": Node("qkv", 100)}
+
+
+def event(name: str, ts: int, dur: int) -> dict[str, object]:
+    return {"cat": "Node", "name": name, "ts": ts, "dur": dur}
+
+
+def test_a_profile_is_split_by_run_and_kind() -> None:
+    events = [
+        event("model_run", 1000, 100),
+        event("a_kernel_time", 1010, 20),
+        event("b_kernel_time", 1040, 30),
+        event("c_kernel_time", 1075, 15),
+        event("unknown_kernel_time", 1092, 5),
+        event("model_run", 2000, 50),
+        event("a_kernel_time", 2001, 40),
+        {"cat": "Session", "name": "session_initialization", "ts": 1, "dur": 900},
+    ]
+    runs = [Run(150e-6), Run(60e-6)]
+    read_profile(events[::-1], NODES, runs)  # whatever order they are written in
+    first, second = (run.split() for run in runs)
+    wanted = {"qkv": 35e-6, ATTENTION: 30e-6, OTHER: 5e-6, BETWEEN: 30e-6, AROUND: 50e-6}
+    assert first == pytest.approx(wanted)
+    assert second == pytest.approx({"qkv": 40e-6, BETWEEN: 10e-6, AROUND: 10e-6})
+    with pytest.raises(BenchError, match="2 runs instead of 1"):
+        read_profile(events, NODES, runs[:1])
+
+
+def test_every_second_of_a_real_run_is_in_the_split(tiny_bundle: Path) -> None:
+    limits = Roofline(1, 10.0, {"fp32": 50.0})
+    found = {(c.stage, c.x): c for c in operator_cells(tiny_bundle, 2, limits, (64, 96))}
+    for x in (64.0, 96.0):
+        for stage, count in (("prefill", 2), ("decode", 48)):
+            parts = [c for (name, at), c in found.items() if at == x and name.startswith(stage)]
+            whole = found[f"{stage} all", x]
+            assert whole.summary.n == count and all(c.summary.n == count for c in parts)
+            rest = [c for c in parts if c is not whole]
+            assert sum(c.samples[-1] for c in rest) == pytest.approx(whole.samples[-1])
+            assert whole.limit == pytest.approx(sum(c.limit for c in rest if c.limit is not None))
+            assert {f"{stage} {kind}" for kind in (ATTENTION, "head", BETWEEN, AROUND)} <= {c.stage for c in parts}
+    more, less = found["decode attention", 96.0].limit, found["decode attention", 64.0].limit
+    assert more is not None and less is not None and "beside" in found["decode attention", 96.0].note
+    assert found["prefill head", 64.0].limit is None  # one row: no limit of arithmetic
+
+
+@needs_ops
+def test_weights_in_a_cache_and_in_memory() -> None:
+    found = {c.stage: c for c in weight_cells(2, 24, (1,))}
+    assert list(found) == [
+        "read, 1 thread",
+        "int4 weights in a core's cache, 1 thread",
+        "int4 weights in the shared cache, 1 thread",
+        "int4 weights in memory, 1 thread",
+    ]
+    assert all(c.summary.n == 2 and c.summary.minimum > 0 and not c.lower_is_better for c in found.values())
+    assert found["int4 weights in memory, 1 thread"].limit == found["read, 1 thread"].summary.p50
+    assert all(p.nodes * p.matrix_bytes > 200e6 for p in places())  # a run is long against starting it
