@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gog_edge.bench import plots
 from gog_edge.bench.report import format_place, format_value
-from gog_edge.bench.result import Cell, Report, merged
+from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
 from gog_edge.codec import encode
 from gog_edge.files import write_text
@@ -36,8 +36,8 @@ def write(reports: Sequence[Report], path: Path) -> None:
 
 
 def page(reports: Sequence[Report]) -> str:
-    """The whole page. Samples of equal cells are put together; ratios stay within their own report."""
-    cells = merged(reports)
+    """The whole page. What several measured comes from the one with most runs; ratios stay within their own report."""
+    cells = one_of_each(reports)
     sections = [_overview(cells), _ratios(reports), _machine(reports)]
     for scenario in dict.fromkeys(c.scenario for c in cells):
         sections.append(_scenario(scenario, [c for c in cells if c.scenario == scenario]))

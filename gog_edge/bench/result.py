@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,16 +82,20 @@ class Report:
         write_text(path, json.dumps(encode(self), indent=1) + "\n")
 
 
-def merged(reports: Sequence[Report]) -> list[Cell]:
-    """All cells, those of the same subject and stage as one; a limit that was measured several times is the best."""
-    found: dict[tuple[str, str, str, float | None], Cell] = {}
-    for cell in (c for report in reports for c in report.cells):
-        if (known := found.get(cell.key)) is not None:
-            limits = [x for x in (known.limit, cell.limit) if x is not None]
-            best = (min if cell.lower_is_better else max)(limits, default=None)
-            cell = replace(known, samples=(*known.samples, *cell.samples), limit=best)
-        found[cell.key] = cell
-    return sorted(found.values(), key=lambda c: c.subject != "gog-edge")
+def one_of_each(reports: Sequence[Report]) -> list[Cell]:
+    """All cells, ours first. What several reports measured comes from the one with the most runs of it (the first of
+    equals): stages of one scenario and subject belong together, and so do a cell and its limit."""
+    runs: dict[tuple[str, str, float | None], tuple[int, int]] = {}
+    for number, report in enumerate(reports):
+        for cell in report.cells:
+            key, found = (cell.scenario, cell.subject, cell.x), (len(cell.samples), -number)
+            runs[key] = max(runs.get(key, found), found)
+    chosen: dict[tuple[str, str, str, float | None], Cell] = {}
+    for number, report in enumerate(reports):
+        for cell in report.cells:
+            if runs[cell.scenario, cell.subject, cell.x][1] == -number:
+                chosen[cell.key] = cell
+    return sorted(chosen.values(), key=lambda c: c.subject != "gog-edge")
 
 
 def load(path: Path) -> Report:
