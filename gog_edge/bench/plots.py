@@ -11,7 +11,8 @@ from gog_edge.errors import BenchError
 
 OURS = "#0b7285"
 LIMIT = "#c92a2a"
-PALETTE = (OURS, "#e8590c", "#5f3dc4", "#2b8a3e", "#868e96")
+PALETTE = (OURS, "#e8590c", "#5f3dc4", "#2b8a3e", "#868e96", "#e64980", "#a6761d", "#1c7ed6")
+SCALES = {"B": (2.0**-20, "MiB")}  # of units that are not shown as they are measured
 
 
 def _figure(draw: Callable[[Any], None], width: float = 7.5, height: float = 3.2) -> str:
@@ -39,20 +40,28 @@ def stages(cells: Sequence[Cell]) -> str:
     """Horizontal bars: the median of every stage by subject, the samples as dots, the roofline as a red mark."""
     names = list(dict.fromkeys(c.stage for c in cells))
     colours = _colours(cells)
+    scale, unit = SCALES.get(cells[0].unit, (1.0, cells[0].unit))
 
     def draw(axes: Any) -> None:
         height = 0.8 / len(colours)
         for i, (subject, colour) in enumerate(colours.items()):
             mine = [c for c in cells if c.subject == subject]
             at = [names.index(c.stage) + (i - (len(colours) - 1) / 2) * height for c in mine]
-            axes.barh(at, [c.summary.p50 for c in mine], height * 0.9, color=colour, label=subject)
+            axes.barh(at, [scale * c.summary.p50 for c in mine], height * 0.9, color=colour, label=subject)
             for y, cell in zip(at, mine):
-                axes.plot(cell.samples, [y] * len(cell.samples), ".", color="black", alpha=0.5, markersize=4)
+                axes.plot(
+                    [scale * s for s in cell.samples],
+                    [y] * len(cell.samples),
+                    ".",
+                    color="black",
+                    alpha=0.5,
+                    markersize=4,
+                )
                 if cell.limit is not None:
-                    axes.plot([cell.limit] * 2, [y - height / 2, y + height / 2], color=LIMIT, linewidth=2)
+                    axes.plot([scale * cell.limit] * 2, [y - height / 2, y + height / 2], color=LIMIT, linewidth=2)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel(cells[0].unit)
+        axes.set_xlabel(unit)
         if len(colours) > 1:
             _legend_below(axes, len(colours))
 
@@ -89,7 +98,8 @@ def waterfall(cells: Sequence[Cell]) -> str:
                 axes.barh(row, max(end - left, 0.0), 0.62, left=left, color=REST)
                 left = max(end, left)
                 axes.plot([left] * 2, [row - 0.31, row + 0.31], color="white", linewidth=2)
-            axes.text(left, row, f" {left:.3g} s", va="center", fontsize=9)
+            # the job's own median: medians of stages add up to nearly that
+            axes.text(left, row, f" {found.get((subject, 'total'), left):.3g} s", va="center", fontsize=9)
         axes.set_yticks(range(len(subjects)), subjects)
         axes.invert_yaxis()
         axes.set_xlabel("s")
@@ -121,7 +131,7 @@ def shares(cells: Sequence[Cell]) -> str:
 
 
 def _legend_below(axes: Any, columns: int) -> None:
-    axes.legend(frameon=False, ncols=min(columns, 4), loc="upper center", bbox_to_anchor=(0.45, -0.16), fontsize=9)
+    axes.figure.legend(frameon=False, ncols=min(columns, 4), loc="outside lower center", fontsize=9)
 
 
 def growth(cells: Sequence[Cell], xlabel: str) -> str:

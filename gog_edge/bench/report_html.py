@@ -11,6 +11,7 @@ from gog_edge.bench import plots
 from gog_edge.bench.report import format_place, format_value
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
+from gog_edge.bench.suite import BESIDE
 from gog_edge.codec import encode
 from gog_edge.files import write_text
 
@@ -25,7 +26,10 @@ td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 50
 tr.ours td { color: var(--ours); font-weight: 600; } .soft { color: var(--soft); }
 svg { max-width: 100%; height: auto; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .ratios { margin-bottom: 1rem; }
-.cells td:nth-child(3) { text-align: left; } .better { color: #2b8a3e; } .worse { color: #c92a2a; }
+.cells td:nth-child(3), .cells td:last-child { text-align: left; } .cells { display: block; overflow-x: auto; }
+.cells td { white-space: nowrap; }
+.cells td:last-child { white-space: normal; color: var(--soft); font-weight: 400; }
+ .better { color: #2b8a3e; } .worse { color: #c92a2a; }
 details { margin-top: 2rem; } pre { overflow: auto; }
 """
 
@@ -79,8 +83,11 @@ def _overview(cells: Sequence[Cell]) -> str:
         shown = [c for c in cells if c.scenario == scenario and c.unit == "s"]
         if shown:
             parts.append(f"<h2>{scenario}: where the time goes</h2><div>{plots.waterfall(shown)}</div>")
-    limited = [c for c in cells if c.subject == "gog-edge" and c.of_limit is not None]
-    limited = [c for c in limited if c.x is None and c.unit == "s" and not c.stage.endswith("total")]
+    limited = [c for c in cells if c.subject == "gog-edge" and c.x is None and c.of_limit is not None]
+    beside = {(c.scenario, c.stage.removesuffix(BESIDE)) for c in limited if c.stage.endswith(BESIDE)}
+    decodes = {(scenario, f"{turn}decode") for scenario, turn in beside}  # held against a bandwidth of their own minute
+    limited = [c for c in limited if c.unit in ("s", "%") and (c.scenario, c.stage) not in decodes]
+    limited = [c for c in limited if not c.stage.endswith("total")]
     if limited:
         parts.append(f"<h2>how near to the machine's limits</h2><div>{plots.shares(limited)}</div>")
     return "".join(parts)
@@ -128,7 +135,7 @@ def _ratios(reports: Sequence[Report]) -> str:
     for scenario in dict.fromkeys(ours.scenario for ours, _, _ in found):
         mine = [f for f in found if f[0].scenario == scenario]
         peers = list(dict.fromkeys(theirs.subject for _, theirs, _ in mine))
-        table = {(_at(ours), theirs.subject): (ours, ratio) for ours, theirs, ratio in mine}
+        table = {(_at(f[0]), f[1].subject): f for f in mine}
         rows = []
         for stage in dict.fromkeys(_at(ours) for ours, _, _ in mine):
             cells = "".join(_ratio_cell(table.get((stage, peer))) for peer in peers)
@@ -142,11 +149,13 @@ def _at(cell: Cell) -> str:
     return cell.stage if cell.x is None else f"{cell.stage} at {cell.x:,.0f}"
 
 
-def _ratio_cell(found: tuple[Cell, Summary] | None) -> str:
+def _ratio_cell(found: tuple[Cell, Cell, Summary] | None) -> str:
     if found is None:
         return "<td>"
-    ours, ratio = found
+    ours, theirs, ratio = found
     kind = "better" if (ratio.p50 < 1) == ours.lower_is_better else "worse"
+    if theirs.subject.startswith(ours.subject):  # ourselves with other settings: no peer
+        kind = "soft"
     span = f"{ratio.minimum:.2f} to {ratio.maximum:.2f} in {ratio.n} run{'s' if ratio.n > 1 else ''}"
     return f'<td class={kind} title="{span}">{ratio.p50:.2f}x'
 

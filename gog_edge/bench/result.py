@@ -83,18 +83,13 @@ class Report:
 
 
 def one_of_each(reports: Sequence[Report]) -> list[Cell]:
-    """All cells, ours first. What several reports measured comes from the one with the most runs of it (the first of
-    equals): stages of one scenario and subject belong together, and so do a cell and its limit."""
-    runs: dict[tuple[str, str, float | None], tuple[int, int]] = {}
-    for number, report in enumerate(reports):
-        for cell in report.cells:
-            key, found = (cell.scenario, cell.subject, cell.x), (len(cell.samples), -number)
-            runs[key] = max(runs.get(key, found), found)
+    """All cells, ours first. What several reports measured is the cell of the one with the most runs, the first of
+    equals: never samples of two, so that stages add up and a limit is that of its own run."""
     chosen: dict[tuple[str, str, str, float | None], Cell] = {}
-    for number, report in enumerate(reports):
-        for cell in report.cells:
-            if runs[cell.scenario, cell.subject, cell.x][1] == -number:
-                chosen[cell.key] = cell
+    for cell in (c for report in reports for c in report.cells):
+        known = chosen.setdefault(cell.key, cell)
+        if len(cell.samples) > len(known.samples):
+            chosen[cell.key] = cell
     return sorted(chosen.values(), key=lambda c: c.subject != "gog-edge")
 
 

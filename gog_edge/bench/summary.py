@@ -104,11 +104,8 @@ def _goal(reports: Sequence[Report], goal: Goal) -> list[str] | None:
     """The peer's mode in which we look worst; None where nothing was measured."""
     sign = "≥" if goal.at_least else "≤"
     if goal.parts:
-        found = [
-            ("crop, encoding, prefill of what is new, decoding", ratio)
-            for r in reports
-            if (ratio := _of_parts(r, goal)) is not None
-        ]
+        share = _of_parts(one_of_each(reports), goal)
+        found = [] if share is None else [("crop, encoding, prefill of what is new, decoding", share)]
     elif goal.seconds:
         found = [("", c.summary) for c in one_of_each(reports) if c.key == (goal.scenario, OURS, goal.stage, None)]
     elif not goal.peer:
@@ -144,9 +141,9 @@ def _ours(reports: Sequence[Report], goal: Goal) -> Iterator[Cell]:
             yield cell
 
 
-def _of_parts(report: Report, goal: Goal) -> Summary | None:
+def _of_parts(cells: Sequence[Cell], goal: Goal) -> Summary | None:
     """Run by run; None where a part was not measured as often."""
-    ours = {c.stage: c.samples for c in report.cells if (c.scenario, c.subject, c.x) == (goal.scenario, OURS, None)}
+    ours = {c.stage: c.samples for c in cells if (c.scenario, c.subject, c.x) == (goal.scenario, OURS, None)}
     wholes = ours.get(goal.stage, ())
     parts = [ours.get(part, ()) for part in goal.parts]
     if not wholes or any(len(p) != len(wholes) for p in parts):

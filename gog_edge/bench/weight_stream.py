@@ -11,6 +11,7 @@ nodes over one x, so that starting ONNX Runtime is paid once for all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def places(memory_mb: int = MEMORY_MB) -> tuple[Place, ...]:
 def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int] = ()) -> Iterator[Cell]:
     """Rates in 10^9 bytes a second: "read" and "int4 weights in PLACE", each with one thread and with all.
 
-    The limit of the kernel in memory is the median read of the same threads and rounds. A sample is the best of three
+    From memory also in sessions of one thread each, which do not wait for each other. The limit of the kernel in memory is the median read of the same threads and rounds. A sample is the best of three
     of a round.
 
     Raises:
@@ -72,11 +73,14 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
     made = {(place, t): _Row(place, t) for place in places(memory_mb) for t in counts}
     reads: dict[int, list[float]] = {t: [] for t in counts}
     rates: dict[tuple[Place, int], list[float]] = {key: [] for key in made}
+    apart = [_Row(places(memory_mb)[-1], 1) for _ in range(max(counts))]
+    alone: list[float] = []
     for _ in range(repeats):
         for t in counts:
             reads[t].append(read_rate(buffer, t, repeats=3))
         for key, row in made.items():
             rates[key].append(row.rate())
+        alone.append(_together(apart))
     for t in counts:
         yield Cell(SCENARIO, OURS, f"read, {_threads(t)}", "GB/s", tuple(reads[t]), lower_is_better=False)
     for (place, t), found in rates.items():
@@ -84,6 +88,17 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
         stage = f"int4 weights in {place.name}, {_threads(t)}"
         note = f"{place.distinct} x {place.matrix_bytes / 2**20:.2g} MiB"
         yield Cell(SCENARIO, OURS, stage, "GB/s", tuple(found), lower_is_better=False, limit=limit, note=note)
+    if len(apart) > 1:
+        stage, note = f"int4 weights in memory, {len(apart)} x 1 thread", "sessions that do not wait for each other"
+        limit = percentile(reads[max(counts)], 50)
+        yield Cell(SCENARIO, OURS, stage, "GB/s", tuple(alone), lower_is_better=False, limit=limit, note=note)
+
+
+def _together(rows: Sequence[_Row], runs: int = 3) -> float:
+    """10^9 bytes a second of all rows at once, each in a session and a thread of its own; the best of `runs`."""
+    with ThreadPoolExecutor(len(rows)) as pool:
+        best = min(seconds_of(lambda: list(pool.map(_Row.run, rows))) for _ in range(runs))
+    return sum(row.nbytes for row in rows) / best / 1e9
 
 
 def _threads(count: int) -> str:
@@ -117,12 +132,20 @@ class _Row:
         for name, array in zip(names, self._kept):
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         self._binding.bind_output("y", "cpu")
-        self._session.run_with_iobinding(self._binding)
+        self.run()
 
     def rate(self, runs: int = 3) -> float:
         """10^9 bytes of weights and scales a second, the best of `runs`."""
-        best = min(seconds_of(lambda: self._session.run_with_iobinding(self._binding)) for _ in range(runs))
-        return self.place.nodes * self.place.matrix_bytes / best / 1e9
+        return self.nbytes / min(seconds_of(self.run) for _ in range(runs)) / 1e9
+
+    def run(self) -> None:
+        """All nodes once."""
+        self._session.run_with_iobinding(self._binding)
+
+    @property
+    def nbytes(self) -> int:
+        """Weights and scales that a run reads."""
+        return self.place.nodes * self.place.matrix_bytes
 
 
 def _model(place: Place) -> bytes:

@@ -59,13 +59,11 @@ def test_every_second_of_a_real_run_is_in_the_split(tiny_bundle: Path) -> None:
 
 @needs_ops
 def test_weights_in_a_cache_and_in_memory() -> None:
-    found = {c.stage: c for c in weight_cells(2, 24, (1,))}
-    assert list(found) == [
-        "read, 1 thread",
-        "int4 weights in a core's cache, 1 thread",
-        "int4 weights in the shared cache, 1 thread",
-        "int4 weights in memory, 1 thread",
-    ]
+    found = {c.stage: c for c in weight_cells(2, 24, (1, 2))}
+    kernel = [f"int4 weights in {place}" for place in ("a core's cache", "the shared cache", "memory")]
+    wanted = [f"{what}, {threads}" for what in ("read", *kernel) for threads in ("1 thread", "2 threads")]
+    assert list(found) == [*wanted, "int4 weights in memory, 2 x 1 thread"]
     assert all(c.summary.n == 2 and c.summary.minimum > 0 and not c.lower_is_better for c in found.values())
     assert found["int4 weights in memory, 1 thread"].limit == found["read, 1 thread"].summary.p50
+    assert found["int4 weights in memory, 2 x 1 thread"].limit == found["read, 2 threads"].summary.p50
     assert all(p.nodes * p.matrix_bytes > 200e6 for p in places())  # a run is long against starting it

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from gog_edge.bench import plots
 from gog_edge.bench.report_html import page
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.roofline import Roofline
@@ -98,7 +99,26 @@ def test_the_page_of_several_reports_keeps_ratios_within_each() -> None:
     assert text.count("<svg") >= 4
 
 
-def test_what_several_reports_hold_comes_whole_from_the_one_with_most_runs() -> None:
+def test_the_page_holds_decoding_against_the_bandwidth_beside_it_and_ourselves_are_no_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("matplotlib")
+    shown: list[str] = []
+    monkeypatch.setattr(plots, "shares", lambda cells: shown.extend(c.stage for c in cells) or "")
+    ours = [
+        Cell("agent", "gog-edge", "turn 1 encode", "s", (2.0,), limit=1.0),
+        Cell("agent", "gog-edge", "turn 1 decode", "s", (2.0,), limit=1.0),
+        Cell("agent", "gog-edge", "turn 1 total", "s", (4.0,), limit=2.0),
+        Cell("agent", "gog-edge", f"turn 1 {BESIDE}", "%", (90.0,), lower_is_better=False, limit=100.0),
+        Cell("agent", "gog-edge", "turn 2 decode", "s", (2.0,), limit=1.0),  # an older report: no bandwidth beside it
+        Cell("crop", "gog-edge", "crop", "s", (2e-3,)),
+    ]
+    text = page([report(*ours, Cell("crop", "gog-edge 2 threads", "crop", "s", (1e-3,)))])
+    assert shown == ["turn 1 encode", f"turn 1 {BESIDE}", "turn 2 decode"]
+    assert 'class=soft title="2.00 to 2.00 in 1 run">2.00x' in text and "<td class=worse" not in text
+
+
+def test_what_several_reports_measured_comes_from_the_one_with_most_runs() -> None:
     def run(n: int, limit: float) -> Report:
         stages = (("encode", 4.0), ("prefill", 2.0))
         return report(*(Cell("encode", "gog-edge", s, "s", (x + limit,) * n, limit=limit) for s, x in stages))
