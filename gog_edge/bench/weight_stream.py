@@ -60,8 +60,8 @@ def places(memory_mb: int = MEMORY_MB) -> tuple[Place, ...]:
 def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int] = ()) -> Iterator[Cell]:
     """Rates in 10^9 bytes a second: "read" and "int4 weights in PLACE", each with one thread and with all.
 
-    From memory also in sessions of one thread each, which do not wait for each other. The limit of the kernel in memory is the median read of the same threads and rounds. A sample is the best of three
-    of a round.
+    From memory also in sessions of one thread each, which do not wait for each other. The limit of the kernel in
+    memory is the median read of the same threads and rounds. A sample is the best of three of a round.
 
     Raises:
         BenchError: the native operators can't be had, or the onnx package is missing.
