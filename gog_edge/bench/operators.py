@@ -1,9 +1,10 @@
-"""Where a prefill and a decoding step go, operator by operator, by ONNX Runtime's own profile.
+"""Where a prefill and a decoding step go, operator by operator.
 
-The cache is filled with random rows up to the wanted context, 512 tokens are run behind it, and then single tokens. The
-time of a run is split into what each kind of operator took, what ONNX Runtime took between them, and what this runtime
-took around the graph. Decoding is held against the read bandwidth of the same minute: an operator's weights, or the
-cache's rows, at that bandwidth. Prefill is held against the fastest GEMM of the run, whatever its precision.
+The cache is filled with random rows up to the wanted context, and 512 tokens are run behind it. The time of that run is
+split, by ONNX Runtime's own profile, into what each kind of operator took, what went between them, and what this
+runtime took around the graph; it is held against the fastest GEMM, whatever its precision. A decoding step is split by
+running each kind alone (see `alone`), and held against the read bandwidth of the same minute: the weights of a kind, or
+the cache's rows, at that bandwidth.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from typing import Any
 
 import numpy as np
 
+from gog_edge.bench.alone import Alone, DecoderFile
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import BesideProbe, Roofline, decoder_attention_flops, kv_bytes_read
+from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
+from gog_edge.bench.statistics import percentile, seconds_of
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
 from gog_edge.runtime.decoder import Decoder
 from gog_edge.runtime.embedding import TokenEmbedding
 from gog_edge.runtime.engines.base import KvCache
-from gog_edge.runtime.engines.ort_options import OrtOptions
+from gog_edge.runtime.engines.ort_options import OrtOptions, usable_cores
 from gog_edge.runtime.engines.registry import create_engine
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)
-ROWS, STEPS = 512, 24
+ROWS, STEPS = 512, 8
+READ_BYTES = 512 << 20
 ATTENTION, OTHER, BETWEEN, AROUND = "attention", "other operators", "between operators", "around the graph"
+REST = "beyond the sum of its kinds"
 _ROLE = re.compile(r"layers\.\d+\.(?:\w+\.)?(.+?)\.weight")
-_LEAST_WEIGHT = 1 << 14  # bytes; what reads less is "other"
+_PRODUCTS = ("Linear", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,17 @@ def graph_nodes(path: Path) -> dict[str, Node]:
         weights = [name for name in node.input if name in sizes]
         total = sum(sizes[name] for name in weights)
         largest = max(weights, key=sizes.__getitem__, default="")
-        nodes[node.name] = Node(_kind(node.op_type, node.name, largest, total), total)
+        nodes[node.name] = Node(_kind(node.op_type, node.name, largest), total)
     return nodes
 
 
-def _kind(op: str, name: str, weight: str, nbytes: int) -> str:
+def _kind(op: str, name: str, weight: str) -> str:
     if "Attention" in op:
         return ATTENTION
-    if nbytes < _LEAST_WEIGHT:
+    if not op.startswith(_PRODUCTS):
         return OTHER
-    if found := _ROLE.search(weight):
-        return found[1].replace("_proj", "")
-    return "head" if name.startswith("head") else OTHER
+    found = _ROLE.search(weight)
+    return found[1].replace("_proj", "") if found else "head" if name.startswith("head") else OTHER
 
 
 def _nbytes(tensor: Any) -> int:
@@ -121,53 +125,77 @@ def read_profile(events: Sequence[Mapping[str, Any]], nodes: Mapping[str, Node],
 def operator_cells(
     path: Path, repeats: int, roofline: Roofline | None, contexts: Sequence[int] = CONTEXTS
 ) -> Iterator[Cell]:
-    """Cells "prefill KIND" and "decode KIND" at each context; a decoding step is a sample.
+    """Cells "prefill KIND" and "decode KIND" at each context; a sample of decoding is the median of a round.
 
     Raises:
-        BenchError: no bundle for ONNX Runtime, or no onnx package.
+        BenchError: a bundle without native operators, or no onnx package.
     """
     bundle = Bundle.open(path)
-    nodes = graph_nodes(bundle.path(bundle.manifest.graphs["decoder"].file))
+    graph = bundle.path(bundle.manifest.graphs["decoder"].file)
+    nodes = graph_nodes(graph)
     contexts = [n for n in contexts if n + ROWS + STEPS <= bundle.manifest.decoder.max_context]
-    beside = BesideProbe()
-    try:
-        with tempfile.TemporaryDirectory(prefix="gog-edge-bench-") as folder:
-            done, reads = _measure(bundle, Path(folder) / "profile", contexts, repeats, beside)
-            found = [p for p in Path(folder).iterdir() if p.name.startswith("profile-decoder")]
-            if len(found) != 1:
-                raise BenchError(f"ONNX Runtime wrote {len(found)} profiles of the decoder instead of one")
-            read_profile(json.loads(found[0].read_text("utf-8")), nodes, [run for _, _, run in done])
-    finally:
-        beside.close()
+    for n, runs in _prefill(bundle, nodes, contexts, repeats).items():
+        limits = _prefill_limits(bundle, nodes, roofline, n)
+        yield from _cells("prefill", n, [run.split() for run in runs], limits, "")
+    file = DecoderFile(graph)
     for n in contexts:
-        prefill = [run.split() for x, rows, run in done if x == n and rows > 1]
-        steps = [run.split() for x, rows, run in done if x == n and rows == 1]
-        yield from _cells("prefill", n, prefill, _prefill_limits(bundle, nodes, roofline, n), "")
-        note = f"read {min(reads[n]):.1f} to {max(reads[n]):.1f} GB/s beside"
-        yield from _cells("decode", n, steps, _decode_limits(bundle, nodes, max(reads[n]), n + ROWS), note)
+        rounds, reads = _decode(bundle, nodes, file, n, repeats)
+        note = f"read {min(reads):.1f} to {max(reads):.1f} GB/s beside"
+        yield from _cells("decode", n, rounds, _decode_limits(bundle, nodes, percentile(reads, 50), n), note)
 
 
-def _measure(
-    bundle: Bundle, profile: Path, contexts: Sequence[int], repeats: int, beside: BesideProbe
-) -> tuple[list[tuple[int, int, Run]], dict[int, list[float]]]:
-    """((context, rows, run) in order, bandwidths by context). The profile is written when the engine is let go."""
-    engine = create_engine(None, bundle, OrtOptions(profile=str(profile)))
+def _prefill(bundle: Bundle, nodes: Mapping[str, Node], contexts: Sequence[int], repeats: int) -> dict[int, list[Run]]:
+    """Profiled runs of `ROWS` tokens by context."""
+    runs: dict[int, list[Run]] = {n: [] for n in contexts}
+    with tempfile.TemporaryDirectory(prefix="gog-edge-bench-") as folder:
+        engine = create_engine(None, bundle, OrtOptions(profile=str(Path(folder) / "profile")))
+        decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest.decoder)
+        for n in contexts:
+            cache = decoder.new_cache(n + ROWS)
+            _fill(cache, n)
+            runs[n] = [_run(decoder, cache, n, ROWS) for _ in range(repeats)]
+            del cache
+        engine.close()
+        del engine, decoder
+        gc.collect()  # the profile is written when the session ends
+        found = [p for p in Path(folder).iterdir() if p.name.startswith("profile-decoder")]
+        if len(found) != 1:
+            raise BenchError(f"ONNX Runtime wrote {len(found)} profiles of the decoder instead of one")
+        read_profile(json.loads(found[0].read_text("utf-8")), nodes, [run for n in contexts for run in runs[n]])
+    return runs
+
+
+def _decode(
+    bundle: Bundle, nodes: Mapping[str, Node], file: DecoderFile, context: int, repeats: int
+) -> tuple[list[dict[str, float]], list[float]]:
+    """(seconds of a step by kind, a round each; bandwidth before and after each round).
+
+    Kinds are measured alone; `REST` is what a whole step takes beyond them.
+    """
+    engine = create_engine(None, bundle)
     decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest.decoder)
-    done: list[tuple[int, int, Run]] = []
-    reads: dict[int, list[float]] = {}
-    for n in contexts:
-        cache = decoder.new_cache(n + ROWS + STEPS)
-        _fill(cache, n)
-        for _ in range(repeats):
-            done.append((n, ROWS, _run(decoder, cache, n, ROWS)))
-            reads.setdefault(n, []).append(beside())
-            done.extend((n, 1, _run(decoder, cache, n + ROWS + i, 1)) for i in range(STEPS))
-            reads[n].append(beside())
-        del cache
+    cache = decoder.new_cache(context + 1)
+    _fill(cache, context)
+    kinds: dict[str, list[str]] = {}
+    for name, node in nodes.items():
+        if node.kind != OTHER:
+            kinds.setdefault(node.kind, []).append(name)
+    alone = {kind: Alone(file, names, context) for kind, names in kinds.items()}
+    buffer = np.ones(READ_BYTES // 8, np.float64)
+    threads = usable_cores()
+    rounds: list[dict[str, float]] = []
+    reads = [read_rate(buffer, threads)]
+    for _ in range(repeats):
+        found = {kind: _median([seconds_of(one.run) for _ in range(STEPS)]) for kind, one in alone.items()}
+        whole = _median([_run(decoder, cache, context, 1).seen for _ in range(STEPS)])
+        rounds.append({**found, REST: whole - sum(found.values())})
+        reads.append(read_rate(buffer, threads))
     engine.close()
-    del engine, decoder
-    gc.collect()
-    return done, reads
+    return rounds, reads
+
+
+def _median(samples: Sequence[float]) -> float:
+    return percentile(samples, 50)
 
 
 def _fill(cache: KvCache, tokens: int) -> None:
@@ -211,7 +239,7 @@ def _prefill_limits(
 
 def _decode_limits(bundle: Bundle, nodes: Mapping[str, Node], read_gbs: float, context: int) -> dict[str, float]:
     sizes = {k: float(v) for k, v in _bytes_by_kind(nodes).items() if k != OTHER}
-    sizes[ATTENTION] = kv_bytes_read(bundle.manifest.decoder, context + STEPS // 2)
+    sizes[ATTENTION] = kv_bytes_read(bundle.manifest.decoder, context + 1)
     limits = {kind: size / (read_gbs * 1e9) for kind, size in sizes.items()}
     return {**limits, "all": sum(limits.values())}
 

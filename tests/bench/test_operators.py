@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.operators import AROUND, ATTENTION, BETWEEN, OTHER, Node, Run, operator_cells, read_profile
+from gog_edge.bench.operators import AROUND, ATTENTION, BETWEEN, OTHER, REST, Node, Run, operator_cells, read_profile
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.weight_stream import places, weight_cells
 from gog_edge.errors import BenchError
 from tests.ops.graphs import needs_ops
+
+
+@pytest.fixture(scope="module")
+def native_bundle(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in int4 with this package's own operators."""
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.pipeline import export_bundle
+
+    out = tmp_path_factory.mktemp("bundles") / "native"
+    export_bundle(tiny_checkpoints["qwen3_vl"], out, ExportOptions(precision="int4", ops="native"))
+    return out
+
 
 NODES = {"a": Node("qkv", 100), "b": Node(ATTENTION, 0), "c": Node("qkv", 100)}
 
@@ -40,21 +52,28 @@ def test_a_profile_is_split_by_run_and_kind() -> None:
         read_profile(events, NODES, runs[:1])
 
 
-def test_every_second_of_a_real_run_is_in_the_split(tiny_bundle: Path) -> None:
+@needs_ops
+def test_a_prefill_and_a_step_are_split_without_a_rest_unaccounted_for(native_bundle: Path) -> None:
     limits = Roofline(1, 10.0, {"fp32": 50.0})
-    found = {(c.stage, c.x): c for c in operator_cells(tiny_bundle, 2, limits, (64, 96))}
+    found = {(c.stage, c.x): c for c in operator_cells(native_bundle, 2, limits, (64, 96))}
     for x in (64.0, 96.0):
-        for stage, count in (("prefill", 2), ("decode", 48)):
-            parts = [c for (name, at), c in found.items() if at == x and name.startswith(stage)]
-            whole = found[f"{stage} all", x]
-            assert whole.summary.n == count and all(c.summary.n == count for c in parts)
-            rest = [c for c in parts if c is not whole]
-            assert sum(c.samples[-1] for c in rest) == pytest.approx(whole.samples[-1])
-            assert whole.limit == pytest.approx(sum(c.limit for c in rest if c.limit is not None))
-            assert {f"{stage} {kind}" for kind in (ATTENTION, "head", BETWEEN, AROUND)} <= {c.stage for c in parts}
-    more, less = found["decode attention", 96.0].limit, found["decode attention", 64.0].limit
+        for stage, ends in (("prefill", {BETWEEN, AROUND, OTHER}), ("decode", {REST})):
+            parts = {name: c for (name, at), c in found.items() if at == x and name.startswith(stage)}
+            whole = parts.pop(f"{stage} all")
+            assert {c.summary.n for c in (whole, *parts.values())} == {2}
+            assert sum(c.samples[-1] for c in parts.values()) == pytest.approx(whole.samples[-1])
+            assert whole.limit == pytest.approx(sum(c.limit for c in parts.values() if c.limit is not None))
+            kinds = {"q+k+v", "o", "gate+up", "down", "head", ATTENTION, *ends}
+            assert {f"{stage} {kind}" for kind in kinds} == set(parts)
+            assert all(c.summary.minimum > 0 for name, c in parts.items() if not name.endswith(REST))
+    more, less = (found["decode attention", x].limit for x in (96.0, 64.0))
     assert more is not None and less is not None and "beside" in found["decode attention", 96.0].note
     assert found["prefill head", 64.0].limit is None  # one row: no limit of arithmetic
+
+
+def test_stock_operators_are_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(BenchError, match="without native operators"):
+        list(operator_cells(tiny_bundle, 1, None, (64,)))
 
 
 @needs_ops
