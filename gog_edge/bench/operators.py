@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from gog_edge.bench.alone import Alone, DecoderFile
+from gog_edge.bench.kernels import peaks
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
 from gog_edge.bench.statistics import percentile, seconds_of
@@ -32,6 +33,7 @@ from gog_edge.runtime.embedding import TokenEmbedding
 from gog_edge.runtime.engines.base import KvCache
 from gog_edge.runtime.engines.ort_options import OrtOptions, usable_cores
 from gog_edge.runtime.engines.registry import create_engine
+from gog_edge.runtime.ops import library
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)
@@ -134,14 +136,18 @@ def operator_cells(
     graph = bundle.path(bundle.manifest.graphs["decoder"].file)
     nodes = graph_nodes(graph)
     contexts = [n for n in contexts if n + ROWS + STEPS <= bundle.manifest.decoder.max_context]
+    reason = library.available()
+    peak = 0.0 if reason is not None else peaks(usable_cores())["bf16"]
     for n, runs in _prefill(bundle, nodes, contexts, repeats).items():
         limits = _prefill_limits(bundle, nodes, roofline, n)
-        yield from _cells("prefill", n, [run.split() for run in runs], limits, "")
+        split = [run.split() for run in runs]
+        yield from _cells("prefill", n, split, limits, {ATTENTION: _own_peak(bundle, split, peak, n)})
     file = DecoderFile(graph)
     for n in contexts:
         rounds, reads = _decode(bundle, nodes, file, n, repeats)
         note = f"read {min(reads):.1f} to {max(reads):.1f} GB/s beside"
-        yield from _cells("decode", n, rounds, _decode_limits(bundle, nodes, percentile(reads, 50), n), note)
+        limits = _decode_limits(bundle, nodes, percentile(reads, 50), n)
+        yield from _cells("decode", n, rounds, limits, dict.fromkeys((*limits, REST), note))
 
 
 def _prefill(bundle: Bundle, nodes: Mapping[str, Node], contexts: Sequence[int], repeats: int) -> dict[int, list[Run]]:
@@ -237,6 +243,15 @@ def _prefill_limits(
     return {**limits, "all": sum(limits.values())}
 
 
+def _own_peak(bundle: Bundle, runs: Sequence[Mapping[str, float]], peak: float, context: int) -> str:
+    """Attention multiplies in bfloat16, whatever is fastest: its share of that peak (GFLOP/s, registers only)."""
+    seconds = _median([run.get(ATTENTION, 0.0) for run in runs])
+    if not peak or not seconds:
+        return ""
+    rate = decoder_attention_flops(bundle.manifest.decoder, ROWS, context + ROWS) / seconds / 1e9
+    return f"{rate:.0f} GFLOP/s, {rate / peak:.0%} of the bf16 peak ({peak:.0f})"
+
+
 def _decode_limits(bundle: Bundle, nodes: Mapping[str, Node], read_gbs: float, context: int) -> dict[str, float]:
     sizes = {k: float(v) for k, v in _bytes_by_kind(nodes).items() if k != OTHER}
     sizes[ATTENTION] = kv_bytes_read(bundle.manifest.decoder, context + 1)
@@ -253,11 +268,13 @@ def _bytes_by_kind(nodes: Mapping[str, Node]) -> dict[str, int]:
 
 
 def _cells(
-    stage: str, x: int, runs: Sequence[Mapping[str, float]], limits: Mapping[str, float], note: str
+    stage: str, x: int, runs: Sequence[Mapping[str, float]], limits: Mapping[str, float], notes: Mapping[str, str]
 ) -> Iterator[Cell]:
     kinds = dict.fromkeys(kind for run in runs for kind in run)
     for kind in kinds:
         samples = tuple(run.get(kind, 0.0) for run in runs)
-        yield Cell(SCENARIO, OURS, f"{stage} {kind}", "s", samples, x=x, limit=limits.get(kind), note=note)
+        yield Cell(
+            SCENARIO, OURS, f"{stage} {kind}", "s", samples, x=x, limit=limits.get(kind), note=notes.get(kind, "")
+        )
     whole = tuple(sum(run.values()) for run in runs)
-    yield Cell(SCENARIO, OURS, f"{stage} all", "s", whole, x=x, limit=limits.get("all"), note=note)
+    yield Cell(SCENARIO, OURS, f"{stage} all", "s", whole, x=x, limit=limits.get("all"), note=notes.get("all", ""))

@@ -68,6 +68,7 @@ def test_a_prefill_and_a_step_are_split_without_a_rest_unaccounted_for(native_bu
             assert all(c.summary.minimum > 0 for name, c in parts.items() if not name.endswith(REST))
     more, less = (found["decode attention", x].limit for x in (96.0, 64.0))
     assert more is not None and less is not None and "beside" in found["decode attention", 96.0].note
+    assert "of the bf16 peak" in found["prefill attention", 64.0].note
     assert found["prefill head", 64.0].limit is None  # one row: no limit of arithmetic
 
 
