@@ -6,12 +6,21 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gog_edge.bench.report import format_place
 from gog_edge.bench.result import Cell
 from gog_edge.errors import BenchError
 
 OURS = "#0b7285"
 LIMIT = "#c92a2a"
-PALETTE = (OURS, "#e8590c", "#5f3dc4", "#2b8a3e", "#868e96", "#e64980", "#a6761d", "#1c7ed6")
+PALETTE = ("#e64980", "#a6761d", "#1c7ed6", "#495057", "#82c91e")
+SUBJECTS = {  # the same in all plots of a page
+    "gog-edge": OURS,
+    "llama.cpp": "#e8590c",
+    "openvino-genai": "#5f3dc4",
+    "openvino-genai:sdpa": "#9775fa",
+    "onnxruntime-genai": "#2b8a3e",
+    "transformers": "#868e96",
+}
 SCALES = {"B": (2.0**-20, "MiB")}  # of units that are not shown as they are measured
 
 
@@ -33,7 +42,8 @@ def _figure(draw: Callable[[Any], None], width: float = 7.5, height: float = 3.2
 
 def _colours(cells: Sequence[Cell]) -> dict[str, str]:
     subjects = sorted({c.subject for c in cells}, key=lambda s: (s != "gog-edge", s))
-    return {s: PALETTE[i % len(PALETTE)] for i, s in enumerate(subjects)}
+    others = [s for s in subjects if s not in SUBJECTS]
+    return {s: SUBJECTS.get(s) or PALETTE[others.index(s) % len(PALETTE)] for s in subjects}
 
 
 def stages(cells: Sequence[Cell]) -> str:
@@ -137,23 +147,30 @@ def _legend_below(axes: Any, columns: int) -> None:
 def growth(cells: Sequence[Cell], xlabel: str) -> str:
     """Lines over `x` on logarithmic axes, the median with its range; the roofline dashed."""
     colours = _colours(cells)
+    scale, unit = SCALES.get(cells[0].unit, (1.0, cells[0].unit))
+    places = sorted({c.x for c in cells if c.x is not None})
 
     def draw(axes: Any) -> None:
         for subject, colour in colours.items():
             mine = sorted((c for c in cells if c.subject == subject), key=lambda c: c.x or 0)
             x = [c.x for c in mine]
-            axes.plot(x, [c.summary.p50 for c in mine], "o-", color=colour, label=subject)
-            axes.fill_between(
-                x, [c.summary.minimum for c in mine], [c.summary.maximum for c in mine], color=colour, alpha=0.2
+            axes.plot(x, [scale * c.summary.p50 for c in mine], "o-", color=colour, label=subject)
+            least, most = (
+                [scale * end for end in ends] for ends in zip(*((min(c.samples), max(c.samples)) for c in mine))
             )
-            bound = [(c.x, c.limit) for c in mine if c.limit is not None]
+            axes.fill_between(x, least, most, color=colour, alpha=0.2)
+            bound = [(c.x, scale * c.limit) for c in mine if c.limit is not None]
             if bound:
                 axes.plot(*zip(*bound), "--", color=LIMIT, label=f"limit ({subject})")
         axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [format_place(x) for x in places])
+        axes.minorticks_off()
         if min(min(c.samples) for c in cells) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel(xlabel)
-        axes.set_ylabel(f"{cells[0].stage} ({cells[0].unit})")
+        axes.set_ylabel(f"{cells[0].stage} ({unit})")
         axes.legend(frameon=False)
 
     return _figure(draw)

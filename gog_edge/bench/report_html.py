@@ -15,9 +15,19 @@ from gog_edge.bench.suite import BESIDE
 from gog_edge.codec import encode
 from gog_edge.files import write_text
 
+_AXES = {  # what a scenario's curves grow with
+    "growth-context": "tokens of context",
+    "growth-images": "images",
+    "growth-pixels": "megapixels",
+    "questions": "questions about one frame",
+    "camera": "frames a second",
+    "index": "entries",
+    "operators": "tokens of context",
+    "search": "seconds that a provider takes",
+}
 _STYLE = """
 :root { color-scheme: light; --ink: #212529; --soft: #868e96; --line: #dee2e6; --ours: #0b7285; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .15rem .7rem; text-align: right; vertical-align: top; }
@@ -25,11 +35,13 @@ td:first-child, th:first-child, .text { text-align: left; }
 td:first-child { white-space: nowrap; } th { color: var(--soft); font-weight: 500; }
 tr.ours td { color: var(--ours); font-weight: 600; } .soft { color: var(--soft); }
 svg { max-width: 100%; height: auto; } .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
+.plots > div { flex: 1 1 30rem; max-width: 45rem; min-width: 0; }
 .ratios { margin-bottom: 1rem; }
-.cells td:nth-child(3), .cells td:last-child { text-align: left; } .cells { display: block; overflow-x: auto; }
-.cells td { white-space: nowrap; }
-.cells td:last-child { white-space: normal; color: var(--soft); font-weight: 400; }
- .better { color: #2b8a3e; } .worse { color: #c92a2a; }
+.cells { display: block; overflow-x: auto; font-size: .85rem; }
+.cells td, .cells th { padding: .1rem .5rem; } .cells td { white-space: nowrap; }
+.cells td:nth-child(3), .cells td:last-child { text-align: left; }
+.cells td:last-child { white-space: normal; min-width: 12rem; color: var(--soft); font-weight: 400; }
+.better { color: #2b8a3e; } .worse { color: #c92a2a; }
 details { margin-top: 2rem; } pre { overflow: auto; }
 """
 
@@ -99,8 +111,8 @@ def _scenario(name: str, cells: list[Cell]) -> str:
     for unit in dict.fromkeys(c.unit for c in flat if c.unit != "tokens"):
         drawn.append(plots.stages([c for c in flat if c.unit == unit]))
     curves = [c for c in cells if c.x is not None]
-    for stage in dict.fromkeys(c.stage for c in curves):
-        drawn.append(plots.growth([c for c in curves if c.stage == stage], name))
+    for stage in dict.fromkeys(c.stage for c in curves if c.unit != "tokens"):
+        drawn.append(plots.growth([c for c in curves if c.stage == stage], _AXES.get(name, name)))
     totals = [c for c in flat if c.stage == "total" and len(c.samples) > 2]
     if totals:
         drawn.append(plots.distribution(totals))
