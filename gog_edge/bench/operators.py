@@ -25,7 +25,7 @@ from gog_edge.bench.alone import Alone, DecoderFile
 from gog_edge.bench.kernels import peaks
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
-from gog_edge.bench.statistics import percentile, seconds_of
+from gog_edge.bench.statistics import percentile, settled
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
 from gog_edge.runtime.decoder import Decoder
@@ -192,8 +192,8 @@ def _decode(
     rounds: list[dict[str, float]] = []
     reads = [read_rate(buffer, threads)]
     for _ in range(repeats):
-        found = {kind: _median([seconds_of(one.run) for _ in range(STEPS)]) for kind, one in alone.items()}
-        whole = _median([_run(decoder, cache, context, 1).seen for _ in range(STEPS)])
+        found = {kind: _median(settled(one.run, STEPS)) for kind, one in alone.items()}
+        whole = _median(settled(lambda: _run(decoder, cache, context, 1), STEPS))
         rounds.append({**found, REST: whole - sum(found.values())})
         reads.append(read_rate(buffer, threads))
     engine.close()

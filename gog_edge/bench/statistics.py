@@ -17,6 +17,16 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def settled(call: Callable[[], object], runs: int) -> list[float]:
+    """Seconds of each of `runs` calls, after a pause and one call that does not count.
+
+    Idle workers of other sessions spin for some milliseconds after their last run, on the cores that this one needs.
+    """
+    time.sleep(0.05)
+    call()
+    return [seconds_of(call) for _ in range(runs)]
+
+
 @dataclass(frozen=True)
 class Summary:
     """One measured quantity. `samples` are kept, in the order in which they were taken."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import read_rate
-from gog_edge.bench.statistics import percentile, seconds_of
+from gog_edge.bench.statistics import percentile, settled
 from gog_edge.errors import BenchError
 from gog_edge.runtime.engines.ort_options import usable_cores
 from gog_edge.runtime.ops import DOMAIN, VERSION, library, packing
@@ -97,7 +97,7 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
 def _together(rows: Sequence[_Row], runs: int = 3) -> float:
     """10^9 bytes a second of all rows at once, each in a session and a thread of its own; the best of `runs`."""
     with ThreadPoolExecutor(len(rows)) as pool:
-        best = min(seconds_of(lambda: list(pool.map(_Row.run, rows))) for _ in range(runs))
+        best = min(settled(lambda: list(pool.map(_Row.run, rows)), runs))
     return sum(row.nbytes for row in rows) / best / 1e9
 
 
@@ -136,7 +136,7 @@ class _Row:
 
     def rate(self, runs: int = 3) -> float:
         """10^9 bytes of weights and scales a second, the best of `runs`."""
-        return self.nbytes / min(seconds_of(self.run) for _ in range(runs)) / 1e9
+        return self.nbytes / min(settled(self.run, runs)) / 1e9
 
     def run(self) -> None:
         """All nodes once."""
