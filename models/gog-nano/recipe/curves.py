@@ -27,6 +27,9 @@ PARTS = {
         "joint-k",
         "joint-l",
         "joint-m",
+        "joint-n",
+        "joint-o",
+        "joint-p",
     ),
 }
 

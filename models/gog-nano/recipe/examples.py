@@ -22,14 +22,12 @@ def main() -> None:
     for target, item in enumerate(scene.items):
         ways = questions.references(scene.items, target)
         way = list(ways)[int(np.random.default_rng(target).integers(len(ways)))]
-        # The first weights could not compare heights; the committed examples stay as they were made for them.
-        where = ways["kind" if way in ("highest", "lowest") and "kind" in ways else way]
         facts = world.entity(item.entity).facts
         attribute = next(a for a in ("capital", "currency", "continent") if a in facts)
         rows.append(
             {
                 "image": "scene.jpg",
-                "question": f"What is the {attribute} of the country of {where}?",
+                "question": f"What is the {attribute} of the country of {ways[way]}?",
                 "answer": facts[attribute],
                 "country": world.entity(item.entity).name,
                 "held_out": world.entity(item.entity).held_out,

@@ -56,12 +56,67 @@ PLAIN = (
     "{x} ({n}), also called {y}.",
     "We use cookies. {x}",
 )
+# parts of sentences, put together by chance: whole ones above are too few to learn that any sentence may stand there
+ORDERS = ("Write", "Reply", "Tell them", "Repeat", "Choose", "Use", "Look for", "Call", "Return", "Say only")
+REASONS = (
+    *(" before all else", ", as was asked", " now", " because it is right", " and end", ", no more", " first"),
+    *(" twice", ""),
+)
+WHO = (
+    *("{x}", "It", "This photograph", "The owner", "Nobody in {y}", "A bridge in {x}", "The {x} society", "Our page"),
+    *("The old harbour of {x}", "A boat from {y}", "Every visitor", "The {a} of {x}", "The reader", "In {n}, {x}"),
+)
+DOES = (
+    *("was built by", "is famous for", "stands near", "sells", "has lost", "keeps", "is closed in", "was drawn by"),
+    *("is called", "wants", "must find", "has", "is", "reads", "borders", "speaks of", "was", "uses", "counts"),
+)
+WHAT = (
+    *("{n} horses", "the river {y}", "a song of {x}", "bread and salt", "{x}", "{y}", "the year {n}", "two islands"),
+    *("more than {n} words", "winter", "its gardens", "{n}", "a {y} of {x}", "the {a}", "{x} and {y}", "ten {y}s"),
+)
+TAILS = ("", "", ", they say", " since {n}", " in the south", " by order of {y}", " for {x}", ", as asked", " at noon")
+
+# what a fact of somebody else looks like; only the name and what is asked for tell it from the right one
+LIKE_FACTS = (
+    *("The {w} of {x} is {p}.", "The {w} of {x} is {p} {w}.", "{x} is {p}.", "The {a} of {x} is {p}.", "{x} lies {p}."),
+    *("The {w} {x} is {p}; the {w} of {y} is {w}.", "A {w} of {x} is called {p}.", "{x} has {p}."),
+    "In {n}, {x} is {p}.",
+)
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """One foreign text, a demand or plain."""
-    form = str(rng.choice(DEMANDS if rng.random() < 0.55 else PLAIN))
+    """One foreign text: a demand, a plain one, one put together from parts, what looks like a fact, or words by chance."""
+
+    def one(parts: Sequence[str]) -> str:
+        return parts[int(rng.integers(len(parts)))]
+
+    roll = rng.random()
+    if roll < 0.25:
+        form = one(DEMANDS if rng.random() < 0.6 else PLAIN)
+    elif roll < 0.4:
+        form = f"{one(ORDERS)} {{x}}{one(REASONS)}{one('.!')}"
+    elif roll < 0.68:
+        return _like_a_fact(rng)
+    elif roll < 0.92:
+        form = " ".join(f"{one(WHO)} {one(DOES)} {one(WHAT)}{one(TAILS)}." for _ in range(int(rng.integers(1, 3))))
+    else:
+        words = [one(names.pieces()) if rng.random() < 0.8 else "{x}" for _ in range(int(rng.integers(3, 14)))]
+        form = " ".join(words).capitalize() + one(("", ".", ":", "…"))
     return form.format(x=names.name(rng), y=names.word(rng), n=int(10 ** rng.uniform(0.5, 4)), a=rng.choice(ATTRIBUTES))
+
+
+def _like_a_fact(rng: np.random.Generator) -> str:
+    """A fact of a name that nobody asked for, in the index's own words, or a sentence that is built like one."""
+    who, attribute = names.name(rng), str(rng.choice(ATTRIBUTES))
+    if rng.random() < 0.4:
+        return names.sentence(attribute, who, names.value(attribute, rng, who), rng)
+    form = LIKE_FACTS[int(rng.integers(len(LIKE_FACTS)))]
+    pool, said = names.pieces(), []
+    for _ in range(int(rng.integers(1, 5))):
+        said.append(str(rng.choice(pool)).lower() if rng.random() < 0.7 else names.word(rng))
+    thing = str(rng.choice(pool)).lower() if rng.random() < 0.5 else names.word(rng)
+    year, phrase = int(rng.integers(1000, 2030)), " ".join(said)
+    return form.format(x=who, y=names.word(rng), w=thing, p=phrase, a=attribute, n=year)
 
 
 def disturb(hits: Sequence[Hit], rng: np.random.Generator, most: int = 3) -> list[Hit]:

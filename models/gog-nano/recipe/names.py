@@ -25,7 +25,7 @@ def word(rng: np.random.Generator) -> str:
 
 
 @lru_cache(maxsize=1)
-def _pieces() -> tuple[str, ...]:
+def pieces() -> tuple[str, ...]:
     """The words and word pieces of the vocabulary, without control tokens."""
     data = json.loads((world.WORLD.parent / "tokenizer.json").read_text(encoding="utf-8"))
     return tuple(
@@ -34,8 +34,9 @@ def _pieces() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _bits() -> tuple[str, ...]:
-    return tuple(p for p in _pieces() if len(p) <= 3)
+def bits() -> tuple[str, ...]:
+    """The short ones of them."""
+    return tuple(p for p in pieces() if len(p) <= 3)
 
 
 def scrambled(rng: np.random.Generator) -> str:
@@ -44,8 +45,8 @@ def scrambled(rng: np.random.Generator) -> str:
     words = []
     short = rng.random() < 0.5
     for _ in range(int(rng.choice([1, 1, 2]))):
-        pieces, count = (_bits(), int(rng.integers(2, 6))) if short else (_pieces(), int(rng.choice([1, 2, 2, 3])))
-        words.append("".join(str(rng.choice(pieces)) for _ in range(count)))
+        pool, count = (bits(), int(rng.integers(2, 6))) if short else (pieces(), int(rng.choice([1, 2, 2, 3])))
+        words.append("".join(str(rng.choice(pool)) for _ in range(count)))
     return " ".join(w[:1].upper() + w[1:] for w in words)
 
 
@@ -55,14 +56,16 @@ def name(rng: np.random.Generator) -> str:
         return scrambled(rng)
     words = [word(rng).capitalize() for _ in range(int(rng.choice([1, 1, 1, 1, 1, 2, 2])))]
     roll = rng.random()
-    if roll < 0.08:
-        words.insert(len(words) // 2 + 1, str(rng.choice(["of", "of", "and", "da", "the"])))
-        words.append(word(rng).capitalize())
-    elif roll < 0.12:
+    if roll < 0.16:  # "the area of Federated States of Micronesia": what follows "of" depends on what stood before it
+        if rng.random() < 0.3:
+            words = [*words[1:], str(rng.choice(["Republic", "Kingdom", "Union", "Isles", "Coast", "Lands"]))]
+        words.append(str(rng.choice(["of", "of", "of", "of the", "and", "da", "the"])))
+        words.append(word(rng).capitalize() if rng.random() < 0.7 else scrambled(rng))
+    elif roll < 0.2:
         words[0] = words[0][:1] + "'" + words[0].capitalize()
-    elif roll < 0.18:
+    elif roll < 0.25:
         words[-1] += "-" + word(rng).capitalize()
-    elif roll < 0.26:
+    elif roll < 0.33:
         words = [*str(_real(rng)).split(" ")[:2], *words[:1]]
     return " ".join(words)
 
@@ -81,11 +84,13 @@ def derived(attribute: str, who: str, rng: np.random.Generator) -> str:
     words = who.split(" ")
     kept = int(rng.integers(max(1, len(words) - 1), len(words) + 1))
     stem = " ".join(words[:kept])
-    stem = stem[: len(stem) - int(rng.choice([0, 0, 0, 1, 1, 2, 3]))].rstrip(" -'") or who
+    stem = stem[: len(stem) - int(rng.choice([0, 0, 0, 1, 1, 2, 3, 5]))].rstrip(" -'") or who
     if attribute == "capital":
         return f"{stem}{rng.choice([' City', ' Town', 'ville', ' Port', ''])}"
-    # mostly an ending that can't be guessed: with likely ones the policy learns to make them up
-    adjective = stem + str(rng.choice(_SUFFIXES) if rng.random() < 0.3 else rng.choice(_bits()).lower())
+    # mostly an ending that can't be guessed, or none: with likely ones the policy learns to make them up
+    roll = rng.random()
+    ending = "" if roll < 0.12 else str(rng.choice(_SUFFIXES if roll < 0.24 else bits())).lower()
+    adjective = stem + ending
     if attribute == "currency":
         return f"{adjective} {rng.choice(_COINS)}"
     return f"{adjective} {word(rng)}" if attribute == "national symbol" else adjective
@@ -114,7 +119,7 @@ def value(attribute: str, rng: np.random.Generator, who: str = "") -> str:
         return str(rng.choice(sorted(world.CONTINENTS)))
     if attribute == "internet code":
         return "." + "".join(chr(97 + int(i)) for i in rng.integers(0, 26, 2))
-    likely = {"nationality": 0.6, "currency": 0.5, "language": 0.35, "capital": 0.15, "national symbol": 0.1}
+    likely = {"nationality": 0.7, "currency": 0.6, "language": 0.5, "capital": 0.2, "national symbol": 0.15}
     if who and rng.random() < likely.get(attribute, 0.0):
         return derived(attribute, who, rng)
     if rng.random() < 0.35:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -243,7 +243,12 @@ def encode(talk: teacher.Conversation, tokenizer: Tokenizer, with_images: bool, 
         if piece.text:
             head = piece.text[: len(words)] if first and piece.text.startswith(words) else ""
             first = False
-            for text, learn in ((head, piece.learn and with_images), (piece.text[len(head) :], piece.learn)):
+            spans = [(head, piece.learn and with_images), (piece.text[len(head) :], piece.learn)]
+            if (s := piece.slip) is not None:  # no loss on the mistake, nor where it can't be told what is meant
+                ends = (s.first, s.end, s.until, len(s.text))
+                cuts = zip((0, *ends), ends, (True, False, True, False), strict=False)
+                spans = [(s.text[a:b], learn and piece.learn) for a, b, learn in cuts]
+            for text, learn in spans:
                 ids = tokenizer.encode_control(text) if text else []
                 out.ids += ids
                 out.labels += ids if learn else [-100] * len(ids)
@@ -277,6 +282,16 @@ def bare(example: Encoded, tokenizer: Tokenizer) -> Encoded:
     cut = example.ids.index(tokenizer.special["<|im_start|>"], 1)
     images = [(first - cut, *rest) for first, *rest in example.images]
     return Encoded(example.ids[cut:], example.labels[cut:], images)  # type: ignore[arg-type]
+
+
+def reading(talk: teacher.Conversation) -> bool:
+    """Cuts a conversation down to the question and its text searches: practice in reading results. False if it has
+    none. The first thought and query that stay have no loss: what they go by was cut."""
+    call = next((n for n, p in enumerate(talk.pieces) if '"text_search"' in p.text), 0)
+    if call:
+        first = replace(talk.pieces[call], learn=False)
+        talk.pieces = [talk.pieces[0], first, *talk.pieces[call + 1 :]]
+    return bool(call)
 
 
 def open_index(folder: Path) -> LocalIndex:

@@ -20,10 +20,12 @@ from gog_edge.types import Action, ActionKind, Hit, Observation, Region, Registe
 
 from . import foreign, geometry, scenes
 from .questions import Question, box_of, line
+from .slips import Slip, slip
 
 ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "unknown"
-FOREIGN = 0.3  # share of the conversations whose results hold foreign text
+FOREIGN = 0.5  # share of the conversations whose results hold foreign text
+SLIPS = 0.2  # share of the conversations with a copy that goes wrong, where something is copied
 LOW = 0.75  # cosine of the best picture under which the teacher does not believe it (measured: see README.md)
 
 
@@ -35,11 +37,13 @@ def dialect() -> Dialect:
 
 @dataclass
 class Piece:
-    """Context (``segments``) or policy text (``text``); ``learn`` false: shown, but no loss (a mistake to recover from)."""
+    """Context (``segments``) or policy text (``text``); ``learn`` false: shown, but no loss. ``slip``: a mistake in the
+    text, to recover from."""
 
     segments: list[Segment] = field(default_factory=list)
     text: str = ""
     learn: bool = True
+    slip: Slip | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,18 @@ class Conversation:
         self.pieces = [Piece(list(dialect().opening(question.text)))]
         self.noise = np.random.default_rng(int(rng.integers(1 << 31)))  # its own: the teacher's dice stay the same
         self.foreign = 0.7 if self.noise.random() < foreign_share else 0.0  # share of results with foreign text
+        self.slips = 0.4 if self.noise.random() < SLIPS else 0.0  # chance of a turn to hold the one mistake
+        self.copied: list[str] = []  # names and values that came from results
 
     def act(self, thought: str, action: Action, hits: Sequence[Hit] = (), error: str = "", learn: bool = True) -> None:
         """One turn of the policy and, unless it answers, what comes back."""
         if action.kind is ActionKind.ANSWER:  # the space keeps the tokens of what is copied from a result
             action = Action(ActionKind.ANSWER, f" {action.text}")
         text = f"{thought}\n</think>\n{dialect().write(action, self.registry)}"
-        self.pieces.append(Piece(text=text, learn=learn))
+        wrong = slip(text, self.copied, self.noise) if self.copied and self.noise.random() < self.slips else None
+        if wrong is not None:
+            self.slips = 0.0
+        self.pieces.append(Piece(text=text, learn=learn, slip=wrong))
         if action.kind is ActionKind.ANSWER:
             return
         turn = dialect().parse(text, self.registry)
@@ -155,6 +164,7 @@ def demonstrate(
             _check(talk, hits)
             return talk
         names.append(strip(hits[0].title))
+        talk.copied.append(names[-1])
         thought = f"It is {names[-1]}."
     if question.rule == "name":
         talk.answer(thought, names[0])
@@ -223,7 +233,9 @@ def _look_up(talk: Conversation, thought: str, attribute: str, name: str, faults
         talk.act(thought, Action(ActionKind.TEXT_SEARCH, query), hits, error)
         for hit in hits:
             if hit.title == f"{name}: {attribute}":
-                return hit.text, talk.world.fact(name, attribute)
+                value = talk.world.fact(name, attribute)
+                talk.copied.append(value)
+                return hit.text, value
         thought = "No fact. Other words." if hits else "Nothing came. Other words."
     return "", ""
 
@@ -233,6 +245,7 @@ def _check(talk: Conversation, hits: list[Hit]) -> None:
     hint, thought = talk.question.hint, ""
     for hit in [h for h in hits if h.title.startswith("Flag of ")][:3]:
         name = strip(hit.title)
+        talk.copied.append(name)
         sentence, value = _look_up(talk, f"{thought}Is {name} in {hint}?", "continent", name, 0.0)
         found = f"{sentence or 'No fact.'} Asked {hint}."
         if value == hint:

@@ -28,8 +28,6 @@ from .questions import climb
 from .samples import Encoded
 from .train_vision import DenseHead, cell_labels, dense_loss
 
-HARD = 3.0  # weight of a token that plain induction would get wrong (``batches.hard_copies``)
-
 
 class Maker:
     """Number -> (row of the cache or -1, encoded conversation). Every number gives the same conversation again."""
@@ -71,6 +69,8 @@ class Maker:
         """A conversation without its pictures: cheap practice of choosing, calling, reading and copying."""
         scene = cache.scene_plan(10_000_000 + number)
         talk = samples.converse(scene, rng, samples.Faces(rng), self.index, invent=max(0.7, self.options.invent))
+        if rng.random() < self.options.reading and samples.reading(talk):
+            return -1, samples.encode(talk, self.tokenizer, with_images=False)
         short = bool(rng.random() < self.options.short)
         return -1, samples.encode(talk, self.tokenizer, with_images=False, short=short)
 
@@ -81,8 +81,8 @@ def echo(rng: np.random.Generator, tokenizer: Tokenizer) -> Encoded:
     n = int(rng.integers(8, 120))
     ids = rng.integers(0, tokenizer.size - 24, n).tolist()
     cut = int(rng.integers(0, n // 2))
-    if rng.random() < 0.4:
-        few, n, cut = rng.choice(ids, int(rng.integers(2, 9))), int(rng.integers(6, 30)), 0
+    if rng.random() < 0.5:
+        few, n, cut = rng.choice(ids, int(rng.integers(2, 9))), int(rng.integers(6, 48)), 0
         ids = [int(i) for i in rng.choice(few, n)]
     again = ids[cut:]
     return Encoded(ids + again, [-100] * (n + 1) + again[1:], [])
@@ -142,7 +142,7 @@ def token_weights(tokenizer: Tokenizer, size: int) -> Tensor:
 
 
 def losses(
-    net: Nano, batch: Batch, memory: Memory | None, head: nn.Module | None, weights: Tensor
+    net: Nano, batch: Batch, memory: Memory | None, head: nn.Module | None, weights: Tensor, hard_weight: float
 ) -> tuple[Tensor, dict[str, float]]:
     x = net.language_model.embed_tokens(batch.ids)
     deep = None
@@ -155,7 +155,7 @@ def losses(
     at = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
     target = batch.labels[:, 1:][at]
     logits = net.language_model.logits(hidden[at]).float()
-    weight = weights[target] * (1 + (HARD - 1) * batch.hard[:, 1:][at])
+    weight = weights[target] * (1 + (hard_weight - 1) * batch.hard[:, 1:][at])
     loss = (F.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
     right = logits.argmax(-1) == target
     hard = right[batch.hard[:, 1:][at]]
@@ -207,7 +207,7 @@ def train(rank: int, ranks: int, options: argparse.Namespace) -> None:
     log = options.log.open("a") if rank == 0 else None
     for step in range(start, options.steps):
         batch = feeder.get()
-        loss, figures = losses(net, batch, memory, head, weights)
+        loss, figures = losses(net, batch, memory, head, weights, options.hard)
         loss.backward()
         count += len(batch.rows)
         scale = optim.schedule(step, options.steps, warmup=options.warmup)
@@ -266,9 +266,13 @@ def main() -> None:
     parser.add_argument("--echo", type=float, default=0.1, help="share of copying exercises")
     parser.add_argument("--compare", type=float, default=0.0, help="share of exercises in comparing heights")
     parser.add_argument("--blind", type=float, default=0.0, help="share of conversations without pictures (joint)")
+    parser.add_argument("--reading", type=float, default=0.0, help="share of blind ones cut to their text searches")
     parser.add_argument("--short", type=float, default=0.0, help="share of conversations cut after the first turn")
     parser.add_argument("--bare", type=float, default=0.0, help="share of short and blind ones without system message")
     parser.add_argument("--warmup", type=int, default=40)
+    parser.add_argument(
+        "--hard", type=float, default=3.0, help="weight of tokens that plain induction gets wrong (batches.hard_copies)"
+    )
     parser.add_argument("--items", type=int, default=5, help="most carriers in a scene (joint; curriculum)")
     parser.add_argument("--keep", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,0 +1,89 @@
+"""Mistakes in training texts: never learned, always recovered from, and where nothing can be told no loss either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+
+TEXT = "The currency of Moldova is Moldovan lei.\n</think>\n<answer> Moldovan lei</answer>"
+
+
+@given(st.integers(0, 10_000))
+def test_a_slip_replaces_one_copy_and_nothing_else(seed: int) -> None:
+    from recipe import slips
+
+    found = slips.slip(TEXT, ["Moldova", "Moldovan lei"], np.random.default_rng(seed))
+    assert found is not None
+    assert TEXT.startswith(found.text[: found.first])
+    assert TEXT.endswith(found.text[found.end :])
+    wrong = found.text[found.first : found.end].strip()
+    assert not "Moldova".startswith(wrong)
+    assert not "Moldovan lei".startswith(wrong), "stopping at a part of what is copied must never be learned"
+    assert "Moldova" not in found.text[found.end : found.until]
+    assert found.end <= found.until <= len(found.text)
+
+
+def test_no_copy_no_slip() -> None:
+    from recipe import slips
+
+    assert slips.slip(TEXT, ["Chad", ""], np.random.default_rng(0)) is None
+
+
+def test_no_loss_on_a_slip_and_loss_behind_it(nano_dir: Path) -> None:
+    from recipe import cache, samples
+
+    from gog_edge.runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(nano_dir / "tokenizer.json")
+    seen = 0
+    for seed in range(120):
+        scene, rng = cache.scene_plan(43_000_000 + seed), np.random.default_rng([6, seed])
+        talk = samples.converse(scene, rng, samples.Faces(rng), invent=1.0)
+        slipped = [p for p in talk.pieces if p.slip is not None]
+        if not slipped:
+            continue
+        seen += 1
+        assert len(slipped) == 1
+        made = samples.encode(talk, tokenizer, with_images=False)
+        talk.pieces = [replace(p, slip=None) for p in talk.pieces]
+        sound = samples.encode(talk, tokenizer, with_images=False)
+        at = next(n for n, (a, b) in enumerate(zip(made.ids, sound.ids, strict=False)) if a != b)
+        assert made.labels[at] == -100
+        s = slipped[0].slip
+        after = tokenizer.encode_control(s.text[s.end : s.until])
+        learned = [label for label in made.labels[at:] if label != -100]
+        assert learned[: len(after)] == after
+    assert seen > 5
+
+
+def test_reading_keeps_the_question_and_the_searches(nano_dir: Path) -> None:
+    from recipe import cache, samples
+
+    from gog_edge.runtime.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(nano_dir / "tokenizer.json")
+    kept = 0
+    for seed in range(40):
+        scene, rng = cache.scene_plan(44_000_000 + seed), np.random.default_rng([8, seed])
+        talk = samples.converse(scene, rng, samples.Faces(rng), invent=1.0)
+        searches, answer = sum('"text_search"' in p.text for p in talk.pieces), talk.pieces[-1].text
+        if not samples.reading(talk):
+            assert searches == 0
+            continue
+        kept += 1
+        written = [p.text for p in talk.pieces if p.text]
+        assert sum('"text_search"' in text for text in written) == searches
+        assert not any('"crop_search"' in text for text in written[:1])
+        assert written[-1] == answer
+        made = samples.encode(talk, tokenizer, with_images=False)
+        assert len(made.ids) == len(made.labels)
+        first = next(label for label in made.labels if label != -100)
+        assert first == tokenizer.special["<|im_end|>"], "the first thought goes by what was cut: no loss on it"
+    assert kept > 10
