@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from gog_edge.errors import GrammarError
 from gog_edge.runtime.dialects.lark import for_tokenizer
 
+_MANY = 1024  # unused ids
+
 
 def available() -> bool:
     """Whether llguidance is installed."""
@@ -48,6 +50,8 @@ class TokenGrammar:
         self.end_tokens = frozenset(int(token) for token in end_tokens)
         ids = set(tokenizer.get_vocab(with_added_tokens=True).values())
         self.vocab_size = max(vocab_size, max(ids) + 1)
+        self._known: NDArray[np.bool_] = np.zeros(self.vocab_size, np.bool_)
+        self._known[sorted(ids)] = True
         self._llguidance = llguidance
         try:
             self._tokenizer = llguidance.LLTokenizer(
@@ -65,16 +69,23 @@ class TokenGrammar:
         matcher = self._llguidance.LLMatcher(self._tokenizer, for_tokenizer(lark, self.added_tokens), log_level=0)
         if matcher.is_error():
             raise GrammarError(f"the grammar can't be compiled: {matcher.get_error().strip()}")
-        return TokenConstraint(matcher, self.vocab_size, self.end_tokens)
+        return TokenConstraint(matcher, self._known, self.end_tokens)
 
 
 def _dense(source: str, ids: set[int]) -> str:
-    """The tokenizer with its unused ids named, as special tokens: llguidance takes vocabularies without gaps only."""
+    """The tokenizer with its unused ids named: llguidance takes vocabularies without gaps only.
+
+    A few become special tokens. Thousands (a synthetic checkpoint's) would take minutes so: they become ordinary words,
+    which `TokenConstraint` never allows.
+    """
     missing = sorted(set(range(max(ids))) - ids)
     if not missing:
         return source
     data = json.loads(source)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    if len(missing) > _MANY:
+        data["model"]["vocab"].update({f"<|unused_id_{i}|>": i for i in missing})
+        return json.dumps(data, ensure_ascii=False)
     unused = [{"id": i, "content": f"<|unused_id_{i}|>", **flags} for i in missing]
     data["added_tokens"] = sorted([*data["added_tokens"], *unused], key=lambda token: int(token["id"]))
     return json.dumps(data, ensure_ascii=False)
@@ -83,8 +94,9 @@ def _dense(source: str, ids: set[int]) -> str:
 class TokenConstraint:
     """What may follow in one turn. Made by `TokenGrammar.constraint`."""
 
-    def __init__(self, matcher: Any, vocab_size: int, end_tokens: frozenset[int]) -> None:
-        self._matcher, self._vocab_size, self._end_tokens = matcher, vocab_size, end_tokens
+    def __init__(self, matcher: Any, known: NDArray[np.bool_], end_tokens: frozenset[int]) -> None:
+        self._matcher, self._known, self._end_tokens = matcher, known, end_tokens
+        self._vocab_size = vocab_size = len(known)
         self._bits = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
         self._ended = False
         self._mask: NDArray[np.bool_] | None = None  # of the present position
@@ -102,7 +114,7 @@ class TokenConstraint:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check("mask")
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size]
-        self._mask = bits.astype(np.bool_)
+        self._mask = bits.astype(np.bool_) & self._known
         return self._mask
 
     def apply(self, logits: NDArray[np.float32]) -> None:
@@ -125,7 +137,7 @@ class TokenConstraint:
                 raise GrammarError(f"token {token} ends the turn inside an action")
             self._ended = True
             return
-        if not 0 <= token < self._vocab_size or self._matcher.validate_tokens([token]) != 1:
+        if not 0 <= token < self._vocab_size or not self._known[token] or self._matcher.validate_tokens([token]) != 1:
             raise GrammarError(f"token {token} may not follow here by the grammar")
         self._mask = None
         self._matcher.consume_token(token)

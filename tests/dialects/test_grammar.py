@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -49,6 +50,29 @@ def real() -> tuple[TokenGrammar, object]:
     """The real Qwen3 tokenizer, with the padded vocabulary of the checkpoints."""
     tokenizer = qwen3()
     return TokenGrammar(tokenizer, [151645, 151643], 151936), tokenizer
+
+
+@pytest.mark.parametrize("gap", [40, 150_000])
+def test_a_vocabulary_with_holes_is_ready_in_seconds_and_never_allows_them(gap: int) -> None:
+    from tokenizers import Tokenizer
+
+    data = tokenizer_json(1000)
+    for token in data["added_tokens"]:  # as a synthetic checkpoint has them: special tokens at the end of a wide table
+        token["id"] += gap
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    end = tokenizer.token_to_id("<|im_end|>")
+    start = time.perf_counter()
+    grammar = TokenGrammar(tokenizer, [end], 1100 + gap)
+    assert time.perf_counter() - start < 30  # minutes, when every hole was a special token
+    constraint = grammar.constraint("start: /(.|\\n)+/")
+    known = set(tokenizer.get_vocab(with_added_tokens=True).values())
+    allowed = set(np.flatnonzero(constraint.mask()).tolist())
+    assert len(allowed) > 100 and allowed <= known
+    hole = max(set(range(1000 + gap)) - known)
+    with pytest.raises(GrammarError, match="may not follow"):
+        constraint.accept(hole)
+    word = next(iter(allowed - {end}))
+    constraint.accept(word)
 
 
 def walk(constraint: TokenConstraint, ids: list[int]) -> int:
