@@ -53,12 +53,20 @@ def search_cells(subject: LocalSubject, repeats: int, latencies: Sequence[float]
     """What a search costs at the end of a call: started early, and only when it is asked for.
 
     Glance: the search with the whole image starts with the question; measured is how long the policy waits for it.
-    Gaze: search and encoding start when the box is closed, `AFTER_BOX` tokens before the end of the call, and the crop
-    is read while the search runs; measured is the time from the end of the call until the results are read. Of a
-    provider's time is hidden what it does not add to that of one that answers at once.
+    Gaze: see `gaze_cells`.
     """
     for seconds in latencies:
         yield from _glance_cells(subject, repeats, seconds)
+    yield from gaze_cells(subject, repeats, latencies)
+
+
+def gaze_cells(subject: LocalSubject, repeats: int, latencies: Sequence[float]) -> Iterator[Cell]:
+    """The time from the closed box, `AFTER_BOX` tokens before the end of the call, until the results are read.
+
+    Early, search and encoding start with the closed box (and take their share of the processor from the policy, which
+    writes on), and the crop is read while the search runs. Of a provider's time is hidden what it does not add to
+    that of one that answers at once.
+    """
     found: dict[tuple[str, float], list[float]] = {}
     ahead: dict[float, list[float]] = {}
     for run in range(repeats):
@@ -71,7 +79,7 @@ def search_cells(subject: LocalSubject, repeats: int, latencies: Sequence[float]
                 if name == OURS:
                     ahead.setdefault(seconds, []).append(left)
     for (name, seconds), samples in found.items():
-        yield Cell("search", name, "gaze: end of the call to results read", "s", tuple(samples), x=seconds)
+        yield Cell("search", name, "gaze: closed box to results read", "s", tuple(samples), x=seconds)
     for seconds in latencies:
         yield Cell("search", OURS, "gaze: start to end of the call", "s", tuple(ahead[seconds]), x=seconds)
         added = [slow - at_once for slow, at_once in zip(found[OURS, seconds], found[OURS, 0.0])]
@@ -122,7 +130,7 @@ class _Gaze:
         self._closed: Mark = subject.session.mark()
 
     def measure(self, seconds: float, prefetch: Prefetch) -> tuple[float, float]:
-        """(from the closed box to the end of the call, from there until the results are read) in seconds."""
+        """(from the closed box to the end of the call, from the closed box until the results are read) in seconds."""
         subject, session = self._subject, self._subject.session
         session.rewind(self._closed)
         subject.model.vision.cache.clear()
@@ -139,7 +147,7 @@ class _Gaze:
         session.run()
         read = time.perf_counter()
         actor.finish()
-        return called - start, read - called
+        return called - start, read - start
 
     def _wording(self, observations: Sequence[Observation]) -> list[Segment]:
         return self._dialect.observe(Turn("", (GAZE,), ""), observations, images=self._subject.session.images)
