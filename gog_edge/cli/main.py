@@ -72,6 +72,7 @@ def run(args: Sequence[str] | None = None) -> int:
     _prepare_streams()
     try:
         code = cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
+        sys.stdout.flush()  # a full disk is found here, not by the interpreter when nobody can report it any more
     except click.exceptions.Exit as e:
         return e.exit_code
     except click.UsageError as e:
@@ -88,16 +89,24 @@ def run(args: Sequence[str] | None = None) -> int:
     except GogEdgeError as e:
         return _report(e)
     except BrokenPipeError:
-        # the reader of our output went away (| head): not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader went away (| head): not an error of ours
         return 0
     except OSError as e:
         if e.filename is None and e.errno is None:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         name = f"{e.filename}: " if e.filename else ""
         return _report(GogEdgeError(f"{name}{e.strerror or e}"))
     # without stand-alone mode click returns the code of an Exit instead of raising it
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """What still waits to be written to stdout can't be; the interpreter is not to try again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_streams() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,12 +53,15 @@ def test_no_answer_is_exit_code_1_and_nothing_on_stdout(
     assert "no answer: the deadline passed" in err
 
 
-def test_a_full_disk_under_stdout_is_one_line(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_under_stdout_is_one_line(tiny_bundle: Path, form: list[str], unbuffered: str) -> None:
     if not Path("/dev/full").exists():
         return
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "gog_edge", "inspect", str(tiny_bundle)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        command = [sys.executable, "-m", "gog_edge", "inspect", str(tiny_bundle), *form]
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
     assert done.returncode == 2
     assert done.stderr == "gog-edge: No space left on device\n"
 
