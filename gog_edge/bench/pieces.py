@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gog_edge.bench.camera import Stream, camera_cells
 from gog_edge.bench.cropping import crop_cells
+from gog_edge.bench.exporting import export_cells
 from gog_edge.bench.indexing import index_cells
 from gog_edge.bench.operators import operator_cells
 from gog_edge.bench.ours import LocalSubject
@@ -24,12 +25,13 @@ from gog_edge.runtime.loader import load as load_agent
 @dataclass(frozen=True)
 class Given:
     """What a scenario has to work with. `roofline`: the machine's limits, None where they were not measured. `stream`:
-    what the camera shows."""
+    what the camera shows. `checkpoint`: what is exported."""
 
     bundle: Path | None
     repeats: int
     roofline: Roofline | None = None
     stream: Stream = field(default_factory=Stream)
+    checkpoint: Path | None = None
 
     def path(self) -> Path:
         """The bundle, of which there must be one."""
@@ -98,6 +100,15 @@ def index(given: Given) -> Iterator[Cell]:
     yield from index_cells(given.repeats)
 
 
+def export(given: Given) -> Iterator[Cell]:
+    """A checkpoint to int8 and to int4: seconds, memory, size of the bundle."""
+    if given.checkpoint is None:
+        raise BenchError(
+            "this scenario needs a checkpoint: --checkpoint DIR (gog-edge bench make-checkpoint makes one)"
+        )
+    yield from export_cells(given.checkpoint, given.repeats)
+
+
 def operators(given: Given) -> Iterator[Cell]:
     """A prefill of 512 tokens and a decoding step at 1k and 16k, operator by operator, beside their limits."""
     yield from operator_cells(given.path(), given.repeats, given.roofline)
@@ -116,6 +127,7 @@ PIECES: dict[str, Piece] = {
     "camera": camera,
     "search": search,
     "index": index,
+    "export": export,
     "operators": operators,
     "weights": weights,
 }

@@ -58,6 +58,7 @@ command.add_command(peers_command)
 @command.command("run")
 @click.argument("scenarios", nargs=-1)
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to measure.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="What the export scenario exports.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
 @click.option("--peer-model", "models", multiple=True, metavar="NAME=DIR", help="What a peer reads; may be repeated.")
@@ -76,6 +77,7 @@ command.add_command(peers_command)
 def run(
     scenarios: tuple[str, ...],
     bundle: Path | None,
+    checkpoint: Path | None,
     engine: str | None,
     compare: str | None,
     models: tuple[str, ...],
@@ -106,10 +108,12 @@ def run(
     for name in scenarios:
         if name not in known:
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
-    chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and (bundle is not None or n == "crop"))
+    needs = dict.fromkeys(known, bundle) | {"crop": ".", "export": checkpoint}
+    chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and needs[n] is not None)
     skipped: dict[str, str] = {}
     peers = create_all(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
-    wanted = _Wanted(chosen, bundle, engine, peers, repeats, warmup, most, out, stream_of(camera), not no_roofline)
+    stream = stream_of(camera)
+    wanted = _Wanted(chosen, bundle, checkpoint, engine, peers, repeats, warmup, most, out, stream, not no_roofline)
     report = _measure(wanted, skipped)
     if not report.cells:
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
@@ -132,6 +136,7 @@ class _Wanted:
 
     scenarios: Sequence[str]
     bundle: Path | None
+    checkpoint: Path | None
     engine: str | None
     peers: Sequence[WorkerSubject]
     repeats: int | None
@@ -215,7 +220,8 @@ def _scenarios(
             for name in wanted.scenarios:
                 tell(name)
                 if name in PIECES:
-                    yield _fixed(_piece(name, Given(wanted.bundle, repeats or 5, limits, wanted.stream), skipped))
+                    given = Given(wanted.bundle, repeats or 5, limits, wanted.stream, wanted.checkpoint)
+                    yield _fixed(_piece(name, given, skipped))
                     continue
                 if ours is None and not peers:
                     skipped[name] = "no bundle was given (--bundle DIR)"

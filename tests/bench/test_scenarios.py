@@ -174,5 +174,5 @@ def test_every_piece_says_what_it_is_and_what_it_needs() -> None:
     for name, piece in PIECES.items():
         assert piece.__doc__
         if name not in ("crop", "index", "weights"):
-            with pytest.raises(BenchError, match="--bundle"):
+            with pytest.raises(BenchError, match="--checkpoint" if name == "export" else "--bundle"):
                 list(piece(Given(None, 1)))
