@@ -43,7 +43,9 @@ def mistake(right: str, before: str, rng: np.random.Generator) -> str:
     """``right`` with an end of its own, half of the time said again and again, with or without the words before it."""
     ending = "".join(str(rng.choice(names.bits())) for _ in range(int(rng.integers(1, 4)))).lower()
     kept = right[: int(rng.integers(0, len(right)))] if rng.random() < 0.5 else right
-    wrong = kept + ending  # never a mere beginning of it: nobody is to stop there
+    wrong = kept + ending
+    if right.startswith(wrong):  # never a mere beginning of it: nobody is to stop there
+        wrong = right + ending
     if rng.random() < 0.4:
         return wrong
     roll = rng.random()
