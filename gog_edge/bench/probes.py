@@ -118,7 +118,9 @@ class EnergyMeter:
 
     def _integrate(self) -> None:
         then = time.monotonic()
-        while not self._stop.wait(self.interval):
+        ended = False
+        while not ended:
+            ended = self._stop.wait(self.interval)  # what is left of the last interval counts as well
             now = time.monotonic()
             for name, files in self._rails.items():
                 watts = rail_watts(files)

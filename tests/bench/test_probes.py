@@ -49,12 +49,12 @@ def test_a_rail_needs_voltage_and_current(jetson: Path) -> None:
 
 def test_rails_are_integrated_over_time(jetson: Path) -> None:
     meter = EnergyMeter(jetson, interval=0.01)
-    meter.start()
     start = time.monotonic()
+    meter.start()
     time.sleep(0.2)
     joules = meter.stop()["rail:VDD_IN"]
     seconds = time.monotonic() - start
-    assert 10 * 0.1 < joules <= 10 * seconds
+    assert 10 * 0.2 <= joules <= 10 * seconds
 
 
 def test_rapl_counters_may_wrap(tmp_path: Path) -> None:
