@@ -18,25 +18,43 @@ from gog_edge.errors import BenchError
 from gog_edge.runtime.engines import ort_weights
 from gog_edge.runtime.engines.ort_cache import PAST
 from gog_edge.runtime.engines.ort_options import OrtOptions, session_options, usable_cores
-from gog_edge.runtime.ops import DOMAIN, library
+from gog_edge.runtime.ops import DOMAIN, VERSION, library
 
 _RESIDUAL = 4  # input of LinearW4 and LinearW8 that is another node's output
+
+
+def read_graph(path: Path) -> Any:
+    """The graph of an ONNX file, without its external weights.
+
+    Raises:
+        BenchError: the onnx package is missing.
+    """
+    try:
+        import onnx
+    except ImportError as e:
+        raise BenchError("reading a graph's operators needs onnx: pip install 'gog-edge[export]'") from e
+    return onnx.load(str(path), load_external_data=False).graph
+
+
+def random_rows(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    """What may stand in a cache or an input: int8 of the whole range, floats from -0.5 to 0.5."""
+    if dtype == np.int8:
+        return rng.integers(-127, 128, shape, np.int8)
+    return (rng.random(shape, np.float32) - 0.5).astype(dtype)
 
 
 class DecoderFile:
     """A native decoder graph and its weights in memory, in huge pages where the runtime would have them there."""
 
-    def __init__(self, path: Path) -> None:
-        """Read both.
+    def __init__(self, path: Path, graph: Any) -> None:
+        """Read the weights of `graph`, which stands in `path`.
 
         Raises:
-            BenchError: the onnx package is missing, or the graph has no native operators.
+            BenchError: the graph has no native operators.
         """
-        try:
-            import onnx
-        except ImportError as e:
-            raise BenchError("reading a graph's operators needs onnx: pip install 'gog-edge[export]'") from e
-        self.graph: Any = onnx.load(str(path), load_external_data=False).graph
+        from onnx import numpy_helper
+
+        self.graph = graph
         if not any(node.domain == DOMAIN for node in self.graph.node):
             raise BenchError("this bundle was exported without native operators (--ops stock)")
         self.inputs = {i.name: i for i in self.graph.input}
@@ -44,7 +62,7 @@ class DecoderFile:
         self.weights: dict[str, NDArray[Any]] = dict(zip(names, arrays))
         for tensor in self.graph.initializer:
             if tensor.name not in self.weights:
-                self.weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+                self.weights[tensor.name] = numpy_helper.to_array(tensor)
 
 
 class Alone:
@@ -100,7 +118,7 @@ def _extract(file: DecoderFile, nodes: Sequence[Any], context: int) -> tuple[byt
         for name, array in feeds.items()
     ]
     outputs = [helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, None) for n in range(len(made))]
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
     graph = helper.make_graph(made, "alone", inputs, outputs)
     model: ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     data: bytes = model.SerializeToString()
@@ -126,6 +144,4 @@ def _noise(rng: np.random.Generator, info: Any, context: int) -> NDArray[Any]:
     shape = tuple(d.dim_value or (context + 1 if d.dim_param == "cap" else 1) for d in info.type.tensor_type.shape.dim)
     if dtype == np.int32:
         return np.full(shape, context, np.int32)  # seqlens_k
-    if dtype == np.int8:
-        return rng.integers(-127, 128, shape, np.int8)
-    return rng.random(shape, np.float32).astype(dtype)
+    return random_rows(rng, shape, dtype)

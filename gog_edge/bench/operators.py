@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gog_edge.bench.alone import Alone, DecoderFile
+from gog_edge.bench.alone import Alone, DecoderFile, random_rows, read_graph
 from gog_edge.bench.kernels import peaks
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
@@ -67,17 +67,8 @@ class Run:
         return {**self.kinds, BETWEEN: between, AROUND: max(self.seen - self.inside, 0.0)}
 
 
-def graph_nodes(path: Path) -> dict[str, Node]:
-    """By name: what each node of the graph file is for. Weights are named after the checkpoint's tensors.
-
-    Raises:
-        BenchError: the onnx package is missing.
-    """
-    try:
-        import onnx
-    except ImportError as e:
-        raise BenchError("reading a graph's operators needs onnx: pip install 'gog-edge[export]'") from e
-    graph = onnx.load(str(path), load_external_data=False).graph
+def graph_nodes(graph: Any) -> dict[str, Node]:
+    """By name: what each node of a graph is for. Weights are named after the checkpoint's tensors."""
     sizes = {t.name: _nbytes(t) for t in graph.initializer}
     nodes = {}
     for node in graph.node:
@@ -133,7 +124,8 @@ def operator_cells(
         BenchError: a bundle without native operators, or no onnx package.
     """
     bundle = Bundle.open(path)
-    graph = bundle.path(bundle.manifest.graphs["decoder"].file)
+    stored = bundle.path(bundle.manifest.graphs["decoder"].file)
+    graph = read_graph(stored)
     nodes = graph_nodes(graph)
     contexts = [n for n in contexts if n + ROWS + STEPS <= bundle.manifest.decoder.max_context]
     reason = library.available()
@@ -142,7 +134,7 @@ def operator_cells(
         limits = _prefill_limits(bundle, nodes, roofline, n)
         split = [run.split() for run in runs]
         yield from _cells("prefill", n, split, limits, {ATTENTION: _own_peak(bundle, split, peak, n)})
-    file = DecoderFile(graph)
+    file = DecoderFile(stored, graph)
     for n in contexts:
         rounds, reads = _decode(bundle, nodes, file, n, repeats)
         note = f"read {min(reads):.1f} to {max(reads):.1f} GB/s beside"
@@ -209,14 +201,8 @@ def _fill(cache: KvCache, tokens: int) -> None:
     rng = np.random.default_rng(1)
     for start in range(0, tokens, 1024):
         stop = min(start + 1024, tokens)
-        rows = [_noise(rng, view) for view in cache.read(start, stop)]
+        rows = [random_rows(rng, view.shape, view.dtype) for view in cache.read(start, stop)]
         cache.write(start, rows)
-
-
-def _noise(rng: np.random.Generator, like: Any) -> Any:
-    if like.dtype == np.int8:
-        return rng.integers(-127, 128, like.shape, np.int8)
-    return (rng.random(like.shape, np.float32) - 0.5).astype(like.dtype)
 
 
 def _run(decoder: Decoder, cache: KvCache, past: int, rows: int) -> Run:

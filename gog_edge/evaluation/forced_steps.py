@@ -75,15 +75,19 @@ def _forced(constraint: TokenConstraint, ids: Sequence[int]) -> int:
     return forced
 
 
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Of a tokenizer.json, or of the folder that one is in."""
+    return Tokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+
+
 @click.command()
 @click.argument("tokenizer", type=click.Path(path_type=Path, exists=True))
 def command(tokenizer: Path) -> None:
     """Count forced tokens of every shipped dialect with TOKENIZER, a tokenizer.json or a bundle."""
-    path = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-    loaded = Tokenizer.load(path)
+    loaded = load_tokenizer(tokenizer)
     end = loaded.special.get("<|im_end|>")
     if end is None:
-        raise UsageError(f"{path}: has no <|im_end|>; a Qwen tokenizer is needed")
+        raise UsageError(f"{tokenizer}: has no <|im_end|>; a Qwen tokenizer is needed")
     grammar = TokenGrammar(loaded.backend, [end])
     total: dict[str, dict[str, tuple[int, int]]] = {}
     for name in dialects.names():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from gog_edge.evaluation.forced_steps import ACTIONS, PHOTO
+from gog_edge.evaluation.forced_steps import ACTIONS, PHOTO, load_tokenizer
 from gog_edge.runtime import dialects
 from gog_edge.runtime.ahead import guesses
 from gog_edge.runtime.dialects import Dialect
@@ -68,7 +68,7 @@ def _count(parts: Sequence[EncodedPart]) -> int:
 @click.argument("tokenizer", type=click.Path(path_type=Path, exists=True))
 def command(tokenizer: Path) -> None:
     """Count what every shipped dialect lets read ahead with TOKENIZER, a tokenizer.json or a bundle."""
-    loaded = Tokenizer.load(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
+    loaded = load_tokenizer(tokenizer)
     total: dict[str, dict[str, dict[str, object]]] = {}
     for name in dialects.names():
         dialect = dialects.load(name)

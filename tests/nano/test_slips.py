@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,14 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 TEXT = "The currency of Moldova is Moldovan lei.\n</think>\n<answer> Moldovan lei</answer>"
+
+
+def talks(first: int, count: int) -> Iterator[Any]:
+    from recipe import cache, samples
+
+    for seed in range(first, first + count):
+        rng = np.random.default_rng(seed)
+        yield samples.converse(cache.scene_plan(seed), rng, samples.Faces(rng), invent=1.0)
 
 
 @given(st.integers(0, 10_000))
@@ -41,15 +51,13 @@ def test_no_copy_no_slip() -> None:
 
 
 def test_no_loss_on_a_slip_and_loss_behind_it(nano_dir: Path) -> None:
-    from recipe import cache, samples
+    from recipe import samples
 
     from gog_edge.runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(nano_dir / "tokenizer.json")
     seen = 0
-    for seed in range(120):
-        scene, rng = cache.scene_plan(43_000_000 + seed), np.random.default_rng([6, seed])
-        talk = samples.converse(scene, rng, samples.Faces(rng), invent=1.0)
+    for talk in talks(43_000_000, 120):
         slipped = [p for p in talk.pieces if p.slip is not None]
         if not slipped:
             continue
@@ -68,15 +76,13 @@ def test_no_loss_on_a_slip_and_loss_behind_it(nano_dir: Path) -> None:
 
 
 def test_reading_keeps_the_question_and_the_searches(nano_dir: Path) -> None:
-    from recipe import cache, samples
+    from recipe import samples
 
     from gog_edge.runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(nano_dir / "tokenizer.json")
     kept = 0
-    for seed in range(40):
-        scene, rng = cache.scene_plan(44_000_000 + seed), np.random.default_rng([8, seed])
-        talk = samples.converse(scene, rng, samples.Faces(rng), invent=1.0)
+    for talk in talks(44_000_000, 40):
         searches, answer = sum('"text_search"' in p.text for p in talk.pieces), talk.pieces[-1].text
         if not samples.reading(talk):
             assert searches == 0

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +32,7 @@ def ignore_progress(count: int) -> None:
 
 
 @dataclass
-class LinearStore:
+class LinearStore(ABC):
     """What all targets share. `shared`: float32 matrices that lie in another file of the bundle already.
 
     `stats` gives a tensor's calibration by weight name; `progress` is told the weight values done.
@@ -44,9 +45,9 @@ class LinearStore:
     progress: Progress = ignore_progress
     shared: dict[str, Blob] = field(default_factory=dict)
 
+    @abstractmethod
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
         """x [n, columns] @ weight.T + biases, by the recipe's scheme for this role and name; of x's type."""
-        raise NotImplementedError
 
     def gated(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value | None:
         """silu(gate) * up of a stacked [gate; up] in one node; None where there is no such node."""
