@@ -88,6 +88,12 @@ def explain(sentence: str) -> dict[str, float]:
     return {name: weight for name, weight, _ in _cues(fold(sentence)[0])}
 
 
+def sentences(text: str) -> Iterator[str]:
+    """The sentences and blocks that a text is judged by, in the folded view."""
+    view, _ = fold(text)
+    return (view[start:end] for start, end in _units(view))
+
+
 def fold(text: str) -> tuple[str, list[int] | None]:
     """The view that cues are looked for in, and where in `text` each of its characters stands (None: where it is)."""
     if text.isascii():
