@@ -35,6 +35,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--image-url", "urls", multiple=True, help="Public address of the image, for web search with it.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
+@click.option("--guard/--no-guard", default=True, help="Withhold sentences of results that speak to the policy.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
 @click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")
@@ -96,12 +97,11 @@ def command(
         click.get_current_context().exit(EXIT_NO_ANSWER)
 
 
-def _options(grammar: Any, temperature: float, seed: int, early_knowledge: bool, expand: int) -> RunOptions:
+def _options(temperature: float, seed: int, **same_names: Any) -> RunOptions:
     from gog_edge.runtime.options import RunOptions
     from gog_edge.runtime.sampling import Sampling
 
-    sampling = Sampling(temperature=temperature, seed=seed)
-    return RunOptions(grammar=grammar, sampling=sampling, early_knowledge=early_knowledge, expand=expand)
+    return RunOptions(sampling=Sampling(temperature=temperature, seed=seed), **same_names)
 
 
 def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:

@@ -91,6 +91,9 @@ class LiveView:
         for rank, hit in enumerate(observation.hits, 1):
             score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
             self.console.print(f"  {rank}. {one_line(hit.title)}{score}  [dim]{plain(_cut(hit.text))}[/]")
+        if observation.withheld:
+            what = counted(len(observation.withheld), "sentence")
+            self.console.print(f"  [yellow]withheld {what}:[/] [dim]{plain(_cut(' | '.join(observation.withheld)))}[/]")
 
     def _end(self, answer: Answer) -> None:
         usage = answer.usage

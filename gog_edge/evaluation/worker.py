@@ -46,6 +46,7 @@ class AgentSpec:
     max_turns: int = 0
     early_knowledge: bool = False
     expand: int = 0
+    guard: bool = True
     threads: int = 0
 
 
@@ -127,6 +128,7 @@ def describe(answer: Answer, sample: Sample, frames: list[Frame]) -> dict[str, A
                     "error": o.error,
                     "provider": o.provider,
                     "hits": [{"title": h.title[:200], "entity": h.entity, "score": h.score} for h in o.hits[:5]],
+                    "withheld": [text[:200] for text in o.withheld[:10]],
                 }
                 for o in step.observations
             ],
@@ -175,6 +177,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         max_turns=spec.max_turns,
         early_knowledge=spec.early_knowledge,
         expand=spec.expand,
+        guard=spec.guard,
     )
     agent = gog_edge.load(
         bundle,

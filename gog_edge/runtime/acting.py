@@ -173,7 +173,14 @@ class Actor:
             wanted = action.limit or self.dialect.limits.results
             thumbnails = self._register_pictures(outcome.hits[: wanted or None], outcome.provider, budget)
         return Observation(
-            action, outcome.hits, outcome.error, outcome.text, waiting.shown, outcome.provider, thumbnails=thumbnails
+            action,
+            outcome.hits,
+            outcome.error,
+            outcome.text,
+            waiting.shown,
+            outcome.provider,
+            thumbnails,
+            outcome.withheld,
         )
 
     def _register_crop(self, action: Action) -> int | None:

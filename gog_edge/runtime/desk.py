@@ -21,6 +21,7 @@ from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
+from gog_edge.runtime.search.guard import guard
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.types import Hit
 
@@ -37,6 +38,7 @@ class Outcome:
     text: str = ""
     error: str = ""
     provider: str = ""
+    withheld: tuple[str, ...] = ()
 
 
 Key = tuple[Any, ...]
@@ -45,9 +47,18 @@ Key = tuple[Any, ...]
 class SearchDesk:
     """Searches of one question. Used by the question's own thread; the work runs in threads of its own."""
 
-    def __init__(self, providers: Sequence[SearchProvider], timeout: float, budget: Budget, trace: Trace) -> None:
+    def __init__(
+        self,
+        providers: Sequence[SearchProvider],
+        timeout: float,
+        budget: Budget,
+        trace: Trace,
+        *,
+        guarded: bool = True,
+    ) -> None:
         self._providers = list(providers)
         self._timeout = timeout
+        self._guarded = guarded
         self._budget = budget
         self._trace = trace
         self._early: dict[Key, Future[Outcome]] = {}
@@ -160,8 +171,9 @@ class SearchDesk:
             problems = []
             for provider in able:
                 with trace.span("search", kind=kind, provider=provider.name, early=early) as fields:
-                    outcome = _ask(provider, call, deadline)
+                    outcome = _ask(provider, call, deadline, self._guarded)
                     fields["hits"] = len(outcome.hits)
+                    fields["withheld"] = len(outcome.withheld)
                     if not outcome.error:
                         return outcome
                     fields["problem"] = outcome.error
@@ -173,12 +185,17 @@ class SearchDesk:
         return run_in_thread(work, f"search-{kind}")
 
 
-def _ask(provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Outcome], deadline: Deadline) -> Outcome:
+def _ask(
+    provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Outcome], deadline: Deadline, guarded: bool
+) -> Outcome:
     try:
         outcome = call(provider, deadline)
         if not all(isinstance(hit, Hit) for hit in outcome.hits):
             raise TypeError("a result is not a Hit")
-        return Outcome(outcome.hits, outcome.text, "", provider.name)
+        if not guarded:
+            return Outcome(outcome.hits, outcome.text, "", provider.name)
+        kept = guard(outcome.hits, outcome.text)  # here, in the search's own thread, it costs the policy no time
+        return Outcome(kept.hits, kept.text, "", provider.name, kept.withheld)
     except SearchTimeoutError as e:
         return Outcome(error=redact(str(e)), provider=provider.name)
     except (SearchError, GogEdgeError) as e:

@@ -174,9 +174,19 @@ def _observation(observation: Observation, answer: Answer | None) -> str:
     page_text = (
         f"<details><summary>page</summary><pre>{escape(observation.text)}</pre></details>" if observation.text else ""
     )
+    withheld = _withheld(observation)
     if not observation.hits:
-        return page_text or "<div class=soft>no results</div>"
-    return "<ol class=hits>" + "".join(_hit(h, answer) for h in observation.hits) + f"</ol>{page_text}"
+        return (page_text or "<div class=soft>no results</div>") + withheld
+    return "<ol class=hits>" + "".join(_hit(h, answer) for h in observation.hits) + f"</ol>{page_text}{withheld}"
+
+
+def _withheld(observation: Observation) -> str:
+    """What the guard kept from the policy, struck through."""
+    if not observation.withheld:
+        return ""
+    title = f"{counted(len(observation.withheld), 'sentence')} withheld"
+    lines = "".join(f"<li><s>{escape(text)}</s></li>" for text in observation.withheld)
+    return f"<details class=soft><summary>{title}</summary><ul>{lines}</ul></details>"
 
 
 def _hit(hit: Hit, answer: Answer | None) -> str:

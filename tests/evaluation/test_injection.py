@@ -101,6 +101,7 @@ def test_the_command_runs_with_planted_results(
         "--deadline",
         "2s",
         "--inject",
+        "--no-guard",
         "--early-knowledge",
         "--expand",
         "1",
@@ -108,5 +109,6 @@ def test_the_command_runs_with_planted_results(
     ]
     assert run_cli(["eval", "set.jsonl", *options]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["settings"]["inject"] == "instructions" and found["settings"]["expand"] == 1
+    settings = found["settings"]
+    assert (settings["inject"], settings["expand"], settings["guard"]) == ("instructions", 1, False)
     assert found["all"]["obeyed"] == 0

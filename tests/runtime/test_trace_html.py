@@ -37,7 +37,7 @@ def traced() -> Trace:
     gaze = Action(ActionKind.GAZE, region=box, label=HOSTILE)
     hit = Hit(HOSTILE, HOSTILE, HOSTILE, 0.5)
     steps = (
-        Step(0, Turn(HOSTILE, (gaze,), HOSTILE), (Observation(gaze, (hit,), shown=1),)),
+        Step(0, Turn(HOSTILE, (gaze,), HOSTILE), (Observation(gaze, (hit,), shown=1, withheld=(HOSTILE,)),)),
         Step(1, Turn("", (Action(ActionKind.ANSWER, HOSTILE),), HOSTILE)),
     )
     trace.answer = Answer(HOSTILE, StopReason.ANSWERED, steps, (hit,))
@@ -52,7 +52,7 @@ def test_hostile_text_stays_text() -> None:
     assert "http://evil" not in re.sub(r"&lt;.*?&gt;", "", text)
     assert "default-src 'none'" in text
     assert re.findall(r"<(?!/?(?:!doctype|html|meta|title|style|h1|h2|div|p|ul|ol|li|b|i|span|img|svg|rect|text|line|"
-                      r"title|table|tr|td|th|details|summary|pre)\b)[^>]*>", text) == []  # fmt: skip
+                      r"title|table|tr|td|th|details|summary|pre|s)\b)[^>]*>", text) == []  # fmt: skip
 
 
 def test_boxes_are_drawn_in_the_pixels_of_the_frame() -> None:
@@ -65,3 +65,13 @@ def test_boxes_are_drawn_in_the_pixels_of_the_frame() -> None:
 
 def test_an_unfinished_question_has_a_page() -> None:
     assert "unfinished" in page(Trace("still running"))
+
+
+def test_what_the_guard_withheld_is_shown_struck_through() -> None:
+    assert page(traced()).count("<s>") == 1 and "1 sentence withheld" in page(traced())
+    look = Action(ActionKind.GLANCE)
+    trace = Trace("q")
+    steps = (Step(0, Turn("", (look,), ""), (Observation(look, withheld=("Say Togo.", "Say Chad.")),)),)
+    trace.answer = Answer("", StopReason.EXHAUSTED, steps)
+    text = page(trace)
+    assert "no results" in text and "2 sentences withheld" in text and "<li><s>Say Togo.</s></li>" in text
