@@ -48,6 +48,7 @@ FAULTS: dict[str, dict[str, str]] = {
     },
     "deepeyes-v2": {
         "unreadable": _UNREADABLE,
+        "arguments where none belong": _call("image_search", "{}"),
         "no query": _call("search", "{}"),
         "other code": _CODE.format("print(1)"),
         "an empty box": _CODE.format("plt.imshow(image_1.crop((5, 5, 5, 9)))"),

@@ -126,6 +126,13 @@ def test_deepeyes_takes_the_last_call_and_any_answer() -> None:
     assert only(read("just words", [PHOTO])) == Action(ActionKind.ANSWER, "just words")
 
 
+def test_vision_deepresearch_carries_out_a_call_beside_an_answer() -> None:
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": ["a"]}}\n</tool_call>'
+    for text in (f"{call}<answer>b</answer>", f"<answer>b</answer>{call}"):
+        assert kinds(dialects.load("vision-deepresearch").parse(text, [PHOTO])) == ["text_search"]
+    assert kinds(dialects.load("vision-deepresearch").parse("<answer>b</answer>", [PHOTO])) == ["answer"]
+
+
 def test_vrag_boxes_are_pixels_of_the_last_image_and_padded() -> None:
     page = RegisteredImage(1, 2000, 1000, 500, 250, None, 1)
     action = only(dialects.load("vrag-rl").parse("<bbox>[100, 50, 200, 100]</bbox>", [PHOTO, page]))

@@ -82,6 +82,13 @@ def test_deepeyes_v2() -> None:
         f"<|im_end|>\n{USER}Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\n\n```\n\nImages:\n"
         f"{IMAGE_TEXT}{ASSISTANT}<think>"
     )
+    call = '{"name": "image_search", "arguments": {}}'
+    assert reply("deepeyes-v2", f"<tool_call>\n{call}\n</tool_call>") == (
+        f"<|im_end|>\n{USER}Error: Invalid tool call parameters for image search: {call}.{ASSISTANT}<think>"
+    )
+    assert dialects.load("deepeyes-v2").write(Action(ActionKind.GLANCE), [PHOTO]) == (
+        '<tool_call>\n{"name": "image_search"}\n</tool_call>'
+    )
     text = reply("deepeyes-v2", "<code>\n```python\nimport os\nos.system('ls')\n```\n</code>")
     assert "Code execution result:\nstdout:\n```\n\n```\n\nstderr:\n```\nImport is not allowed\n```" in text
 
@@ -93,6 +100,12 @@ def test_qwen_agent() -> None:
     search = '<tool_call>\n{"name": "image_search", "arguments": {"img_idx": 7}}\n</tool_call>'
     text = reply("qwen-agent", search, [Hit("Tower", "High.", image="http://i/1.jpg")], thumbnails=[1])
     assert f'<tool_response>\n[1] "http://i/1.jpg" Tower\nHigh.{IMAGE_TEXT}\n</tool_response>' in text
+    assert f"<tool_response>\n\n</tool_response>{ASSISTANT}" in reply("qwen-agent", search, error="down")
+    text = reply("qwen-agent", '<tool_call>\n{"name": "image_search", "arguments": {"img\n</tool_call>')
+    assert "An error occurred when calling tool `image_search`:\nValueError: Parameters must be formatted" in text
+    text = reply("qwen-agent", call.replace('"label": "a", ', ""))
+    assert "An error occurred when calling tool `image_zoom_in_tool`:\nValidationError: 'label' is a required" in text
+    assert "Error: Invalid input image " in reply("qwen-agent", call.replace('"img_idx": 0', '"img_idx": 7'))
     assert "Tool other does not exists." in reply("qwen-agent", '<tool_call>\n{"name": "other"}\n</tool_call>')
 
 
@@ -156,6 +169,11 @@ def test_vision_deepresearch() -> None:
     assert text == f"<|im_end|>\n{USER}<tool_response>\n{body}\n</tool_response>{ASSISTANT}"
     nothing = "Error: Invalid content format. Content must contain <tool_call> or <answer> tags. Let's try again."
     assert reply("vision-deepresearch", "hm") == f"<|im_end|>\n{USER}{nothing}{ASSISTANT}"
+    assert plain(dialects.load("vision-deepresearch").forced_answer()).endswith(
+        f"{USER}You have reached the maximum number of reasoning rounds (50). Based on all the information gathered so "
+        "far, please provide your best final answer now in the format: <think>your final thinking</think>\n"
+        f"<answer>your answer</answer>{ASSISTANT}"
+    )
     broken = "<tool_response>\n[Json Parse Error]: Tool call is not a valid JSON.\n</tool_response>"
     assert broken in reply("vision-deepresearch", "<tool_call>{oops</tool_call>")
 
@@ -169,6 +187,16 @@ def test_opensearch_vl() -> None:
     call = '<tool_call>{"name": "text_search", "arguments": {"query": "q", "top_k": 1}}</tool_call>'
     text = reply("opensearch-vl", call, [Hit("A", "Facts.", "http://u"), Hit("B", "x", "y")])
     assert "Tool execution result:\n[Passage 1]\nTitle: A\nURL: http://u\nSummary:\nFacts.\n</observation>" in text
+    for name, arguments, error in (
+        ("zap", "{}", "Unknown tool: 'zap'"),
+        ("text_search", "{}", "'q' is required for text_search."),
+        ("text_search", '{"q": ""}', "'q' is required for text_search."),
+        ("crop", '{"x": 1, "y": 2, "width": 3, "height": 4}', "'image' is required for crop."),
+        ("crop", '{"image": "img_1", "x": 1, "y": 2, "width": 0, "height": 4}', "width and height must be positive integers."),
+        ("crop", '{"image": "img_7", "x": 1, "y": 2, "width": 3, "height": 4}', "Failed to load image 'img_7'."),
+    ):  # fmt: skip
+        text = reply("opensearch-vl", f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>')
+        assert f"{USER}<observation>\nTool execution error:\n{error}\n</observation>{ASSISTANT}" in text
     call = '<tool_call>{"name": "image_search", "arguments": {"url": "img_1"}}</tool_call>'
     text = reply("opensearch-vl", call, [Hit('A "quoted" title', "", "s")])
     assert '[{"title": "A \\"quoted\\" title", "source": "s"}]' in text

@@ -60,6 +60,25 @@ def test_forced_answers(make_agent: MakeAgent, frame: Frame, name: str) -> None:
     assert (answer.text, answer.stop) == ("fish", StopReason.FORCED)
 
 
+@pytest.mark.parametrize(("name", "results"), [("vrag-rl", 10), ("webwatcher", 12)])
+def test_the_last_of_all_results_asks_for_the_answer(
+    make_agent: MakeAgent, frame: Frame, name: str, results: int
+) -> None:
+    """The systems' own count: so many results come back, and the round after the last one is the answer."""
+    demand = "please answer the question now with answer in <answer> ... </answer>"
+    calls = [f"<think>a</think>{load(name).write(Action(ActionKind.TEXT_SEARCH, f'q {n}'), [])}" for n in range(99)]
+    prompts: list[str] = []
+
+    def script(prompt: str) -> list[str]:
+        prompts.append(prompt)
+        return [*calls[:results], "<think>b</think><answer>fish</answer>"]
+
+    answer = make_agent(script, [FakeProvider([Hit("Heron", "eats fish")])], dialect=name, **SMALL).ask(frame, "q")
+    assert (answer.text, answer.stop, len(answer.steps)) == ("fish", StopReason.ANSWERED, results + 1)
+    turns = prompts[-1].split("<|im_start|>user\n")[1:]  # the question, then the results
+    assert [demand in turn for turn in turns] == [False] * results + [True]
+
+
 @pytest.mark.parametrize("name", [n for n in names() if load(n).grammar() and load(n).spec.actions[0].kind != "answer"])
 def test_the_grammar_changes_no_answer_and_saves_a_step_a_forced_token(
     make_agent: MakeAgent, frame: Frame, name: str

@@ -179,6 +179,8 @@ class _Writer:
         return close if action.content == "none" else f"WORDS {close}"
 
     def _arguments_part(self, action: ActionSpec) -> str:
+        if action.bare:
+            return '""'
         key = self.spec.parse.arguments_key
         body = f'", \\"{key}\\": " ({self._object(action)})'
         return f"({body})?" if not action.args else body

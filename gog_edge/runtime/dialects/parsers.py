@@ -30,6 +30,8 @@ class Problem:
     error: str = ""
     tool: str = ""
     call: str = ""
+    missing: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _tool_calls(text: str, actions: Sequence[ActionSpec], spec: ParseSpec) -> It
             calls = _json_calls(_without_code(inner))
         except ValueError as error:
             detail = str(error) if closed else f"no {spec.call_close} at the end"
-            yield Found(start, end, None, problem=Problem("malformed", detail, "", raw), call=raw)
+            named = re.search(rf'"{re.escape(spec.name_key)}"\s*:\s*"([^"\n]+)"', raw)
+            problem = Problem("malformed", detail, named.group(1)[:60] if named else "", raw)
+            yield Found(start, end, None, problem=problem, call=raw)
             continue
         for call in calls:
             yield _tool_call(call, names, spec, start, end, raw)
@@ -169,6 +173,9 @@ def _tool_call(call: Any, names: Mapping[str, ActionSpec], spec: ParseSpec, star
     action = names.get(name)
     if action is None:
         return Found(start, end, None, problem=Problem("unknown_tool", "", name[:60], raw), call=raw)
+    if action.bare and call.get(spec.arguments_key) is not None:
+        problem = Problem("surplus", f"{name} takes no {spec.arguments_key}", name, raw)
+        return Found(start, end, action, problem=problem, call=raw)
     arguments = call.get(spec.arguments_key) or {}
     if isinstance(arguments, str):
         try:
@@ -198,7 +205,8 @@ def _with_values(action: ActionSpec, arguments: Mapping[Any, Any], start: int, e
         if role not in values:
             key = action.args[role]
             missing = key if isinstance(key, str) else ", ".join(key)
-            problem = Problem("argument", f"'{missing}' is missing", action.name, raw)
+            first = missing if isinstance(key, str) else next((k for k in key if arguments.get(k) is None), key[0])
+            problem = Problem("argument", f"'{missing}' is missing", action.name, raw, first)
             return Found(start, end, action, values, problem, raw)
     return Found(start, end, action, values, call=raw)
 

@@ -18,7 +18,7 @@ FrameName = Literal["family", "unit", "thousand", "shown", "original"]
 
 
 RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
-REPLY_NAMES = ("error", "tool", "call")
+REPLY_NAMES = ("error", "tool", "call", "missing", "image")
 SYSTEM_NAMES = ("tools", "image_count", "date")
 USER_NAMES = ("question", "images", *SYSTEM_NAMES)
 
@@ -73,6 +73,7 @@ class ActionSpec:
     `unused` is a role for keys that the policy writes and nobody reads.
     `required`: roles that must be present. `listed`: queries, addresses and images are written as lists; `many`: each
     item of a list is an action of its own (else the first one counts).
+    `bare`: a call without an arguments key; one that has it gets `replies.surplus`.
     `image_out_of_range`: overrides [images]. `kind` refuse: known, answered with `replies.refused`.
     """
 
@@ -87,6 +88,7 @@ class ActionSpec:
     required: tuple[str, ...] = ()
     listed: bool = False
     many: bool = False
+    bare: bool = False
     image_out_of_range: Literal["", "refuse", "last", "default"] = ""
 
 
@@ -96,7 +98,8 @@ class ParseSpec:
 
     `think_open`, `think_close`: tags of the reasoning. `scope`: where actions are looked for; after_think falls back
     to the whole turn when the reasoning is not closed. `pick`: which calls of a turn count. `answer`: first (a call
-    before the answer cancels it), wins (an answer anywhere ends the question) or last (only if nothing follows it).
+    before the answer cancels it), wins (an answer anywhere ends the question), last (only if nothing follows it) or
+    alone (only in a turn without a call).
     `at_end`: a call counts only as the last thing of the turn. `cut`: what follows this text is not read.
     `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
     action is: an error, or the answer itself.
@@ -106,7 +109,7 @@ class ParseSpec:
     think_close: str = "</think>"
     scope: Literal["after_think", "all"] = "after_think"
     pick: Literal["all", "first", "last"] = "all"
-    answer: Literal["first", "wins", "last"] = "first"
+    answer: Literal["first", "wins", "last", "alone"] = "first"
     at_end: bool = False
     cut: str = ""
     otherwise: Literal["error", "answer"] = "error"
@@ -219,14 +222,16 @@ class ObserveSpec:
 class RepliesSpec:
     """[replies] what the policy is told when a call can't be used; `call` is what it wrote. Defaults: `malformed`.
 
-    `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (missing, of the
-    wrong type), `box`, `image`, `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
+    `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (`missing`, or of the
+    wrong type), `surplus` (arguments of a `bare` call), `box`, `image` (`image`: the name that no image has),
+    `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
     """
 
     nothing: Wording = wording("error")
     malformed: Wording = wording(*REPLY_NAMES)
     unknown_tool: Wording = wording(*REPLY_NAMES)
     argument: Wording = wording(*REPLY_NAMES)
+    surplus: Wording = wording(*REPLY_NAMES)
     box: Wording = wording(*REPLY_NAMES)
     image: Wording = wording(*REPLY_NAMES)
     refused: Wording = wording(*REPLY_NAMES)
@@ -248,7 +253,8 @@ class ForcedSpec:
 class Limits:
     """[limits] Counts are per question; 0 means none. Pixels are after smart_resize (width times height).
 
-    `turns`: generation rounds before the forced answer. `calls`: searches, crops and visits together.
+    `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
+    asked for. `calls`: searches, crops and visits together.
     `image_searches`: glance and gaze. `turn_tokens`/`total_tokens`: generated in one turn / in all.
     `errors_in_row`: INVALID turns in a row before the forced answer.
     """

@@ -77,6 +77,8 @@ class TurnReader:
             "error": cut(problem.error, 400),
             "tool": problem.tool,
             "call": cut(problem.call, 400),
+            "missing": problem.missing,
+            "image": cut(problem.image, 60),
         }
         return Action(ActionKind.INVALID, wording.plain(values), label=problem.reply)
 
@@ -102,6 +104,7 @@ class TurnReader:
                 spec.answer == "wins"
                 or (spec.answer == "first" and not before)
                 or (spec.answer == "last" and not any(f.start > answer.start for f in calls))
+                or (spec.answer == "alone" and not calls)
             ):
                 return [answer]
             calls = before if spec.answer == "first" else calls
@@ -138,11 +141,11 @@ class TurnReader:
         except _NeedsBoxError as error:
             return self.invalid(Problem("ground", "", spec.name, str(error)))
         except ImageReferenceError as error:
-            return self.invalid(Problem("image", str(error), spec.name, call))
+            return self.invalid(Problem("image", str(error), spec.name, call, image=_string(values, "image")))
         except RegionError as error:
             return self.invalid(Problem("box", str(error), spec.name, call))
         except DialectError as error:
-            return self.invalid(Problem("argument", str(error), spec.name, call))
+            return self.invalid(Problem("argument", str(error), spec.name, call, _key(spec, "query", "url")))
 
     def _understood(self, spec: ActionSpec, values: Mapping[str, Any]) -> Action:
         kind = _KINDS[spec.kind]
@@ -183,6 +186,12 @@ def _split(spec: ActionSpec, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     if spec.many and "box" in values:
         out = [{**one, "box": box} for one in out for box in boxes_of(values["box"])]
     return out[:MAX_ACTIONS]
+
+
+def _key(spec: ActionSpec, *roles: str) -> str:
+    """The key of the first of `roles` that the call has."""
+    keys = next((spec.args[role] for role in roles if role in spec.args), "")
+    return keys if isinstance(keys, str) else keys[0]
 
 
 def _limit(value: Any) -> int | None:

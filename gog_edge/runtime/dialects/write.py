@@ -37,7 +37,9 @@ def write_action(spec: DialectSpec, frame: CoordinateFrame, action: Action, imag
     arguments = _arguments(spec, form, action, numbers)
     if form.via == "json":
         return form.open + json.dumps(arguments, ensure_ascii=False) + form.close
-    call = {spec.parse.name_key: form.name, spec.parse.arguments_key: arguments}
+    call: dict[str, Any] = {spec.parse.name_key: form.name}
+    if not form.bare:
+        call[spec.parse.arguments_key] = arguments
     return f"{spec.parse.call_open}\n{json.dumps(call, ensure_ascii=False)}\n{spec.parse.call_close}"
 
 
