@@ -1,6 +1,7 @@
 """`make docs`: the Markdown pages as HTML under build/docs, every link and every command in them checked.
 
-python docs/build.py            # write the pages; exit code 1 if a link leads nowhere or a command does not exist
+python docs/build.py            # write the pages; exit code 1 if a link leads nowhere, a command does not exist, or an
+                                # option is on no page
 python docs/build.py --check    # check only
 """
 
@@ -57,6 +58,23 @@ def problems() -> Iterator[str]:
             problem = _wrong(line)
             if problem:
                 yield f"{page}: {line}: {problem}"
+
+
+def unnamed_options() -> Iterator[str]:
+    """One line for each option of a command that no page names, long or short."""
+    from gog_edge.cli.main import cli
+
+    text = "\n".join((ROOT / page).read_text("utf-8") for page in pages())
+    words = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text))
+    left: list[tuple[str, click.Command]] = [("gog-edge", cli)]
+    for path, command in left:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            found = ((name, command.get_command(context, name)) for name in command.list_commands(context))
+            left += [(f"{path} {name}", c) for name, c in found if c is not None]
+        for option in command.params:
+            if isinstance(option, click.Option) and not words & {*option.opts, *option.secondary_opts}:
+                yield f"{path} {option.opts[0]} is named on no page"
 
 
 def build() -> None:
@@ -153,7 +171,7 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         build()
         print(f"{len(pages())} pages in {OUT.relative_to(ROOT)}")
-    wrong = list(problems())
+    wrong = [*problems(), *unnamed_options()]
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
 

@@ -24,6 +24,15 @@ def test_links_and_commands_of_the_documentation(docs: ModuleType) -> None:
     assert list(docs.problems()) == []
 
 
+def test_every_option_is_named_on_a_page(docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(docs.unnamed_options()) == []
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("`index build --force`, not `--forced` or `x--kind`; `-k`\n")
+    found = list(docs.unnamed_options())
+    assert "gog-edge index build --kind is named on no page" in found
+    assert not [line for line in found if "--force" in line or "index search -k" in line]
+
+
 def test_what_is_wrong_is_found(docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text(

@@ -61,7 +61,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--judge-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the judge's key.")
 @click.option("--summary", type=_PATH, help="Write the summary as JSON.")
 @click.option("--gallery", type=_PATH, help="Write an HTML page of the failures.")
-@click.option("--gallery-limit", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--gallery-limit", type=click.IntRange(min=1), default=100, show_default=True, help="Failures on it.")
 @click.option("--report", "report_only", is_flag=True, help="Ask nothing; report what --out holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
 def command(
@@ -106,6 +106,7 @@ def command(
     settings, rows = read_results(out)
     wanted = {s.id for s in samples}
     rows = [r for r in rows if str(r["id"]) in wanted]
+    _say_errors([str(r["error"]) for r in rows if r.get("error")])
     verdicts = _judge(rows, judge_url, judge_model, judge_key_env, out) if judge_url else None
     _report(rows, settings, verdicts, before, summary, as_json)
     if gallery is not None:
@@ -186,6 +187,17 @@ def _run(
             run_samples(samples, spec, results, workers=workers, progress=step)
     finally:
         results.close()
+
+
+def _say_errors(errors: Sequence[str]) -> None:
+    """Why questions have no answer at all: the commonest reasons; a column of the table only counts them."""
+    from collections import Counter
+
+    shown = Counter(errors).most_common(3)
+    for error, count in shown:
+        stderr().print(f"[yellow]no answer to {count}[/] {plain(error)}")
+    if others := len(errors) - sum(count for _, count in shown):
+        stderr().print(f"[yellow]no answer to {others} more[/] see `error` in the results")
 
 
 def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, out: Path) -> dict[str, bool]:

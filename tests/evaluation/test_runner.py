@@ -25,7 +25,7 @@ from gog_edge.evaluation.report import group, summarise, table_rows, wilson
 from gog_edge.evaluation.results import ResultsFile, read_results
 from gog_edge.evaluation.runner import run_samples
 from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
-from tests.evaluation.fakes import make_agent, make_broken, own_dataset
+from tests.evaluation.fakes import make_agent, make_broken, own_dataset, write_lines
 from tests.search import server as web
 from tests.search.server import WebServer
 
@@ -249,6 +249,18 @@ def test_the_command_measures_a_real_bundle(
     assert json.loads(capsys.readouterr().out)["all"]["n"] == 2
     assert run_cli(["eval", "set.jsonl", *options, "--seed", "3"]) == 2
     assert "seed: 0 then, 3 now" in capsys.readouterr().err
+
+
+def test_questions_that_can_not_be_asked_are_told(
+    tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": n, "image": f"gone{n}.jpg", "question": "q", "answers": ["a"]} for n in range(5)]
+    write_lines(tmp_path / "set.jsonl", *rows)
+    assert run_cli(["eval", "set.jsonl", "--bundle", str(tiny_bundle)]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "no answer to 1 DatasetError: picture 'gone0.jpg' is not in" in err
+    assert "no answer to 2 more see `error` in the results" in err
 
 
 @pytest.mark.parametrize(
