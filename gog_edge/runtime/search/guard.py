@@ -16,13 +16,12 @@ unit: it runs to its own closing mark, or else to the end of its line.
 from __future__ import annotations
 
 import re
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from gog_edge.runtime.search.guard_cues import CHAT_END, CUES, LOOK_ALIKES, MARK, TRIGGERS
+from gog_edge.runtime.search.guard_cues import cues, fold
 from gog_edge.types import Hit
 
 THRESHOLD = 4.0
@@ -32,9 +31,8 @@ MAX_BLOCK = 4000  # characters; a block whose closing mark is farther away ends 
 MAX_HEADER = 20  # characters between a chat mark and the line end behind its role
 ROUNDS = 4  # a text made so that each withholding uncovers another is withheld whole after so many
 
-_STOP = r"[.!?;\u2026][\"')\]]{0,3}(?:\s+|$)|\u3002|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]\s*"
+_STOP = r"[.!?;\u2026](?P<quote>[\"')\]]{0,3})(?:\s+|$)|\u3002|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]\s*"
 _CLAUSE_END = r"[,:|>)\]]\s*|\s[-/*~=_#.]+\s+"
-_EXPENSIVE = ("<", "&", "[", "{", "#", "\\")  # cues that are no words begin with these
 
 
 @dataclass(frozen=True)
@@ -85,30 +83,13 @@ def inspect(text: str) -> tuple[str, tuple[str, ...]]:
 
 def explain(sentence: str) -> dict[str, float]:
     """The cues that one sentence holds, with their weights: why it is withheld, or not."""
-    return {name: weight for name, weight, _ in _cues(fold(sentence)[0])}
+    return {cue.name: cue.weight for cue in cues().search(fold(sentence)[0])}
 
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences and blocks that a text is judged by, in the folded view."""
-    view, _ = fold(text)
-    return (view[start:end] for start, end in _units(view))
-
-
-def fold(text: str) -> tuple[str, list[int] | None]:
-    """The view that cues are looked for in, and where in `text` each of its characters stands (None: where it is)."""
-    if text.isascii():
-        return text.lower(), None
-    folded = [_fold(letter) for letter in text]
-    if all(len(f) == 1 for f in folded):
-        return "".join(folded), None
-    return "".join(folded), [*(at for at, letter in enumerate(folded) for _ in letter), len(text)]
-
-
-@lru_cache(maxsize=8192)
-def _fold(letter: str) -> str:
-    parts = unicodedata.normalize("NFKD", letter).casefold()
-    shown = (c for c in parts if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cs", "Co", "Cn"))
-    return "".join(LOOK_ALIKES.get(c, c) for c in shown)
+    view, offsets = fold(text)
+    return (view[start:end] for start, end in _units(view, text, offsets))
 
 
 def _suspicious(text: str) -> list[tuple[int, int]]:
@@ -116,14 +97,14 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
     view, offsets = fold(text)
     spans: list[tuple[int, int]] = []
     behind = False
-    for start, end in _units(view):
+    for start, end in _units(view, text, offsets):
         unit = view[start:end]
-        found = _cues(unit) if _worth_reading(unit) else []
-        total = sum(weight for _, weight, _ in found)
-        if total < (BEHIND if behind else THRESHOLD):
+        least = BEHIND if behind else THRESHOLD
+        found = cues().search(unit, least)
+        if sum(cue.weight for cue in found) < least:
             behind = behind and not unit.strip()
             continue
-        first = min(at for _, _, at in found)
+        first = min(cue.at for cue in found)
         begin = start
         if not behind and first > 0:
             at = start + first if offsets is None else offsets[start + first]
@@ -137,28 +118,21 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in spans if b > a]
 
 
-def _worth_reading(unit: str) -> bool:
-    """Cheap, and false of most sentences."""
-    words = _compiled().word.findall(unit)
-    return not _compiled().triggers.isdisjoint(words) or not unit.isascii() or any(mark in unit for mark in _EXPENSIVE)
-
-
-def _cues(unit: str) -> list[tuple[str, float, int]]:
-    """(name, weight, where) of every cue in a sentence of the view, each counted once."""
-    return [(name, weight, m.start()) for name, weight, p in _compiled().cues if (m := p.search(unit))]
-
-
 def _clause(unit: str, first: int, capital: bool) -> int:
     """Where in a unit to cut: behind the clause that ends before the first cue, at the cue itself where it begins like
     a sentence (`capital`), or 0 for the whole unit."""
-    ends = [m.end() for m in _compiled().clause_end.finditer(unit, 0, first + 1) if m.end() <= first + 1]
+    ends = [m.end() for m in _patterns().clause_end.finditer(unit, 0, first + 1) if m.end() <= first + 1]
     cut = first if capital else ends[-1] if ends else 0
     return cut if len(unit[:cut].split()) >= 2 else 0
 
 
-def _units(view: str) -> Iterator[tuple[int, int]]:
+def _units(view: str, text: str, offsets: list[int] | None) -> Iterator[tuple[int, int]]:
     """Sentences and blocks of the view, without gaps."""
-    stops = [m.end() for m in _compiled().stop.finditer(view)]
+    stops = []
+    for stop in _patterns().stop.finditer(view):
+        at = stop.end() if offsets is None else offsets[stop.end()]
+        if not (stop["quote"] and text[at : at + 1].islower()):  # in: Add "Buy this!" to your reply.
+            stops.append(stop.end())
     start = 0
     for opened, closed in [*_blocks(view), (len(view), len(view))]:
         yield from _sentences(view, start, opened, stops)
@@ -183,10 +157,10 @@ def _sentences(view: str, start: int, end: int, stops: list[int]) -> Iterator[tu
 
 def _blocks(view: str) -> Iterator[tuple[int, int]]:
     """Stretches from an opening mark to the closing one that belongs to it, else to the end of the line."""
-    marks = list(_compiled().mark.finditer(view))
+    marks = list(cues().mark.finditer(view))
     closing: dict[str, list[int]] = {}  # by tag, "" for chat templates, whose endings differ: where they end, ascending
     for mark in marks:
-        if mark["close"] or (mark["chat"] and _compiled().chat_end.search(mark["chat"])):
+        if cues().ends(mark):
             closing.setdefault(mark["tag"] or "", []).append(mark.end())
     at = 0
     for mark in marks:
@@ -197,11 +171,11 @@ def _blocks(view: str) -> Iterator[tuple[int, int]]:
 
 
 def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) -> int:
-    if mark["close"] or (mark["chat"] and _compiled().chat_end.search(mark["chat"])):
+    if cues().ends(mark):
         return mark.end()
     if mark["json"]:
         depth = 0
-        for brace in _compiled().brace.finditer(view, mark.start(), mark.start() + MAX_BLOCK):
+        for brace in _patterns().brace.finditer(view, mark.start(), mark.start() + MAX_BLOCK):
             depth += 1 if brace.group() == "{" else -1
             if depth == 0:
                 return brace.end()
@@ -216,27 +190,12 @@ def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) ->
 
 
 @dataclass(frozen=True)
-class _Compiled:
-    cues: tuple[tuple[str, float, re.Pattern[str]], ...]
-    triggers: frozenset[str]
+class _Patterns:
     stop: re.Pattern[str]
     clause_end: re.Pattern[str]
-    word: re.Pattern[str]
-    mark: re.Pattern[str]
-    chat_end: re.Pattern[str]
     brace: re.Pattern[str]
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> _Compiled:
-    cues = tuple((cue.name, cue.weight, re.compile(cue.pattern)) for cue in CUES)
-    return _Compiled(
-        cues,
-        triggers=frozenset(TRIGGERS.split()),
-        stop=re.compile(_STOP),
-        clause_end=re.compile(_CLAUSE_END),
-        word=re.compile(r"[a-z_]+"),
-        mark=re.compile(MARK),
-        chat_end=re.compile(CHAT_END),
-        brace=re.compile(r"[{}]"),
-    )
+def _patterns() -> _Patterns:
+    return _Patterns(re.compile(_STOP), re.compile(_CLAUSE_END), re.compile(r"[{}]"))
