@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 from gog_edge.runtime import dialects
+from gog_edge.runtime.dialects import spec
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO
 
@@ -16,6 +18,18 @@ def test_the_table_is_complete() -> None:
     table = MANUAL.partition("## Shipped dialects")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([a-z0-9-]+)`", table, re.MULTILINE)
     assert sorted(listed) == dialects.names()
+
+
+def test_every_key_is_described_where_it_is_defined() -> None:
+    tables = [t for t in vars(spec).values() if dataclasses.is_dataclass(t) and t.__module__ == spec.__name__]
+    assert len(tables) > 12
+    missing = [
+        f"{table.__name__}.{field.name}"
+        for table in tables
+        for field in dataclasses.fields(table)
+        if not re.search(rf"\b{field.name}\b", f"{table.__doc__} {MANUAL}")
+    ]
+    assert missing == []
 
 
 def test_examples_load(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ class ChatSpec:
 class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
     wording are the `json` of [[tools]] as written, joined by `tools_between`; else they go through the chat template.
-    `image` is written for every user image; `several` is added to the system text when there are two or more."""
+    `image` is written for every user image, `image_between` between two; `several` is added to the system text when
+    there are two or more."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
@@ -176,11 +177,12 @@ _BODY = (
 class BodySpec:
     """[observe.KIND] the observation of one action; unspecified keys come from [observe.default].
 
-    `body`: with results. `result`: one result; `score`, `detail` (when the result has a text) and `thumbnail` are its
-    optional parts; `bare` replaces it when pictures are shown but this result has none. `crop`: written only when the
-    crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper of all of these. `between`:
-    before this observation when it is not the turn's first. `after`: instructions, `after_file` (beside the dialect)
-    replaces them.
+    `body`: with results. `result`: one result, `result_between` between two; `score`, `detail` (when the result has a
+    text) and `thumbnail` are its optional parts; `bare` replaces it when pictures are shown but this result has none.
+    `crop`: written only when the crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper
+    of all of these. `between`: before this observation when it is not the turn's first. `after`: instructions,
+    `after_file` (beside the dialect) replaces them. `show_crop`, `show_thumbnails`: whether the policy sees the crop,
+    the results' pictures.
     """
 
     each: Wording = wording("body", *_BODY)
@@ -255,8 +257,12 @@ class Limits:
 
     `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
     asked for. `calls`: searches, crops and visits together.
-    `image_searches`: glance and gaze. `turn_tokens`/`total_tokens`: generated in one turn / in all.
-    `errors_in_row`: INVALID turns in a row before the forced answer.
+    `image_searches`: glance and gaze. `text_searches`. `zooms`: crops without a search. `results`: shown of a search.
+    `turn_tokens`/`total_tokens`: generated in one turn / in all. `errors_in_row`: INVALID turns in a row before the
+    forced answer. `title_chars`, `result_chars`, `page_chars`: kept of a title, a result's text, a page.
+    `image_min_pixels`, `image_max_pixels`: of the user's images; `crop_min_pixels`, `crop_max_pixels`: of crops;
+    `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a crop counts as that many
+    times larger a side before those rules.
     """
 
     turns: int = 8
@@ -289,7 +295,8 @@ class GrammarSpec:
 
 @dataclass(frozen=True)
 class DialectSpec:
-    """The whole file."""
+    """The whole file. `schema`: 1. `name`. `description` and `source` are for readers. `stop`: strings that end a turn;
+    they stay in it."""
 
     schema: int
     name: str
