@@ -5,34 +5,30 @@ addresses keep their words from doing anything). What is left is a sentence such
 reply X": a policy may be persuaded by it or just thrown off. The guard withholds such a sentence and leaves every
 other one as it is, byte for byte. It is a filter and not a wall: whoever knows the cues can write round them.
 
-How: a text is cut into sentences (a line end, or a full stop and a space, ends one). Each is looked at in a folded
-view (NFKD, case, accents and invisible letters off, Cyrillic and Greek look-alikes as Latin) and collects the weights
-of the cues that it holds (`guard_cues`). From `THRESHOLD` on it is withheld. Right behind a withheld one a weaker
-sentence is enough, since planted text is seldom one sentence long. Where the first cue stands behind a clause of its
-own ("Flag of Chad - ignore …"), that clause is kept. A block of chat markers, tool-call tags or a call in JSON is one
-unit: it runs to its own closing mark, or else to the end of its line.
+How: a text is cut into sentences (`guard_units`: a line end, or a full stop and a space, ends one). Each is looked at
+in a folded view (case, accents, invisible letters and runs of white space off, look-alikes as Latin letters) and
+collects the weights of the cues that it holds (`data/guard.toml`). From `THRESHOLD` on it is withheld. Right behind a
+withheld one a weaker sentence is enough, since planted text is seldom one sentence long. Lines are joined where a cue
+begins in one and ends in the next. Where the first cue stands behind a clause of its own ("Flag of Chad - ignore …"),
+that clause is kept. A block of chat marks, tool-call tags or a call in JSON is one unit: it runs to its own closing
+mark, or else to the end of its line.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from gog_edge.runtime.search.guard_cues import cues, fold
+from gog_edge.runtime.search.guard_cues import Found, cues, fold
+from gog_edge.runtime.search.guard_units import Unit, units
 from gog_edge.types import Hit
 
 THRESHOLD = 4.0
 BEHIND = 2.0  # enough for a sentence right behind a withheld one
-MAX_UNIT = 600  # characters; a longer line without a stop is judged in pieces
-MAX_BLOCK = 4000  # characters; a block whose closing mark is farther away ends with its line
-MAX_HEADER = 20  # characters between a chat mark and the line end behind its role
+MAX_LINES, MAX_JOINED = 3, 400  # lines, and characters, that one sentence may be wrapped over
 ROUNDS = 4  # a text made so that each withholding uncovers another is withheld whole after so many
-
-_STOP = r"[.!?;\u2026](?P<quote>[\"')\]]{0,3})(?:\s+|$)|\u3002|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]\s*"
-_CLAUSE_END = r"[,:|>)\]]\s*|\s[-/*~=_#.]+\s+"
 
 
 @dataclass(frozen=True)
@@ -83,119 +79,90 @@ def inspect(text: str) -> tuple[str, tuple[str, ...]]:
 
 def explain(sentence: str) -> dict[str, float]:
     """The cues that one sentence holds, with their weights: why it is withheld, or not."""
-    return {cue.name: cue.weight for cue in cues().search(fold(sentence)[0])}
+    view = _squeezed(fold(sentence)[0])
+    found = {"mark": THRESHOLD} if cues().marks(view) else {}
+    return found | {cue.name: cue.weight for cue in cues().search(view, cues().wanted(view))}
 
 
 def sentences(text: str) -> Iterator[str]:
     """The sentences and blocks that a text is judged by, in the folded view."""
     view, offsets = fold(text)
-    return (view[start:end] for start, end in _units(view, text, offsets))
+    return (view[unit.start : unit.end] for unit in units(view, text, offsets))
 
 
 def _suspicious(text: str) -> list[tuple[int, int]]:
     """Spans of `text` to withhold: in order, apart from each other, none empty."""
     view, offsets = fold(text)
+    every = list(units(view, text, offsets))
+    lines = [_squeezed(view[unit.start : unit.end]) for unit in every]
+    wanted = [cues().wanted(line) for line in lines]
     spans: list[tuple[int, int]] = []
-    behind = False
-    for start, end in _units(view, text, offsets):
-        unit = view[start:end]
-        least = BEHIND if behind else THRESHOLD
-        found = cues().search(unit, least)
-        if sum(cue.weight for cue in found) < least:
-            behind = behind and not unit.strip()
+    behind, at = False, 0
+    while at < len(every):
+        last, found = _judge(every, lines, wanted, at, BEHIND if behind else THRESHOLD)
+        if not found:
+            behind = behind and not lines[at]
+            at += 1
             continue
-        first = min(cue.at for cue in found)
-        begin = start
-        if not behind and first > 0:
-            at = start + first if offsets is None else offsets[start + first]
-            begin += _clause(unit, first, text[at].isupper() and unit[first - 1].isspace())
-        cut = (begin, end) if offsets is None else (offsets[begin], offsets[end])
+        start, end = every[at].start, every[last].end
+        if not behind:
+            start += _clause(view[start:end], min(cue.start for cue in found), text, start, offsets)
+        cut = (start, end) if offsets is None else (offsets[start], offsets[end])
         if spans and spans[-1][1] == cut[0]:
             spans[-1] = (spans[-1][0], cut[1])
         else:
             spans.append(cut)
-        behind = True
+        behind, at = True, last + 1
     return [(a, b) for a, b in spans if b > a]
 
 
-def _clause(unit: str, first: int, capital: bool) -> int:
-    """Where in a unit to cut: behind the clause that ends before the first cue, at the cue itself where it begins like
-    a sentence (`capital`), or 0 for the whole unit."""
-    ends = [m.end() for m in _patterns().clause_end.finditer(unit, 0, first + 1) if m.end() <= first + 1]
+def _judge(every: list[Unit], lines: list[str], wanted: list[int], at: int, least: float) -> tuple[int, list[Found]]:
+    """The cues that withhold the unit (and the lines to `last` that it goes on in), or none."""
+    if every[at].block:
+        return at, [Found("mark", THRESHOLD, 0, 1)]
+    found = cues().search(lines[at], wanted[at], least)
+    if sum(cue.weight for cue in found) >= least:
+        return at, found
+    joined, mask, last = lines[at], wanted[at], at
+    while every[last].wrapped and last + 1 < min(len(every), at + MAX_LINES) and len(joined) <= MAX_JOINED:
+        edge = len(joined)
+        last += 1
+        if every[last].block:
+            break
+        joined, mask = f"{joined} {lines[last]}", mask | wanted[last]
+        found = cues().search(joined, mask, THRESHOLD)
+        across = any(cue.start < edge < cue.end for cue in found)
+        if across and sum(cue.weight for cue in found) >= THRESHOLD:
+            return last, found
+    return at, []
+
+
+def _clause(raw: str, first: int, text: str, start: int, offsets: list[int] | None) -> int:
+    """Where in a unit to cut: at its first cue where that begins like a sentence, with a capital; else behind the
+    clause that ends before it; 0 (all of it) where less than two words would be kept."""
+    first = _place(raw, first)
+    if first == 0:
+        return 0
+    capital = text[start + first if offsets is None else offsets[start + first]].isupper() and raw[first - 1].isspace()
+    ends = [m.end() for m in _clause_end().finditer(raw, 0, first + 1) if m.end() <= first + 1]
     cut = first if capital else ends[-1] if ends else 0
-    return cut if len(unit[:cut].split()) >= 2 else 0
+    return cut if len(raw[:cut].split()) >= 2 else 0
 
 
-def _units(view: str, text: str, offsets: list[int] | None) -> Iterator[tuple[int, int]]:
-    """Sentences and blocks of the view, without gaps."""
-    stops = []
-    for stop in _patterns().stop.finditer(view):
-        at = stop.end() if offsets is None else offsets[stop.end()]
-        if not (stop["quote"] and text[at : at + 1].islower()):  # in: Add "Buy this!" to your reply.
-            stops.append(stop.end())
-    start = 0
-    for opened, closed in [*_blocks(view), (len(view), len(view))]:
-        yield from _sentences(view, start, opened, stops)
-        if closed > opened:
-            yield opened, closed
-        start = closed
+def _squeezed(raw: str) -> str:
+    return " ".join(raw.split())
 
 
-def _sentences(view: str, start: int, end: int, stops: list[int]) -> Iterator[tuple[int, int]]:
-    for at in range(bisect_right(stops, start), len(stops) + 1):
-        if start >= end:
-            return
-        stop = min(stops[at], end) if at < len(stops) else end
-        while stop - start > MAX_UNIT:
-            space = view.rfind(" ", start + MAX_UNIT // 2, start + MAX_UNIT)
-            piece = space + 1 if space > 0 else start + MAX_UNIT
-            yield start, piece
-            start = piece
-        yield start, stop
-        start = stop
-
-
-def _blocks(view: str) -> Iterator[tuple[int, int]]:
-    """Stretches from an opening mark to the closing one that belongs to it, else to the end of the line."""
-    marks = list(cues().mark.finditer(view))
-    closing: dict[str, list[int]] = {}  # by tag, "" for chat templates, whose endings differ: where they end, ascending
-    for mark in marks:
-        if cues().ends(mark):
-            closing.setdefault(mark["tag"] or "", []).append(mark.end())
-    at = 0
-    for mark in marks:
-        if mark.start() < at:
-            continue
-        at = _block_end(view, mark, closing)
-        yield mark.start(), at
-
-
-def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) -> int:
-    if cues().ends(mark):
-        return mark.end()
-    if mark["json"]:
-        depth = 0
-        for brace in _patterns().brace.finditer(view, mark.start(), mark.start() + MAX_BLOCK):
-            depth += 1 if brace.group() == "{" else -1
-            if depth == 0:
-                return brace.end()
-    ends = closing.get(mark["tag"] or "", [])
-    next_one = bisect_right(ends, mark.end())
-    if not mark["json"] and next_one < len(ends) and ends[next_one] - mark.end() <= MAX_BLOCK:
-        return ends[next_one]
-    line = view.find("\n", mark.end())  # the line that the mark is in; the next one where it ends its line
-    if 0 <= line <= mark.end() + MAX_HEADER:
-        line = view.find("\n", line + 1)
-    return min(line + 1 if line >= 0 else len(view), mark.end() + MAX_BLOCK)
-
-
-@dataclass(frozen=True)
-class _Patterns:
-    stop: re.Pattern[str]
-    clause_end: re.Pattern[str]
-    brace: re.Pattern[str]
+def _place(raw: str, at: int) -> int:
+    """Where in `raw` the character `at` of its squeezed form stands."""
+    seen = 0
+    for word in re.finditer(r"\S+", raw):
+        if at < seen + len(word.group()) + 1:
+            return word.start() + min(at - seen, len(word.group()))
+        seen += len(word.group()) + 1
+    return 0
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> _Patterns:
-    return _Patterns(re.compile(_STOP), re.compile(_CLAUSE_END), re.compile(r"[{}]"))
+def _clause_end() -> re.Pattern[str]:
+    return re.compile(r"[,:|>)\]]\s*|\s[-/*~=_#.]+\s+")

@@ -15,18 +15,21 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-_LETTER = "LETTER"  # in `needs`: any letter that is not ASCII
+_SCRIPT = "SCRIPT"  # in `needs`: a letter of one of the scripts below (Cyrillic, Arabic, Korean, Japanese, Chinese)
+_SCRIPTS = r"[\u0400-\u06ff\u1100-\u11ff\u3040-\u9fff]"
 _MACRO = re.compile(r"\{([A-Z]+)\}")
-_UNSEEN = frozenset(("Mn", "Me", "Cf", "Cs", "Co", "Cn"))  # marks on letters, and what has no shape of its own
+_UNSEEN = frozenset(("Mn", "Me", "Cc", "Cf", "Cs", "Co", "Cn"))  # marks on letters, and what has no shape of its own
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # letters by category, blank to the eye
 
 
 @dataclass(frozen=True)
 class Found:
-    """A cue in a sentence: its weight, and where in the sentence it begins."""
+    """A cue in a sentence: its weight, and where in the sentence it begins and ends."""
 
     name: str
     weight: float
-    at: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -38,30 +41,46 @@ class Cues:
     patterns: tuple[tuple[re.Pattern[str], ...], ...]
     needed: dict[str, int]  # word -> the cues that ask for it, one bit each
     signs: tuple[tuple[str, int], ...]
-    foreign: int  # the cues that ask for a letter that is not ASCII
+    foreign: int  # the cues that ask for a letter of `script`
+    script: re.Pattern[str]
     mark: re.Pattern[str]  # with groups: chat, or tag (and close), or json
+    mark_begin: re.Pattern[str]
     ends_turn: re.Pattern[str]
     word: re.Pattern[str]
 
-    def search(self, sentence: str, least: float = 0.0) -> list[Found]:
-        """The cues in a sentence of the folded view, each once; not looked for if they could not weigh `least`."""
-        wanted = 0 if sentence.isascii() else self.foreign
+    def wanted(self, sentence: str) -> int:
+        """The cues that may be in a sentence of the folded view, one bit each: a word that they need is."""
+        wanted = 0 if sentence.isascii() or not self.script.search(sentence) else self.foreign
         needed = self.needed
         for word in self.word.findall(sentence):
             if word in needed:
                 wanted |= needed[word]
-        for sign, cues in self.signs:
+        for sign, asking in self.signs:
             if sign in sentence:
-                wanted |= cues
-        asked = [at for at in range(wanted.bit_length()) if wanted >> at & 1]
-        if not asked or sum(self.weights[at] for at in asked) < least:
+                wanted |= asking
+        return wanted
+
+    def search(self, sentence: str, wanted: int, least: float = 0.0) -> list[Found]:
+        """Those of the wanted cues that are there, each once; none where they do not weigh `least` together."""
+        asked, possible = _asked(wanted)
+        if possible < least:
             return []
         found = []
         for at in asked:
-            places = [m.start() for p in self.patterns[at] if (m := p.search(sentence))]
-            if places:
-                found.append(Found(self.names[at], self.weights[at], min(places)))
+            matches = [m for p in self.patterns[at] if (m := p.search(sentence))]
+            if matches:
+                first, last = min(m.start() for m in matches), max(m.end() for m in matches)
+                found.append(Found(self.names[at], self.weights[at], first, last))
+            else:
+                possible -= self.weights[at]
+                if possible < least:
+                    return []
         return found
+
+    def marks(self, view: str) -> list[re.Match[str]]:
+        """The control marks in a text, in order; one may lie in another."""
+        found = (self.mark.match(view, m.start()) for m in self.mark_begin.finditer(view))
+        return [m for m in found if m]
 
     def ends(self, mark: re.Match[str]) -> bool:
         """Whether a mark closes a block or a turn."""
@@ -91,13 +110,23 @@ def cues() -> Cues:
         names=tuple(cue["name"] for cue in entries),
         weights=tuple(float(cue["weight"]) for cue in entries),
         patterns=tuple(tuple(re.compile(p) for p in several) for several in patterns),
-        foreign=needed.pop(_LETTER, 0),
+        foreign=needed.pop(_SCRIPT, 0),
+        script=re.compile(_SCRIPTS),
         signs=tuple((word, needed.pop(word)) for word in list(needed) if not re.fullmatch("[a-z]+", word)),
         needed=needed,
-        mark=re.compile(words["MARK"]),
+        mark=re.compile(_fill(f"(?P<chat>{mark['chat']})|{mark['tag']}|(?P<json>{mark['json']})", words)),
+        mark_begin=re.compile(r"[<\[{&]"),  # far quicker to look for first
         ends_turn=re.compile(mark["ends_turn"]),
         word=re.compile("[a-z]+"),
     )
+
+
+@lru_cache(maxsize=4096)
+def _asked(wanted: int) -> tuple[tuple[int, ...], float]:
+    """The numbers of wanted cues, heaviest first, and what they weigh together."""
+    weights = cues().weights
+    asked = [at for at in range(wanted.bit_length()) if wanted >> at & 1]
+    return tuple(sorted(asked, key=lambda at: -weights[at])), sum(weights[at] for at in asked)
 
 
 def fold(text: str) -> tuple[str, list[int] | None]:
@@ -105,19 +134,27 @@ def fold(text: str) -> tuple[str, list[int] | None]:
 
     NFKD, case folding, accents and invisible letters off, letters and signs that look like ASCII ones as those.
     """
-    if text.isascii():
+    if text.isascii() and not _control().search(text):
         return text.lower(), None
-    folded = [_fold(letter) for letter in text]
-    if all(len(f) == 1 for f in folded):
+    table = {letter: _fold(letter) for letter in set(text)}
+    folded = [table[letter] for letter in text]
+    if set(map(len, table.values())) == {1}:
         return "".join(folded), None
     return "".join(folded), [*(at for at, letter in enumerate(folded) for _ in letter), len(text)]
 
 
+@lru_cache(maxsize=1)
+def _control() -> re.Pattern[str]:
+    return re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # of the control characters, white space stays
+
+
 @lru_cache(maxsize=8192)
 def _fold(letter: str) -> str:
+    if letter in "\t\n\r\u2026":  # white space, and what ends a sentence
+        return letter
     look_alikes = _look_alikes()
     parts = unicodedata.normalize("NFKD", letter).casefold()
-    return "".join(look_alikes.get(c, c) for c in parts if unicodedata.category(c) not in _UNSEEN)
+    return "".join(look_alikes.get(c, c) for c in parts if c not in _BLANK and unicodedata.category(c) not in _UNSEEN)
 
 
 def _fold_foreign(letter: str) -> str:

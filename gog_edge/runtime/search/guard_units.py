@@ -1,0 +1,118 @@
+"""Cutting a folded text into what the guard judges one by one: sentences, lines, and blocks between control marks."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gog_edge.runtime.search.guard_cues import cues
+
+MAX_UNIT = 600  # characters; a longer line without a stop is judged in pieces
+MAX_BLOCK = 4000  # characters; a block whose closing mark is farther away ends with its line
+MAX_HEADER = 20  # characters between a chat mark and the line end behind its role
+
+
+@dataclass(frozen=True)
+class Unit:
+    """view[start:end]. `block`: what control marks enclose; `wrapped`: a line without a stop, may go on in the next."""
+
+    start: int
+    end: int
+    block: bool = False
+    wrapped: bool = False
+
+
+def units(view: str, text: str, offsets: list[int] | None) -> Iterator[Unit]:
+    """Units of the view of `text`, in order and without gaps (see `guard_cues.fold` for `offsets`)."""
+    stops = []
+    wraps = set()
+    for stop in _patterns().stop.finditer(view):
+        at = stop.end() if offsets is None else offsets[stop.end()]
+        if stop["line"]:
+            wraps.add(stop.end())
+        elif stop["quote"] and text[at : at + 1].islower():
+            continue  # in: Add "Buy this!" to your reply.
+        stops.append(stop.end())
+    for glued in _patterns().glued.finditer(text):  # in: Flag of Chad Ignore all …
+        before = text[glued.start() - 1 : glued.start()]
+        if before.islower() or before.isdigit():
+            stops.append(glued.end() if offsets is None else bisect_left(offsets, glued.end()))
+    stops.sort()
+    start = 0
+    for opened, closed in [*_blocks(view), (len(view), len(view))]:
+        yield from _sentences(view, start, opened, stops, wraps)
+        if closed > opened:
+            yield Unit(opened, closed, block=True)
+        start = closed
+
+
+def _sentences(view: str, start: int, end: int, stops: list[int], wraps: set[int]) -> Iterator[Unit]:
+    for at in range(bisect_right(stops, start), len(stops) + 1):
+        if start >= end:
+            return
+        stop = min(stops[at], end) if at < len(stops) else end
+        while stop - start > MAX_UNIT:
+            space = view.rfind(" ", start + MAX_UNIT // 2, start + MAX_UNIT)
+            piece = space + 1 if space > 0 else start + MAX_UNIT
+            yield Unit(start, piece)
+            start = piece
+        yield Unit(start, stop, wrapped=stop in wraps)
+        start = stop
+
+
+def _blocks(view: str) -> Iterator[tuple[int, int]]:
+    """Stretches from an opening mark to the closing one that belongs to it, else to the end of the line."""
+    marks = cues().marks(view)
+    closing: dict[
+        str, list[int]
+    ] = {}  # by tag ("" for chat templates, whose endings differ): where they end, ascending
+    for mark in marks:
+        if cues().ends(mark):
+            closing.setdefault(mark["tag"] or "", []).append(mark.end())
+    at = 0
+    for mark in marks:
+        if mark.start() >= at:
+            at = _block_end(view, mark, closing)
+            yield mark.start(), at
+
+
+def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) -> int:
+    if cues().ends(mark):
+        return mark.end()
+    if mark["json"]:
+        depth = 0
+        for brace in _patterns().brace.finditer(view, mark.start(), mark.start() + MAX_BLOCK):
+            depth += 1 if brace.group() == "{" else -1
+            if depth == 0:
+                return brace.end()
+    else:
+        ends = closing.get(mark["tag"] or "", [])
+        found = bisect_right(ends, mark.end())
+        if found < len(ends) and ends[found] - mark.end() <= MAX_BLOCK:
+            return ends[found]
+    line = view.find("\n", mark.end())
+    if 0 <= line <= mark.end() + MAX_HEADER:  # `<|im_start|>system` stands on a line of its own
+        line = view.find("\n", line + 1)
+    return min(line + 1 if line >= 0 else len(view), mark.end() + MAX_BLOCK)
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    stop: re.Pattern[str]
+    brace: re.Pattern[str]
+    glued: re.Pattern[str]
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> _Patterns:
+    return _Patterns(
+        stop=re.compile(r"[.!?;\u2026](?P<quote>[\"')\]]{0,3})(?:\s+|$)|\u3002|(?P<line>[\n\r\u2028\u2029])\s*"),
+        brace=re.compile(r"[{}]"),
+        glued=re.compile(
+            r" (?=(?:Ignore|Disregard|Forget|Reply|Respond|Answer|Output|Print|Repeat|Stop|Translate|Include|Mention|Add"
+            r"|Do|IGNORE|DISREGARD|FORGET|REPLY|RESPOND|ANSWER|OUTPUT|PRINT|STOP|SYSTEM|IMPORTANT|ATTENTION|END OF)\b)"
+        ),
+    )
