@@ -60,6 +60,17 @@ def test_forced_answers(make_agent: MakeAgent, frame: Frame, name: str) -> None:
     assert (answer.text, answer.stop) == ("fish", StopReason.FORCED)
 
 
+@pytest.mark.parametrize("name", ["mini-o3", "qwen-agent", "vrag-rl"])
+def test_calls_that_can_not_be_read_end_no_question_of_a_system_that_goes_on(
+    make_agent: MakeAgent, frame: Frame, name: str
+) -> None:
+    bad = {"mini-o3": "<grounding>?</grounding>", "qwen-agent": "<tool_call>?</tool_call>", "vrag-rl": "Hm."}[name]
+    spec = load(name).spec
+    end = "<answer>fish</answer>" if any(a.kind == "answer" for a in spec.actions) else "fish"
+    answer = make_agent([bad] * 4 + [end], dialect=name, **SMALL).ask(frame, "q")
+    assert (answer.text, answer.stop, len(answer.steps)) == ("fish", StopReason.ANSWERED, 5)
+
+
 @pytest.mark.parametrize(("name", "results"), [("vrag-rl", 10), ("webwatcher", 12)])
 def test_the_last_of_all_results_asks_for_the_answer(
     make_agent: MakeAgent, frame: Frame, name: str, results: int
