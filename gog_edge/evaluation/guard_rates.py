@@ -83,11 +83,11 @@ def measure(path: Path, kind: str, show: bool = False) -> Rates:
 
 def read_texts(path: Path) -> Iterator[str]:
     """The texts of a file, without empty ones."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         if path.suffix != ".jsonl":
-            yield line
+            yield line.rstrip("\r")
             continue
         try:
             value = json.loads(line)

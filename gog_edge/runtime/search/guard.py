@@ -107,7 +107,7 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
         start, end = every[at].start, every[last].end
         if not behind:
             start += _clause(view[start:end], min(cue.start for cue in found), text, start, offsets)
-        cut = (start, end) if offsets is None else (offsets[start], offsets[end])
+        cut = (start, end) if offsets is None else (offsets[start - 1] + 1 if start else 0, offsets[end - 1] + 1)
         if spans and spans[-1][1] == cut[0]:
             spans[-1] = (spans[-1][0], cut[1])
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10
+else:
     import tomli as tomllib
 
 _SCRIPT = "SCRIPT"  # in `needs`: a letter of one of the scripts below (Cyrillic, Arabic, Korean, Japanese, Chinese)

@@ -12,7 +12,6 @@ from gog_edge.runtime.search.guard_cues import cues
 
 MAX_UNIT = 600  # characters; a longer line without a stop is judged in pieces
 MAX_BLOCK = 4000  # characters; a block whose closing mark is farther away ends with its line
-MAX_HEADER = 20  # characters between a chat mark and the line end behind its role
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) ->
         found = bisect_right(ends, mark.end())
         if found < len(ends) and ends[found] - mark.end() <= MAX_BLOCK:
             return ends[found]
-    line = view.find("\n", mark.end())
-    if 0 <= line <= mark.end() + MAX_HEADER:  # `<|im_start|>system` stands on a line of its own
-        line = view.find("\n", line + 1)
+    header = _patterns().header.match(view, mark.end())  # `<|im_start|>system` stands on a line of its own
+    line = view.find("\n", header.end() if header else mark.end())
     return min(line + 1 if line >= 0 else len(view), mark.end() + MAX_BLOCK)
 
 
@@ -103,6 +101,7 @@ def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) ->
 class _Patterns:
     stop: re.Pattern[str]
     brace: re.Pattern[str]
+    header: re.Pattern[str]
     glued: re.Pattern[str]
 
 
@@ -111,8 +110,10 @@ def _patterns() -> _Patterns:
     return _Patterns(
         stop=re.compile(r"[.!?;\u2026](?P<quote>[\"')\]]{0,3})(?:\s+|$)|\u3002|(?P<line>[\n\r\u2028\u2029])\s*"),
         brace=re.compile(r"[{}]"),
+        header=re.compile(r"[ \t]{0,9}\w{0,20}[ \t]{0,9}\r?\n"),
         glued=re.compile(
-            r" (?=(?:Ignore|Disregard|Forget|Reply|Respond|Answer|Output|Print|Repeat|Stop|Translate|Include|Mention|Add"
-            r"|Do|IGNORE|DISREGARD|FORGET|REPLY|RESPOND|ANSWER|OUTPUT|PRINT|STOP|SYSTEM|IMPORTANT|ATTENTION|END OF)\b)"
+            r" (?=(?:Ignore|Disregard|Forget|Reply|Respond|Answer|Output|Print|Repeat|Stop|Translate|Include|Mention"
+            r"|Add|Do|IGNORE|DISREGARD|FORGET|REPLY|RESPOND|ANSWER|OUTPUT|PRINT|STOP|SYSTEM|IMPORTANT|ATTENTION"
+            r"|END OF)\b)"
         ),
     )
