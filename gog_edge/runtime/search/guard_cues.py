@@ -47,6 +47,7 @@ class Cues:
     mark: re.Pattern[str]  # with groups: chat, or tag (and close), or json
     mark_begin: re.Pattern[str]
     ends_turn: re.Pattern[str]
+    pairs: frozenset[str]  # tags that count only where they are closed
     word: re.Pattern[str]
 
     def wanted(self, sentence: str) -> int:
@@ -118,6 +119,7 @@ def cues() -> Cues:
         mark=re.compile(_fill(f"(?P<chat>{mark['chat']})|{mark['tag']}|(?P<json>{mark['json']})", words)),
         mark_begin=re.compile(r"[<\[{&]"),  # far quicker to look for first
         ends_turn=re.compile(mark["ends_turn"]),
+        pairs=frozenset(mark["pairs"].split(" ")),
         word=re.compile("[a-z]+"),
     )
 

@@ -73,25 +73,32 @@ def _blocks(view: str) -> Iterator[tuple[int, int]]:
             closing.setdefault(mark["tag"] or "", []).append(mark.end())
     at = 0
     for mark in marks:
-        if mark.start() >= at:
-            at = _block_end(view, mark, closing)
-            yield mark.start(), at
+        if mark.start() < at:
+            continue
+        end = _closed(mark, closing)
+        if end is None and mark["tag"] in cues().pairs:
+            continue
+        at = _block_end(view, mark) if end is None else end
+        yield mark.start(), at
 
 
-def _block_end(view: str, mark: re.Match[str], closing: dict[str, list[int]]) -> int:
+def _closed(mark: re.Match[str], closing: dict[str, list[int]]) -> int | None:
+    """Where the mark that closes this one ends; it may be itself."""
     if cues().ends(mark):
         return mark.end()
+    ends = [] if mark["json"] else closing.get(mark["tag"] or "", [])
+    found = bisect_right(ends, mark.end())
+    return ends[found] if found < len(ends) and ends[found] - mark.end() <= MAX_BLOCK else None
+
+
+def _block_end(view: str, mark: re.Match[str]) -> int:
+    """Where a block ends that no mark closes: with its braces, or with its line."""
+    depth = 0
     if mark["json"]:
-        depth = 0
         for brace in _patterns().brace.finditer(view, mark.start(), mark.start() + MAX_BLOCK):
             depth += 1 if brace.group() == "{" else -1
             if depth == 0:
                 return brace.end()
-    else:
-        ends = closing.get(mark["tag"] or "", [])
-        found = bisect_right(ends, mark.end())
-        if found < len(ends) and ends[found] - mark.end() <= MAX_BLOCK:
-            return ends[found]
     header = _patterns().header.match(view, mark.end())  # `<|im_start|>system` stands on a line of its own
     line = view.find("\n", header.end() if header else mark.end())
     return min(line + 1 if line >= 0 else len(view), mark.end() + MAX_BLOCK)
