@@ -8,10 +8,10 @@ other one as it is, byte for byte. It is a filter and not a wall: whoever knows 
 How: a text is cut into sentences (`guard_units`: a line end, or a full stop and a space, ends one). Each is looked at
 in a folded view (case, accents, invisible letters and runs of white space off, look-alikes as Latin letters) and
 collects the weights of the cues that it holds (`data/guard.toml`). From `THRESHOLD` on it is withheld. Right behind a
-withheld one a weaker sentence is enough, since planted text is seldom one sentence long. Lines are joined where a cue
-begins in one and ends in the next. Where the first cue stands behind a clause of its own ("Flag of Chad - ignore …"),
-that clause is kept. A block of chat marks, tool-call tags or a call in JSON is one unit: it runs to its own closing
-mark, or else to the end of its line.
+withheld one a weaker sentence is enough, since planted text is seldom one sentence long, and any where that one ends
+with a colon. Lines are joined where a cue begins in one and ends in the next. Where the first cue stands behind a
+clause of its own ("Flag of Chad - ignore …"), that clause is kept. A block of chat marks, tool-call tags or a call in
+JSON is one unit: it runs to its own closing mark, or else to the end of its line.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def explain(sentence: str) -> dict[str, float]:
     """The cues that one sentence holds, with their weights: why it is withheld, or not."""
     view = _squeezed(fold(sentence)[0])
     found = {"mark": THRESHOLD} if cues().marks(view) else {}
-    return found | {cue.name: cue.weight for cue in cues().search(view, cues().wanted(view))}
+    return found | {cue.name: cue.weight for cue in cues().search(view, cues().wanted(view) & ~cues().behind)}
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     behind, at = False, 0
     while at < len(every):
-        last, found = _judge(every, lines, wanted, at, BEHIND if behind else THRESHOLD)
+        last, found = _judge(every, lines, wanted, at, behind)
         if not found:
             behind = behind and not lines[at]
             at += 1
@@ -116,20 +116,25 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in spans if b > a]
 
 
-def _judge(every: list[Unit], lines: list[str], wanted: list[int], at: int, least: float) -> tuple[int, list[Found]]:
-    """The cues that withhold the unit (and the lines to `last` that it goes on in), or none."""
+def _judge(every: list[Unit], lines: list[str], wanted: list[int], at: int, behind: bool) -> tuple[int, list[Found]]:
+    """The cues that withhold a unit (and the lines to `last` that it goes on in), or none. `behind`: the one before it
+    is withheld."""
     if every[at].block:
         return at, [Found("mark", THRESHOLD, 0, 1)]
-    found = cues().search(lines[at], wanted[at], least)
+    if behind and lines[at] and lines[at - 1].endswith(":") and lines[at - 1][-2:-1].isalnum():
+        return at, [Found("announced", BEHIND, 0, 1)]
+    elsewhere = ~cues().behind
+    least = BEHIND if behind else THRESHOLD
+    found = cues().search(lines[at], wanted[at] if behind else wanted[at] & elsewhere, least)
     if sum(cue.weight for cue in found) >= least:
         return at, found
-    joined, mask, last = lines[at], wanted[at], at
+    joined, mask, last = lines[at], wanted[at] & elsewhere, at
     while every[last].wrapped and last + 1 < min(len(every), at + MAX_LINES) and len(joined) <= MAX_JOINED:
         edge = len(joined)
         last += 1
         if every[last].block:
             break
-        joined, mask = f"{joined} {lines[last]}", mask | wanted[last]
+        joined, mask = f"{joined} {lines[last]}", mask | wanted[last] & elsewhere
         found = cues().search(joined, mask, THRESHOLD)
         across = any(cue.start < edge < cue.end for cue in found)
         if across and sum(cue.weight for cue in found) >= THRESHOLD:

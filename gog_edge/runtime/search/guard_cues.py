@@ -41,6 +41,7 @@ class Cues:
     weights: tuple[float, ...]
     patterns: tuple[tuple[re.Pattern[str], ...], ...]
     needed: dict[str, int]  # word -> the cues that ask for it, one bit each
+    behind: int  # the cues that count only right behind a withheld sentence
     signs: tuple[tuple[str, int], ...]
     foreign: int  # the cues that ask for a letter of `script`
     script: re.Pattern[str]
@@ -116,6 +117,7 @@ def cues() -> Cues:
         script=re.compile(_SCRIPTS),
         signs=tuple((word, needed.pop(word)) for word in list(needed) if not re.fullmatch("[a-z]+", word)),
         needed=needed,
+        behind=sum(1 << at for at, cue in enumerate(entries) if cue.get("behind")),
         mark=re.compile(_fill(f"(?P<chat>{mark['chat']})|{mark['tag']}|(?P<json>{mark['json']})", words)),
         mark_begin=re.compile(r"[<\[{&]"),  # far quicker to look for first
         ends_turn=re.compile(mark["ends_turn"]),
