@@ -97,7 +97,7 @@ def cues() -> Cues:
     words: dict[str, str] = {}
     for name, pattern in table["words"].items():
         words[name] = _fill(pattern, words)
-    mark, needs, entries = table["mark"], table["needs"], table["cue"]
+    mark, needs, entries = table["mark"], table["needs"], list(table["cue"].values())
     words["MARK"] = _fill(
         "|".join(f"(?P<{g}>{mark[g]})" if g != "tag" else mark[g] for g in ("chat", "tag", "json")), words
     )
@@ -110,7 +110,7 @@ def cues() -> Cues:
         for cue in entries
     ]
     return Cues(
-        names=tuple(cue["name"] for cue in entries),
+        names=tuple(table["cue"]),
         weights=tuple(float(cue["weight"]) for cue in entries),
         patterns=tuple(tuple(re.compile(p) for p in several) for several in patterns),
         foreign=needed.pop(_SCRIPT, 0),
