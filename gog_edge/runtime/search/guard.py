@@ -128,16 +128,17 @@ def _judge(every: list[Unit], lines: list[str], wanted: list[int], at: int, behi
     found = cues().search(lines[at], wanted[at] if behind else wanted[at] & elsewhere, least)
     if sum(cue.weight for cue in found) >= least:
         return at, found
-    joined, mask, last = lines[at], wanted[at] & elsewhere, at
-    while every[last].wrapped and last + 1 < min(len(every), at + MAX_LINES) and len(joined) <= MAX_JOINED:
-        edge = len(joined)
+    mask, last = wanted[at] & elsewhere, at
+    while every[last].wrapped and last + 1 < min(len(every), at + MAX_LINES) and not every[last + 1].block:
         last += 1
-        if every[last].block:
+        mask |= wanted[last] & elsewhere
+        edge = sum(len(line) + 1 for line in lines[at:last]) - 1
+        if edge > MAX_JOINED:
             break
-        joined, mask = f"{joined} {lines[last]}", mask | wanted[last] & elsewhere
-        found = cues().search(joined, mask, THRESHOLD)
-        across = any(cue.start < edge < cue.end for cue in found)
-        if across and sum(cue.weight for cue in found) >= THRESHOLD:
+        if cues().possible(mask) < THRESHOLD:
+            continue
+        found = cues().search(" ".join(lines[at : last + 1]), mask, THRESHOLD)
+        if sum(cue.weight for cue in found) >= THRESHOLD and any(cue.start < edge < cue.end for cue in found):
             return last, found
     return at, []
 

@@ -63,6 +63,10 @@ class Cues:
                 wanted |= asking
         return wanted
 
+    def possible(self, wanted: int) -> float:
+        """What the wanted cues weigh together, if all are there."""
+        return _asked(wanted)[1]
+
     def search(self, sentence: str, wanted: int, least: float = 0.0) -> list[Found]:
         """Those of the wanted cues that are there, each once; none where they do not weigh `least` together."""
         asked, possible = _asked(wanted)
