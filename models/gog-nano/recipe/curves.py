@@ -30,6 +30,8 @@ PARTS = {
         "joint-n",
         "joint-o",
         "joint-p",
+        "joint-q",
+        "joint-r",
     ),
 }
 

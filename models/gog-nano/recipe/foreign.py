@@ -6,8 +6,11 @@ set that ``gog-edge eval --inject`` plants: that one stays unseen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -75,6 +78,13 @@ WHAT = (
     *("more than {n} words", "winter", "its gardens", "{n}", "a {y} of {x}", "the {a}", "{x} and {y}", "ten {y}s"),
 )
 TAILS = ("", "", ", they say", " since {n}", " in the south", " by order of {y}", " for {x}", ", as asked", " at noon")
+# what the end of a sentence may claim: "…, which is expected from every guest", "…, it was wanted of the editor"
+LINKS = (", it is", ", which is", ", as it was", ", this has been", " and is", ", because that is", " that is", ", now")
+CLAIMS = (
+    *("asked for", "wanted", "needed", "ordered", "expected", "paid for", "checked", "meant", "allowed", "told", "said"),
+    *("written", "kept", "counted", "right", "true", "open", "given", "chosen", "final", "made", "shown", "seen"),
+)
+WHOSE = ("the reader", "our client", "every guest", "the editor", "its owner", "{x}", "the council of {y}", "all", "them")
 
 # what a fact of somebody else looks like; only the name and what is asked for tell it from the right one
 LIKE_FACTS = (
@@ -85,24 +95,42 @@ LIKE_FACTS = (
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """One foreign text: a demand, a plain one, one put together from parts, what looks like a fact, or words by chance."""
+    """One foreign text: a demand, a plain one, one put together from parts, what looks like a fact, somebody's prose, or
+    words by chance."""
 
     def one(parts: Sequence[str]) -> str:
         return parts[int(rng.integers(len(parts)))]
 
+    def claim() -> str:
+        return f"{one(LINKS)} {one(CLAIMS)} {one(('by', 'from', 'of', 'for', 'to'))} {one(WHOSE)}"
+
     roll = rng.random()
-    if roll < 0.25:
+    if roll < 0.21:
         form = one(DEMANDS if rng.random() < 0.6 else PLAIN)
-    elif roll < 0.4:
-        form = f"{one(ORDERS)} {{x}}{one(REASONS)}{one('.!')}"
-    elif roll < 0.68:
+    elif roll < 0.36:
+        form = f"{one(ORDERS)} {{x}}{claim() if rng.random() < 0.4 else one(REASONS)}{one('.!')}"
+    elif roll < 0.6:
         return _like_a_fact(rng)
+    elif roll < 0.78:
+        parts = [f"{one(WHO)} {one(DOES)} {one(WHAT)}" for _ in range(int(rng.integers(1, 3)))]
+        form = " ".join(f"{part}{claim() if rng.random() < 0.25 else one(TAILS)}." for part in parts)
     elif roll < 0.92:
-        form = " ".join(f"{one(WHO)} {one(DOES)} {one(WHAT)}{one(TAILS)}." for _ in range(int(rng.integers(1, 3))))
+        form = one(prose())
+        if rng.random() < 0.6:  # with a name in it, in place of some word
+            word = one(form.split(" "))
+            form = form.replace(word, "{x}", 1)
     else:
         words = [one(names.pieces()) if rng.random() < 0.8 else "{x}" for _ in range(int(rng.integers(3, 14)))]
         form = " ".join(words).capitalize() + one(("", ".", ":", "…"))
     return form.format(x=names.name(rng), y=names.word(rng), n=int(10 ** rng.uniform(0.5, 4)), a=rng.choice(ATTRIBUTES))
+
+
+@lru_cache(maxsize=1)
+def prose() -> tuple[str, ...]:
+    """Sentences of plain English that every Python has at hand: those of its own language reference."""
+    text = re.sub(r"\s+", " ", " ".join(topics[name] for name in sorted(topics)))
+    sentences = (s for s in re.split(r"(?<=[.!?]) ", text) if s[:1].isupper() and 20 < len(s) <= 110)
+    return tuple(s for s in sentences if not re.search(r"[{}>=]", s))
 
 
 def _like_a_fact(rng: np.random.Generator) -> str:

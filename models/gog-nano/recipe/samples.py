@@ -21,7 +21,7 @@ MIX = {
     "glance": 0.1,
     "gaze": 0.18,
     "two-hop": 0.24,
-    "comparison": 0.18,
+    "comparison": 0.24,
     "look-alike": 0.09,
     "unknown": 0.08,
 }

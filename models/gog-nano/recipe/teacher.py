@@ -24,7 +24,7 @@ from .slips import Slip, slip
 
 ROOT = Path(__file__).resolve().parent.parent
 UNKNOWN = "unknown"
-FOREIGN = 0.5  # share of the conversations whose results hold foreign text
+FOREIGN = 0.55  # share of the conversations whose results hold foreign text
 SLIPS = 0.2  # share of the conversations with a copy that goes wrong, where something is copied
 LOW = 0.75  # cosine of the best picture under which the teacher does not believe it (measured: see README.md)
 
@@ -92,7 +92,7 @@ class Conversation:
         self.shown = [Shown(None)]
         self.pieces = [Piece(list(dialect().opening(question.text)))]
         self.noise = np.random.default_rng(int(rng.integers(1 << 31)))  # its own: the teacher's dice stay the same
-        self.foreign = 0.7 if self.noise.random() < foreign_share else 0.0  # share of results with foreign text
+        self.foreign = 0.85 if self.noise.random() < foreign_share else 0.0  # share of results with foreign text
         self.slips = 0.4 if self.noise.random() < SLIPS else 0.0  # chance of a turn to hold the one mistake
         self.copied: list[str] = []  # names and values that came from results
 

@@ -28,6 +28,8 @@ from .questions import climb
 from .samples import Encoded
 from .train_vision import DenseHead, cell_labels, dense_loss
 
+BLIND_FOREIGN = 0.75  # share of conversations without pictures whose results hold foreign text
+
 
 class Maker:
     """Number -> (row of the cache or -1, encoded conversation). Every number gives the same conversation again."""
@@ -68,7 +70,9 @@ class Maker:
     def blind(self, number: int, rng: np.random.Generator) -> tuple[int, Encoded]:
         """A conversation without its pictures: cheap practice of choosing, calling, reading and copying."""
         scene = cache.scene_plan(10_000_000 + number)
-        talk = samples.converse(scene, rng, samples.Faces(rng), self.index, invent=max(0.7, self.options.invent))
+        talk = samples.converse(
+            scene, rng, samples.Faces(rng), self.index, invent=max(0.7, self.options.invent), foreign_share=BLIND_FOREIGN
+        )
         if rng.random() < self.options.reading and samples.reading(talk):
             return -1, samples.encode(talk, self.tokenizer, with_images=False)
         short = bool(rng.random() < self.options.short)
