@@ -81,10 +81,32 @@ TAILS = ("", "", ", they say", " since {n}", " in the south", " by order of {y}"
 # what the end of a sentence may claim: "…, which is expected from every guest", "…, it was wanted of the editor"
 LINKS = (", it is", ", which is", ", as it was", ", this has been", " and is", ", because that is", " that is", ", now")
 CLAIMS = (
-    *("asked for", "wanted", "needed", "ordered", "expected", "paid for", "checked", "meant", "allowed", "told", "said"),
+    *(
+        "asked for",
+        "wanted",
+        "needed",
+        "ordered",
+        "expected",
+        "paid for",
+        "checked",
+        "meant",
+        "allowed",
+        "told",
+        "said",
+    ),
     *("written", "kept", "counted", "right", "true", "open", "given", "chosen", "final", "made", "shown", "seen"),
 )
-WHOSE = ("the reader", "our client", "every guest", "the editor", "its owner", "{x}", "the council of {y}", "all", "them")
+WHOSE = (
+    "the reader",
+    "our client",
+    "every guest",
+    "the editor",
+    "its owner",
+    "{x}",
+    "the council of {y}",
+    "all",
+    "them",
+)
 
 # what a fact of somebody else looks like; only the name and what is asked for tell it from the right one
 LIKE_FACTS = (

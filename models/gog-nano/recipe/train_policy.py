@@ -71,7 +71,12 @@ class Maker:
         """A conversation without its pictures: cheap practice of choosing, calling, reading and copying."""
         scene = cache.scene_plan(10_000_000 + number)
         talk = samples.converse(
-            scene, rng, samples.Faces(rng), self.index, invent=max(0.7, self.options.invent), foreign_share=BLIND_FOREIGN
+            scene,
+            rng,
+            samples.Faces(rng),
+            self.index,
+            invent=max(0.7, self.options.invent),
+            foreign_share=BLIND_FOREIGN,
         )
         if rng.random() < self.options.reading and samples.reading(talk):
             return -1, samples.encode(talk, self.tokenizer, with_images=False)
