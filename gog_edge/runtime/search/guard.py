@@ -72,9 +72,19 @@ def inspect(text: str) -> tuple[str, tuple[str, ...]]:
         if not spans:
             return (kept if kept.strip() or not withheld else ""), tuple(withheld)
         withheld += [piece for start, end in spans if (piece := kept[start:end].strip())]
-        edges = [0, *(at for span in spans for at in span), len(kept)]
-        kept = "".join(kept[a:b] for a, b in zip(edges[::2], edges[1::2]))
+        kept = _without(kept, spans)
     return "", (*withheld, *([kept.strip()] if kept.strip() else []))
+
+
+def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
+    """`text` without `spans`; of the white space at a cut one space or line break is left, at its ends none."""
+    out = text[: spans[0][0]]
+    for (_, end), (start, _) in zip(spans, [*spans[1:], (len(text), 0)]):
+        piece = text[end:start]
+        left, right = out.rstrip(), piece.lstrip()
+        gap = out[len(left) :] + piece[: len(piece) - len(right)]
+        out = left + ("\n" if "\n" in gap else " " if gap else "") + right if left and right else left or right
+    return out.rstrip() if spans[-1][1] == len(text) else out
 
 
 def explain(sentence: str) -> dict[str, float]:
@@ -171,4 +181,4 @@ def _place(raw: str, at: int) -> int:
 
 @lru_cache(maxsize=1)
 def _clause_end() -> re.Pattern[str]:
-    return re.compile(r"[,:|>)\]]\s*|\s[-/*~=_#.]+\s+")
+    return re.compile(r"[:|>)\]]\s*|\s[-/*~=_#.]+\s+")
