@@ -78,13 +78,19 @@ def inspect(text: str) -> tuple[str, tuple[str, ...]]:
 
 def _without(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """`text` without `spans`; of the white space at a cut one space or line break is left, at its ends none."""
-    out = text[: spans[0][0]]
-    for (_, end), (start, _) in zip(spans, [*spans[1:], (len(text), 0)]):
-        piece = text[end:start]
-        left, right = out.rstrip(), piece.lstrip()
-        gap = out[len(left) :] + piece[: len(piece) - len(right)]
-        out = left + ("\n" if "\n" in gap else " " if gap else "") + right if left and right else left or right
-    return out.rstrip() if spans[-1][1] == len(text) else out
+    edges = [0, *(at for span in spans for at in span), len(text)]
+    pieces = [text[a:b] for a, b in zip(edges[::2], edges[1::2])]
+    out: list[str] = []
+    gap = ""
+    for at, piece in enumerate(pieces):
+        left = piece.lstrip() if at else piece
+        kept = left.rstrip() if at + 1 < len(pieces) else left
+        gap += piece[: len(piece) - len(left)]
+        if kept:
+            out += ["\n" if "\n" in gap else " " if gap else "", kept] if out else [kept]
+            gap = ""
+        gap += left[len(kept) :]
+    return "".join(out)
 
 
 def explain(sentence: str) -> dict[str, float]:
