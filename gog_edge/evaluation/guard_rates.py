@@ -72,7 +72,7 @@ def measure(path: Path, kind: str, show: bool = False) -> Rates:
         touched += bool(withheld)
         lost += sum(1 for piece in withheld for _ in sentences(piece))
         left = len("".join(kept.split()))
-        gone += len(text) - len(kept)
+        gone += sum(map(len, withheld))
         whole += left <= 0.1 * len("".join(text.split()))
         if show and (kind == "attacks") != bool(withheld):
             click.echo(f"{path.name}: {' / '.join(withheld) or text!r}")
