@@ -175,7 +175,8 @@ class RegisteredImage:
     """Geometry of one image of a session, for dialects: what the policy was shown and where it was cut from.
 
     `width`, `height`: the original frame's pixels (for a crop: of the frame it was cut from).
-    `shown_width`, `shown_height`: pixels after smart_resize, as the policy saw it.
+    `shown_width`, `shown_height`: pixels as the policy counts them: after smart_resize, or before it where the dialect
+    scales pictures first (`[limits] scale_first`).
     `region`: the crop's box in the original frame, or None for a whole image.
     `source`: registry index of the original frame; equal to `index` for a whole image.
     """

@@ -17,6 +17,7 @@ from gog_edge.runtime.budget import Budget, DeadlineReached
 from gog_edge.runtime.desk import Outcome, SearchDesk, run_in_thread
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.picture_limits import crop_limits, thumbnail_limits
 from gog_edge.runtime.search.base import IMAGE, ImageQuery
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.vision import PixelLimits, VisionEmbedder
@@ -196,7 +197,7 @@ class Actor:
 
     def _register_pictures(self, hits: Sequence[Hit], provider: str, budget: Budget) -> tuple[int | None, ...]:
         """The results' pictures in the registry; None for those that can't be had."""
-        limits = PixelLimits(0, self.dialect.limits.thumbnail_max_pixels)
+        limits = thumbnail_limits(self.dialect.limits)
         jobs = [self.desk.picture(hit, provider) for hit in hits]
         out: list[int | None] = []
         for job in jobs:
@@ -220,12 +221,7 @@ class Actor:
         return asked or self.options.results or max(0, self.dialect.limits.results - self.options.expand) or 3
 
     def _crop_limits(self) -> PixelLimits:
-        limits, options = self.dialect.limits, self.options
-        return PixelLimits(
-            options.crop_min_pixels or limits.crop_min_pixels,
-            options.crop_max_pixels or limits.crop_max_pixels,
-            limits.crop_upscale,
-        )
+        return crop_limits(self.dialect.limits, self.options)
 
     @property
     def searches(self) -> int:

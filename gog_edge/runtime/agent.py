@@ -28,6 +28,7 @@ from gog_edge.runtime.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.pace import Pace
+from gog_edge.runtime.picture_limits import image_limits
 from gog_edge.runtime.search.base import SearchProvider
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
@@ -224,10 +225,7 @@ class Agent:
 
     def image_limits(self) -> PixelLimits:
         """How large whole images are shown: the options', else the dialect's, else the checkpoint's."""
-        limits, options = self.dialect.limits, self.options
-        return PixelLimits(
-            options.image_min_pixels or limits.image_min_pixels, options.image_max_pixels or limits.image_max_pixels
-        )
+        return image_limits(self.dialect.limits, self.options)
 
     def started(self, budget: Budget) -> None:
         """A question began."""

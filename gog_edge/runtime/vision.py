@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gog_edge.bundle import Bundle
 from gog_edge.errors import UsageError
 from gog_edge.runtime.budget import UNLIMITED, Budget
-from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid
+from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid, scale_between
 from gog_edge.runtime.engines.base import CutsCrops, Features, FixedImages, VisionRunner
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
 from gog_edge.runtime.frame import Frame
@@ -23,17 +23,35 @@ from gog_edge.types import Region, RegisteredImage
 @dataclass(frozen=True)
 class PixelLimits:
     """Smallest and largest area of a resized image in pixels; 0 means the checkpoint's own. `upscale`: the crop
-    counts as that many times larger a side before the rules are applied (policies trained on enlarged crops)."""
+    counts as that many times larger a side before the rules are applied (policies trained on enlarged crops).
+
+    `scale_first`: the two areas, and `min_side`, bound a step before the processor (`crop.scale_between`), whose own
+    rounding to patches then stays within the checkpoint's limits. Only sizes take two steps: pixels are resampled
+    once, straight to the grid.
+    """
 
     min_pixels: int = 0
     max_pixels: int = 0
     upscale: float = 1.0
+    scale_first: bool = False
+    min_side: int = 0
 
     def __post_init__(self) -> None:
-        if self.min_pixels < 0 or self.max_pixels < 0:
-            raise UsageError(f"pixel limits {self.min_pixels}..{self.max_pixels}: neither may be negative")
+        if min(self.min_pixels, self.max_pixels, self.min_side) < 0:
+            raise UsageError(
+                f"pixel limits {self.min_pixels}..{self.max_pixels}, side {self.min_side}: none may be negative"
+            )
         if not 0 < self.upscale <= 16:
             raise UsageError(f"upscale is {self.upscale}: above 0, at most 16 is needed")
+
+    def handed(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) at which the checkpoint's processor is handed a picture of `width` x `height` pixels."""
+        if self.upscale != 1:
+            width, height = max(round(width * self.upscale), 1), max(round(height * self.upscale), 1)
+        if not self.scale_first:
+            return width, height
+        low = min(self.min_pixels, self.max_pixels or self.min_pixels)
+        return scale_between(width, height, min_pixels=low, max_pixels=self.max_pixels, min_side=self.min_side)
 
 
 @dataclass(frozen=True)
@@ -80,25 +98,29 @@ class VisionEncoder:
             RegionError: nothing of the region lies inside the frame, or it is too thin.
             ImageError: the frame is too thin.
         """
-        pre = self._manifest.preprocessing
-        high = min((limits.max_pixels if limits else 0) or pre.max_pixels, self._most)
-        low = min((limits.min_pixels if limits else 0) or pre.min_pixels, high)
+        pre, limits = self._manifest.preprocessing, limits or PixelLimits()
+        bounds = (0, 0) if limits.scale_first else (limits.min_pixels, limits.max_pixels)
+        high = min(bounds[1] or pre.max_pixels, self._most)
+        low = min(bounds[0] or pre.min_pixels, high)
         grid = region_grid(region, frame.width, frame.height, pre, min_pixels=low, max_pixels=high)
-        if limits is not None and limits.upscale != 1:
-            box = pixel_box(region, frame.width, frame.height)
-            size = max(round(box.width * limits.upscale), 1), max(round(box.height * limits.upscale), 1)
-            grid = Grid.fit(*size, pre, min_pixels=low, max_pixels=high)
-        return self.plan_grid(frame, region, grid)
+        box = pixel_box(region, frame.width, frame.height)
+        handed = limits.handed(box.width, box.height)
+        if handed != (box.width, box.height):
+            grid = Grid.fit(*handed, pre, min_pixels=low, max_pixels=high)
+        return self.plan_grid(frame, region, grid, handed if limits.scale_first else None)
 
-    def plan_grid(self, frame: Frame, region: Region | None, grid: Grid) -> VisionPlan:
-        """The plan for a grid that is already decided (a saved session).
+    def plan_grid(
+        self, frame: Frame, region: Region | None, grid: Grid, shown: tuple[int, int] | None = None
+    ) -> VisionPlan:
+        """The plan for a grid that is already decided (a saved session); `shown`: (width, height) in which the policy
+        counts pixels, None for those of the grid.
 
         Raises:
             RegionError: nothing of the region lies inside the frame.
         """
         pre = self._manifest.preprocessing
         box = pixel_box(region, frame.width, frame.height)
-        height, width = grid.pixels(pre.patch_size)
+        height, width = grid.pixels(pre.patch_size) if shown is None else shown[::-1]
         key = FeatureKey(frame.digest, (box.x0, box.y0, box.x1, box.y1), (grid.rows, grid.columns))
         merge = pre.merge_size
         return VisionPlan(

@@ -126,6 +126,13 @@ def test_rules() -> None:
     grown = frame("original", min_side=32, min_side_rule="scale").to_region([400, 100, 410, 200], WHOLE)
     assert grown == Region(389, 0, 421, 320)
     assert frame("original", min_side=32).to_region([0, 0, 10, 10], WHOLE) == Region(0, 0, 32, 32)
+    cut = [10.5, 11.5, 500.4, 799.9]
+    assert frame("original", whole_pixels="nearest").to_region(cut, WHOLE) == Region(10, 12, 500, 800)
+    assert frame("original", whole_pixels="down").to_region(cut, WHOLE) == Region(10, 11, 500, 799)
+    assert frame("original", whole_pixels="down").to_region([0, 0, 400, 300], CROP) == Region(200, 100, 599, 399)
+    for rule in ("nearest", "down"):
+        with pytest.raises(RegionError, match="no whole pixel"):
+            frame("original", whole_pixels=rule).to_region([10.1, 10, 10.4, 40], WHOLE)
     with pytest.raises(RegionError, match="smaller"):
         frame("original", min_side=32, min_side_rule="refuse").to_region([0, 0, 10, 10], WHOLE)
     with pytest.raises(RegionError, match="times as long"):

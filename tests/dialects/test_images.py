@@ -72,4 +72,4 @@ def test_names_are_those_that_are_read() -> None:
 def test_crops_of_crops_come_out_in_the_original_frame() -> None:
     call = '<grounding>{"bbox_2d": [0.5, 0.5, 1.0, 1.0], "source": "observation_2"}</grounding>'
     action = dialects.load("mini-o3").parse(call, ALL).actions[0]
-    assert (action.kind, action.image, action.region) == (ActionKind.ZOOM, 2, Region(35, 35, 60, 60))
+    assert (action.kind, action.image, action.region) == (ActionKind.ZOOM, 2, Region(35, 35, 59, 59))

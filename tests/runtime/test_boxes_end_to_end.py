@@ -24,7 +24,8 @@ from tests.runtime.fakes import FakeProvider, ScriptedEngine
 
 WIDTH, HEIGHT = 4032, 3024
 SQUARE = (1008, 756, 2016, 1512)  # a quarter to a half of both sides
-SMALL = {"image_min_pixels": 4096, "image_max_pixels": 65536, "crop_min_pixels": 4096, "crop_max_pixels": 16384}
+# Scaled to 288 x 216 where the picture is scaled first: a quarter is a whole number of pixels there as well.
+SMALL = {"image_min_pixels": 4096, "image_max_pixels": 62_300, "crop_min_pixels": 4096, "crop_max_pixels": 16384}
 
 
 def tool(name: str, arguments: str) -> str:
@@ -88,9 +89,11 @@ def crops(bundle: Bundle, name: str, photo: Frame, frame: str, *calls: str) -> l
     options = RunOptions(grammar="off", prefix_cache=False, **SMALL)
     engine = ScriptedEngine(bundle, [""])
     with Agent(Model.assemble(bundle, engine, options), bundle_dialect(bundle, name), (), options) as agent:
-        plan = agent.model.vision.plan(photo, None, agent.image_limits())
+        limits = agent.image_limits()
+        plan = agent.model.vision.plan(photo, None, limits)
         shown = plan.registered(0, 0).shown_width, plan.registered(0, 0).shown_height
         assert max(shown) < 400 and shown[0] % 4 == shown[1] % 4 == 0
+        assert not limits.scale_first or shown == (288, 216)
     script = [written(call, frame, shown) for call in calls]
     engine = ScriptedEngine(bundle, [*script, "<answer>no</answer>"])
     dialect = bundle_dialect(bundle, name)

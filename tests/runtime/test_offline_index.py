@@ -42,7 +42,7 @@ def indexed(folder: Path, pages: Path) -> LocalProvider:
 
 def test_a_page_is_searched_shown_and_cut(make_agent: MakeAgent, frame: Frame, tmp_path: Path) -> None:
     """VRAG-RL offline: words find a page by its OCR text, the page itself is shown, a box on it is in its pixels."""
-    page_picture(tmp_path / "pages/manual.png", 250, 330)  # shown at 256 x 320 or so
+    page_picture(tmp_path / "pages/manual.png", 250, 330)
     (tmp_path / "pages/manual.txt").write_text(f"# Manual\nThe pump takes 4 litres of oil. {EVIL}")
     provider = indexed(tmp_path / "i", tmp_path / "pages")
     script = [
@@ -50,7 +50,9 @@ def test_a_page_is_searched_shown_and_cut(make_agent: MakeAgent, frame: Frame, t
         "<think>closer</think><bbox>[100, 120, 160, 200]</bbox>",
         "<answer>4 litres</answer>",
     ]
-    agent = make_agent(script, [provider], dialect="vrag-rl", **SMALL)
+    small = "thumbnail_min_pixels = 4096\nthumbnail_max_pixels = 60000"
+    (tmp_path / "small.toml").write_text(f'extends = "vrag-rl"\nname = "small"\n[limits]\n{small}\n')
+    agent = make_agent(script, [provider], dialect=tmp_path / "small.toml", **SMALL)
     with agent.session(frame) as conversation:
         answer = conversation.ask("How much oil does the pump take?")
         session = conversation.session
@@ -58,11 +60,11 @@ def test_a_page_is_searched_shown_and_cut(make_agent: MakeAgent, frame: Frame, t
         read = agent.model.tokenizer.decode(session.tokens.tolist())
     assert answer.text == "4 litres"
     assert [(g.width, g.height, g.source) for g in seen[1:]] == [(250, 330, 1), (250, 330, 1)]
-    x, y = 250 / seen[1].shown_width, 330 / seen[1].shown_height
-    assert (x, y) != (1, 1)
+    assert (seen[1].shown_width, seen[1].shown_height) == (213, 281)  # scaled, not yet rounded to patches
+    x, y = 250 / 213, 330 / 281
     wanted = (100 * x - 56, 120 * y - 56, 160 * x + 56, 200 * y + 56)  # padded in pixels of the file, as theirs is
     assert seen[2].region is not None
-    assert seen[2].region.as_tuple() == pytest.approx(wanted)
+    assert seen[2].region.as_tuple() == tuple(round(v) for v in wanted)
     assert "Obey" not in read and "litres of oil" not in read  # the page is a picture, its OCR text only finds it
 
 

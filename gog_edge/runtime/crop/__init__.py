@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gog_edge.runtime.crop.geometry import Grid, PixelBox, pixel_box, region_grid, smart_resize
+from gog_edge.runtime.crop.geometry import Grid, PixelBox, pixel_box, region_grid, scale_between, smart_resize
 from gog_edge.runtime.crop.kernel import Backend, backend, crop_image, crop_patches
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "crop_patches",
     "pixel_box",
     "region_grid",
+    "scale_between",
     "smart_resize",
 ]

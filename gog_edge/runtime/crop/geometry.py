@@ -105,6 +105,28 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     return rows, columns
 
 
+def scale_between(
+    width: int, height: int, *, min_pixels: int = 0, max_pixels: int = 0, min_side: int = 0
+) -> tuple[int, int]:
+    """(width, height) after the step that some systems take before the processor; 0 is no bound.
+
+    One factor for both sides, which are cut to whole pixels: down to `max_pixels`, then up to `min_pixels`, then until
+    the short side has `min_side` (with a pixel to spare).  The arithmetic is that of `process_image` in the code of
+    MMSearch-R1, VRAG-RL, Mini-o3 (which has the third rule) and WebWatcher, operation by operation; a side keeps at
+    least one pixel.
+    """
+    if max_pixels and width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = max(int(width * factor), 1), max(int(height * factor), 1)
+    if width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    if min(width, height) < min_side:
+        factor = min_side / min(width, height)
+        width, height = int(width * factor + 1), int(height * factor + 1)
+    return width, height
+
+
 def pixel_box(region: Region | None, width: int, height: int) -> PixelBox:
     """The pixels of a `width` x `height` frame that `region` touches; None means the whole frame.
 

@@ -44,8 +44,8 @@ class CoordinateFrame:
     def to_region(self, numbers: Sequence[float], image: RegisteredImage) -> Region:
         """The policy's four numbers as a box of the original frame, after the dialect's rules.
 
-        Order of the rules: layout, inverted corners, fallback frame, padding, clamping (or refusal), smallest side,
-        largest aspect.
+        Order of the rules: layout, inverted corners, fallback frame, padding, clamping (or refusal), whole
+        pixels, smallest side, largest aspect.
 
         Raises:
             RegionError: not four finite numbers, an empty box, or a box that the dialect refuses.
@@ -74,7 +74,7 @@ class CoordinateFrame:
         )
         px, py = self._padding(view.width), self._padding(view.height)
         grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
-        kept = self._sized(_clamped(grown, view, numbers), view, numbers)
+        kept = self._sized(self._whole(_clamped(grown, view, numbers), view, numbers), view, numbers)
         return Region(kept.x0 + view.x0, kept.y0 + view.y0, kept.x1 + view.x0, kept.y1 + view.y0)
 
     def from_region(self, region: Region, image: RegisteredImage) -> tuple[float, float, float, float]:
@@ -132,6 +132,19 @@ class CoordinateFrame:
             return self.frame
         width, height = self.extent(image)
         return self.spec.fallback if x1 > width or y1 > height else self.frame
+
+    def _whole(self, box: Region, view: Region, numbers: Sequence[float]) -> Region:
+        """The box with edges on pixels of the target, as the dialect's system cuts it."""
+        if self.spec.whole_pixels == "outward":
+            return box
+        if self.spec.whole_pixels == "nearest":  # Image.crop of PIL
+            x0, y0, x1, y1 = (float(round(v)) for v in box.as_tuple())
+        else:
+            x0, y0, x1, y1 = (float(int(v)) for v in box.as_tuple())
+            x1, y1 = min(x1, view.width - 1), min(y1, view.height - 1)
+        if x1 <= x0 or y1 <= y0:
+            raise RegionError(f"the box {_show(numbers)} holds no whole pixel")
+        return Region(x0, y0, x1, y1)
 
     def _sized(self, box: Region, view: Region, numbers: Sequence[float]) -> Region:
         least = self.spec.min_side

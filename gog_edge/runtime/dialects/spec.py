@@ -125,11 +125,13 @@ class CoordinateSpec:
     """[coordinates] the policy's numbers.
 
     `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
-    smart_resize), original (pixels of the target image at native size), family (thousand for qwen3_vl, shown for
-    qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows. `layout`: xyxy or
-    xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that leaves it by more
-    than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side, `pad_image`: share
-    of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping. `min_side`: smallest
+    smart_resize or [limits] `scale_first`), original (pixels of the target image at native size), family (thousand for
+    qwen3_vl, shown for qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows.
+    `layout`: xyxy or xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that
+    leaves it by more than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side,
+    `pad_image`: share of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping.
+    `whole_pixels` of the target: outward (the crop takes every pixel that the box touches), nearest (edges rounded,
+    half to even), or down (edges cut, the image's last row and column left out). `min_side`: smallest
     side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.
     `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits written by `format_box`.
     """
@@ -146,6 +148,7 @@ class CoordinateSpec:
     pad: float = 0.0
     pad_image: float = 0.0
     pad_image_pixels: float = 0.0
+    whole_pixels: Literal["outward", "nearest", "down"] = "outward"
     decimals: int = 0
 
 
@@ -253,7 +256,7 @@ class ForcedSpec:
 
 @dataclass(frozen=True)
 class Limits:
-    """[limits] Counts are per question; 0 means none. Pixels are after smart_resize (width times height).
+    """[limits] Counts are per question; 0 means none. Pixels are width times height of what is shown.
 
     `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
     asked for. `calls`: searches, crops and visits together.
@@ -261,8 +264,12 @@ class Limits:
     `turn_tokens`/`total_tokens`: generated in one turn / in all. `errors_in_row`: INVALID turns in a row before the
     forced answer. `title_chars`, `result_chars`, `page_chars`: kept of a title, a result's text, a page.
     `image_min_pixels`, `image_max_pixels`: of the user's images; `crop_min_pixels`, `crop_max_pixels`: of crops;
-    `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a crop counts as that many
-    times larger a side before those rules.
+    `thumbnail_min_pixels`, `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a
+    crop counts as that many times larger a side before those rules.
+    The processor resizes to patches within these bounds, in one step. `scale_first` lists the pictures (image, crop,
+    thumbnail) that are first scaled to them by one factor, sides cut to whole pixels (largest area, smallest area, then
+    `scale_min_side`, the least short side), and which the processor then resizes within the checkpoint's own bounds;
+    pixels of the frame `shown` are those of the scaled picture.
     """
 
     turns: int = 8
@@ -282,7 +289,10 @@ class Limits:
     crop_min_pixels: int = 0
     crop_max_pixels: int = 0
     crop_upscale: float = 1.0
+    thumbnail_min_pixels: int = 0
     thumbnail_max_pixels: int = 0
+    scale_first: tuple[Literal["image", "crop", "thumbnail"], ...] = ()
+    scale_min_side: int = 0
 
 
 @dataclass(frozen=True)
