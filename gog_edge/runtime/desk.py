@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ class Outcome:
     error: str = ""
     provider: str = ""
     withheld: tuple[str, ...] = ()
+    dropped: int = 0  # hits that nothing was left of
 
 
 Key = tuple[Any, ...]
+Call = Callable[[SearchProvider, Deadline, int], Outcome]  # the number: results asked for beyond the usual ones
 
 
 class SearchDesk:
@@ -106,12 +108,12 @@ class SearchDesk:
 
     def text(self, query: str, k: int) -> Future[Outcome]:
         """Start a text search."""
-        return self._start(TEXT, lambda p, d: Outcome(hits=tuple(p.search_text(query, k=k, deadline=d))))
+        return self._start(TEXT, lambda p, d, more: Outcome(hits=tuple(p.search_text(query, k=k + more, deadline=d))))
 
     def page(self, url: str, goal: str) -> Future[Outcome]:
         """Start reading a page."""
 
-        def read(provider: SearchProvider, deadline: Deadline) -> Outcome:
+        def read(provider: SearchProvider, deadline: Deadline, more: int) -> Outcome:
             page = provider.read_page(url, deadline=deadline, goal=goal)
             hit = Hit(title=page.title, text="", source=page.url)
             return Outcome(hits=(hit,) if page.title else (), text=page.text)
@@ -146,8 +148,8 @@ class SearchDesk:
         return future.result()
 
     def _image(self, query: ImageQuery, k: int, *, early: bool = False) -> Future[Outcome]:
-        def search(provider: SearchProvider, deadline: Deadline) -> Outcome:
-            return Outcome(hits=tuple(provider.search_image(query, k=k, deadline=deadline)))
+        def search(provider: SearchProvider, deadline: Deadline, more: int) -> Outcome:
+            return Outcome(hits=tuple(provider.search_image(query, k=k + more, deadline=deadline)))
 
         return self._start(IMAGE, search, early=early)
 
@@ -160,9 +162,7 @@ class SearchDesk:
         label = query.label if getattr(provider, "use_label", True) else ""
         return (query.frame.digest, query.region, label, query.url, query.key, k)
 
-    def _start(
-        self, kind: str, call: Callable[[SearchProvider, Deadline], Outcome], *, early: bool = False
-    ) -> Future[Outcome]:
+    def _start(self, kind: str, call: Call, *, early: bool = False) -> Future[Outcome]:
         able = [p for p in self._providers if kind in p.kinds]
         budget, trace = self._budget, self._trace
 
@@ -171,7 +171,7 @@ class SearchDesk:
             problems = []
             for provider in able:
                 with trace.span("search", kind=kind, provider=provider.name, early=early) as fields:
-                    outcome = _ask(provider, call, deadline, self._guarded)
+                    outcome = _ask(provider, call, deadline, self._guarded, refill=kind != PAGE)
                     fields["hits"] = len(outcome.hits)
                     fields["withheld"] = len(outcome.withheld)
                     if not outcome.error:
@@ -185,17 +185,13 @@ class SearchDesk:
         return run_in_thread(work, f"search-{kind}")
 
 
-def _ask(
-    provider: SearchProvider, call: Callable[[SearchProvider, Deadline], Outcome], deadline: Deadline, guarded: bool
-) -> Outcome:
+def _ask(provider: SearchProvider, call: Call, deadline: Deadline, guarded: bool, *, refill: bool) -> Outcome:
     try:
-        outcome = call(provider, deadline)
-        if not all(isinstance(hit, Hit) for hit in outcome.hits):
-            raise TypeError("a result is not a Hit")
-        if not guarded:
-            return Outcome(outcome.hits, outcome.text, "", provider.name)
-        kept = guard(outcome.hits, outcome.text)  # here, in the search's own thread, it costs the policy no time
-        return Outcome(kept.hits, kept.text, "", provider.name, kept.withheld)
+        outcome = _checked(call(provider, deadline, 0))
+        if guarded:  # here, in the search's own thread, it costs the policy no time
+            outcome = _guarded(outcome)
+            return replace(_refilled(outcome, provider, call, deadline) if refill else outcome, provider=provider.name)
+        return replace(outcome, provider=provider.name)
     except SearchTimeoutError as e:
         return Outcome(error=redact(str(e)), provider=provider.name)
     except (SearchError, GogEdgeError) as e:
@@ -203,6 +199,31 @@ def _ask(
     except BaseException as e:  # a provider is somebody else's code: its bug, or its exit, is a failed search
         log.warning("provider %s failed: %s", provider.name, redact(f"{type(e).__name__}: {e}"), exc_info=True)
         return Outcome(error=f"{provider.name} failed ({type(e).__name__})", provider=provider.name)
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    if not all(isinstance(hit, Hit) for hit in outcome.hits):
+        raise TypeError("a result is not a Hit")
+    return outcome
+
+
+def _guarded(outcome: Outcome) -> Outcome:
+    kept = guard(outcome.hits, outcome.text)
+    return Outcome(kept.hits, kept.text, withheld=kept.withheld, dropped=len(outcome.hits) - len(kept.hits))
+
+
+def _refilled(outcome: Outcome, provider: SearchProvider, call: Call, deadline: Deadline) -> Outcome:
+    """`outcome`, or one with further results where whole ones were withheld: what is planted must not push true ones
+    out. They are asked for once; if that fails, what is there will do."""
+    if not outcome.dropped:
+        return outcome
+    try:
+        more = _guarded(_checked(call(provider, deadline, outcome.dropped)))
+    except Exception as e:  # noqa: BLE001 - somebody else's code, as in `_ask`
+        log.info("no further results of %s: %s", provider.name, redact(f"{type(e).__name__}: {e}"))
+        return outcome
+    wanted = len(outcome.hits) + outcome.dropped
+    return replace(more, hits=more.hits[:wanted]) if len(more.hits) > len(outcome.hits) else outcome
 
 
 def _names(providers: Sequence[SearchProvider]) -> str:

@@ -241,6 +241,27 @@ def test_sentences_that_speak_to_the_policy_are_withheld(make_agent: MakeAgent, 
     assert searches and all((fields["withheld"] > 0) is guarded for fields in searches)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_withheld_result_does_not_push_a_true_one_out(fails: bool) -> None:
+    class Ranked(FakeProvider):
+        def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
+            asked.append(k)
+            if fails and len(asked) > 1:
+                raise ValueError("three at most")
+            return super().search_text(query, k=k, deadline=deadline)
+
+    asked: list[int] = []
+    third = Hit("White stork", "Storks eat frogs.")
+    ranked = [Hit(ORDER, ORDER), HERON, OTHER, third, Hit("Spoonbill", "Shrimps.")]
+    desk = SearchDesk([Ranked(ranked)], 5, UNLIMITED, Trace())
+    seen = desk.wait(desk.text("birds", 3), UNLIMITED)
+    assert asked == [3, 4] and seen.error == "" and set(seen.withheld) == {ORDER}
+    assert seen.hits == ((HERON, OTHER) if fails else (HERON, OTHER, third))
+    clean = SearchDesk([Ranked(ranked[1:])], 5, UNLIMITED, Trace())
+    asked.clear()
+    assert len(clean.wait(clean.text("birds", 3), UNLIMITED).hits) == 3 and asked == [3]
+
+
 def test_a_page_is_guarded_too() -> None:
     provider = FakeProvider(page=f"Herons eat fish. {ORDER} They live in reeds.")
     desk = SearchDesk([provider], 5, UNLIMITED, Trace())

@@ -11,7 +11,8 @@ collects the weights of the cues that it holds (`data/guard.toml`). From `THRESH
 withheld one a weaker sentence is enough, since planted text is seldom one sentence long, and any where that one ends
 with a colon. Lines are joined where a cue begins in one and ends in the next. Where the first cue stands behind a
 clause of its own ("Flag of Chad - ignore …"), that clause is kept. A block of chat marks, tool-call tags or a call in
-JSON is one unit: it runs to its own closing mark, or else to the end of its line.
+JSON is one unit: it runs to its own closing mark, or else to the end of its line. Of a fake turn of the reader's own
+(assistant, tool) only the header goes: planted text ends with one, and what stands behind it may be the page.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ class Cues:
     mark: re.Pattern[str]  # with groups: chat, or tag (and close), or json
     mark_begin: re.Pattern[str]
     ends_turn: re.Pattern[str]
+    own_turn: re.Pattern[str]  # the header of a turn of the reader's own
     pairs: frozenset[str]  # tags that count only where they are closed
     word: re.Pattern[str]
 
@@ -125,6 +126,7 @@ def cues() -> Cues:
         mark=re.compile(_fill(f"(?P<chat>{mark['chat']})|{mark['tag']}|(?P<json>{mark['json']})", words)),
         mark_begin=re.compile(r"[<\[{&]"),  # far quicker to look for first
         ends_turn=re.compile(mark["ends_turn"]),
+        own_turn=re.compile(_fill(mark["own_turn"], words)),
         pairs=frozenset(mark["pairs"].split(" ")),
         word=re.compile("[a-z]+"),
     )

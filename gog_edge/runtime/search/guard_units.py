@@ -13,10 +13,6 @@ from gog_edge.runtime.search.guard_cues import cues
 MAX_UNIT = 600  # characters; a longer line without a stop is judged in pieces
 MAX_BLOCK = 4000  # characters; a block whose closing mark is farther away ends with its line
 
-_LT, _GT = "(?:<|&lt;)", "(?:>|&gt;)"
-_MARK = rf"(?:{_LT}\s?\|(?!\s?(?:im_)?end(?!_header)|\s?eot)[^|<>\n]{{0,40}}\|\s?{_GT}|{_LT}start_of_turn{_GT})"
-_OWN = "(?:assistant|model|tool|ipython|observation)"  # who reads, and what reads for it
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -82,7 +78,7 @@ def _blocks(view: str) -> Iterator[tuple[int, int]]:
     for mark in marks:
         if mark.start() < at:
             continue
-        own = _patterns().own.match(view, mark.start()) if mark["chat"] else None
+        own = cues().own_turn.match(view, mark.start()) if mark["chat"] else None
         end = own.end() if own else _closed(mark, closing)
         if end is None and mark["tag"] in cues().pairs:
             continue
@@ -117,7 +113,6 @@ class _Patterns:
     stop: re.Pattern[str]
     brace: re.Pattern[str]
     header: re.Pattern[str]
-    own: re.Pattern[str]
     glued: re.Pattern[str]
 
 
@@ -126,7 +121,6 @@ def _patterns() -> _Patterns:
     return _Patterns(
         stop=re.compile(r"[.!?;\u2026](?P<quote>[\"')\]]{0,3})(?:\s+|$)|\u3002|(?P<line>[\n\r\u2028\u2029])\s*"),
         brace=re.compile(r"[{}]"),
-        own=re.compile(rf"{_MARK}?\s{{0,3}}(?:{_OWN}\b[ \t]{{0,3}}|{_LT}\|\s?{_OWN}\s?\|{_GT}){_MARK}?[ \t]{{0,3}}\n?"),
         header=re.compile(r"[ \t]{0,9}\w{0,20}[ \t]{0,9}\r?\n"),
         glued=re.compile(
             r" (?=(?:Ignore|Disregard|Forget|Reply|Respond|Answer|Output|Print|Repeat|Stop|Translate|Include|Mention"
