@@ -50,10 +50,11 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
 @click.option(
     "--inject",
-    type=click.Choice(["instructions", "harmless"]),
+    metavar="[instructions|harmless|FILE]",
     is_flag=False,
     flag_value="instructions",
-    help="Plant texts into every result: instructions (does the policy obey them?), or harmless ones as the control.",
+    help="Plant texts into every result: instructions (does the policy obey them?), harmless ones as the control, or "
+    "those of a file, one a line.",
 )
 @click.option("--against", type=_PATH, help="The --out of another run over the same questions: what changed?")
 @click.option("--judge-url", help="OpenAI-compatible endpoint of an LLM judge, up to /v1.")
@@ -92,9 +93,12 @@ def command(
     if judge_url and not judge_model:
         raise UsageError("--judge-url needs --judge-model")
     from gog_edge.evaluation.datasets import read_dataset
+    from gog_edge.evaluation.injection import planted_texts
     from gog_edge.evaluation.results import read_results
 
     before = read_results(against)[1] if against is not None else None  # a wrong file is found before the run
+    if agent["inject"]:
+        planted_texts(agent["inject"])  # so is one of texts to plant
     samples, problems = read_dataset(dataset, form=form, limit=limit)
     for line in problems[:5]:
         stderr().print(f"[yellow]skipped[/] {plain(line)}")

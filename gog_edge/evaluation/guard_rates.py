@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from gog_edge.errors import DatasetError
+from gog_edge.evaluation.texts import read_texts
 from gog_edge.runtime.search.guard import inspect, sentences
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -79,24 +78,6 @@ def measure(path: Path, kind: str, show: bool = False) -> Rates:
     size = sum(map(len, texts))
     ms = round(spent * 1e3 / max(len(texts), 1), 4)
     return Rates(path.name, kind, len(texts), touched, whole, of, lost, size, gone, ms)
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    """The texts of a file, without empty ones."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            yield line.rstrip("\r")
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as e:
-            raise DatasetError(f"{path.name}, line {number}: not JSON ({e})") from e
-        text = value.get("text") if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            raise DatasetError(f'{path.name}, line {number}: needs a string, or an object with the field "text"')
-        yield text
 
 
 if __name__ == "__main__":

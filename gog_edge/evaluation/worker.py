@@ -28,7 +28,7 @@ class AgentSpec:
 
     Args:
         without: kinds of actions that are taken away (ablations); the prompt stays as the policy was trained.
-        inject: plant texts of this kind into every result: instructions, harmless (see `injection`); empty: none.
+        inject: plant texts into every result: instructions, harmless or those of a file (see `injection`); empty: none.
         search: a provider configuration; see docs/search.md.
         threads: of the engine, in each process.
     """
