@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,6 +180,43 @@ def test_a_crop_and_a_crop_of_it_are_the_systems(name: str, width: int, height: 
         seen = plan(width, height, crop_limits(dialect.limits, RunOptions()), cut)
         assert (shown(seen), tokens(seen)) == (inputs[-1], processor(*inputs[-1]))
         registry.append(seen.registered(step, 0))
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<think>t</think><tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+# dialect: (units of a side, a call, an edge in pixels of the picture: its number, its side, what is added)
+EDGES: dict[str, tuple[int, str, Callable[[float, int, int], float]]] = {
+    "qwen-agent": (
+        1000,
+        call("image_zoom_in_tool", '{"bbox_2d": BOX, "label": "x", "img_idx": 0}'),
+        lambda v, side, _: v / 1000.0 * side,
+    ),
+    "pixel-reasoner": (
+        1,
+        call("crop_image_normalized", '{"bbox_2d": BOX, "target_image": 1}'),
+        lambda v, side, sign: min(max(0, v + sign * 0.1), 1) * side,
+    ),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(EDGES)), st.integers(100, 1500), st.integers(100, 1500), st.data())
+def test_other_systems_cut_whole_pixels_as_well(name: str, width: int, height: int, data: st.DataObject) -> None:
+    units, text, edge = EDGES[name]
+    x0, y0 = data.draw(st.integers(0, 600)), data.draw(st.integers(0, 600))
+    box = [x0, y0, data.draw(st.integers(x0 + 350, 999)), data.draw(st.integers(y0 + 350, 999))]
+    numbers = [v * units / 1000 if units == 1 else v for v in box]
+    wanted = [edge(v, (width, height)[i % 2], -1 if i < 2 else 1) for i, v in enumerate(numbers)]
+    assume(all(abs(v % 1 - 0.5) > 1e-6 for v in wanted))  # a tie goes by the last bit of their arithmetic
+    dialect = dialects.load(name, family="qwen2_5_vl")
+    registry = [RegisteredImage(0, width, height, width, height, None, 0)]
+    (action,) = dialect.parse(text.replace("BOX", str(numbers)), registry, user_images=1).actions
+    assert action.region is not None, action
+    picture = Image.new("1", (width, height)).crop(tuple(wanted))
+    assert (action.region.width, action.region.height) == picture.size
+    assert action.region.as_tuple() == tuple(map(round, wanted))
 
 
 @settings(max_examples=60, deadline=None)

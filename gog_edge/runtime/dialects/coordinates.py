@@ -44,8 +44,8 @@ class CoordinateFrame:
     def to_region(self, numbers: Sequence[float], image: RegisteredImage) -> Region:
         """The policy's four numbers as a box of the original frame, after the dialect's rules.
 
-        Order of the rules: layout, inverted corners, fallback frame, padding, clamping (or refusal), whole
-        pixels, smallest side, largest aspect.
+        Order of the rules: layout, inverted corners, fallback frame, padding, clamping (or refusal), smallest
+        side, largest aspect; whole pixels last, or before sizes that are refused.
 
         Raises:
             RegionError: not four finite numbers, an empty box, or a box that the dialect refuses.
@@ -74,7 +74,11 @@ class CoordinateFrame:
         )
         px, py = self._padding(view.width), self._padding(view.height)
         grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
-        kept = self._sized(self._whole(_clamped(grown, view, numbers), view, numbers), view, numbers)
+        kept = _clamped(grown, view, numbers)
+        if self.spec.min_side_rule == "refuse":  # whole pixels are judged, but a small box grows from what was written
+            kept = self._sized(self._whole(kept, view, numbers), view, numbers)
+        else:
+            kept = self._whole(self._sized(kept, view, numbers), view, numbers)
         return Region(kept.x0 + view.x0, kept.y0 + view.y0, kept.x1 + view.x0, kept.y1 + view.y0)
 
     def from_region(self, region: Region, image: RegisteredImage) -> tuple[float, float, float, float]:
