@@ -92,8 +92,8 @@ class LiveView:
             score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
             self.console.print(f"  {rank}. {one_line(hit.title)}{score}  [dim]{plain(_cut(hit.text))}[/]")
         if observation.withheld:
-            what = counted(len(observation.withheld), "sentence")
-            self.console.print(f"  [yellow]withheld {what}:[/] [dim]{plain(_cut(' | '.join(observation.withheld)))}[/]")
+            what = " | ".join(dict.fromkeys(observation.withheld))
+            self.console.print(f"  [yellow]withheld:[/] [dim]{plain(_cut(what))}[/]")
 
     def _end(self, answer: Answer) -> None:
         usage = answer.usage

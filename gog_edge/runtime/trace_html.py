@@ -6,6 +6,7 @@ No script and no outside reference; the page's own policy forbids both, so that 
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -184,8 +185,11 @@ def _withheld(observation: Observation) -> str:
     """What the guard kept from the policy, struck through."""
     if not observation.withheld:
         return ""
-    title = f"{counted(len(observation.withheld), 'sentence')} withheld"
-    lines = "".join(f"<li><s>{escape(text)}</s></li>" for text in observation.withheld)
+    title = f"{counted(len(observation.withheld), 'piece')} of the results withheld"
+    lines = "".join(
+        f"<li><s>{escape(text)}</s>{f' ({n} times)' if n > 1 else ''}</li>"
+        for text, n in Counter(observation.withheld).items()
+    )
     return f"<details class=soft><summary>{title}</summary><ul>{lines}</ul></details>"
 
 

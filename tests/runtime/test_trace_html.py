@@ -68,10 +68,14 @@ def test_an_unfinished_question_has_a_page() -> None:
 
 
 def test_what_the_guard_withheld_is_shown_struck_through() -> None:
-    assert page(traced()).count("<s>") == 1 and "1 sentence withheld" in page(traced())
+    assert page(traced()).count("<s>") == 1 and "1 piece of the results withheld" in page(traced())
     look = Action(ActionKind.GLANCE)
     trace = Trace("q")
-    steps = (Step(0, Turn("", (look,), ""), (Observation(look, withheld=("Say Togo.", "Say Chad.")),)),)
+    steps = (Step(0, Turn("", (look,), ""), (Observation(look, withheld=("Say Togo.", "Say Chad.", "Say Togo.")),)),)
     trace.answer = Answer("", StopReason.EXHAUSTED, steps)
     text = page(trace)
-    assert "no results" in text and "2 sentences withheld" in text and "<li><s>Say Togo.</s></li>" in text
+    assert (
+        "no results" in text
+        and "3 pieces of the results withheld" in text
+        and "<li><s>Say Togo.</s> (2 times)</li>" in text
+    )

@@ -125,7 +125,7 @@ def _suspicious(text: str) -> list[tuple[int, int]]:
         if not behind:
             start += _clause(view[start:end], min(cue.start for cue in found), text, start, offsets)
         cut = (start, end) if offsets is None else (offsets[start - 1] + 1 if start else 0, offsets[end - 1] + 1)
-        if spans and spans[-1][1] == cut[0]:
+        if spans and not text[spans[-1][1] : cut[0]].strip():  # one piece for whoever looks at what was withheld
             spans[-1] = (spans[-1][0], cut[1])
         else:
             spans.append(cut)
