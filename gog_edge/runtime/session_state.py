@@ -186,7 +186,9 @@ def _image(
     plan = None
     if frame is not None:
         merge = model.manifest.preprocessing.merge_size
-        plan = model.vision.plan_grid(frame, saved.geometry.region, Grid(saved.rows * merge, saved.columns * merge))
+        geometry, grid = saved.geometry, Grid(saved.rows * merge, saved.columns * merge)
+        shown = geometry.shown_width, geometry.shown_height
+        plan = model.vision.plan_grid(frame, geometry.region, grid, shown)
     features = None
     name = f"features.{saved.geometry.index}"
     if not stored_kv:

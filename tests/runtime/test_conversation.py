@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,18 +63,27 @@ def test_the_prefix_is_computed_once_per_bundle(make_agent: MakeAgent, frame: Fr
 
 @pytest.mark.parametrize("kv", [True, False])
 def test_resume_goes_on_where_it_stopped(make_agent: MakeAgent, frame: Frame, tmp_path: Path, kv: bool) -> None:
-    with make_agent([GAZE, ANSWER], [FakeProvider([HERON])]).session(frame) as conversation:
+    own = tmp_path / "own.toml"  # boxes count pixels of a size that is not the grid's
+    own.write_text(
+        'extends = "gog"\nname = "own"\n[limits]\nscale_first = ["image", "crop"]\n'
+        "image_min_pixels = 90000\ncrop_min_pixels = 5000\n"
+    )
+    make = partial(make_agent, [GAZE, ANSWER], [FakeProvider([HERON])], dialect=str(own))
+    with make().session(frame) as conversation:
         conversation.ask("What is it?")
         conversation.save(tmp_path / "c.gogs", kv=kv)
         tokens = conversation.session.tokens.tolist()
         delta = conversation.session.positions.delta
         computed = conversation.session.computed  # all, or all but the last token where that was no verified guess
     assert computed >= len(tokens) - 1
-    agent = make_agent([GAZE, ANSWER], [FakeProvider([HERON])])
-    with agent.resume(tmp_path / "c.gogs") as resumed:
+    with make().resume(tmp_path / "c.gogs") as resumed:
         assert resumed.session.tokens.tolist() == tokens
         assert resumed.session.positions.delta == delta
         assert resumed.session.computed == (computed if kv else 0)
+        for image in resumed.session.transcript.images:
+            assert image.plan is not None
+            again = image.plan.registered(image.geometry.index, image.geometry.source)
+            assert again == image.geometry
         second = resumed.ask("And now?")
     assert second.text == "fish"
     assert second.usage.encoded_images == (1 if kv else 0)  # the crop; without KV its features were saved
