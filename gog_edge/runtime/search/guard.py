@@ -8,11 +8,12 @@ other one as it is, byte for byte. It is a filter and not a wall: whoever knows 
 How: a text is cut into sentences (`guard_units`: a line end, or a full stop and a space, ends one). Each is looked at
 in a folded view (case, accents, invisible letters and runs of white space off, look-alikes as Latin letters) and
 collects the weights of the cues that it holds (`data/guard.toml`). From `THRESHOLD` on it is withheld. Right behind a
-withheld one a weaker sentence is enough, since planted text is seldom one sentence long, and any where that one ends
-with a colon. Lines are joined where a cue begins in one and ends in the next. Where the first cue stands behind a
-clause of its own ("Flag of Chad - ignore …"), that clause is kept. A block of chat marks, tool-call tags or a call in
-JSON is one unit: it runs to its own closing mark, or else to the end of its line. Of a fake turn of the reader's own
-(assistant, tool) only the header goes: planted text ends with one, and what stands behind it may be the page.
+withheld one, or anywhere in a short text beside one, a weaker sentence is enough, since planted text is seldom one
+sentence long, and any where that one ends with a colon. Lines are joined where a cue begins in one and ends in the
+next. Where the first cue stands behind a clause of its own ("Flag of Chad - ignore …"), that clause is kept. A block
+of chat marks, tool-call tags or a call in JSON is one unit: it runs to its own closing mark, or else to the end of
+its line. Of a fake turn of the reader's own (assistant, tool) only the header goes: planted text ends with one, and
+what stands behind it may be the page.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gog_edge.types import Hit
 
 THRESHOLD = 4.0
 BEHIND = 2.0  # enough for a sentence right behind a withheld one
+MAX_WARY = 1000  # characters; a text as short as a result's is judged like that all over once something is withheld
 MAX_LINES, MAX_JOINED = 3, 400  # lines, and characters, that one sentence may be wrapped over
 ROUNDS = 4  # a text made so that each withholding uncovers another is withheld whole after so many
 
@@ -50,7 +52,9 @@ def guard(hits: Sequence[Hit], text: str = "") -> Guarded:
     withheld: list[str] = []
     for hit in hits:
         title, of_title = inspect(hit.title)
-        body, of_body = inspect(hit.text)
+        body, of_body = inspect(hit.text, wary=bool(of_title))
+        if of_body and not of_title:
+            title, of_title = inspect(hit.title, wary=True)
         withheld += [*of_title, *of_body]
         if not of_title and not of_body:
             kept.append(hit)
@@ -60,16 +64,16 @@ def guard(hits: Sequence[Hit], text: str = "") -> Guarded:
     return Guarded(tuple(kept), page, (*withheld, *of_page))
 
 
-def inspect(text: str) -> tuple[str, tuple[str, ...]]:
+def inspect(text: str, *, wary: bool = False) -> tuple[str, tuple[str, ...]]:
     """(kept, withheld) of one text: together every character of it, but for the white space at cuts.
 
-    `kept` is `text` itself where nothing is withheld, and has nothing left to withhold. Never raises; the time grows
-    linearly with the text.
+    `kept` is `text` itself where nothing is withheld, and has nothing left to withhold. `wary`: judge every sentence as
+    if one before it had been withheld (in a short text). Never raises; the time grows linearly with the text.
     """
     kept = text
     withheld: list[str] = []
     for _ in range(ROUNDS):
-        spans = _suspicious(kept)
+        spans = _suspicious(kept, len(text) <= MAX_WARY and (wary or bool(withheld)))
         if not spans:
             return (kept if kept.strip() or not withheld else ""), tuple(withheld)
         withheld += [piece for start, end in spans if (piece := kept[start:end].strip())]
@@ -107,18 +111,18 @@ def sentences(text: str) -> Iterator[str]:
     return (view[unit.start : unit.end] for unit in units(view, text, offsets))
 
 
-def _suspicious(text: str) -> list[tuple[int, int]]:
+def _suspicious(text: str, wary: bool) -> list[tuple[int, int]]:
     """Spans of `text` to withhold: in order, apart from each other, none empty."""
     view, offsets = fold(text)
     every = list(units(view, text, offsets))
     lines = [_squeezed(view[unit.start : unit.end]) for unit in every]
     wanted = [cues().wanted(line) for line in lines]
     spans: list[tuple[int, int]] = []
-    behind, at = False, 0
+    behind, at = wary, 0
     while at < len(every):
         last, found = _judge(every, lines, wanted, at, behind)
         if not found:
-            behind = behind and not lines[at]
+            behind = wary or (behind and not lines[at])
             at += 1
             continue
         start, end = every[at].start, every[last].end
@@ -138,7 +142,7 @@ def _judge(every: list[Unit], lines: list[str], wanted: list[int], at: int, behi
     is withheld."""
     if every[at].block:
         return at, [Found("mark", THRESHOLD, 0, 1)]
-    if behind and lines[at] and lines[at - 1].endswith(":") and lines[at - 1][-2:-1].isalnum():
+    if behind and at and lines[at] and lines[at - 1].endswith(":") and lines[at - 1][-2:-1].isalnum():
         return at, [Found("announced", BEHIND, 0, 1)]
     elsewhere = ~cues().behind
     least = BEHIND if behind else THRESHOLD
