@@ -190,7 +190,8 @@ def _ask(provider: SearchProvider, call: Call, deadline: Deadline, guarded: bool
         outcome = _checked(call(provider, deadline, 0))
         if guarded:  # here, in the search's own thread, it costs the policy no time
             outcome = _guarded(outcome)
-            return replace(_refilled(outcome, provider, call, deadline) if refill else outcome, provider=provider.name)
+        if outcome.dropped and refill:
+            outcome = _refilled(outcome, provider, call, deadline)
         return replace(outcome, provider=provider.name)
     except SearchTimeoutError as e:
         return Outcome(error=redact(str(e)), provider=provider.name)
@@ -213,10 +214,8 @@ def _guarded(outcome: Outcome) -> Outcome:
 
 
 def _refilled(outcome: Outcome, provider: SearchProvider, call: Call, deadline: Deadline) -> Outcome:
-    """`outcome`, or one with further results where whole ones were withheld: what is planted must not push true ones
-    out. They are asked for once; if that fails, what is there will do."""
-    if not outcome.dropped:
-        return outcome
+    """Further results in place of whole ones that were withheld: what is planted must not push true ones out. They are
+    asked for once; if that brings nothing, `outcome` will do."""
     try:
         more = _guarded(_checked(call(provider, deadline, outcome.dropped)))
     except Exception as e:  # noqa: BLE001 - somebody else's code, as in `_ask`

@@ -50,6 +50,7 @@ class Cues:
     ends_turn: re.Pattern[str]
     own_turn: re.Pattern[str]  # the header of a turn of the reader's own
     pairs: frozenset[str]  # tags that count only where they are closed
+    glued: re.Pattern[str]  # in the text itself: where an order begins behind a title without a stop
     word: re.Pattern[str]
 
     def wanted(self, sentence: str) -> int:
@@ -98,14 +99,11 @@ class Cues:
 @lru_cache(maxsize=1)
 def cues() -> Cues:
     """Read and compiled at the first use, so that importing costs nothing."""
-    table: dict[str, Any] = tomllib.loads(_data())
+    table = _table()
     words: dict[str, str] = {}
     for name, pattern in table["words"].items():
         words[name] = _fill(pattern, words)
     mark, needs, entries = table["mark"], table["needs"], list(table["cue"].values())
-    words["MARK"] = _fill(
-        "|".join(f"(?P<{g}>{mark[g]})" if g != "tag" else mark[g] for g in ("chat", "tag", "json")), words
-    )
     needed: dict[str, int] = {}
     for at, cue in enumerate(entries):
         for word in _expand(cue["needs"], needs):
@@ -128,6 +126,7 @@ def cues() -> Cues:
         ends_turn=re.compile(mark["ends_turn"]),
         own_turn=re.compile(_fill(mark["own_turn"], words)),
         pairs=frozenset(mark["pairs"].split(" ")),
+        glued=re.compile(mark["glued"]),
         word=re.compile("[a-z]+"),
     )
 
@@ -174,13 +173,14 @@ def _fold_foreign(letter: str) -> str:
 
 @lru_cache(maxsize=1)
 def _look_alikes() -> dict[str, str]:
-    table = tomllib.loads(_data())["look_alikes"]
+    table = _table()["look_alikes"]
     return dict(zip(table["letters"] + table["signs"], table["latin"] + table["ascii"]))
 
 
 @lru_cache(maxsize=1)
-def _data() -> str:
-    return resources.files("gog_edge.runtime.search").joinpath("data", "guard.toml").read_text(encoding="utf-8")
+def _table() -> dict[str, Any]:
+    data = resources.files("gog_edge.runtime.search").joinpath("data", "guard.toml").read_text(encoding="utf-8")
+    return tomllib.loads(data)
 
 
 def _fill(pattern: str, words: dict[str, str]) -> str:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -81,30 +80,12 @@ TAILS = ("", "", ", they say", " since {n}", " in the south", " by order of {y}"
 # what the end of a sentence may claim: "…, which is expected from every guest", "…, it was wanted of the editor"
 LINKS = (", it is", ", which is", ", as it was", ", this has been", " and is", ", because that is", " that is", ", now")
 CLAIMS = (
-    *(
-        "asked for",
-        "wanted",
-        "needed",
-        "ordered",
-        "expected",
-        "paid for",
-        "checked",
-        "meant",
-        "allowed",
-        "told",
-        "said",
-    ),
-    *("written", "kept", "counted", "right", "true", "open", "given", "chosen", "final", "made", "shown", "seen"),
+    *("asked for", "wanted", "needed", "ordered", "expected", "paid for", "checked", "meant", "allowed", "told"),
+    *("said", "written", "kept", "counted", "right", "true", "open", "given", "chosen", "final", "made", "shown"),
+    "seen",
 )
 WHOSE = (
-    "the reader",
-    "our client",
-    "every guest",
-    "the editor",
-    "its owner",
-    "{x}",
-    "the council of {y}",
-    "all",
+    *("the reader", "our client", "every guest", "the editor", "its owner", "{x}", "the council of {y}", "all"),
     "them",
 )
 
@@ -150,6 +131,8 @@ def sentence(rng: np.random.Generator) -> str:
 @lru_cache(maxsize=1)
 def prose() -> tuple[str, ...]:
     """Sentences of plain English that every Python has at hand: those of its own language reference."""
+    from pydoc_data.topics import topics
+
     text = re.sub(r"\s+", " ", " ".join(topics[name] for name in sorted(topics)))
     sentences = (s for s in re.split(r"(?<=[.!?]) ", text) if s[:1].isupper() and 20 < len(s) <= 110)
     return tuple(s for s in sentences if not re.search(r"[{}>=]", s))
