@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import picture
 from gog_edge.errors import BenchError
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.types import Answer, StopReason
 
 SIZE = (640, 480)

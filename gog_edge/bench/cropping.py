@@ -12,10 +12,10 @@ from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import picture
+from gog_edge.crop import PixelBox, backend, crop_patches, pixel_box, region_grid
+from gog_edge.crop.reference import resize_box
+from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime.crop import PixelBox, backend, crop_patches, pixel_box, region_grid
-from gog_edge.runtime.crop.reference import resize_box
-from gog_edge.runtime.frame import Frame
 from gog_edge.types import Region
 
 FRAME = (4000, 3000)  # 12 megapixels

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from gog_edge.bench import roofline
+from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError
-from gog_edge.runtime.engines.ort_options import usable_cores
-from gog_edge.runtime.native import native_status
-from gog_edge.runtime.ops import ACTIVATIONS, DOMAIN, NORMS, VERSION, library, packing
+from gog_edge.native import dispatch, native_status, packing
+from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS, VERSION
 
 Feeds = dict[str, Any]
 _PEAKS = {"f32": 0, "bf16": 1, "int8": 2}
@@ -168,7 +168,7 @@ def _session(case: Case, feeds: Feeds, threads: int) -> Any:
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    reason = library.register(options)
+    reason = dispatch.register(options)
     if reason is not None:
         raise BenchError(reason)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -180,7 +180,7 @@ def peaks(threads: int, seconds: float = 0.3) -> dict[str, float]:
     Raises:
         BenchError: the native operators can't be had here.
     """
-    reason = library.available()
+    reason = dispatch.available()
     status = native_status("ops")
     if reason is not None or status is None or status.library is None:
         raise BenchError(reason or "the native operators were not loaded")
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read_gbs = roofline.measure(options.threads).read_gbs
     if not options.json:
         limits = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in ceilings.items())
-        print(f"{library.instruction_set()}, {options.threads} threads: {limits}, read {read_gbs:.1f} GB/s")
+        print(f"{dispatch.instruction_set()}, {options.threads} threads: {limits}, read {read_gbs:.1f} GB/s")
         print(f"{'operator':36}{'median ms':>11}{'best ms':>11}{'rate':>9}{'':9}{'of peak':>9}")
     rows = []
     for case in cases():
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.json:
             numbers = f"{row.median_ms:11.3f}{row.best_ms:11.3f}{row.rate:9.1f} {row.unit:8}{row.share:9.0%}"
             print(f"{row.name:36}{numbers}", flush=True)
-    facts = {"isa": library.instruction_set(), "threads": options.threads, "peak_gflops": ceilings}
+    facts = {"isa": dispatch.instruction_set(), "threads": options.threads, "peak_gflops": ceilings}
     print(json.dumps({**facts, "read_gbs": read_gbs, "rows": [asdict(row) for row in rows]}))
     return 0
 

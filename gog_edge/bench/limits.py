@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gog_edge.bench.conversations import Conversation, TurnSpec
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
+from gog_edge.bench.workloads import Conversation, TurnSpec
 from gog_edge.bundle import Bundle
+from gog_edge.crop import Grid
 from gog_edge.manifest import Manifest, VisionSpec
-from gog_edge.runtime.crop import Grid
 
 
 @dataclass(frozen=True)

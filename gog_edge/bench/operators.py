@@ -21,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from gog_edge.bench.alone import Alone, DecoderFile, random_rows, read_graph
+from gog_edge.bench.isolated_ops import Alone, DecoderFile, random_rows, read_graph
 from gog_edge.bench.kernels import peaks
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
 from gog_edge.bench.statistics import percentile, settled
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import KvCache
+from gog_edge.engines.ort.options import OrtOptions, usable_cores
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import BenchError
+from gog_edge.native import dispatch
 from gog_edge.runtime.decoder import Decoder
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import KvCache
-from gog_edge.runtime.engines.ort_options import OrtOptions, usable_cores
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.ops import library
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)
@@ -128,7 +128,7 @@ def operator_cells(
     graph = read_graph(stored)
     nodes = graph_nodes(graph)
     contexts = [n for n in contexts if n + ROWS + STEPS <= bundle.manifest.decoder.max_context]
-    reason = library.available()
+    reason = dispatch.available()
     peak = 0.0 if reason is not None else peaks(usable_cores())["bf16"]
     for n, runs in _prefill(bundle, nodes, contexts, repeats).items():
         limits = _prefill_limits(bundle, nodes, roofline, n)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gog_edge.sampling import Sampler
+from gog_edge.polling import Sampler
 
 SYSFS = Path("/sys")
 VERSIONED = ("gog-edge", "onnxruntime", "numpy", "tokenizers", "openvino-genai", "onnxruntime-genai", "transformers")

@@ -6,16 +6,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from gog_edge.bench.conversations import TurnSpec
+from gog_edge.agent.loader import bundle_dialect
+from gog_edge.agent.options import RunOptions
 from gog_edge.bench.limits import stage_limits
-from gog_edge.bench.ours import LocalSubject
+from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import Picture, TurnTimes, Words, picture
+from gog_edge.bench.workloads import TurnSpec
 from gog_edge.errors import BenchError
-from gog_edge.runtime.loader import bundle_dialect
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.session import Session
 
 FRAME, WORDS, TOKENS = (1024, 768), 60, 4

@@ -140,13 +140,13 @@ def _ort_gemm(threads: int, n: int) -> dict[str, float]:
 def _native_gemm(threads: int) -> dict[str, float]:
     """This project's W8A8 operator, activations quantised on the way, where it can run (a layer of a vision MLP)."""
     from gog_edge.bench import kernels
-    from gog_edge.runtime.ops import library
+    from gog_edge.native import dispatch
 
     try:
         import onnx  # noqa: F401 - makes the graph of one node
     except ImportError:
         return {}
-    if library.available() is not None:
+    if dispatch.available() is not None:
         return {}
     case = next(c for c in kernels.cases() if c.name == "vision fc2")
     row = kernels.measure(case, threads, 0.5, {case.precision: 1.0}, 1.0)

@@ -7,20 +7,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gog_edge.bench.ours import LocalSubject
+from gog_edge.agent.dispatch import SearchDesk
+from gog_edge.agent.loader import bundle_dialect
+from gog_edge.agent.options import NO_PREFETCH, Prefetch
+from gog_edge.agent.prefetch import ReadAhead
+from gog_edge.agent.tools import Actor, QuestionContext
+from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import Words, picture
+from gog_edge.deadline import UNLIMITED
 from gog_edge.errors import SearchTimeoutError
-from gog_edge.runtime.acting import Actor, QuestionContext
-from gog_edge.runtime.ahead import ReadAhead
-from gog_edge.runtime.budget import UNLIMITED
-from gog_edge.runtime.desk import SearchDesk
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.loader import bundle_dialect
-from gog_edge.runtime.options import NO_PREFETCH, Prefetch
-from gog_edge.runtime.search.base import IMAGE, BaseProvider, Deadline, ImageQuery
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.session import Mark
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import IMAGE, BaseProvider, Deadline, ImageQuery
 from gog_edge.types import Action, ActionKind, Hit, Observation, Region, Segment, Turn
 
 LATENCIES = (0.2, 1.0, 3.0)  # seconds that the provider takes

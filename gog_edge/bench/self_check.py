@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 from gog_edge._version import __version__
+from gog_edge.agent.options import RunOptions
 from gog_edge.bench import probes
 from gog_edge.bench.self_check_talk import SIZE, Talk, agrees, compare, hold, ordinary_tokens
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.subject import picture
 from gog_edge.bundle import Bundle
+from gog_edge.crop import crop_patches, region_grid
+from gog_edge.engines.base import Engine
+from gog_edge.engines.registry import ENGINES, create_engine
 from gog_edge.errors import BenchError, EngineError, UsageError
+from gog_edge.image.frame import Frame
 from gog_edge.manifest import EngineSpec, Preprocessing
-from gog_edge.runtime.crop import crop_patches, region_grid
-from gog_edge.runtime.engines.base import Engine
-from gog_edge.runtime.engines.registry import ENGINES, create_engine
-from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.session import Session
 from gog_edge.types import ImagePart, Region
 
@@ -138,8 +138,8 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
 
 def check_crop(preprocessing: Preprocessing) -> tuple[str, Check]:
     """(name of the GPU or why there is none, whether its crops are those of the CPU)."""
-    from gog_edge.runtime.crop.cuda import CudaCropper
-    from gog_edge.runtime.crop.cuda_driver import open_driver
+    from gog_edge.crop.cuda import CudaCropper
+    from gog_edge.crop.cuda_driver import open_driver
 
     name = "crop kernel"
     try:
@@ -170,7 +170,7 @@ def _crop_without_gpu() -> str:
     """NVRTC needs no GPU: at least the kernel compiles."""
     import tempfile
 
-    from gog_edge.runtime.crop.cuda_compile import crop_cubin, nvrtc_version
+    from gog_edge.crop.cuda_compile import crop_cubin, nvrtc_version
 
     try:
         version = nvrtc_version()
@@ -259,7 +259,7 @@ def _reference(bundle: Bundle, tokens: int, file: Path | None) -> Talk:
 
 def _graphs(name: str, model: Model, tokens: int) -> Check:
     """Steps replayed as CUDA graphs against steps run one by one."""
-    from gog_edge.runtime.engines.tensorrt import TrtEngine
+    from gog_edge.engines.tensorrt.engine import TrtEngine
 
     if not isinstance(model.engine, TrtEngine):
         return Check("cuda graphs", False, None, why_not=f"engine {name} does not use them through gog-edge")
@@ -339,9 +339,9 @@ def _not_run(
 
 
 def _on_host(bundle: Bundle, tokens: int, reference: Path | None) -> dict[str, float]:
-    from gog_edge.runtime.engines.ort_options import usable_cores
-    from gog_edge.runtime.engines.tensorrt import TrtEngine, TrtOptions
-    from gog_edge.runtime.engines.trt_host import HostGpu
+    from gog_edge.engines.ort.options import usable_cores
+    from gog_edge.engines.tensorrt.engine import TrtEngine, TrtOptions
+    from gog_edge.engines.tensorrt.host import HostGpu
 
     wanted = _reference(bundle, tokens, reference)
     graphs, capacity = bundle.manifest.graphs, min(_CAPACITY, bundle.manifest.decoder.max_context)

@@ -22,13 +22,13 @@ from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.bench.camera import Stream
-    from gog_edge.bench.conversations import Conversation
     from gog_edge.bench.peers.worker_subject import WorkerSubject
-    from gog_edge.bench.pieces import Given
     from gog_edge.bench.result import Cell, Report
     from gog_edge.bench.roofline import BesideProbe, Roofline
+    from gog_edge.bench.scenarios import Given
     from gog_edge.bench.subject import Subject
     from gog_edge.bench.suite import Samples
+    from gog_edge.bench.workloads import Conversation
     from gog_edge.bundle import Bundle
 
     MakeCells = Callable[[Roofline | None], list[Cell]]
@@ -96,9 +96,9 @@ def run(
 ) -> None:
     """Run SCENARIO…; without any, all that can run with what was given."""
     from gog_edge.bench import report as text
-    from gog_edge.bench.conversations import CONVERSATIONS
     from gog_edge.bench.peers.create import PeerOptions, create_all
-    from gog_edge.bench.pieces import PIECES
+    from gog_edge.bench.scenarios import PIECES
+    from gog_edge.bench.workloads import CONVERSATIONS
 
     known = {**{n: c[0].about for n, c in CONVERSATIONS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
     if list_them:
@@ -200,11 +200,11 @@ def _scenarios(
     skipped: dict[str, str],
 ) -> Iterator[MakeCells]:
     """One conversation or piece after another, measured: its cells, given the machine's limits."""
-    from gog_edge.bench.conversations import CONVERSATIONS
-    from gog_edge.bench.ours import LocalSubject
-    from gog_edge.bench.pieces import PIECES, Given
+    from gog_edge.bench.local_subject import LocalSubject
     from gog_edge.bench.result import Cell
+    from gog_edge.bench.scenarios import PIECES, Given
     from gog_edge.bench.suite import load_subjects, run_conversation
+    from gog_edge.bench.workloads import CONVERSATIONS
 
     subjects: list[Subject] = []
     repeats, peers = wanted.repeats, wanted.peers
@@ -265,7 +265,7 @@ def _conversation_cells(
 
 def _piece(name: str, given: Given, skipped: dict[str, str]) -> list[Cell]:
     """A scenario that is no conversation; one that can't run here is skipped with its reason."""
-    from gog_edge.bench.pieces import PIECES
+    from gog_edge.bench.scenarios import PIECES
     from gog_edge.errors import BenchError
 
     try:
@@ -340,12 +340,12 @@ def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
 def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
     """Write a checkpoint of a published SHAPE (qwen3-vl-2b …) with seeded random weights."""
     try:
-        from gog_edge.export import synthetic
+        from gog_edge.export.synthetic import checkpoint
     except ImportError as e:
         raise UsageError(f"make-checkpoint needs {e.name}: pip install 'gog-edge[export]'") from e
     with progress_bar() as bar:
         task = bar.add_task(shape, total=None)
-        synthetic.make_checkpoint(
+        checkpoint.make_checkpoint(
             shape, output, seed, dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     stderr().print(f"wrote {output}; export it with: gog-edge export {output} -o BUNDLE")

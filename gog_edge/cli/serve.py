@@ -41,7 +41,7 @@ def command(
     except ImportError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
-    from gog_edge.runtime.options import RunOptions
+    from gog_edge.agent.options import RunOptions
 
     options = RunOptions(guard=guard)
     with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search, options=options) as agent:

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from gog_edge.evaluation.texts import read_texts
-from gog_edge.runtime.search.guard import inspect, sentences
+from gog_edge.search.guard import inspect, sentences
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

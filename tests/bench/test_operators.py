@@ -10,7 +10,7 @@ from gog_edge.bench.operators import AROUND, ATTENTION, BETWEEN, OTHER, REST, No
 from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.weight_stream import places, weight_cells
 from gog_edge.errors import BenchError
-from tests.ops.graphs import needs_ops
+from tests.native.graphs import needs_ops
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from tokenizers import Tokenizer
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BundleError, CheckpointError, DialectError, ParityError, UsageError
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.graph import weightfile
 from gog_edge.export.options import ExportOptions, resolve
 from gog_edge.export.pipeline import check_checkpoint, export_bundle
 from gog_edge.export.progress import Counting
-from gog_edge.export.quantize import Recipe, Scheme
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.quantize.recipe import Recipe, Scheme
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.graph_driver import Runner, conversation, session
 
 FAMILIES = ("tiny-qwen3-vl", "tiny-qwen2.5-vl-tied")
@@ -441,7 +441,7 @@ def test_an_odd_head_needs_standard(tmp_path: Path) -> None:
 
 def test_weights_may_come_through_a_view(checkpoint: Path, tmp_path: Path) -> None:
     """Scaling a norm up and the matrices behind it down changes bytes, not the model: the way of AWQ."""
-    from gog_edge.export.quantize_awq import ScaledCheckpoint, Scaling
+    from gog_edge.export.quantize.awq import ScaledCheckpoint, Scaling
 
     opened = Checkpoint.open(checkpoint)
     layer = "model.language_model.layers.0."

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from gog_edge.agent.dispatch import SearchDesk
+from gog_edge.agent.options import NO_PREFETCH, Prefetch
+from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.errors import EngineError, ImageError, SearchError, UsageError
-from gog_edge.runtime.budget import UNLIMITED, Budget
-from gog_edge.runtime.desk import SearchDesk
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.options import NO_PREFETCH, Prefetch
-from gog_edge.runtime.search.base import Deadline, ImageQuery
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import Deadline, ImageQuery
 from gog_edge.types import (
     ActionEvent,
     ActionKind,

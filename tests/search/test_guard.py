@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gog_edge.runtime.search.guard import THRESHOLD, explain, guard, inspect, sentences
-from gog_edge.runtime.search.guard_cues import cues, fold
+from gog_edge.search.guard import THRESHOLD, explain, guard, inspect, sentences
+from gog_edge.search.guard_cues import cues, fold
 from gog_edge.types import Hit
 
 TRUE = "Chad is a landlocked country in Africa."
@@ -257,5 +257,5 @@ def test_threads_agree() -> None:
 
 
 def test_importing_compiles_nothing() -> None:
-    code = "from gog_edge.runtime.search import guard, guard_cues as c; print(c.cues.cache_info().misses)"
+    code = "from gog_edge.search import guard, guard_cues as c; print(c.cues.cache_info().misses)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

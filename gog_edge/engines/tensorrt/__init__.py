@@ -1,0 +1,1 @@
+"""TensorRT as an engine, on desktops (tensorrt-rtx) and on Jetson (tensorrt)."""
