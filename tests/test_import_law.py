@@ -34,7 +34,7 @@ MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}
 
 # unit (a folder or a module of the package) -> what it may import besides itself
 LAW: dict[str, set[str]] = {
-    **{unit: BASE for unit in BASE},
+    **dict.fromkeys(BASE, BASE),
     "manifest": BASE,
     "bundle": BASE | {"manifest"},
     "image": BASE,
