@@ -15,7 +15,7 @@ pytest.importorskip("llguidance")
 
 
 def test_every_dialect_is_counted(tmp_path: Path) -> None:
-    from gog_edge.evaluation.forced_steps import command
+    from studies.forced_tokens import command
 
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(tokenizer_json(1000)))

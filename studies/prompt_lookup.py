@@ -1,6 +1,6 @@
 """How often prompt lookup guesses right on a policy's own conversations, and what that is worth at given step times.
 
-    python -m gog_edge.bench.guessing BUNDLE --questions q.jsonl --index DIR [--costs 40,44,52,57,75] [--count N]
+    python -m studies.prompt_lookup BUNDLE --questions q.jsonl --index DIR [--costs 40,44,52,57,75] [--count N]
 
 The policy answers the questions without guessing; the transcripts are then read again token by token, with the same
 lookup and the same control that decoding uses. Guesses are verified, so the text would be the same, and what a run of
@@ -140,7 +140,7 @@ def step_costs(model: Model, most: int, repeats: int = 5) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line a setting; the last line is JSON."""
-    parser = argparse.ArgumentParser(prog="python -m gog_edge.bench.guessing", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.prompt_lookup", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--questions", type=Path, required=True, help="JSON lines with image and question")
     parser.add_argument("--images", type=Path, help="folder that the images are relative to")

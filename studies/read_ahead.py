@@ -1,6 +1,6 @@
 """What of each dialect's observations is known before the search is over, and how much of that holds in the end.
 
-    python -m gog_edge.evaluation.known_ahead tokenizer.json        # or a bundle
+    python -m studies.read_ahead tokenizer.json        # or a bundle
 
 Counted are the tokens that `gog_edge.runtime.ahead` reads while a search runs (a crop as one, and named), and how many
 of them stay when results come, when none come, and when the search fails.
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import click
 
-from gog_edge.evaluation.forced_steps import ACTIONS, PHOTO, load_tokenizer
 from gog_edge.runtime import dialects
 from gog_edge.runtime.ahead import guesses
 from gog_edge.runtime.dialects import Dialect
 from gog_edge.runtime.tokenizer import EncodedPart, Tokenizer
 from gog_edge.runtime.transcript import shared
 from gog_edge.types import ActionKind, Hit, ImagePart, Observation, RegisteredImage, Turn
+from studies.forced_tokens import ACTIONS, PHOTO, load_tokenizer
 
 SEARCHES = ("glance", "gaze", "text_search", "visit")
 HITS = tuple(Hit(f"The tower, part {n}", "Finished in 1889.", f"https://example.com/{n}", 0.5) for n in (1, 2, 3))

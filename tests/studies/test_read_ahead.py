@@ -7,9 +7,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from gog_edge.evaluation.known_ahead import SEARCHES, command
 from gog_edge.export.synthetic_text import tokenizer_json
 from gog_edge.runtime import dialects
+from studies.read_ahead import SEARCHES, command
 
 
 def test_every_dialect_is_counted(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How an index grows: insert rate, size and search latency from 1,000 entries to 1,000,000, with synthetic entries.
 
-    python -m gog_edge.evaluation.growth --sizes 1000,10000,100000 --dim 256 --folder /tmp/growth
+    python -m studies.index_growth --sizes 1000,10000,100000 --dim 256 --folder /tmp/growth
 
 Titles and texts are drawn from a Zipf-distributed vocabulary, vectors from clusters on the sphere. Searches: the
 vector of an entry with noise added (recall is against that entry), and three words of an entry's text, one of them

@@ -1,6 +1,6 @@
 """How many decoder steps the grammar saves: the tokens of each dialect's calls that it forces.
 
-    python -m gog_edge.evaluation.forced_steps tokenizer.json        # or a bundle
+    python -m studies.forced_tokens tokenizer.json        # or a bundle
 
 Each action is written as the dialect writes it, without reasoning, and followed through the dialect's grammar. A forced
 token is appended without a step of its own: it is read together with the next token that the policy chooses.

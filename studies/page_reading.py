@@ -1,6 +1,6 @@
 """How long it takes to turn a page into passages: reading the HTML, and cutting the text to a query.
 
-    python -m gog_edge.evaluation.reading_times page1.html page2.html --query "capital of Chad"
+    python -m studies.page_reading page1.html page2.html --query "capital of Chad"
 
 Prints a line a page and, last, one JSON line with medians. Nothing is fetched.
 """

@@ -1,6 +1,6 @@
 """What the switches of native operators cost: the same conversations through bundles that differ in one of them.
 
-    python -m gog_edge.export.parity_switches CHECKPOINT --questions q.jsonl --index DIR -o switches.json
+    python -m studies.native_switches CHECKPOINT --questions q.jsonl --index DIR -o switches.json
 
 The policy answers the questions once with an fp32 bundle; every variant then reads those conversations. Features are
 held against the variant `plain` of the same weights (float32 attention), logits where the policy wrote against fp32:
@@ -154,7 +154,7 @@ def study(checkpoint: Checkpoint, source: Source, count: int) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
-    parser = argparse.ArgumentParser(prog="python -m gog_edge.export.parity_switches", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.native_switches", description=__doc__)
     parser.add_argument("checkpoint")
     Source.add_arguments(parser)
     parser.add_argument("--count", type=int, default=32, help="conversations")

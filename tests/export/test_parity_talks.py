@@ -1,4 +1,4 @@
-"""Recorded conversations and the study of quantisation, on a tiny model."""
+"""Recorded conversations, on a tiny model."""
 
 from __future__ import annotations
 
@@ -79,22 +79,3 @@ def test_conversations_are_recorded_with_their_pixels(tmp_path: Path) -> None:
         places = np.flatnonzero(talk.written)
         agrees = logits[places - 1].argmax(-1) == talk.tokens[places]
         assert agrees[:12].all()  # greedy: what it wrote is what the HF model would have written
-
-
-def test_the_study_ranks_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gog_edge.export.parity_study import main
-
-    root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "c", 2, "float32")
-    out = tmp_path / "study.json"
-    assert main([str(root), "--count", "4", "--set", "recipes", "-o", str(out)]) == 0
-    table = capsys.readouterr().out
-    data = json.loads(out.read_text())
-    rows = {r["name"]: r for r in data["recipes"]}
-    assert all(name in table for name in rows)
-    losses = [rows[n]["kl_mean"] for n in ("int8", "int4 sym gptq, attention int4", "int4 sym rtn, attention int4")]
-    assert losses == sorted(losses)
-    assert rows["int4"]["bits"] < rows["int4 sym mse, attention int8"]["bits"] < rows["int8"]["bits"]
-    assert data["meta"]["measured_tokens"] == 2 * 96
-    assert main([str(root), "--count", "1"]) == 2
-    assert "at least 2 conversations" in capsys.readouterr().err
-    assert main([str(tmp_path / "none")]) == 2

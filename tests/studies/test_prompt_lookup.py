@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gog_edge.bench.guessing import Transcript, main, replay
 from gog_edge.runtime.speculation import Speculation
+from studies.prompt_lookup import Transcript, main, replay
 
 COSTS = [1.0, 1.02, 1.04, 1.06]
 

@@ -1,7 +1,7 @@
-"""Export a full-size checkpoint and run the bundle once: time, memory, tokens/s. `full-size.md` shows the results.
+"""Export a full-size checkpoint and run the bundle once: time, memory, tokens/s. `full_size.md` shows the results.
 
     gog-edge bench make-checkpoint qwen2.5-vl-7b -o CHECKPOINT
-    python docs/benchmarks/full_size.py CHECKPOINT BUNDLE --out qwen2.5-vl-7b.json
+    python -m studies.full_size CHECKPOINT BUNDLE --out studies/full_size_qwen2.5-vl-7b.json
 
 Export and run are processes of their own, so that each one's peak memory is its own.
 """
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-NANO_DIALECT = Path(__file__).parents[2] / "models" / "gog-nano" / "dialect.toml"
+NANO_DIALECT = Path(__file__).parents[1] / "models" / "gog-nano" / "dialect.toml"
 WORDS, TOKENS = 60, 24
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     report = {"checkpoint": given.checkpoint.name, "precision": given.precision}
     report["export"] = export(given.checkpoint, given.bundle, given.precision)
     print(json.dumps(report), flush=True)
-    command = [sys.executable, __file__, str(given.checkpoint), str(given.bundle), "--run-only"]
+    command = [sys.executable, "-m", "studies.full_size", str(given.checkpoint), str(given.bundle), "--run-only"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     report["run"] = json.loads(done.stdout.splitlines()[-1])
     text = json.dumps(report, indent=1) + "\n"

@@ -1,6 +1,6 @@
 """Measure what quantisation costs: recipes and methods against the float model, on a policy's own conversations.
 
-    python -m gog_edge.export.parity_study CHECKPOINT --questions q.jsonl --index DIR -o study.json
+    python -m studies.quantization_loss CHECKPOINT --questions q.jsonl --index DIR -o study.json
 
 The policy answers the questions once with an fp32 bundle; half of the conversations calibrate, the other half measure.
 Every variant is the HF model in float32 with weights that were quantised and dequantised, so what is measured is the
@@ -185,7 +185,7 @@ class Study:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
-    parser = argparse.ArgumentParser(prog="python -m gog_edge.export.parity_study", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.quantization_loss", description=__doc__)
     parser.add_argument("checkpoint")
     Source.add_arguments(parser)
     parser.add_argument("--count", type=int, default=32, help="conversations: half calibrate, half measure")
