@@ -11,7 +11,7 @@ from pathlib import Path
 from gog_edge.bundle import MANIFEST, Bundle, BundleWriter
 from gog_edge.export.tensorrt import BuildOptions, Progress, build_engines
 from gog_edge.manifest import EngineSpec
-from gog_edge.runtime.engines.trt_library import RuntimeName, devices
+from gog_edge.runtime.engines.tensorrt.plan import RuntimeName, devices
 
 
 def add_engines(

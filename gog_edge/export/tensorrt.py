@@ -22,7 +22,7 @@ from gog_edge.export.tensorrt_layers import engine_report, read_layers
 from gog_edge.export.tensorrt_report import BuildLog, MemoryPeak, make_writer, network_report
 from gog_edge.export.tensorrt_targets import plans, this_device
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest, TensorSpec
-from gog_edge.runtime.engines.trt_library import GraphName, Library, RuntimeName, import_library
+from gog_edge.runtime.engines.tensorrt.plan import GraphName, Library, RuntimeName, import_library
 
 Progress = Callable[[str], None]
 LARGEST_IMAGE = 16384  # patches: 4.2 megapixels of Qwen3-VL, 3.2 of Qwen2.5-VL

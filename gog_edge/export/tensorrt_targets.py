@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.runtime.engines.trt_library import Library
+from gog_edge.runtime.engines.tensorrt.plan import Library
 
 FIRST_PORTABLE = 80
 """From this compute capability on one plan serves several devices, and 4-bit weights are known. TensorRT-RTX 1.7

@@ -18,7 +18,7 @@ from gog_edge.errors import BenchError, EngineError, UsageError
 from gog_edge.runtime.crop import cuda, cuda_driver
 from gog_edge.runtime.engines.ort_options import OrtOptions
 from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.engines.trt_decoder import TrtDecoder
+from gog_edge.runtime.engines.tensorrt.decoder import TrtDecoder
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.fakes import make_bundle
 from tests.runtime.host_trt import host_engine, with_engines
@@ -49,7 +49,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise EngineError("no CUDA device 0: there is no driver; see gog-edge doctor")
 
     monkeypatch.setattr(cuda_driver, "open_driver", none)
-    monkeypatch.setattr("gog_edge.runtime.engines.trt_cuda.open_driver", none)
+    monkeypatch.setattr("gog_edge.runtime.engines.tensorrt.cuda.open_driver", none)
     monkeypatch.setattr("gog_edge.runtime.crop.cuda_compile.crop_cubin", lambda arch, folder: b"cubin")
 
     def quiet(name: str, bundle: Bundle, options: Any = None) -> Any:
@@ -90,11 +90,9 @@ def test_without_a_gpu_nothing_claims_to_have_run(standard: Bundle) -> None:
     for check in report.checks:
         assert not check.ran
         assert "no CUDA device 0" in check.why_not and "\n" not in check.why_not
-        assert check.instead
     found = by_name(report)
     assert "compiles the kernel for sm_87 (5 bytes)" in found["crop kernel"].instead
-    assert "agrees with ONNX Runtime" in found["engine parity"].instead
-    assert found["engine timing"].facts == {} and found["cuda graphs"].facts == {}
+    assert all(check.facts == {} for check in report.checks)
     assert not any("passed" in line for line in checks.lines(report))
 
 
@@ -103,7 +101,7 @@ def test_other_bundles_say_what_is_missing(bundle_ort: Path) -> None:
     report = checks.self_check(bundle_ort, tokens=TOKENS)
     parity = by_name(report)["engine parity"]
     assert "name one with --engine" in parity.why_not
-    assert parity.instead.startswith("nothing:") and parity.ok is None
+    assert parity.ok is None
     alone = checks.self_check(None)
     assert {c.why_not for c in alone.checks[1:]} == {"no bundle was given (--bundle DIR)"}
 

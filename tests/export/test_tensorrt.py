@@ -26,7 +26,7 @@ from gog_edge.export.tensorrt import BuildOptions, image_range
 from gog_edge.export.tensorrt_layers import engine_report, read_layers
 from gog_edge.export.tensorrt_report import MemoryPeak
 from gog_edge.export.tensorrt_targets import plans, this_device
-from gog_edge.runtime.engines.trt_library import Library, import_library
+from gog_edge.runtime.engines.tensorrt.plan import Library, import_library
 from tests.crop.toolchain import need, run
 from tests.runtime.host_trt import need_rtx
 

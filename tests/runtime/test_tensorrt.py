@@ -20,9 +20,7 @@ from gog_edge.runtime.engines.base import CutsCrops, Engine, FixedContext, Takes
 from gog_edge.runtime.engines.ort_options import OrtOptions
 from gog_edge.runtime.engines.registry import create_engine
 from gog_edge.runtime.engines.tensorrt import TrtEngine
-from gog_edge.runtime.engines.trt_features import DeviceFeatures
-from gog_edge.runtime.engines.trt_host import HostGpu
-from gog_edge.runtime.engines.trt_memory import TrtKvCache
+from gog_edge.runtime.engines.tensorrt.memory import DeviceFeatures, TrtKvCache
 from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.layout import vision_inputs
@@ -37,6 +35,7 @@ from gog_edge.types import Control, ImagePart, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
+from tests.runtime.host_gpu import HostGpu
 from tests.runtime.host_trt import host_engine
 
 FIRST: list[Segment] = [

@@ -1,9 +1,9 @@
-"""The leaf calls done by the host: memory is numpy's, a plan is the `standard` graph in ONNX Runtime on the CPU.
+"""What `CudaGpu` does, done by the host: memory is numpy's, a plan is the `standard` graph in ONNX Runtime on the CPU.
 
 It runs the very session code that a GPU runs, gives real numbers, and is as strict as a device: work waits on its
 stream until somebody synchronizes (so a missing event or wait shows as wrong numbers, not as luck), addresses outside
 of live memory are refused, freed memory is overwritten, and a captured graph repeats the shapes and addresses it was
-captured with. Used by tests and by `gog-edge bench self-check` where there is no GPU.
+captured with.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 from gog_edge.runtime.crop.gpu import GpuDriver
-from gog_edge.runtime.engines.trt_calls import PlanRequest, PlanTensor, Shape
-from gog_edge.runtime.engines.trt_memory import ALIGN, nbytes_of
+from gog_edge.runtime.engines.tensorrt.memory import ALIGN, nbytes_of
+from gog_edge.runtime.engines.tensorrt.plan import PlanRequest, PlanTensor, Shape
 
 _FRESH, _FREED = 0xCD, 0xEE
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -72,7 +72,7 @@ class HostEvent:
 
 
 class HostGpu:
-    """See `Gpu`. `record` (tests) gets every call as (name, …)."""
+    """See `CudaGpu`. `record` (tests) gets every call as (name, …)."""
 
     name = "host"
     capability = "cpu"
@@ -99,7 +99,7 @@ class HostGpu:
     # -- memory ----------------------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int, stream: Any = None) -> HostMemory:
-        """See `Gpu.allocate`."""
+        """See `CudaGpu.allocate`."""
         with self._lock:
             if sum(b.nbytes for b in self._blocks.values()) + nbytes > self._memory:
                 raise EngineError(f"no memory on the device for {nbytes} bytes")
@@ -107,7 +107,7 @@ class HostGpu:
             return self._new(HostMemory(self, nbytes, stream))
 
     def pin(self, nbytes: int) -> HostMemory:
-        """See `Gpu.pin`."""
+        """See `CudaGpu.pin`."""
         with self._lock:
             self.calls.append(("pin", nbytes))
             return self._new(HostMemory(self, nbytes, None))
@@ -141,7 +141,7 @@ class HostGpu:
             return view
 
     def upload(self, target: int, array: NDArray[Any], stream: Any) -> None:
-        """See `Gpu.upload`; reads `array` when the copy is done, as a device does with page-locked memory."""
+        """See `CudaGpu.upload`; reads `array` when the copy is done, as a device does with page-locked memory."""
         flat = _flat(array)
 
         def work() -> None:
@@ -150,7 +150,7 @@ class HostGpu:
         self.put(stream, "upload", work, flat.nbytes)
 
     def download(self, array: NDArray[Any], source: int, stream: Any) -> None:
-        """See `Gpu.download`."""
+        """See `CudaGpu.download`."""
         flat = _flat(array)
 
         def work() -> None:
@@ -159,7 +159,7 @@ class HostGpu:
         self.put(stream, "download", work, flat.nbytes)
 
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        """See `Gpu.copy`."""
+        """See `CudaGpu.copy`."""
 
         def work() -> None:
             self.bytes_at(target, nbytes)[:] = self.bytes_at(source, nbytes)
@@ -167,7 +167,7 @@ class HostGpu:
         self.put(stream, "copy", work, nbytes)
 
     def clear(self, address: int, nbytes: int, stream: Any) -> None:
-        """See `Gpu.clear`."""
+        """See `CudaGpu.clear`."""
 
         def work() -> None:
             self.bytes_at(address, nbytes)[:] = 0
@@ -177,7 +177,7 @@ class HostGpu:
     # -- order -----------------------------------------------------------------------------------------------
 
     def stream(self) -> HostStream:
-        """See `Gpu.stream`."""
+        """See `CudaGpu.stream`."""
         self._streams.append(HostStream())
         return self._streams[-1]
 
@@ -195,18 +195,18 @@ class HostGpu:
             stream.queued += 1
 
     def event(self, stream: Any) -> HostEvent:
-        """See `Gpu.event`."""
+        """See `CudaGpu.event`."""
         with self._lock:
             self.calls.append(("event", self._number(stream)))
             return HostEvent(stream, stream.queued)
 
     def wait(self, event: Any, stream: Any) -> None:
-        """See `Gpu.wait`."""
+        """See `CudaGpu.wait`."""
         source = event.stream
         self.put(stream, "wait", lambda: source.run_to(event.mark), self._number(source), self._number(stream))
 
     def synchronize(self, stream: Any) -> None:
-        """See `Gpu.synchronize`."""
+        """See `CudaGpu.synchronize`."""
         with self._lock:
             if stream.recording is not None:
                 raise EngineError("a stream is synchronized while it is captured")
@@ -223,13 +223,13 @@ class HostGpu:
         return self._streams.index(stream)
 
     def begin_capture(self, stream: Any) -> None:
-        """See `Gpu.begin_capture`."""
+        """See `CudaGpu.begin_capture`."""
         with self._lock:
             self.calls.append(("begin_capture", self._number(stream)))
             stream.recording = []
 
     def end_capture(self, stream: Any) -> list[Callable[[], None]]:
-        """See `Gpu.end_capture`."""
+        """See `CudaGpu.end_capture`."""
         with self._lock:
             graph, stream.recording = stream.recording, None
             if graph is None:
@@ -238,7 +238,7 @@ class HostGpu:
             return list(graph)
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """See `Gpu.launch`."""
+        """See `CudaGpu.launch`."""
 
         def work() -> None:
             for step in list(graph):
@@ -247,23 +247,23 @@ class HostGpu:
         self.put(stream, "launch", work, len(graph))
 
     def destroy(self, graph: Any) -> None:
-        """See `Gpu.destroy`; a graph that is launched afterwards does nothing."""
+        """See `CudaGpu.destroy`; a graph that is launched afterwards does nothing."""
         self.drain()
         self.calls.append(("destroy",))
         graph.clear()
 
     def crop_driver(self) -> tuple[GpuDriver, Any] | None:
-        """See `Gpu.crop_driver`."""
+        """See `CudaGpu.crop_driver`."""
         return (self._crop, self.stream()) if self._crop is not None else None
 
     def load(self, request: PlanRequest) -> HostPlan:
-        """See `Gpu.load`: the graph itself instead of the plan."""
+        """See `CudaGpu.load`: the graph itself instead of the plan."""
         self.calls.append(("load", request.onnx.name))
         return HostPlan(self, request, self._threads)
 
 
 class HostPlan:
-    """See `Plan`: limits come from the build's report."""
+    """See `TrtPlan`: limits come from the build's report."""
 
     def __init__(self, gpu: HostGpu, request: PlanRequest, threads: int) -> None:
         import onnxruntime
@@ -287,7 +287,7 @@ class HostPlan:
         return PlanTensor(spec.name, spec.dtype, shape, is_input, spec.name == "last_k", alias)
 
     def limits(self, name: str, profile: int) -> tuple[Shape, Shape]:
-        """See `Plan.limits`; windows may be of any size."""
+        """See `TrtPlan.limits`; windows may be of any size."""
         report = self._report
         if self.decoder:
             sizes = {"s": (1, int(report["verify"] if profile else report["chunk"]))}
@@ -303,17 +303,17 @@ class HostPlan:
         return 1 << 10
 
     def context(self, profile: int, stream: Any, scratch: int, nbytes: int, *, few_shapes: bool) -> HostContext:
-        """See `Plan.context`."""
+        """See `TrtPlan.context`."""
         self.gpu.bytes_at(scratch, nbytes)
         self.gpu.calls.append(("context", profile, few_shapes))
         return HostContext(self, profile)
 
     def close(self) -> None:
-        """See `Plan.close`."""
+        """See `TrtPlan.close`."""
 
 
 class HostContext:
-    """See `Context`."""
+    """See `TrtContext`."""
 
     def __init__(self, plan: HostPlan, profile: int) -> None:
         self._plan, self._profile = plan, profile
@@ -321,20 +321,20 @@ class HostContext:
         self._addresses: dict[str, int] = {}
 
     def shape(self, name: str, shape: Shape) -> None:
-        """See `Context.shape`."""
+        """See `TrtContext.shape`."""
         low, high = self._plan.limits(name, self._profile)
         if len(shape) != len(low) or not all(a <= b <= c for a, b, c in zip(low, shape, high)):
             raise EngineError(f"input {name} of shape {shape} is outside of profile {self._profile}: {low} to {high}")
         self._shapes[name] = shape
 
     def bind(self, name: str, address: int) -> None:
-        """See `Context.bind`."""
+        """See `TrtContext.bind`."""
         if address % ALIGN:
             raise EngineError(f"the address of {name} is not a multiple of {ALIGN}")
         self._addresses[name] = address
 
     def enqueue(self, stream: Any) -> None:
-        """See `Context.enqueue`; shapes, addresses and host values are those of this moment."""
+        """See `TrtContext.enqueue`; shapes, addresses and host values are those of this moment."""
         plan, gpu = self._plan, self._plan.gpu
         missing = sorted(plan.tensors.keys() - self._addresses.keys())
         for tensor in plan.tensors.values():

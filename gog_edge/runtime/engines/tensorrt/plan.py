@@ -8,19 +8,19 @@ import logging
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import EngineError
-from gog_edge.manifest import EngineSpec
-from gog_edge.runtime.engines.trt_calls import PlanRequest, PlanTensor, Shape
+from gog_edge.manifest import EngineSpec, GraphSpec
 
 log = logging.getLogger("gog_edge.tensorrt")
 
 RuntimeName = Literal["tensorrt-rtx", "tensorrt"]
 GraphName = Literal["vision", "decoder"]
+Shape = tuple[int, ...]
 
 MODULES: dict[RuntimeName, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 _MENDS: dict[RuntimeName, str] = {
@@ -87,6 +87,40 @@ def find_engine(bundle: Bundle, graph: GraphName, runtime: RuntimeName, version:
     )
 
 
+@dataclass(frozen=True)
+class PlanRequest:
+    """A serialized engine to be loaded.
+
+    file: the plan. onnx: the graph it was built from (weights of stripped plans come from it). spec: the graph's
+    interface. report: what the build wrote down (`capacity`, `chunk`, `verify`, `image_patches`, `weights`).
+    kept: where kernels compiled for this device may be kept between runs, or None.
+    """
+
+    file: Path
+    onnx: Path
+    spec: GraphSpec
+    report: Mapping[str, Any] = field(default_factory=dict)
+    kept: Path | None = None
+
+    @property
+    def stripped(self) -> bool:
+        """The plan holds no weights."""
+        return self.report.get("weights") == "stripped"
+
+
+@dataclass(frozen=True)
+class PlanTensor:
+    """An input or output of a plan. shape: -1 where the size is chosen at run time. host: its value is read on the host
+    (it decides shapes). alias: the input whose memory this output must share, or None."""
+
+    name: str
+    dtype: str
+    shape: Shape
+    is_input: bool
+    host: bool = False
+    alias: str | None = None
+
+
 class _Listener:
     """TensorRT's log: warnings and worse go to ours; the newest error is kept for the exception."""
 
@@ -118,7 +152,7 @@ def _make_logger(trt: Any, listener: _Listener) -> Any:
 
 
 class TrtPlan:
-    """See `Plan`."""
+    """A loaded engine: its tensors by name, and its optimisation profiles."""
 
     def __init__(self, library: Library, request: PlanRequest, runtime: Any, engine: Any, listener: _Listener) -> None:
         self._trt, self._request, self._listener = library.trt, request, listener
@@ -159,16 +193,20 @@ class TrtPlan:
         return PlanTensor(name, _DTYPES.get(dtype, dtype), shape, is_input, host, alias or None)
 
     def limits(self, name: str, profile: int) -> tuple[Shape, Shape]:
-        """See `Plan.limits`."""
+        """Smallest and largest shape of an input under a profile."""
         low, _, high = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(int(d) for d in low), tuple(int(d) for d in high)
 
     def scratch(self, profile: int) -> int:
-        """See `Plan.scratch`."""
+        """Bytes of working memory that a context of this profile needs."""
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
     def context(self, profile: int, stream: Any, scratch: int, nbytes: int, *, few_shapes: bool) -> TrtContext:
-        """See `Plan.context`."""
+        """A context that works in `nbytes` of device memory at `scratch`; contexts that never run at the same time may
+        share it.
+
+        few_shapes: the same few shapes come again and again: kernels may be made for each of them at once.
+        """
         trt, engine = self._trt, self._engine
         managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT-RTX makes kernels when it runs
@@ -198,7 +236,7 @@ class TrtPlan:
         return self._kernels
 
     def close(self) -> None:
-        """See `Plan.close`."""
+        """Let go of it, after all its contexts. Keeps compiled kernels where `PlanRequest.kept` says."""
         kept = self._request.kept
         if self._kernels is not None and kept is not None:
             _keep(kept, bytes(memoryview(self._kernels.serialize())))
@@ -206,23 +244,31 @@ class TrtPlan:
 
 
 class TrtContext:
-    """See `Context`."""
+    """One execution context: shapes and addresses of one optimisation profile. Not thread-safe."""
 
     def __init__(self, context: Any, name: str, listener: _Listener) -> None:
         self._context, self._name, self._listener = context, name, listener
 
     def shape(self, name: str, shape: Shape) -> None:
-        """See `Context.shape`."""
+        """The size of an input.
+
+        Raises:
+            EngineError: outside of the profile's range.
+        """
         if not self._context.set_input_shape(name, shape):
             raise EngineError(f"{self._name} takes no {name} of shape {shape}: {self._listener.reason()}")
 
     def bind(self, name: str, address: int) -> None:
-        """See `Context.bind`."""
+        """Where an input or output lies."""
         if not self._context.set_tensor_address(name, address):
             raise EngineError(f"{self._name} takes no address of {name}: {self._listener.reason()}")
 
     def enqueue(self, stream: Any) -> None:
-        """See `Context.enqueue`."""
+        """Put one run on the stream.
+
+        Raises:
+            EngineError: an input lacks its shape or address, or the run was refused.
+        """
         missing = self._context.infer_shapes()
         if missing:
             raise EngineError(f"a run of {self._name} lacks the shape or address of {', '.join(missing)}")
@@ -230,7 +276,7 @@ class TrtContext:
             raise EngineError(f"{self._name} failed: {self._listener.reason()}")
 
     def capturable(self, stream: Any) -> bool:
-        """See `Context.capturable`; only TensorRT-RTX can tell."""
+        """Whether a run may be captured into a CUDA graph now; only TensorRT-RTX can tell."""
         can = getattr(self._context, "is_stream_capturable", None)
         return bool(can(int(stream.handle))) if can is not None else True
 

@@ -14,9 +14,9 @@ from gog_edge.manifest import Manifest, Preprocessing
 from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.crop import Grid, crop_patches
 from gog_edge.runtime.crop.gpu import DeviceArray
-from gog_edge.runtime.engines.trt_calls import Gpu, Plan
-from gog_edge.runtime.engines.trt_features import DeviceFeatures
-from gog_edge.runtime.engines.trt_memory import Lane, Packed, check_tensors
+from gog_edge.runtime.engines.tensorrt.cuda import CudaGpu
+from gog_edge.runtime.engines.tensorrt.memory import DeviceFeatures, Lane, Packed, check_tensors
+from gog_edge.runtime.engines.tensorrt.plan import TrtPlan
 from gog_edge.runtime.frame import Frame
 from gog_edge.types import Region
 
@@ -26,7 +26,7 @@ log = logging.getLogger("gog_edge.tensorrt")
 class TrtVision:
     """`VisionRunner` over one plan. `run` returns when the work is queued: the features are `DeviceFeatures`."""
 
-    def __init__(self, gpu: Gpu, plan: Plan, manifest: Manifest, *, device_crop: bool) -> None:
+    def __init__(self, gpu: CudaGpu, plan: TrtPlan, manifest: Manifest, *, device_crop: bool) -> None:
         """Make the context; with `device_crop` also the crop kernel, on the same stream.
 
         Raises:
