@@ -143,7 +143,7 @@ class SearchDesk:
 
     def _deadline(self) -> Deadline:
         """What a provider is given: the search's own time, or what is left of the question's if that is less."""
-        return Deadline.after(min(self._timeout, self._budget.remaining()))
+        return Deadline.after(min(self._timeout, self._budget.remaining()), self._budget.clock)
 
     def _key(self, query: ImageQuery, k: int) -> Key:
         provider = self.first(IMAGE)
