@@ -11,74 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gog_edge.errors import UsageError
+from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, PolicyShape
 
 GIB = 1024**3
 IMAGE_TOKENS = 768  # of the largest image: 0.79 megapixels of Qwen3-VL, 0.6 of Qwen2.5-VL
 RUNTIME = GIB // 2  # interpreter, libraries, the engine's own allocations
 
-
-@dataclass(frozen=True)
-class PolicyShape:
-    """Sizes of one published checkpoint (source: the config.json of the model of that name)."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    tied: bool
-    vision_depth: int
-    vision_hidden: int
-    vision_intermediate: int
-    gated_vision: bool
-    factor: int  # side in pixels of one image token
-    deepstack: int = 0
-
-    @property
-    def decoder_parameters(self) -> int:
-        """Linear weights of all decoder layers."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def vocabulary_parameters(self) -> int:
-        """Rows of the embedding (and, equal in size, of an untied head)."""
-        return self.vocab * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All of them, without norms and biases."""
-        tables = 1 if self.tied else 2
-        return self.decoder_parameters + tables * self.vocabulary_parameters + self.vision_parameters
-
-    @property
-    def vision_parameters(self) -> int:
-        """Linear weights of the tower, its merger and the DeepStack mergers."""
-        v, m = self.vision_hidden, 4 * self.vision_hidden
-        block = 4 * v * v + (3 if self.gated_vision else 2) * v * self.vision_intermediate
-        merger = m * m + m * self.hidden
-        return self.vision_depth * block + (1 + self.deepstack) * merger + v * 3 * (self.factor // 2) ** 2
-
-
-_QWEN3_SMALL_TOWER = (24, 1024, 4096, False, 32, 3)
-_QWEN3_TOWER = (27, 1152, 4304, False, 32, 3)
-_QWEN25_TOWER = (32, 1280, 3420, True, 28)
-
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        PolicyShape("qwen3-vl-2b", 28, 2048, 16, 8, 128, 6144, 151936, True, *_QWEN3_SMALL_TOWER),
-        PolicyShape("qwen3-vl-4b", 36, 2560, 32, 8, 128, 9728, 151936, True, *_QWEN3_SMALL_TOWER),
-        PolicyShape("qwen3-vl-8b", 36, 4096, 32, 8, 128, 12288, 151936, False, *_QWEN3_TOWER),
-        PolicyShape("qwen3-vl-32b", 64, 5120, 64, 8, 128, 25600, 151936, False, *_QWEN3_TOWER),
-        PolicyShape("qwen2.5-vl-3b", 36, 2048, 16, 2, 128, 11008, 151936, True, *_QWEN25_TOWER),
-        PolicyShape("qwen2.5-vl-7b", 28, 3584, 28, 4, 128, 18944, 152064, False, *_QWEN25_TOWER),
-        PolicyShape("qwen2.5-vl-32b", 64, 5120, 40, 8, 128, 27648, 152064, False, *_QWEN25_TOWER),
-    )
-}
 
 # bits a weight: decoder linears, embedding rows and head, vision tower
 BITS = {
@@ -125,7 +63,7 @@ class MemoryPlan:
 
 def kv_bytes_per_token(shape: PolicyShape, kv_bytes: int = 2) -> int:
     """Keys and values of one token over all layers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * kv_bytes
+    return 2 * shape.layers * shape.kv_heads * HEAD_DIM * kv_bytes
 
 
 def plan(
@@ -159,7 +97,7 @@ def plan(
         + tables * shape.vocabulary_parameters * vocabulary
         + shape.vision_parameters * vision
     )
-    patches = 4 * image_tokens
+    patches = MERGE**2 * image_tokens
     tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
     prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
     return MemoryPlan(
@@ -168,19 +106,20 @@ def plan(
         context=context,
         weights=int(bits / 8),
         kv_cache=context * kv_bytes_per_token(shape, kv_bytes),
-        activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + shape.deepstack) * 4,
+        activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
         runtime=runtime,
         available=available,
     )
 
 
-def largest_context(policy: str, precision: str, available: int, limit: int = 262_144) -> int:
-    """The longest context that fits, in tokens, rounded down to 256; 0 when not even the weights do."""
+def largest_context(policy: str, precision: str, available: int) -> int:
+    """The longest context that fits and that the checkpoint knows, in tokens, rounded down to 256; 0 when not even the
+    weights fit."""
     empty = plan(policy, precision, available, context=0)
     if not empty.fits:
         return 0
     tokens = (available - empty.total) // kv_bytes_per_token(SHAPES[policy])
-    return min(int(tokens) // 256 * 256, limit)
+    return min(int(tokens), SHAPES[policy].context) // 256 * 256
 
 
 def fitting(available: int, context: int, policies: Sequence[str]) -> list[tuple[MemoryPlan, int]]:

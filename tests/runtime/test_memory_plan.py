@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gog_edge.errors import UsageError
-from gog_edge.runtime.plan import (
+from gog_edge.runtime.memory_plan import (
     BITS,
     DEVICES,
     GIB,
-    SHAPES,
     fitting,
     kv_bytes_per_token,
     largest_context,
     plan,
     suggestion,
 )
+from gog_edge.shapes import SHAPES
 
 # parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
 PUBLISHED = {
@@ -43,12 +46,13 @@ def test_kv_of_the_8b_model() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_longest_context_fits_and_a_longer_one_does_not(name: str, precision: str) -> None:
     available = 24 * GIB
-    tokens = largest_context(name, precision, available, limit=10**9)
+    tokens = largest_context(name, precision, available)
     if tokens == 0:
         assert not plan(name, precision, available, context=256).fits
         return
     assert plan(name, precision, available, context=tokens).fits
-    assert not plan(name, precision, available, context=tokens + 512).fits
+    if tokens < SHAPES[name].context:
+        assert not plan(name, precision, available, context=tokens + 512).fits
 
 
 def test_unknown_names_are_refused() -> None:
@@ -70,3 +74,19 @@ def test_only_what_fits_is_listed_and_the_largest_is_suggested() -> None:
 
 def test_boards_leave_room_for_the_system() -> None:
     assert all(0.8 <= free / total < 1 for total, free in DEVICES.values())
+
+
+def test_no_context_is_longer_than_the_checkpoint_knows() -> None:
+    assert largest_context("qwen2.5-vl-7b", "int4", 1000 * GIB) == 128_000
+    assert largest_context("qwen3-vl-8b", "int4", 1000 * GIB) == 262_144
+
+
+def test_the_page_about_boards_says_what_the_plan_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "jetson.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\w ]+) GB \| ([\d.]+) GiB \| Qwen(\S+) at (\w+) \(([\d.]+) GiB", page, re.MULTILINE)
+    assert [f"{board.lower().replace(' ', '-')}gb" for board, *_ in rows] == list(DEVICES)
+    for (_, free, policy, precision, size), (_, usable) in zip(rows, DEVICES.values()):
+        best = suggestion(fitting(int(usable * GIB), 4096, list(SHAPES)), 4096)
+        assert best is not None and float(free) == usable
+        assert (best.policy, best.precision) == (f"qwen{policy.lower()}", precision)
+        assert round(best.total / GIB, 1) == float(size)
