@@ -49,11 +49,8 @@ def run(bundle: Path) -> dict[str, Any]:
     subject = LocalSubject(bundle)
     facts: dict[str, Any] = {"load_seconds": subject.load()}
     scene, crop = picture(1024, 768, seed=5), picture(448, 336, seed=6)
-    for name, parts in (
-        ("scene", [Picture(scene.pixels), Words(WORDS, 1)]),
-        ("crop", [Picture(crop.pixels), Words(WORDS, 2)]),
-    ):
-        turn = subject.turn(parts, TOKENS)
+    for number, (name, shown) in enumerate((("scene", scene), ("crop", crop)), 1):
+        turn = subject.turn([Picture(shown.pixels), Words(WORDS, number)], TOKENS)
         stages = {stage: round(seconds, 3) for stage, seconds in turn.stages.items()}
         facts[name] = {"new_tokens": turn.new_tokens, "written": turn.generated, "seconds": turn.total, **stages}
     model = subject.model

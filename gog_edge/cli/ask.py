@@ -13,9 +13,9 @@ import click
 from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS
-from gog_edge.codec import encode
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
+from gog_edge.serde import encode
 
 if TYPE_CHECKING:
     from gog_edge.runtime.options import RunOptions

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gog_edge.codec import encode
 from gog_edge.errors import GogEdgeError
 from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.runtime.frame import Frame
+from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
 
 KINDS = ("glance", "gaze", "zoom", "text_search", "visit")

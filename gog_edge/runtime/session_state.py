@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.codec import CodecError, decode, encode
 from gog_edge.errors import SessionError
 from gog_edge.runtime.crop import Grid
 from gog_edge.runtime.engines.base import Features
@@ -27,6 +26,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.runtime.tensorfile import read_tensors, write_tensors
 from gog_edge.runtime.transcript import SessionImage
+from gog_edge.serde import SerdeError, decode, encode
 from gog_edge.types import RegisteredImage
 
 VERSION = 1
@@ -128,7 +128,7 @@ def load_session(
         raise SessionError(f"{file} is not a session of this version ({data.get('kind')} {data.get('version')})")
     try:
         saved = decode(_Saved, data, "session")
-    except CodecError as e:
+    except SerdeError as e:
         raise SessionError(f"{file} is damaged ({e})") from e
     if saved.fingerprint != model.bundle.fingerprint:
         raise SessionError(

@@ -16,8 +16,9 @@ from gog_edge.runtime.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.reader import read_table
 from gog_edge.runtime.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
-from gog_edge.runtime.dialects.wording import Wording, compile_wording, suggest
+from gog_edge.runtime.dialects.wording import Wording, compile_wording
 from gog_edge.runtime.templates import ChatTemplate
+from gog_edge.serde import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib

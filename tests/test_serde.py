@@ -1,4 +1,4 @@
-"""The JSON codec: what it writes it reads, and a mistake is named by its path."""
+"""Checked plain data: what it writes it reads, and a mistake is named by its path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gog_edge.codec import CodecError, decode, encode
+from gog_edge.serde import SerdeError, decode, encode
 from gog_edge.types import ActionKind
 
 
@@ -56,18 +56,21 @@ def test_round_trip_through_json(tree: Tree) -> None:
     ("data", "message"),
     [
         ({}, "Tree.name: missing"),
-        ({"name": 3}, "Tree.name: str was expected, not 3"),
-        ({"name": "x", "extra": 1}, "Tree.extra: unknown key"),
-        ({"name": "x", "flag": 1}, "Tree.flag: bool was expected, not 1"),
+        ({"name": 3}, "Tree.name: a string is needed, not a whole number"),
+        ({"name": "x", "extra": 1}, "Tree.extra: unknown key; known here: action, flag"),
+        ({"name": "x", "flag": 1}, "Tree.flag: true or false is needed, not a whole number"),
         ({"name": "x", "action": "fly"}, "Tree.action: 'fly' is not one of"),
         ({"name": "x", "leaves": {"l": {"kind": "c"}}}, "Tree.leaves.l.kind: 'c' is not one of"),
-        ({"name": "x", "leaves": {"l": {"kind": "a", "numbers": ["1"]}}}, "numbers[0]: float was expected"),
-        ({"name": "x", "leaves": {"l": {"kind": "a", "pair": [1]}}}, "pair: 2 values were expected, not 1"),
-        ([], "Tree: a table was expected, not list"),
+        (
+            {"name": "x", "leaves": {"l": {"kind": "a", "numbers": ["1"]}}},
+            "numbers[0]: a number is needed, not a string",
+        ),
+        ({"name": "x", "leaves": {"l": {"kind": "a", "pair": [1]}}}, "pair: 2 values are needed, not 1"),
+        ([], "Tree: a table is needed, not a list"),
     ],
 )
 def test_mistakes_name_their_path(data: Any, message: str) -> None:
-    with pytest.raises(CodecError) as caught:
+    with pytest.raises(SerdeError) as caught:
         decode(Tree, data)
     assert message in str(caught.value)
 
@@ -79,6 +82,6 @@ def test_true_is_not_a_number() -> None:
 
     # hints of a local class resolve against the module, so the field's annotation is set by hand
     Count.__annotations__["n"] = int
-    with pytest.raises(CodecError):
+    with pytest.raises(SerdeError):
         decode(Count, {"n": True})
     assert dataclasses.asdict(decode(Count, {"n": 1})) == {"n": 1}
