@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gog_edge.runtime.engines.tensorrt.decoder import TrtDecoder
 
 from gog_edge.bench import self_check as checks
 from gog_edge.bench.self_check_talk import Talk, agrees, compare
@@ -17,7 +18,6 @@ from gog_edge.cli.main import run
 from gog_edge.crop import cuda, cuda_driver
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.engines.tensorrt.decoder import TrtDecoder
 from gog_edge.errors import BenchError, EngineError, UsageError
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.fakes import make_bundle
@@ -90,11 +90,9 @@ def test_without_a_gpu_nothing_claims_to_have_run(standard: Bundle) -> None:
     for check in report.checks:
         assert not check.ran
         assert "no CUDA device 0" in check.why_not and "\n" not in check.why_not
-        assert check.instead
     found = by_name(report)
     assert "compiles the kernel for sm_87 (5 bytes)" in found["crop kernel"].instead
-    assert "agrees with ONNX Runtime" in found["engine parity"].instead
-    assert found["engine timing"].facts == {} and found["cuda graphs"].facts == {}
+    assert all(check.facts == {} for check in report.checks)
     assert not any("passed" in line for line in checks.lines(report))
 
 
@@ -103,7 +101,7 @@ def test_other_bundles_say_what_is_missing(bundle_ort: Path) -> None:
     report = checks.self_check(bundle_ort, tokens=TOKENS)
     parity = by_name(report)["engine parity"]
     assert "name one with --engine" in parity.why_not
-    assert parity.instead.startswith("nothing:") and parity.ok is None
+    assert parity.ok is None
     alone = checks.self_check(None)
     assert {c.why_not for c in alone.checks[1:]} == {"no bundle was given (--bundle DIR)"}
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gog_edge.engines.tensorrt.library import GraphName, Library, RuntimeName, import_library
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.export.tensorrt.layers import engine_report, read_layers
 from gog_edge.export.tensorrt.report import BuildLog, MemoryPeak, make_writer, network_report
 from gog_edge.export.tensorrt.targets import plans, this_device
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest, TensorSpec
+from gog_edge.runtime.engines.tensorrt.plan import GraphName, Library, RuntimeName, import_library
 
 Progress = Callable[[str], None]
 LARGEST_IMAGE = 16384  # patches: 4.2 megapixels of Qwen3-VL, 3.2 of Qwen2.5-VL

@@ -6,8 +6,8 @@ import ctypes
 import sys
 from collections.abc import Sequence
 
-from gog_edge.engines.tensorrt.library import Library
 from gog_edge.errors import EngineError, UsageError
+from gog_edge.runtime.engines.tensorrt.plan import Library
 
 FIRST_PORTABLE = 80
 """From this compute capability on one plan serves several devices, and 4-bit weights are known. TensorRT-RTX 1.7
