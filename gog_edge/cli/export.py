@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
+@click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
 @click.option("--max-context", type=click.IntRange(min=1), help="Lower the checkpoint's limit of tokens.")
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
 @click.option("--no-engines", is_flag=True, help="TensorRT: graphs only; engines are built later, on the device.")
 @click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load; needs a GPU.")
-def command(checkpoint: str, output: Path, lora: Path | None, revision: str | None, **rest: Any) -> None:
+def command(checkpoint: str, output: Path, lora: str | None, revision: str | None, **rest: Any) -> None:
     """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
 
     CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT target) a bundle that already has

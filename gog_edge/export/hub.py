@@ -25,6 +25,8 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         if revision is not None:
             raise CheckpointError(f"{text} is a folder: a revision only makes sense with a hub id")
         return path
+    if path.suffix.lower() == ".gguf" and (path.exists() or not _HUB_ID.match(text)):
+        raise CheckpointError(f"{text} is a GGUF file (llama.cpp); export needs the original HF checkpoint's folder")
     if path.exists():
         raise CheckpointError(f"{text} is a file: give the checkpoint's folder, or a hub id like owner/name")
     if isinstance(path_or_hub_id, Path) or not _HUB_ID.match(text):

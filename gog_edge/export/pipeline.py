@@ -25,8 +25,8 @@ from gog_edge.export import assets, families
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
-from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
-from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.export.families.base import EMBEDDING, FamilyDefinition, ModelConfig
+from gog_edge.export.families.decoder import build_decoder, decoder_shapes
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
@@ -83,7 +83,7 @@ def export_bundle(
     if checkpoint.quantization and options.recipe is None:
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = families.find(checkpoint.config)
-    config = _limit_context(family.parse(checkpoint.config), options)
+    config = _limit_context(check_checkpoint(checkpoint), options)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
@@ -196,17 +196,21 @@ class _Export:
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
-    """Read the configuration and check the outer weights; quick, for `doctor` and for refusing early.
+    """Read the configuration and check that every tensor is there in its shape; reads no weights but a doubtful head.
 
     Raises:
         CheckpointError: it can't be exported.
     """
-    config = families.find(checkpoint.config).parse(checkpoint.config)
-    dims: DecoderDims = config.decoder
-    shape = (dims.spec.vocab, dims.spec.hidden)
-    check_shape(checkpoint, EMBEDDING, shape)
-    if not dims.tied:
-        check_shape(checkpoint, HEAD, shape)
+    if (checkpoint.root / "adapter_config.json").is_file() and checkpoint.root not in checkpoint.adapter_roots:
+        raise CheckpointError(
+            f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is installed: "
+            f"export with --lora {checkpoint.root}, or move adapter_config.json away"
+        )
+    family = families.find(checkpoint.config)
+    config = family.parse(checkpoint.config)
+    config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == EMBEDDING))
+    for name, shape in {**family.vision_shapes(config.vision), **decoder_shapes(config.decoder)}.items():
+        check_shape(checkpoint, name, shape)
     return config
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.checkpoint import Checkpoint, canonical_name, tied_embeddings
+from gog_edge.export.checkpoint import Checkpoint, canonical_name
+from gog_edge.export.families.base import tied_embeddings
 from gog_edge.export.shards import narrow_bf16, widen
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded
 
@@ -227,7 +228,8 @@ def test_other_folders_are_told_apart(tmp_path: Path) -> None:
     [
         ({}, False),
         ({"tie_word_embeddings": True}, True),
-        ({"text_config": {"tie_word_embeddings": True}}, True),
+        ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen2_5_vl"}, True),
+        ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen3_vl"}, False),
         ({"tie_word_embeddings": False, "text_config": {}}, False),
     ],
 )
