@@ -51,7 +51,7 @@ def command(
     console = stderr()
     with tempfile.TemporaryDirectory(prefix="gog-edge-calibrate-") as scratch:
         with console.status("the policy answers"):
-            talks, image_token = sample(opened, Source(questions, images, index, dialect), count, Path(scratch))
+            talks = sample(opened, Source(questions, images, index, dialect), count, Path(scratch))
         with console.status("the HF model reads"):
-            done = calibrate(opened, talks, image_token, output)
+            done = calibrate(opened, talks, output)
     console.print(f"{output}: {done.meta['conversations']} conversations, {done.meta['tokens']} tokens")

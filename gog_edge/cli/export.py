@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
     from gog_edge.export.checkpoint import Checkpoint
     from gog_edge.export.options import ExportOptions
+    from gog_edge.export.parity import ParityReport
     from gog_edge.export.quantize import Recipe
 
 
@@ -108,7 +109,7 @@ def command(checkpoint: str, output: Path, lora: str | None, revision: str | Non
             output,
             _options(rest),
             progress=_Drawn(bar),
-            gate=_gate(opened, rest["verify_image"]) if rest["verify"] else None,
+            gate=_gate(opened, rest["verify_image"], bar) if rest["verify"] else None,
             stats=_stats(opened, rest),
         )
     _say(bundle)
@@ -187,13 +188,19 @@ class _Drawn:
             self.bar.update(self.task, total=1, completed=1)
 
 
-def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
-    """The parity gate as the pipeline wants it."""
+def _gate(checkpoint: Checkpoint, images: tuple[Path, ...], bar: Bar) -> Any:
+    """The parity gate as the pipeline wants it; it says how every stage went."""
     try:
         from gog_edge.export.parity import gate
     except ImportError as e:
         raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
-    return gate(checkpoint, images=images)
+
+    def show(report: ParityReport) -> None:
+        bar.console.print(f"verified against {report.reference}", markup=False)
+        for line in report.lines():
+            bar.console.print(f"  {line}", markup=False, soft_wrap=True)
+
+    return gate(checkpoint, images=images, show=show)
 
 
 def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:

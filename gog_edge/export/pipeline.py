@@ -201,10 +201,11 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         CheckpointError: it can't be exported.
     """
-    if (checkpoint.root / "adapter_config.json").is_file() and checkpoint.root not in checkpoint.adapter_roots:
+    root = checkpoint.root.resolve()
+    if (root / "adapter_config.json").is_file() and root not in (path.resolve() for path in checkpoint.adapter_roots):
         raise CheckpointError(
-            f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is installed: "
-            f"export with --lora {checkpoint.root}, or move adapter_config.json away"
+            f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is "
+            f"installed: export with --lora {checkpoint.root}, or move adapter_config.json away"
         )
     family = families.find(checkpoint.config)
     config = family.parse(checkpoint.config)

@@ -122,7 +122,7 @@ def test_reference_equals_from_pretrained(checkpoints: dict[str, Path]) -> None:
         with torch.no_grad():
             expected = model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
         np.testing.assert_allclose(
-            Reference(Checkpoint.open(root)).logits(ids, [], 0), expected, rtol=1e-5, atol=1e-5, err_msg=name
+            Reference(Checkpoint.open(root)).logits(ids), expected, rtol=1e-5, atol=1e-5, err_msg=name
         )
 
 

@@ -49,9 +49,8 @@ def find(config: dict[str, Any]) -> FamilyDefinition:
         raise CheckpointError("config.json: model_type is missing; is this an HF checkpoint of a Qwen-VL model?")
     if model_type not in _MODULES:
         *most, last = _MODULES
-        raise CheckpointError(
-            f"config.json: model_type is {model_type!r}{_about(model_type)}; gog-edge exports {', '.join(most)} and {last}"
-        )
+        exported = f"gog-edge exports {', '.join(most)} and {last}"
+        raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}; {exported}")
     family: FamilyDefinition = importlib.import_module(f"{__name__}.{_MODULES[model_type]}").FAMILY
     return family
 
