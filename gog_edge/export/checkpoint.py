@@ -112,8 +112,8 @@ class Checkpoint:
             return EMBEDDING if tied and self._equal(HEAD, EMBEDDING) else HEAD
         if not tied:
             raise CheckpointError(
-                f"{self.origin} has no tensor {HEAD} and no tie_word_embeddings in config.json that would replace it by "
-                "the embedding (transformers fills it at random): it is incomplete, or the flag is missing"
+                f"{self.origin} has no tensor {HEAD} and no tie_word_embeddings in config.json that would put the "
+                "embedding in its place (transformers fills it at random): it is incomplete, or the flag is missing"
             )
         self._check(EMBEDDING)
         return EMBEDDING

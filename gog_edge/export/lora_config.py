@@ -97,8 +97,8 @@ class AdapterConfig:
             raise CheckpointError(f"{self.root}/adapter_config.json: target_modules is missing")
         if not any(self._targets(name) for name in names):
             raise CheckpointError(
-                f"{self.root} holds an adapter of {names[0]}, which its adapter_config.json does not target (peft leaves "
-                "it out): mend target_modules, exclude_modules or layers_to_transform"
+                f"{self.root} holds an adapter of {names[0]}, which its adapter_config.json does not target (peft "
+                "leaves it out): mend target_modules, exclude_modules or layers_to_transform"
             )
 
     def scale(self, names: tuple[str, ...], rank: int) -> float:

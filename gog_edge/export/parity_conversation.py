@@ -28,8 +28,8 @@ QUESTIONS = ("What is shown here, and what should be searched for?", "Compare th
 class Conversation:
     """What the bundle saw and did.
 
-    `features`, `patches`, `starts` (the first token): one per plan. `places`: index of every decoded token; `rows`: the logits it was taken from.
-    `prefill`: logits [s, V] at every place, computed afresh in chunks.
+    `features`, `patches`, `starts` (the first token): one per plan. `places`: index of every decoded token; `rows`:
+    the logits it was taken from. `prefill`: logits [s, V] at every place, computed afresh in chunks.
     """
 
     plans: list[VisionPlan] = field(default_factory=list)

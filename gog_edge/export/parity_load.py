@@ -99,8 +99,8 @@ def _from_pretrained(root: Path, dtype: torch.dtype) -> Any:
     lost = sorted({*info["missing_keys"], *(str(key[0]) for key in info["mismatched_keys"])})
     if lost:
         raise ParityError(
-            f"transformers fills {len(lost)} weights at random, such as {lost[0]}: {root} does not have them under names "
-            "and in shapes that it knows"
+            f"transformers fills {len(lost)} weights at random, such as {lost[0]}: {root} does not have them under "
+            "names and in shapes that it knows"
         )
     return model
 
@@ -255,7 +255,7 @@ def _one_line(what: str) -> Iterator[None]:
             yield
     except (UsageError, ParityError):
         raise
-    except Exception as e:  # noqa: BLE001 (their error types differ by version)
+    except Exception as e:  # their error types differ by version
         why = " ".join(str(e).split())[:300] or type(e).__name__
         raise ParityError(f"{what}: {why}") from e
     finally:

@@ -20,7 +20,7 @@ _OTHERS = (
     (r"qwen2_vl", "the Qwen2-VL architecture"),
     (r"qwen\d?(?:_\d)?_omni", "an audio and speech model"),
     (
-        r"qwen\d?(?:_\d)?(?:_text)?$|qwen\d(?:_\d)?_vl_text|llama$|mistral$|phi\w*|gemma\d?(?:_text)?$",
+        r"qwen\d?(?:_\d)?(?:_text)?$|qwen\d(?:_\d)?_vl_text|llama$|mistral$|phi\d?$|gemma2?$|gemma\d?_text$",
         "a language model",
     ),
     (r"paligemma|gemma\w+", "a Gemma model"),

@@ -104,6 +104,7 @@ def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, i
 
 
 def read_rope(
+    root: Section,
     text: Section,
     default_theta: float,
     default_section: tuple[int, int, int],
@@ -115,6 +116,9 @@ def read_rope(
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
+    if text.data is not root.data:  # nested: transformers ignores what stands beside it, or fails on it
+        for key in ("rope_scaling", "rope_parameters"):
+            _check_plain(root.section(key), types)
     theta, rope = _rope(text, default_theta, types)
     section = rope.integers("mrope_section", default_section)
     if len(section) != 3 or sum(section) != head_dim // 2:
@@ -142,11 +146,15 @@ def _rope(section: Section, default_theta: float, types: tuple[str, ...]) -> tup
     rope = section.section("rope_scaling")
     if not rope.data:
         rope = section.section("rope_parameters")
+    _check_plain(rope, types)
+    return rope.number("rope_theta", section.number("rope_theta", default_theta)), rope
+
+
+def _check_plain(rope: Section, types: tuple[str, ...]) -> None:
     for key, value in rope.data.items():
         if isinstance(value, Mapping):
             raise rope.fail(key, "is an object; gog-edge exports one rope for all layers only")
     rope.choice("rope_type" if rope.has("rope_type") else "type", types, types[0])
-    return rope.number("rope_theta", section.number("rope_theta", default_theta)), rope
 
 
 def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:

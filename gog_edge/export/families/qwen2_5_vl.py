@@ -53,7 +53,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     heads, kv_heads, head_dim = read_heads(text, hidden)
     if heads * head_dim != hidden:
         raise text.fail("head_dim", f"= {head_dim} times {heads} heads is not hidden_size {hidden}")
-    theta, section = read_rope(text, 1000000.0, (16, 24, 24), head_dim, ("default", "mrope"))
+    theta, section = read_rope(root, text, 1000000.0, (16, 24, 24), head_dim, ("default", "mrope"))
     return DecoderDims(
         spec=DecoderSpec(
             layers=text.integer("num_hidden_layers"),

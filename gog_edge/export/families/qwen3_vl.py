@@ -51,7 +51,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     if not text.has("head_dim"):  # transformers' default, whatever the hidden size is
         text = Section({**text.data, "head_dim": 128}, text.path)
     heads, kv_heads, head_dim = read_heads(text, hidden)
-    theta, section = read_rope(text, 500000.0, (24, 20, 20), head_dim, ("default",))
+    theta, section = read_rope(root, text, 500000.0, (24, 20, 20), head_dim, ("default",))
     taps = root.section("vision_config").integers("deepstack_visual_indexes", (8, 16, 24))
     bias = text.flag("attention_bias", False)
     spec = DecoderSpec(
