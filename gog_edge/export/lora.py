@@ -64,10 +64,14 @@ class _Adapter:
 class LoraSource:
     """A source with an adapter merged in."""
 
-    def __init__(self, base: Source, low_rank: dict[str, LowRank], replaced: Tensors, unties: bool) -> None:
+    def __init__(
+        self, base: Source, low_rank: dict[str, LowRank], replaced: Tensors, unties: bool = False, hides: bool = False
+    ) -> None:
+        """`hides`: lm_head is the embedding, whatever the base stores."""
         self._base, self._low_rank, self._replaced = base, low_rank, replaced
         self.unties = unties  # lm_head is a tensor of its own from now on
-        self._names = base.names() | ({HEAD} if unties else set())
+        self._copied = unties and HEAD not in base.names()  # from the embedding
+        self._names = (base.names() | ({HEAD} if unties else set())) - ({HEAD} if hides else set())
 
     @classmethod
     def open(cls, base: Source, root: Path, tied: bool = False, shared: bool = False) -> LoraSource:
@@ -111,7 +115,7 @@ class LoraSource:
         unties = tied and bool(touched) and not (ensured and shared)
         if shared and not unties:
             replaced.pop(HEAD, None)
-        return cls(base, low_rank, replaced, unties)
+        return cls(base, low_rank, replaced, unties, hides=shared and ensured and bool(touched))
 
     def names(self) -> set[str]:
         return self._names
@@ -126,7 +130,7 @@ class LoraSource:
         return adapter.apply(values, start, stop) if adapter else values
 
     def _stored(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self.unties else name
+        return EMBEDDING if name == HEAD and self._copied else name
 
 
 def _read(root: Path, config: AdapterConfig) -> _Adapter:
