@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def _summary(bundle: Bundle) -> Table:
         + (f", {v.deepstack} DeepStack levels" if v.deepstack else ""),
         "image budget": f"{m.preprocessing.min_pixels:,} to {m.preprocessing.max_pixels:,} px",
         "dialect": m.dialect,
+        "sampling": _sampling(bundle),
         "quantization": _quantization(m.quantization),
         "engines": "\n".join(f"{e.graph}, {_engine(e)}" for e in m.engines) or "none",
         "fingerprint": bundle.fingerprint,
@@ -67,6 +69,18 @@ def _summary(bundle: Bundle) -> Table:
     for key, value in rows.items():
         table.add_row(key, value)
     return table
+
+
+def _sampling(bundle: Bundle) -> str:
+    """How tokens are chosen if the user says nothing, and which layer says so."""
+    from gog_edge.runtime.loader import bundle_dialect
+    from gog_edge.runtime.sampling import Sampling
+
+    own = Sampling.of_dialect(bundle_dialect(bundle).spec.sampling)
+    checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)
+    said = [f.name for f in fields(own) if f.name != "seed" and getattr(own, f.name) is not None]
+    where = f"; by the dialect: {', '.join(said)}" if said else ""
+    return f"{own.over(checkpoint).describe()}{where}; options such as --temperature stand above"
 
 
 def _engine(engine: EngineSpec) -> str:

@@ -10,6 +10,7 @@ from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families.base import ModelConfig, VisionDims
 from gog_edge.export.families.section import Section
+from gog_edge.export.generation_settings import end_tokens
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.tokenizer_files import tokenizer_json
 from gog_edge.manifest import Family, Preprocessing, SpecialTokens
@@ -114,14 +115,9 @@ def read_preprocessing(
     return preprocessing
 
 
-def read_generation(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The sampling defaults of generation_config.json that the runtime knows."""
-    known = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
-    data = checkpoint.json("generation_config.json")
-    return {key: data[key] for key in known if isinstance(data.get(key), (bool, int, float))}
-
-
-def special_tokens(checkpoint: Checkpoint, config: ModelConfig, added: dict[str, int]) -> SpecialTokens:
+def special_tokens(
+    checkpoint: Checkpoint, config: ModelConfig, added: dict[str, int], own_eos: str | None = None
+) -> SpecialTokens:
     """Ids the session needs: config.json first, then the tokenizer's own names, which must not contradict it.
 
     Raises:
@@ -141,17 +137,11 @@ def special_tokens(checkpoint: Checkpoint, config: ModelConfig, added: dict[str,
             raise CheckpointError(f"config.json: {key} = {found} is beyond the vocabulary of {vocab}")
         return found
 
-    generation = Section(checkpoint.json("generation_config.json"), file="generation_config.json")
-    eos = {*generation.ids("eos_token_id"), *config.eos}
-    eos |= {added[content] for content in ("<|im_end|>", "<|endoftext|>") if content in added}
-    eos = {token for token in eos if token < vocab}
-    if not eos:
-        raise CheckpointError(f"{checkpoint.origin}: no end-of-turn token in generation_config.json or tokenizer.json")
     return SpecialTokens(
         image_pad=one(config.image_token, "image_token_id", "<|image_pad|>"),
         vision_start=one(config.vision_start, "vision_start_token_id", "<|vision_start|>"),
         vision_end=one(config.vision_end, "vision_end_token_id", "<|vision_end|>"),
-        eos=tuple(sorted(eos)),
+        eos=end_tokens(checkpoint, added, vocab, config.eos, own_eos),
         pad=config.pad,
     )
 

@@ -27,6 +27,7 @@ from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
 from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.export.generation_settings import read_generation
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
@@ -159,7 +160,7 @@ class _Export:
             graphs=graphs,
             quantization=self.resolved.recipe.describe(),
             dialect=dialect,
-            generation=assets.read_generation(checkpoint),
+            generation=read_generation(checkpoint),
         )
 
     def _graph(

@@ -11,12 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gog_edge.errors import DialectError
+from gog_edge.errors import DialectError, UsageError
 from gog_edge.runtime.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.reader import read_table
 from gog_edge.runtime.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.runtime.dialects.wording import Wording, compile_wording, suggest
+from gog_edge.runtime.sampling import Sampling
 from gog_edge.runtime.templates import ChatTemplate
 
 if sys.version_info >= (3, 11):
@@ -185,6 +186,10 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     calls = any(action.kind != "answer" for action in spec.actions)
     if (calls or spec.parse.otherwise == "error") and not spec.replies.malformed:
         raise DialectError(f"{where}: replies.malformed: missing; add the words for a turn that can't be read")
+    try:
+        Sampling.of_dialect(spec.sampling)
+    except UsageError as error:
+        raise DialectError(f"{where}: sampling.{error}") from error
     return _with_files(spec, base, where)
 
 
