@@ -1,29 +1,20 @@
-"""The small files of a bundle: tokenizer, chat template, preprocessing, sampling defaults, special tokens, dialect."""
+"""The small files of a bundle: tokenizer, chat template, special tokens, dialect."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.families.base import ModelConfig, VisionDims
-from gog_edge.export.families.section import Section
+from gog_edge.export.families.base import ModelConfig
 from gog_edge.export.generation_settings import end_tokens
-from gog_edge.export.options import ExportOptions
 from gog_edge.export.tokenizer_files import tokenizer_json
-from gog_edge.manifest import Family, Preprocessing, SpecialTokens
+from gog_edge.manifest import Family, SpecialTokens
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
 DIALECT = "dialect.toml"
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# What each family's processor assumes when preprocessor_config.json does not say: mean, std, min and max pixels.
-_DEFAULTS: dict[Family, tuple[tuple[float, ...], tuple[float, ...], int, int]] = {
-    "qwen2_5_vl": (_CLIP_MEAN, _CLIP_STD, 56 * 56, 28 * 28 * 1280),
-    "qwen3_vl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 256 * 256, 4096 * 4096),
-}
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> dict[str, int]:
@@ -82,39 +73,6 @@ def write_dialect(dialect: str, folder: Path, family: Family) -> str:
     return DIALECT
 
 
-def read_preprocessing(
-    checkpoint: Checkpoint, family: Family, vision: VisionDims, options: ExportOptions
-) -> Preprocessing:
-    """preprocessor_config.json in all its spellings, checked against the vision tower.
-
-    Raises:
-        CheckpointError: a value is wrong or contradicts config.json. UsageError: pixel limits that leave nothing.
-    """
-    data: dict[str, Any] = checkpoint.json("preprocessor_config.json")
-    if not data:
-        nested = checkpoint.json("processor_config.json").get("image_processor")
-        data = nested if isinstance(nested, dict) else {}
-    section = Section(data, file="preprocessor_config.json")
-    mean, std, low, high = _DEFAULTS[family]
-    size = section.section("size")
-    preprocessing = Preprocessing(
-        patch_size=_same(section, "patch_size", vision.patch),
-        merge_size=_same(section, "merge_size", vision.merge),
-        temporal_patch_size=_same(section, "temporal_patch_size", vision.temporal),
-        min_pixels=options.min_pixels or section.integer("min_pixels", size.integer("shortest_edge", low)),
-        max_pixels=options.max_pixels or section.integer("max_pixels", size.integer("longest_edge", high)),
-        image_mean=_triple(section, "image_mean", mean),
-        image_std=_triple(section, "image_std", std),
-        rescale_factor=section.number("rescale_factor", 1 / 255),
-    )
-    if preprocessing.max_pixels < max(preprocessing.min_pixels, preprocessing.factor**2):
-        raise UsageError(
-            f"max_pixels = {preprocessing.max_pixels} is less than min_pixels = {preprocessing.min_pixels} "
-            f"or one image token ({preprocessing.factor}^2)"
-        )
-    return preprocessing
-
-
 def special_tokens(
     checkpoint: Checkpoint, config: ModelConfig, added: dict[str, int], own_eos: str | None = None
 ) -> SpecialTokens:
@@ -144,18 +102,3 @@ def special_tokens(
         eos=end_tokens(checkpoint, added, vocab, config.eos, own_eos),
         pad=config.pad,
     )
-
-
-def _same(section: Section, key: str, expected: int) -> int:
-    value = section.size(key, expected)
-    if value != expected:
-        raise section.fail(key, f"= {value} contradicts config.json's {expected}")
-    return value
-
-
-def _triple(section: Section, key: str, default: tuple[float, ...]) -> tuple[float, float, float]:
-    value = section.data.get(key, default)
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-    if not numbers or len(value) != 3:
-        raise section.fail(key, f"must be three numbers, not {value!r}")
-    return (float(value[0]), float(value[1]), float(value[2]))

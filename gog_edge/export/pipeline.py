@@ -38,6 +38,7 @@ from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.standard import StandardTarget
 from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.weightfile import Blob, WeightFile
+from gog_edge.export.image_settings import read_preprocessing
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize import Recipe
@@ -88,7 +89,12 @@ def export_bundle(
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
-        provenance = {**_provenance(checkpoint, started), "vision_attention": resolved.vision_attention}
+        provenance = {
+            **_provenance(checkpoint, started),
+            "vision_attention": resolved.vision_attention,
+            "min_pixels": options.min_pixels,
+            "max_pixels": options.max_pixels,
+        }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
             progress.stage("verify", 0)
@@ -129,7 +135,7 @@ class _Export:
         self.progress.stage("files", 0)
         added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
         tokens = assets.special_tokens(checkpoint, config, added)
-        preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
+        preprocessing = read_preprocessing(checkpoint, config.vision, options)
         assets.write_template(checkpoint, root)
         dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
         decoder = config.decoder
