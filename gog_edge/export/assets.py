@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families.base import ModelConfig
 from gog_edge.export.generation_settings import end_tokens
-from gog_edge.export.tokenizer_files import tokenizer_json
+from gog_edge.export.template_files import chat_template
+from gog_edge.export.tokenizer_files import TokenizerFiles, read_tokenizer
 from gog_edge.manifest import Family, SpecialTokens
 
 TOKENIZER = "tokenizer.json"
@@ -17,35 +18,36 @@ TEMPLATE = "chat_template.jinja"
 DIALECT = "dialect.toml"
 
 
-def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> dict[str, int]:
-    """Write tokenizer.json and return its added tokens (content -> id).
+def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> TokenizerFiles:
+    """Write tokenizer.json and return what is in it.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
+        CheckpointError: there is none, or it can't be exported right.
     """
-    text = tokenizer_json(checkpoint)
-    if text is None:
+    files = read_tokenizer(checkpoint)
+    if files is None:
         if allow_missing:
-            return {}
+            return TokenizerFiles("")
         raise CheckpointError(
             f"{checkpoint.origin} has neither tokenizer.json nor vocab.json and merges.txt: "
             "copy them into the checkpoint"
         )
-    (folder / TOKENIZER).write_text(text, "utf-8")
-    try:
-        return {str(token["content"]): int(token["id"]) for token in json.loads(text).get("added_tokens") or []}
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{checkpoint.origin}: tokenizer.json can't be read ({e})") from e
+    (folder / TOKENIZER).write_text(files.text, "utf-8")
+    return files
 
 
 def write_template(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the checkpoint's chat template, if it has one (without it the runtime uses plain ChatML)."""
-    template = checkpoint.chat_template()
-    if template:
+    """Write the checkpoint's chat template, if it has one (without it the runtime uses plain ChatML).
+
+    Raises:
+        CheckpointError: see `template_files.chat_template`.
+    """
+    template = chat_template(checkpoint)
+    if template is not None:
         (folder / TEMPLATE).write_text(template, "utf-8")
 
 
-def write_dialect(dialect: str, folder: Path, family: Family) -> str:
+def write_dialect(dialect: str, folder: Path, family: Family, named_tokens: Mapping[str, str]) -> str:
     """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
     one is met now and not at the first question. Call after `write_template`.
 
@@ -58,31 +60,29 @@ def write_dialect(dialect: str, folder: Path, family: Family) -> str:
     own = folder / TEMPLATE
     template = own.read_text("utf-8") if own.is_file() else None
     if not dialect.endswith(".toml"):
-        load(dialect, family=family, chat_template=template)
+        load(dialect, family=family, chat_template=template, named_tokens=named_tokens)
         return dialect
     path = Path(dialect).expanduser()
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
-    load(path, family=family, chat_template=template)
+    load(path, family=family, chat_template=template, named_tokens=named_tokens)
     copied = folder / DIALECT
     copied.write_bytes(path.read_bytes())
     try:
-        load(copied, family=family, chat_template=template)
+        load(copied, family=family, chat_template=template, named_tokens=named_tokens)
     except DialectError as e:
         raise UsageError(f"dialect file {dialect} needs files beside it; put everything into one file ({e})") from e
     return DIALECT
 
 
-def special_tokens(
-    checkpoint: Checkpoint, config: ModelConfig, added: dict[str, int], own_eos: str | None = None
-) -> SpecialTokens:
+def special_tokens(checkpoint: Checkpoint, config: ModelConfig, tokenizer: TokenizerFiles) -> SpecialTokens:
     """Ids the session needs: config.json first, then the tokenizer's own names, which must not contradict it.
 
     Raises:
         CheckpointError: an id is unknown, out of the vocabulary, or differs between config and tokenizer.
     """
 
-    vocab = config.decoder.spec.vocab
+    vocab, added = config.decoder.spec.vocab, tokenizer.added
 
     def one(configured: int | None, key: str, content: str) -> int:
         known = added.get(content)
@@ -99,6 +99,6 @@ def special_tokens(
         image_pad=one(config.image_token, "image_token_id", "<|image_pad|>"),
         vision_start=one(config.vision_start, "vision_start_token_id", "<|vision_start|>"),
         vision_end=one(config.vision_end, "vision_end_token_id", "<|vision_end|>"),
-        eos=end_tokens(checkpoint, added, vocab, config.eos, own_eos),
+        eos=end_tokens(checkpoint, added, vocab, config.eos, tokenizer.named.get("eos_token")),
         pad=config.pad,
     )

@@ -133,11 +133,13 @@ class _Export:
         """All files but the manifest, and what the manifest will say."""
         checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
         self.progress.stage("files", 0)
-        added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
-        tokens = assets.special_tokens(checkpoint, config, added)
+        tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        tokens = assets.special_tokens(checkpoint, config, tokenizer)
         preprocessing = read_preprocessing(checkpoint, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
+        dialect = assets.write_dialect(
+            options.dialect or _own_dialect(checkpoint), root, config.family, tokenizer.named
+        )
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
@@ -167,6 +169,7 @@ class _Export:
             quantization=self.resolved.recipe.describe(),
             dialect=dialect,
             generation=read_generation(checkpoint),
+            named_tokens=tokenizer.named,
         )
 
     def _graph(
