@@ -10,8 +10,9 @@ import click
 from rich.table import Table
 
 from gog_edge.bundle import MANIFEST, Bundle
-from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
+from gog_edge.cli.console import human_bytes, plain, print_json, progress_bar, stdout
 from gog_edge.codec import encode
+from gog_edge.errors import DialectError
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 
 
@@ -26,7 +27,8 @@ def command(bundle: Path, hashes: bool, graphs: bool, as_json: bool) -> None:
     if hashes:
         _check_hashes(opened)
     if as_json:
-        print_json({"path": str(bundle), "fingerprint": opened.fingerprint, **encode(opened.manifest)})
+        about = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
+        print_json({**about, **encode(opened.manifest)})
         return
     out = stdout()
     out.print(_summary(opened))
@@ -76,7 +78,10 @@ def _sampling(bundle: Bundle) -> str:
     from gog_edge.runtime.loader import bundle_dialect
     from gog_edge.runtime.sampling import Sampling
 
-    own = Sampling.of_dialect(bundle_dialect(bundle).spec.sampling)
+    try:
+        own = Sampling.of_dialect(bundle_dialect(bundle).spec.sampling)
+    except DialectError as e:
+        return f"not known: {plain(str(e))}"
     checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)
     said = [f.name for f in fields(own) if f.name != "seed" and getattr(own, f.name) is not None]
     where = f"; by the dialect: {', '.join(said)}" if said else ""

@@ -86,7 +86,7 @@ def end_tokens(
         CheckpointError: nothing ends a turn.
     """
     eos = set(_section(checkpoint).ids("eos_token_id")) or set(configured)
-    if not eos and own in added:
+    if not eos and own is not None and own in added:
         eos = {added[own]}
     if TURN_END in added:
         eos.add(added[TURN_END])

@@ -9,7 +9,7 @@ does not depend on whether tokens were verified one at a time or several at once
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,14 @@ F32 = NDArray[np.float32]
 
 NEARLY_GREEDY = 1e-5
 """Temperatures below this are greedy: Qwen's files spell it 1e-6, which leaves chance to equal logits alone."""
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda v: 0 <= v < 100, "from 0 to below 100"),
+    "top_k": (lambda v: v >= 0, "0 or more"),
+    "top_p": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "min_p": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "repetition_penalty": (lambda v: 0 < v < 100, "above 0, below 100"),
+    "seed": (lambda v: v >= 0, "0 or more"),
+}
 _TOP_K = 50  # transformers' own, where a configuration says do_sample and nothing of top_k
 
 
@@ -54,14 +62,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, fits, need in (
-            ("temperature", lambda v: 0 <= v < 100, "from 0 to 100"),
-            ("top_k", lambda v: v >= 0, "0 or more"),
-            ("top_p", lambda v: 0 < v <= 1, "above 0, at most 1"),
-            ("min_p", lambda v: 0 <= v < 1, "from 0 to below 1"),
-            ("repetition_penalty", lambda v: 0 < v < 100, "above 0"),
-            ("seed", lambda v: v >= 0, "0 or more"),
-        ):
+        for name, (fits, need) in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise UsageError(f"{name} is {value}: it must be {need}")

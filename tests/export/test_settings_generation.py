@@ -246,3 +246,51 @@ def test_tokens_that_were_taken_back_are_not_penalised() -> None:
     sampler.restart([1])
     assert sampler.choose(np.array([0.0, 0.0, 3.0], np.float32)) == 2
     assert sampler._penalise(np.array([0.0, 1.0, 3.0], np.float32)).tolist() == [0.0, 0.5, 3.0]
+
+
+def test_questions_are_asked_so(
+    penalised: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the bundle through the command line to the sampler; `inspect` says it beforehand."""
+    from gog_edge.cli.main import run
+    from gog_edge.runtime import conversation
+
+    used: list[Sampling] = []
+
+    class Spy(Sampler):
+        def __init__(self, options: Sampling) -> None:
+            used.append(options)
+            super().__init__(options)
+
+    monkeypatch.setattr(conversation, "Sampler", Spy)
+    _, bundle = penalised
+    assert run(["inspect", str(bundle.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sampling"].startswith("greedy, repetition penalty 1.3; options such")
+    photo = bundle.root.parent / "photo.png"
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), "red").save(photo)
+    ask = ["ask", str(photo), "what?", "--bundle", str(bundle.root), "--quiet", "--max-turns", "1", "--grammar", "off"]
+    for options in ([], ["--temperature", "0.5", "--top-k", "3"], ["--repetition-penalty", "1", "--seed", "4"]):
+        assert run([*ask, *options]) in (0, 1)
+    assert [u.describe() for u in used] == [
+        "greedy, repetition penalty 1.3",
+        "temperature 0.5, top-k 3, repetition penalty 1.3",
+        "greedy",
+    ]
+    assert used[2].seed == 4
+
+
+def test_old_bundles_load_as_they_were(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Manifests without the newer keys."""
+    shutil.copytree(tiny_bundle, tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    data = json.loads(path.read_text())
+    for key in ("named_tokens", "generation"):
+        del data[key]
+    for key in ("min_pixels", "max_pixels"):
+        del data["provenance"][key]
+    path.write_text(json.dumps(data))
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert manifest.named_tokens == {}
+    assert chosen_sampling(Sampling(), dialects.load("gog"), manifest).describe() == "greedy"
