@@ -72,20 +72,24 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFiles | None:
         CheckpointError: a file is malformed, or transformers would make something else of the files than what is in
             tokenizer.json.
     """
-    config = checkpoint.json(CONFIG)
-    rebuilt, path = _is_rebuilt(checkpoint, config), checkpoint.file(FILE)
     try:
-        text = path.read_text("utf-8") if path is not None else _from_vocabulary(checkpoint, config, rebuilt)
-        if text is None:
-            return None
-        data = json.loads(text)
-        stored = {int(t["id"]): AddedToken.read(t, FILE) for t in data.get("added_tokens") or []}
-        vocab = data["model"]["vocab"]
-        pieces: dict[str, int] = {p[0]: i for i, p in enumerate(vocab)} if isinstance(vocab, list) else vocab
+        return _read(checkpoint)
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{checkpoint.origin}: {FILE} can't be read ({e})") from e
+        raise CheckpointError(f"{checkpoint.origin}: {FILE} or a file beside it can't be read ({e})") from e
+
+
+def _read(checkpoint: Checkpoint) -> TokenizerFiles | None:
+    config = checkpoint.json(CONFIG)
+    rebuilt, path = _is_rebuilt(checkpoint, config), checkpoint.file(FILE)
+    text = path.read_text("utf-8") if path is not None else _from_vocabulary(checkpoint, config, rebuilt)
+    if text is None:
+        return None
+    data = json.loads(text)
+    stored = {int(t["id"]): AddedToken.read(t, FILE) for t in data.get("added_tokens") or []}
+    vocab = data["model"]["vocab"]
+    pieces: dict[str, int] = {p[0]: i for i, p in enumerate(vocab)} if isinstance(vocab, list) else vocab
     _check_whole(checkpoint, data, config, rebuilt)
     named, extra = _named(checkpoint, config, data, rebuilt)
     tokens = _effective(checkpoint, config, stored, named, extra, rebuilt)
@@ -177,6 +181,9 @@ def _named(
         old = checkpoint.json("special_tokens_map.json")
         values |= {k: {"__type": "AddedToken", **v} if isinstance(v, dict) else v for k, v in old.items() if k in NAMES}
         where = f"{CONFIG} or special_tokens_map.json"
+        further = [*(old.get("extra_special_tokens") or []), *(old.get("additional_special_tokens") or [])]
+    else:
+        further = []
     if isinstance(more, Mapping):
         values |= more
         more = []
@@ -190,7 +197,7 @@ def _named(
         wanted = _MARKUP.get(name)
         if wanted is not None and named[name].content != wanted:
             raise CheckpointError(f"{where}: {name} is {named[name].content!r}; only {wanted} can be exported")
-    return named, [_special(v, where) for v in more]
+    return named, [_special(v, where) for v in (*more, *further)]
 
 
 def _special(value: Any, where: str) -> AddedToken:

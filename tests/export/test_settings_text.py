@@ -132,6 +132,21 @@ AS_TRANSFORMERS: dict[str, Callable[[Folder], Any]] = {
         f.write("special_tokens_map.json", {"eos_token": "<|endoftext|>"}),
     ),
     "more special tokens": lambda f: f.config(additional_special_tokens=[CALL, "<think>"]),
+    "more special tokens in special_tokens_map.json": lambda f: (
+        f.flagged(CALL, **STRIP),
+        f.write("special_tokens_map.json", {"additional_special_tokens": [CALL]}),
+    ),
+    "extra ones there": lambda f: (
+        f.flagged(CALL, **STRIP),
+        f.write("special_tokens_map.json", {"extra_special_tokens": [{"content": CALL, "lstrip": True}]}),
+    ),
+    "extra special tokens": lambda f: (f.flagged(CALL, **STRIP), f.config(extra_special_tokens=[CALL])),
+    "a Llama class on bytes": lambda f: (f.flagged(END, **STRIP), f.config(tokenizer_class="LlamaTokenizerFast")),
+    "class in config.json": lambda f: (
+        f.flagged(END, **STRIP),
+        f.config(tokenizer_class=...),
+        f.write("config.json", {**f.json("config.json"), "tokenizer_class": "PreTrainedTokenizerFast"}),
+    ),
     "more special tokens, as it is": lambda f: f.config(additional_special_tokens=[CALL, "<think>"], **FAST),
     "tokens named by the model": lambda f: f.config(
         image_token="<|image_pad|>", extra_special_tokens={"boi_token": "<|vision_start|>"}
@@ -212,6 +227,9 @@ REFUSED: dict[str, tuple[Callable[[Folder], Any], str]] = {
     "object": (lambda f: f.config(eos_token={"content": END}), "eos_token must be a string"),
     "other markup": (lambda f: f.config(image_token="<image>"), "image_token is '<image>'"),
     "flag": (lambda f: f.flagged(CALL, lstrip=3), "must have content and flags"),  # type: ignore[arg-type]
+    "list of ids": (lambda f: f.write("added_tokens.json", {"<n>": "x"}), "a file beside it can't be read"),
+    "names of numbers": (lambda f: f.config(eos_token=3), "must have content and flags"),
+    "more of nothing": (lambda f: f.config(extra_special_tokens=7), "a file beside it can't be read"),
     "no JSON": (lambda f: f.write("tokenizer.json", "{"), "can't be read"),
 }
 
