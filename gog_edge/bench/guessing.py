@@ -27,9 +27,9 @@ from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.questions import read_questions
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import NO_PREFETCH, RunOptions
-from gog_edge.runtime.sampling import GREEDY
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
+from gog_edge.sampling_options import GREEDY
 from gog_edge.types import Control
 
 _OPENING, _END = "<|im_start|>assistant\n", "<|im_end|>"

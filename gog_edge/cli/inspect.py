@@ -76,10 +76,10 @@ def _summary(bundle: Bundle) -> Table:
 def _sampling(bundle: Bundle) -> str:
     """How tokens are chosen if the user says nothing, and which layer says so."""
     from gog_edge.runtime.loader import bundle_dialect
-    from gog_edge.runtime.sampling import Sampling
+    from gog_edge.sampling_options import Sampling
 
     try:
-        own = Sampling.of_dialect(bundle_dialect(bundle).spec.sampling)
+        own = bundle_dialect(bundle).sampling
     except DialectError as e:
         return f"not known: {plain(str(e))}"
     checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)

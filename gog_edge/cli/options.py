@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.sampling import Sampling
+    from gog_edge.sampling_options import Sampling
 
     _FloatParam = click.ParamType[float]
 else:
@@ -60,7 +60,7 @@ def sampling_options(command: _Command) -> _Command:
 
 def take_sampling(given: dict[str, Any]) -> Sampling:
     """The options of `sampling_options`, taken out of a command's keyword arguments."""
-    from gog_edge.runtime.sampling import Sampling
+    from gog_edge.sampling_options import Sampling
 
     names = [*(name.replace("-", "_") for name, _, _ in _SAMPLING), "seed"]
     return Sampling(**{name: given.pop(name) for name in names})

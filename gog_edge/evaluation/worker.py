@@ -16,7 +16,7 @@ from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.sampling import Sampling
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Action, ActionKind, Answer, Region
 
 KINDS = ("glance", "gaze", "zoom", "text_search", "visit")

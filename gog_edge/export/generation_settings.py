@@ -12,7 +12,7 @@ from typing import Any
 from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.families.section import Section
-from gog_edge.runtime.sampling import Sampling
+from gog_edge.sampling_options import Sampling
 
 FILE = "generation_config.json"
 TURN_END = "<|im_end|>"

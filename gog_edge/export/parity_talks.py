@@ -69,7 +69,7 @@ def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> 
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
     from gog_edge.runtime.options import NO_PREFETCH, RunOptions
-    from gog_edge.runtime.sampling import GREEDY
+    from gog_edge.sampling_options import GREEDY
 
     asks = read_questions(source.questions, source.images) if source.questions else []
     bundle = export_bundle(checkpoint, folder / "fp32", ExportOptions(precision="fp32", dialect=source.dialect))

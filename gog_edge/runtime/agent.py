@@ -30,11 +30,11 @@ from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.pace import Pace
 from gog_edge.runtime.picture_limits import image_limits
-from gog_edge.runtime.sampling import Sampling
 from gog_edge.runtime.search.base import SearchProvider
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.runtime.vision import PixelLimits
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Answer, Event
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def chosen_sampling(said: Sampling, dialect: Dialect, manifest: Manifest) -> Sam
     Raises:
         UsageError: the bundle's own values make no sense.
     """
-    return said.over(Sampling.of_dialect(dialect.spec.sampling), Sampling.of_checkpoint(manifest.generation))
+    return said.over(dialect.sampling, Sampling.of_checkpoint(manifest.generation))
 
 
 def _frames(image: Images) -> list[Frame]:

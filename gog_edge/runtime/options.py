@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from gog_edge.errors import UsageError
-from gog_edge.runtime.sampling import Sampling
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,10 @@ from gog_edge.runtime.grammar import TokenGrammar, available
 from gog_edge.runtime.loader import bundle_dialect
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.options import RunOptions
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart
 
 torch = pytest.importorskip("torch")

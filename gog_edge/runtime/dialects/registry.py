@@ -17,7 +17,6 @@ from gog_edge.runtime.dialects.dialect import Dialect
 from gog_edge.runtime.dialects.reader import read_table
 from gog_edge.runtime.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.runtime.dialects.wording import Wording, compile_wording, suggest
-from gog_edge.runtime.sampling import Sampling
 from gog_edge.runtime.templates import ChatTemplate
 
 if sys.version_info >= (3, 11):
@@ -62,7 +61,12 @@ def load(
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
     variables = {**(named_tokens or {}), **spec.chat.variables}
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    return Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    dialect = Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    try:
+        _ = dialect.sampling  # its values are checked where they are put together
+    except UsageError as error:
+        raise DialectError(f"{name_or_path}: sampling.{error}") from error
+    return dialect
 
 
 def build(table: Mapping[str, Any], where: str) -> DialectSpec:
@@ -188,10 +192,6 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     calls = any(action.kind != "answer" for action in spec.actions)
     if (calls or spec.parse.otherwise == "error") and not spec.replies.malformed:
         raise DialectError(f"{where}: replies.malformed: missing; add the words for a turn that can't be read")
-    try:
-        Sampling.of_dialect(spec.sampling)
-    except UsageError as error:
-        raise DialectError(f"{where}: sampling.{error}") from error
     return _with_files(spec, base, where)
 
 
