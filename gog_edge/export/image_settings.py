@@ -117,7 +117,7 @@ def _limits(section: Section) -> tuple[int, int]:
     if set(size) != set(_SIZE):
         had = ", ".join(sorted(size)) or "nothing"
         raise section.fail("size", f"must have shortest_edge and longest_edge (areas in pixels), not {had}")
-    checked = Section(size, section.name("size"), section.file)
+    checked = Section(size, f"{section.path}.size".lstrip("."), section.file)
     return checked.integer("shortest_edge"), checked.integer("longest_edge")
 
 

@@ -17,13 +17,12 @@ class Section:
         self.path = path
         self.file = file
 
-    def name(self, key: str) -> str:
-        """The key with its path."""
+    def _name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
     def fail(self, key: str, why: str) -> CheckpointError:
         """The error to raise for `key`."""
-        return CheckpointError(f"{self.file}: {self.name(key)} {why}")
+        return CheckpointError(f"{self.file}: {self._name(key)} {why}")
 
     def has(self, key: str) -> bool:
         """The key is there and not null."""
@@ -41,8 +40,8 @@ class Section:
                 continue
             if not isinstance(value, Mapping):
                 raise self.fail(key, f"must be an object, not {value!r}")
-            return Section(value, self.name(key), self.file)
-        return Section({}, self.name(keys[0]), self.file)
+            return Section(value, self._name(key), self.file)
+        return Section({}, self._name(keys[0]), self.file)
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
         """A whole number of at least `minimum`.
