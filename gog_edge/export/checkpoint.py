@@ -174,21 +174,6 @@ class Checkpoint:
         path = self.file(name)
         return _read_object(path) if path else {}
 
-    def chat_template(self) -> str | None:
-        """The chat template, wherever this generation of transformers has put it."""
-        path = self.file("chat_template.jinja")
-        if path:
-            return path.read_text("utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json", "processor_config.json"):
-            template = self.json(name).get("chat_template")
-            if isinstance(template, str):
-                return template
-            if isinstance(template, list):  # several named templates
-                for entry in template:
-                    if isinstance(entry, dict) and entry.get("name") == "default":
-                        return str(entry["template"])
-        return None
-
     @property
     def quantization(self) -> str | None:
         """Method of a pre-quantised checkpoint ("awq", "gptq"), whose tensors are read dequantised; else None."""

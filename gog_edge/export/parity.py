@@ -33,12 +33,12 @@ from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.parity_cause import Evidence, explain
 from gog_edge.export.parity_conversation import (
     CHUNK,
+    IMAGE_TOKENS,
     QUESTIONS,
     Conversation,
     converse,
     generated_frames,
     masked_tokens,
-    pixel_limits,
 )
 from gog_edge.export.parity_metrics import (
     Stage,
@@ -275,12 +275,11 @@ def _options() -> RunOptions:
 
 
 def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
-    """`_pixel_stage`, or why there is nothing to compare with."""
+    """`_pixel_stage`; without an image processor to compare with, the stage fails and says so."""
     try:
-        stages = _pixel_stage(bundle, checkpoint, talk, limits)
-        return stages or (Stage("pixels", Verdict.SKIPPED, {}, note="the checkpoint has no image processor"),)
+        return _pixel_stage(bundle, checkpoint, talk, limits)
     except ParityError as e:
-        return (Stage("pixels", Verdict.SKIPPED, {}, note=str(e)),)
+        return (Stage("pixels", Verdict.FAIL, {}, note=str(e)),)
 
 
 def _graph_stage(
@@ -294,23 +293,23 @@ def _graph_stage(
 
 
 def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
-    from gog_edge.export.parity_reference import processor_patches
+    from gog_edge.export.parity_reference import PatchMaker
 
-    pre = bundle.manifest.preprocessing
-    high = pixel_limits(pre).max_pixels
+    pre, maker = bundle.manifest.preprocessing, PatchMaker(checkpoint)
+    # What the user set at export stands above the processor's own; older bundles do not say what that was.
+    facts = bundle.manifest.provenance
+    low, high = facts.get("min_pixels", pre.min_pixels), facts.get("max_pixels", pre.max_pixels)
     parts = []
     for plan, patches in zip(talk.plans, talk.patches):
         box = pixel_box(plan.region, plan.frame.width, plan.frame.height)
         cut = np.ascontiguousarray(plan.frame.pixels[box.y0 : box.y1, box.x0 : box.x1])
-        made = processor_patches(checkpoint, cut, min(pre.min_pixels, high), high)
-        if made is None:
-            return ()
-        expected, grid, std = made
+        grid = maker.grid(cut, low, high, IMAGE_TOKENS * pre.factor**2)
         if grid != (plan.grid.rows, plan.grid.columns):
             parts.append({"steps": float("inf"), "differing": 1.0})
             continue
+        expected = maker.at_grid(cut, *grid)
         channels = expected.reshape(len(expected), 3, pre.temporal_patch_size, -1)
-        steps = np.abs(channels - patches.reshape(len(patches), 3, 1, -1)) * std[:, None, None] / pre.rescale_factor
+        steps = np.abs(channels - patches.reshape(len(patches), 3, 1, -1)) * maker.step()[:, None, None]
         parts.append({"steps": float(steps.max()), "differing": float((steps > 0.5).mean())})
     return (limits.judge("pixels", worst(parts), f"{len(parts)} images"),)
 

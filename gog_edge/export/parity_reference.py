@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
 
 from gog_edge.errors import ParityError
 from gog_edge.export.checkpoint import Checkpoint
@@ -156,13 +158,17 @@ class Reference:
 
 
 class PatchMaker:
-    """The checkpoint's own image processor, at grids that are decided elsewhere."""
+    """The checkpoint's own image processor, loaded by transformers, at grids that are decided elsewhere."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises ParityError if the checkpoint has no processor."""
-        if checkpoint.file("preprocessor_config.json") is None:
-            raise ParityError(f"{checkpoint.origin} has no preprocessor_config.json, so no image processor")
-        self.processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
+        """Raises ParityError if transformers finds no image processor, or one of another kind."""
+        try:
+            self.processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            why = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise ParityError(f"transformers can't load the image processor of {checkpoint.origin}: {why}") from e
+        if not isinstance(self.processor, PilBackend) or not hasattr(self.processor, "patch_size"):
+            raise ParityError(f"{checkpoint.origin}: {type(self.processor).__name__} does not cut patches")
 
     def at_grid(self, pixels: NDArray[np.uint8], rows: int, columns: int) -> F32:
         """RGB pixels [h, w, 3] -> patches [n, 3*t*p*p] of a grid of rows x columns patches.
@@ -170,30 +176,24 @@ class PatchMaker:
         Pillow 12.3 and later may resize vertically first; policies were trained on horizontal passes first (older
         Pillow, torchvision), which is what the crop kernel does. So the passes are asked for one by one.
         """
-        from PIL import Image
-
-        picture = Image.fromarray(pixels)
-        height, width = rows * self.processor.patch_size, columns * self.processor.patch_size
-        bicubic = Image.Resampling.BICUBIC
-        resized = picture.resize((width, picture.height), bicubic).resize((width, height), bicubic)
-        output = self.processor(images=[resized], return_tensors="np", do_resize=False)
+        image = np.moveaxis(pixels, -1, 0)
+        width, height = columns * self.processor.patch_size, rows * self.processor.patch_size
+        for size in (SizeDict(height=image.shape[1], width=width), SizeDict(height=height, width=width)):
+            image = PilBackend.resize(self.processor, image, size, resample=self.processor.resample)
+        output = self.processor(images=[np.moveaxis(image, 0, -1)], return_tensors="np", do_resize=False)
         return np.asarray(output["pixel_values"], np.float32)
 
+    def grid(self, pixels: NDArray[np.uint8], low: int | None, high: int | None, most: int) -> tuple[int, int]:
+        """(rows, columns) that the processor chooses; `low` and `high` replace its own areas, `most` bounds both."""
+        own = self.processor.size
+        high = min(high or own.longest_edge, most)
+        size = {"shortest_edge": min(low or own.shortest_edge, high), "longest_edge": high}
+        output = self.processor(images=[pixels], return_tensors="np", size=size)
+        _, rows, columns = (int(v) for v in np.asarray(output["image_grid_thw"])[0])
+        return rows, columns
 
-def processor_patches(
-    checkpoint: Checkpoint, pixels: NDArray[np.uint8], min_pixels: int, max_pixels: int
-) -> tuple[F32, tuple[int, int], F32] | None:
-    """What the HF image processor makes of an upright RGB image [h, w, 3].
-
-    Returns ([n, 3*t*p*p] patches, (rows, columns), image_std [3]), or None when the checkpoint has no processor.
-    """
-    if checkpoint.file("preprocessor_config.json") is None:
-        return None
-    from PIL import Image
-
-    maker = PatchMaker(checkpoint)
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    output = maker.processor(images=[Image.fromarray(pixels)], return_tensors="np", size=size)
-    _, rows, columns = (int(v) for v in np.asarray(output["image_grid_thw"])[0])
-    std = np.asarray(maker.processor.image_std, np.float32)
-    return maker.at_grid(pixels, rows, columns), (rows, columns), std
+    def step(self) -> F32:
+        """[3]: what a difference of 1 in a channel's values is in steps of 8 bits."""
+        p = self.processor
+        std = np.broadcast_to(np.asarray(p.image_std if p.do_normalize else 1.0, np.float32), 3)
+        return np.asarray(std / (p.rescale_factor if p.do_rescale else 1.0), np.float32)

@@ -69,10 +69,11 @@ def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> 
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
     from gog_edge.runtime.options import NO_PREFETCH, RunOptions
+    from gog_edge.sampling_options import GREEDY
 
     asks = read_questions(source.questions, source.images) if source.questions else []
     bundle = export_bundle(checkpoint, folder / "fp32", ExportOptions(precision="fp32", dialect=source.dialect))
-    options = RunOptions(prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
+    options = RunOptions(sampling=GREEDY, prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
     with gog_edge.load(bundle, index=source.index, options=options) as agent:
         if source.questions:
             chosen = [asks[i * len(asks) // count] for i in range(count)] if count < len(asks) else asks

@@ -27,6 +27,7 @@ from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.families.base import EMBEDDING, FamilyDefinition, ModelConfig
 from gog_edge.export.families.decoder import build_decoder, decoder_shapes
+from gog_edge.export.generation_settings import read_generation
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
@@ -37,6 +38,7 @@ from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.standard import StandardTarget
 from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.weightfile import Blob, WeightFile
+from gog_edge.export.image_settings import read_preprocessing
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize import Recipe
@@ -87,7 +89,12 @@ def export_bundle(
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
-        provenance = {**_provenance(checkpoint, started), "vision_attention": resolved.vision_attention}
+        provenance = {
+            **_provenance(checkpoint, started),
+            "vision_attention": resolved.vision_attention,
+            "min_pixels": options.min_pixels,
+            "max_pixels": options.max_pixels,
+        }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
             progress.stage("verify", 0)
@@ -126,11 +133,13 @@ class _Export:
         """All files but the manifest, and what the manifest will say."""
         checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
         self.progress.stage("files", 0)
-        added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
-        tokens = assets.special_tokens(checkpoint, config, added)
-        preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
+        tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        tokens = assets.special_tokens(checkpoint, config, tokenizer)
+        preprocessing = read_preprocessing(checkpoint, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
+        dialect = assets.write_dialect(
+            options.dialect or _own_dialect(checkpoint), root, config.family, tokenizer.named
+        )
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
@@ -159,7 +168,8 @@ class _Export:
             graphs=graphs,
             quantization=self.resolved.recipe.describe(),
             dialect=dialect,
-            generation=assets.read_generation(checkpoint),
+            generation=read_generation(checkpoint),
+            named_tokens=tokenizer.named,
         )
 
     def _graph(
