@@ -162,7 +162,7 @@ def _read(root: Path, config: AdapterConfig) -> _Adapter:
 def _overwrite_both(root: Path, base: Tensors) -> None:
     """Head and embedding are one tensor in the base: who overwrites one overwrites the other."""
     given = [base[name] for name in (EMBEDDING, HEAD) if name in base]
-    if len(given) == 2 and not np.array_equal(*given):
+    if len(given) == 2 and not np.array_equal(given[0], given[1]):
         raise CheckpointError(f"{root} overwrites head and embedding of a tied base differently: merge it with peft")
     if given:
         base[EMBEDDING] = base[HEAD] = given[0]

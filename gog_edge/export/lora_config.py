@@ -152,12 +152,13 @@ class AdapterConfig:
         """Types and regular expressions, so that matching can rely on them."""
         words: list[Any] = []
         for key, kinds in _KINDS.items():
-            value = self.data.get(key)
+            value: Any = self.data.get(key)
             if value is None:
                 continue
             if not isinstance(value, kinds):
                 raise CheckpointError(f"{self.root}/adapter_config.json: {key} can't be {value!r}")
-            words += [value] if isinstance(value, str) else list(value) if key != "layers_to_transform" else []
+            if key != "layers_to_transform":
+                words += [value] if isinstance(value, str) else [*value]
         for word in words:
             try:
                 re.compile(word)

@@ -61,7 +61,8 @@ from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.vision import VisionPlan
 
 if TYPE_CHECKING:
-    from gog_edge.export.parity_reference import Reference, ReferenceImage, Transform
+    from gog_edge.export.parity_load import Transform
+    from gog_edge.export.parity_reference import Reference, ReferenceImage
     from gog_edge.runtime.engines.base import Features
 
 F32 = NDArray[np.float32]

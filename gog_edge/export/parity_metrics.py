@@ -48,10 +48,10 @@ class Stage:
     cause: str = ""  # of a failure, as far as the stages together tell
 
     def complaint(self) -> str:
-        """What is beyond its limit, in words, or why nothing could be compared."""
+        """What is beyond its limit, in words, or why a failed stage has no figures."""
         low = [f"{k} {self.metrics[k]:.4g} < {v:.4g}" for k, v in self.at_least.items() if not self.metrics[k] >= v]
         high = [f"{k} {self.metrics[k]:.4g} > {v:.4g}" for k, v in self.at_most.items() if not self.metrics[k] <= v]
-        return ", ".join(low + high) or self.note
+        return ", ".join(low + high) or (self.note if self.verdict is Verdict.FAIL else "")
 
 
 @dataclass(frozen=True)

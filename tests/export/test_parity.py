@@ -233,7 +233,7 @@ def test_a_stage_that_can_not_be_compared_is_named(bundles: dict[str, Bundle], c
     assert (pixels.name, pixels.verdict) == ("pixels", Verdict.FAIL)
     assert "image processor" in pixels.note
     assert report.lines()[0].startswith("fail      pixels")
-    with pytest.raises(ParityError, match="pixels: .*image processor"):
+    with pytest.raises(ParityError, match=r"pixels: .*image processor"):
         report.require()
 
 

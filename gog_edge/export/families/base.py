@@ -180,7 +180,7 @@ def linear_shapes(name: str, outputs: int, inputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def tied_embeddings(config: dict[str, Any]) -> bool:
+def tied_embeddings(config: Mapping[str, Any]) -> bool:
     """Whether config.json asks for the embedding as lm_head; tensors that differ overrule it (`Checkpoint.head`).
 
     transformers 5 reads the root; the text_config that transformers 4 wrote counts for Qwen2.5-VL alone.
