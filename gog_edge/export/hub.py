@@ -43,9 +43,14 @@ def _download(hub_id: str, revision: str | None) -> Path:
             "pip install 'gog-edge[export]'"
         ) from e
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS))
     except Exception as e:  # the hub client's error tree differs by version
         raise CheckpointError(_reason(hub_id, revision, e)) from e
+    if "gguf" in hub_id.lower() and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{hub_id} holds GGUF weights (llama.cpp) only; export the original HF checkpoint instead"
+        )
+    return folder
 
 
 def _reason(hub_id: str, revision: str | None, error: Exception) -> str:

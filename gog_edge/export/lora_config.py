@@ -155,7 +155,7 @@ class AdapterConfig:
             value: Any = self.data.get(key)
             if value is None:
                 continue
-            if not isinstance(value, kinds):
+            if type(value) not in kinds:
                 raise CheckpointError(f"{self.root}/adapter_config.json: {key} can't be {value!r}")
             if key != "layers_to_transform":
                 words += [value] if isinstance(value, str) else [*value]

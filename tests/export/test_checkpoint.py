@@ -278,6 +278,12 @@ def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Checkpoint.open(tmp_path / "c", revision="v1")
 
 
+def test_a_repository_of_gguf_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_hub(monkeypatch, tmp_path)
+    with pytest.raises(CheckpointError, match="GGUF"):
+        Checkpoint.open("owner/name-GGUF")
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
