@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.checkpoint.reader import Checkpoint, canonical_name
+from gog_edge.export.checkpoint.names import canonical_name
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.shards import narrow_bf16, widen
 from gog_edge.export.families.base import tied_embeddings
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded

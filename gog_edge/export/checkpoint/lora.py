@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint.lora_config import AdapterConfig
-from gog_edge.export.checkpoint.reader import bare_name, canonical_name
+from gog_edge.export.checkpoint.names import bare_name, canonical_name
 from gog_edge.export.checkpoint.shards import SafetensorsFile, Source
 from gog_edge.export.families.base import EMBEDDING, HEAD
 

@@ -7,7 +7,6 @@ Families see one spelling of every weight name (that of transformers 5):
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,39 +17,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint import hub
+from gog_edge.export.checkpoint.lora import LoraSource
+from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.prequantized import open_prequantized
 from gog_edge.export.checkpoint.shards import ShardSet, Source, foreign_format
 from gog_edge.export.families.base import EMBEDDING, HEAD, tied_embeddings
 
 _ROWS = 4096  # rows compared at once
-
-# What precedes the two towers in the wild: transformers 4 (visual.…, model.layers.…), 5 (model.visual.…,
-# model.language_model.…), and wrappers of training frameworks.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
-_RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(?:model\.|language_model\.)?lm_head\.", "lm_head."),
-        (r"^(?:model\.)?visual\.", "model.visual."),
-        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.language_model."),
-    )
-)
-
-
-def bare_name(name: str) -> str:
-    """A name without what wrappers of training frameworks (peft's included) put before it."""
-    return _WRAPPERS.sub("", name)
-
-
-def canonical_name(name: str) -> str:
-    """The transformers 5 spelling of a weight name; names of neither tower come back as they are."""
-    name = bare_name(name)
-    for pattern, replacement in _RENAMES:
-        renamed, count = pattern.subn(replacement, name)
-        if count:
-            return renamed
-    return name
 
 
 @dataclass(frozen=True)
@@ -88,8 +61,6 @@ class Checkpoint:
         Raises:
             CheckpointError: not a LoRA adapter, or one that does not fit this checkpoint.
         """
-        from gog_edge.export.checkpoint.lora import LoraSource
-
         root = hub.locate(adapter, None)
         flag = tied_embeddings(self.config)
         shared = flag and EMBEDDING in self and self.head == EMBEDDING
