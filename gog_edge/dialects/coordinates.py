@@ -16,11 +16,18 @@ from gog_edge.dialects.spec import CoordinateSpec
 from gog_edge.errors import DialectError, RegionError
 from gog_edge.types import Region, RegisteredImage
 
-Frame = Literal["unit", "thousand", "shown", "original"]
+BoxFrame = Literal["unit", "thousand", "shown", "original"]
 
+# How a number of a frame is written, as a regular expression.
+_WRITTEN = {
+    "unit": r"0|1|0\.[0-9]{1,4}|1\.0{1,4}",
+    "thousand": r"0|[1-9][0-9]{0,2}|1000",
+    "shown": r"0|[1-9][0-9]{0,4}",
+    "original": r"0|[1-9][0-9]{0,4}",
+}
 _BOX = re.compile(r"[\[(]*\s*" + r"[\s,;)(\]\[]+".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]*")
 
-FAMILY_FRAMES: dict[str, Frame] = {"qwen3_vl": "thousand", "qwen2_5_vl": "shown"}
+FAMILY_FRAMES: dict[str, BoxFrame] = {"qwen3_vl": "thousand", "qwen2_5_vl": "shown"}
 
 
 @dataclass(frozen=True)
@@ -28,9 +35,9 @@ class CoordinateFrame:
     """Conversions of one dialect, with the family already decided."""
 
     spec: CoordinateSpec
-    frame: Frame
+    frame: BoxFrame
 
-    def extent(self, image: RegisteredImage, frame: Frame | None = None) -> tuple[float, float]:
+    def extent(self, image: RegisteredImage, frame: BoxFrame | None = None) -> tuple[float, float]:
         """Width and height of the target's view in the policy's units."""
         frame = frame or self.frame
         if frame == "unit":
@@ -117,6 +124,16 @@ class CoordinateFrame:
             x1, y1 = x1 - x0, y1 - y0
         return [f"{v:.{self.spec.decimals}f}" for v in (x0, y0, x1, y1)]
 
+    def json_numbers(self, region: Region, image: RegisteredImage) -> list[int | float]:
+        """The same as numbers of a JSON list."""
+        return [float(v) if "." in v else int(v) for v in self.numbers(region, image)]
+
+    @property
+    def number_pattern(self) -> str:
+        """A regular expression of the numbers that a box can be written in."""
+        frames = [self.frame] if self.spec.fallback == "none" else [self.frame, self.spec.fallback]
+        return "|".join(dict.fromkeys(_WRITTEN[frame] for frame in frames))
+
     def _padding(self, side: float) -> float:
         share = self.spec.pad_image * side
         return self.spec.pad + (min(share, self.spec.pad_image_pixels) if self.spec.pad_image_pixels else share)
@@ -130,7 +147,7 @@ class CoordinateFrame:
         floor = math.floor(low / unit) * unit
         return floor, floor + unit
 
-    def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> Frame:
+    def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> BoxFrame:
         """The frame the numbers are in: `fallback` when they are larger than `frame` allows."""
         if self.spec.fallback == "none":
             return self.frame

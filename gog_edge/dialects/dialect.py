@@ -17,14 +17,12 @@ from functools import cached_property
 from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame
-from gog_edge.dialects.early import open_box
-from gog_edge.dialects.format import write_action
 from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
-from gog_edge.dialects.parsers import Problem
 from gog_edge.dialects.safety import Neutraliser
 from gog_edge.dialects.spec import BodySpec, DialectSpec, Limits
+from gog_edge.dialects.syntax import CallProblem, Syntax, syntaxes_of
 from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
 from gog_edge.dialects.wording import Value
@@ -140,6 +138,14 @@ class Dialect:
         """The tools block's entries."""
         return [json.loads(tool.json) for tool in self.spec.tools]
 
+    @cached_property
+    def syntaxes(self) -> tuple[Syntax, ...]:
+        """How the actions are written."""
+        return syntaxes_of(self.spec, self.frame)
+
+    def _reader(self, images: Sequence[RegisteredImage], user_images: int | None = None) -> TurnReader:
+        return TurnReader(self.spec, self.frame, self.syntaxes, images, user_images)
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     def parse(
@@ -159,27 +165,33 @@ class Dialect:
                 the answer itself.
             user_images: how many of the first registry images the user gave.
         """
-        reader = TurnReader(self.spec, self.frame, images, user_images)
+        reader = self._reader(images, user_images)
         return reader.read_forced(text) if forced else reader.read(text)
 
     def invalid(self, reply: str, error: str = "", *, tool: str = "", call: str = "") -> Action:
         """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""
-        return TurnReader(self.spec, self.frame, ()).invalid(Problem(reply, error, tool, call))
+        return self._reader(()).invalid(CallProblem(reply, error, tool, call))
 
     def early_box(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
         """A box that is already closed in an unfinished call at the end of `text`, with its target image.
 
         For starting crop encoding and search early; the finished call decides. None while there is no such box.
         """
-        return open_box(self.spec, self.frame, text, images)
+        return self._reader(images).partial(text)
 
     def write(self, action: Action, images: Sequence[RegisteredImage]) -> str:
-        """The action as this policy writes it, the inverse of `parse` (for training data and tests).
+        """The action as this policy writes it, in the first form listed for its kind: the inverse of `parse`.
 
         Raises:
             DialectError: the dialect has no such action.
+            RegionError: the region lies outside of the target image.
         """
-        return write_action(self.spec, self.frame, action, images)
+        for form in self.spec.actions:
+            if form.kind == action.kind.value:
+                return next(s for s in self.syntaxes if form in s.actions).format(form, action, images)
+        if action.kind is ActionKind.ANSWER and self.spec.parse.otherwise == "answer":
+            return action.text
+        raise DialectError(f"dialect {self.name!r} can't write the action {action.kind.value!r}")
 
     # -- answering ---------------------------------------------------------------------------------------------
 
@@ -223,13 +235,13 @@ class Dialect:
 
     def grammar(self) -> str | None:
         """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none."""
-        return dialect_grammar(self.spec, self.frame)
+        return dialect_grammar(self.spec, self.frame, self.syntaxes)
 
     @cached_property
     def _observer(self) -> Observer:
-        wordings = [action.open + action.close + action.literal for action in self.spec.actions]
+        wordings = [syntax.opening + syntax.closing for syntax in self.syntaxes]
         observe, parse = self.spec.observe, self.spec.parse
-        wordings += [observe.open, observe.close, parse.think_open, parse.call_open]
+        wordings += [observe.open, observe.close, parse.think_open]
         for body in self._bodies.values():
             wordings += [body.each.source, body.body.source]
         return Observer(self.spec, self.frame, Neutraliser(wordings))

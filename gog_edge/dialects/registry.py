@@ -15,6 +15,7 @@ from gog_edge.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.reader import read_table
 from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
+from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
 from gog_edge.errors import DialectError
@@ -199,11 +200,11 @@ def _check_tool(source: str, where: str) -> None:
 
 
 def _check_action(action: ActionSpec, where: str) -> None:
-    needs = {"tool_call": "name", "code": "name", "tag": "open", "json": "open", "literal": "literal", "boxed": "kind"}
-    if not getattr(action, needs[action.via]) and action.kind != "refuse":
-        raise DialectError(f'{where}.{needs[action.via]}: missing; `via = "{action.via}"` needs it')
-    if action.via in ("tag", "json") and not action.close:
-        raise DialectError(f'{where}.close: missing; `via = "{action.via}"` needs it')
+    if action.via not in SYNTAXES:
+        raise DialectError(f"{where}.via: no syntax {action.via!r}{suggest(action.via, list(SYNTAXES))}")
+    for key in SYNTAXES[action.via].needs:
+        if not getattr(action, key) and action.kind != "refuse":
+            raise DialectError(f'{where}.{key}: missing; `via = "{action.via}"` needs it')
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")
@@ -212,7 +213,7 @@ def _check_action(action: ActionSpec, where: str) -> None:
     for role in action.required:
         if role not in action.args:
             raise DialectError(f"{where}.required: {role!r} is not in args{suggest(role, sorted(action.args))}")
-    boxed = "box" in action.args or (action.via == "tag" and action.content in ("box", "box_or_label"))
+    boxed = "box" in action.args or action.content in ("box", "box_or_label")
     if action.kind in ("gaze", "zoom") and not boxed:
         raise DialectError(f"{where}.args.box: missing; kind {action.kind!r} needs a box")
 

@@ -79,7 +79,7 @@ class ActionSpec:
     """
 
     kind: KindName
-    via: Literal["tool_call", "json", "tag", "literal", "code", "boxed"]
+    via: str
     name: str = ""
     open: str = ""
     close: str = ""
@@ -102,8 +102,7 @@ class ParseSpec:
     before the answer cancels it), wins (an answer anywhere ends the question), last (only if nothing follows it) or
     alone (only in a turn without a call).
     `at_end`: a call counts only as the last thing of the turn. `cut`: what follows this text is not read.
-    `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
-    action is: an error, or the answer itself.
+    `otherwise`: what a turn without any action is: an error, or the answer itself.
     """
 
     think_open: str = "<think>"
@@ -114,10 +113,6 @@ class ParseSpec:
     at_end: bool = False
     cut: str = ""
     otherwise: Literal["error", "answer"] = "error"
-    call_open: str = "<tool_call>"
-    call_close: str = "</tool_call>"
-    name_key: str = "name"
-    arguments_key: str = "arguments"
 
 
 @dataclass(frozen=True)

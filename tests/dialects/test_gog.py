@@ -87,7 +87,7 @@ def test_boxes_round_trip() -> None:
         )
 
 
-def test_early_box() -> None:
+def test_partial() -> None:
     gog = dialects.load()
     head = '<think>x</think><tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [100, 100, 500, 500]'
     assert gog.early_box(head[:-1], [IMAGE]) is None

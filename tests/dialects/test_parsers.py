@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gog_edge import dialects
-from gog_edge.dialects.parsers import load_json
+from gog_edge.dialects.syntax.borders import load_json
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 from tests.dialects.helpers import PHOTO
 
@@ -239,7 +239,7 @@ def test_json_of_policies() -> None:
     assert json.loads('{"a": NaN}')["a"] != 0  # the reader takes NaN; boxes refuse it
 
 
-def test_early_boxes() -> None:
+def test_partiales() -> None:
     dialect = dialects.load("gog")
     head = '<tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [100, 100, 500, 500'
     assert dialect.early_box(head, [PHOTO]) is None
