@@ -172,7 +172,7 @@ class Dialect:
         """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""
         return self._reader(()).invalid(CallProblem(reply, error, tool, call))
 
-    def early_box(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
+    def partial(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
         """A box that is already closed in an unfinished call at the end of `text`, with its target image.
 
         For starting crop encoding and search early; the finished call decides. None while there is no such box.

@@ -115,17 +115,17 @@ def test_what_is_closed_stays_as_it_is(value: dict) -> None:
 
 def test_boxes_of_a_list_are_seen_one_by_one() -> None:
     call = '<tool_call>\n{"name": "crop_and_search", "arguments": {"image_id": "1", "bbox": [[0, 0, 500, 500], [5'
-    assert dialects.load("vision-deepresearch").early_box(call, [PHOTO]) == (Region(0, 0, 500, 400), 0)
+    assert dialects.load("vision-deepresearch").partial(call, [PHOTO]) == (Region(0, 0, 500, 400), 0)
 
 
 def test_a_half_written_name_is_not_yet_an_image() -> None:
     """The image counts once it is closed: observation_1 may become observation_12."""
     mini, images = dialects.load("mini-o3"), [PHOTO, PHOTO, PHOTO]
     call = '<grounding>{"bbox_2d": [0.1, 0.1, 0.5, 0.5], "source": "observation_2'
-    assert mini.early_box(call, images) == (Region(100, 80, 500, 400), 0)
-    assert mini.early_box(call + '"}', images) == (Region(100, 80, 500, 400), 2)
+    assert mini.partial(call, images) == (Region(100, 80, 500, 400), 0)
+    assert mini.partial(call + '"}', images) == (Region(100, 80, 500, 400), 2)
     call = '<tool_call>{"name": "crop_search", "arguments": {"label": "see [1, 2, 3, 4]", "bbox_2d": [1, 2'
-    assert dialects.load("gog").early_box(call, images) is None  # a box inside of words is none
+    assert dialects.load("gog").partial(call, images) is None  # a box inside of words is none
 
 
 def test_plain_functions_are_written_as_they_are_read(tmp_path: Path) -> None:
