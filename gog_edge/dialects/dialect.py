@@ -21,7 +21,7 @@ from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
 from gog_edge.dialects.safety import Neutraliser
-from gog_edge.dialects.spec import BodySpec, DialectSpec, Limits
+from gog_edge.dialects.spec import BodySpec, DialectLimits, DialectSpec
 from gog_edge.dialects.syntax import CallProblem, Syntax, syntaxes_of
 from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
@@ -54,8 +54,8 @@ class Dialect:
         return self.spec.name
 
     @property
-    def limits(self) -> Limits:
-        """Budgets of the loop, see `Limits`."""
+    def limits(self) -> DialectLimits:
+        """Budgets of the loop, see `DialectLimits`."""
         return self.spec.limits
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gog_edge.dialects.reader import wording
 from gog_edge.dialects.wording import Wording
+from gog_edge.types import PixelLimits
 
 SCHEMA = 1
 
@@ -250,21 +251,16 @@ class ForcedSpec:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """[limits] Counts are per question; 0 means none. Pixels are width times height of what is shown.
+class DialectLimits:
+    """[limits] Counts are per question; 0 means none.
 
     `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
     asked for. `calls`: searches, crops and visits together.
     `image_searches`: glance and gaze. `text_searches`. `zooms`: crops without a search. `results`: shown of a search.
     `turn_tokens`/`total_tokens`: generated in one turn / in all. `errors_in_row`: INVALID turns in a row before the
     forced answer. `title_chars`, `result_chars`, `page_chars`: kept of a title, a result's text, a page.
-    `image_min_pixels`, `image_max_pixels`: of the user's images; `crop_min_pixels`, `crop_max_pixels`: of crops;
-    `thumbnail_min_pixels`, `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a
-    crop counts as that many times larger a side before those rules.
-    The processor resizes to patches within these bounds, in one step. `scale_first` lists the pictures (image, crop,
-    thumbnail) that are first scaled to them by one factor, sides cut to whole pixels (largest area, smallest area, then
-    `scale_min_side`, the least short side), and which the processor then resizes within the checkpoint's own bounds;
-    pixels of the frame `shown` are those of the scaled picture.
+    `image`, `crop`, `thumbnail`: tables of `PixelLimits`, for the user's images, crops and results' pictures.
+    With `scale_first` the frame `shown` counts pixels of the scaled picture.
     """
 
     turns: int = 8
@@ -279,15 +275,9 @@ class Limits:
     title_chars: int = 200
     result_chars: int = 600
     page_chars: int = 4000
-    image_min_pixels: int = 0
-    image_max_pixels: int = 0
-    crop_min_pixels: int = 0
-    crop_max_pixels: int = 0
-    crop_upscale: float = 1.0
-    thumbnail_min_pixels: int = 0
-    thumbnail_max_pixels: int = 0
-    scale_first: tuple[Literal["image", "crop", "thumbnail"], ...] = ()
-    scale_min_side: int = 0
+    image: PixelLimits = field(default_factory=PixelLimits)
+    crop: PixelLimits = field(default_factory=PixelLimits)
+    thumbnail: PixelLimits = field(default_factory=PixelLimits)
 
 
 @dataclass(frozen=True)
@@ -318,5 +308,5 @@ class DialectSpec:
     observe: ObserveSpec = field(default_factory=ObserveSpec)
     replies: RepliesSpec = field(default_factory=RepliesSpec)
     forced: ForcedSpec = field(default_factory=ForcedSpec)
-    limits: Limits = field(default_factory=Limits)
+    limits: DialectLimits = field(default_factory=DialectLimits)
     grammar: GrammarSpec = field(default_factory=GrammarSpec)

@@ -77,7 +77,7 @@ def test_circles_and_missing_parents(tmp_path: Path) -> None:
         (MINIMAL + "[limits]\nturns = -1\n", "limits.turns: -1 is negative"),
         (MINIMAL + "[limits]\nturns = true\n", "limits.turns: a whole number is needed, not true or false"),
         (MINIMAL + '[limits]\nturns = "3"\n', "limits.turns: a whole number is needed, not a string"),
-        (MINIMAL + "[limits]\ncrop_upscale = []\n", "limits.crop_upscale: a number is needed, not a list"),
+        (MINIMAL + "[limits.crop]\nupscale = []\n", "limits.crop.upscale: a number is needed, not a list"),
         ("limits = 3\n" + MINIMAL, "limits: a table is needed, not a whole number"),
         ("stop = 3\n" + MINIMAL, "stop: a list is needed"),
         (MINIMAL + "[observe.glance]\nresult = '{titel}'\n", r"observe.glance.result: unknown placeholder \{titel\}; did you mean 'title'"),

@@ -7,8 +7,7 @@ import pytest
 from gog_edge.dialects import load, names
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
-from gog_edge.types import Action, ActionKind, Hit, Region, StopReason
+from gog_edge.types import Action, ActionKind, Hit, PixelLimits, Region, StopReason
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
 
