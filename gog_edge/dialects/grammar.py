@@ -5,7 +5,7 @@ of an action never occurs inside the free text, so what is opened is finished. K
 are what the syntaxes' `format` writes, so everything but names and values is forced and costs no decoder step.
 
 A tag may be one token of the tokenizer (`<tool_call>` in Qwen3) or ordinary letters (`<answer>`). Lines that differ
-carry `//@text TAG`, their token form is a comment `//@token TAG`; `for_tokenizer` picks. Unpicked, the grammar is the
+carry `//@text TAG`, their token form is a comment `//@token TAG`; `TokenGrammar` picks. Unpicked, the grammar is the
 text form.
 """
 
@@ -21,13 +21,10 @@ from gog_edge.dialects.spec import DialectSpec
 if TYPE_CHECKING:
     from gog_edge.dialects.syntax import Syntax
 
-_TOKEN_LINE = re.compile(r"^//@token (\S+) (.*)$")
-_TEXT_LINE = re.compile(r"^(.*?) //@text (\S+)$")
-
 
 def dialect_grammar(spec: DialectSpec, frame: CoordinateFrame, syntaxes: Iterable[Syntax]) -> str | None:
     """The grammar, or None where the dialect has none (no actions, or switched off)."""
-    if not spec.grammar.enabled or not spec.actions:
+    if not spec.grammar.enabled or not (spec.grammar.lark or spec.actions):
         return None
     if spec.grammar.lark:
         return spec.grammar.lark
@@ -36,19 +33,6 @@ def dialect_grammar(spec: DialectSpec, frame: CoordinateFrame, syntaxes: Iterabl
     if spec.parse.otherwise == "answer":
         turns.append(rules.add("plain", "pre FREE?"))
     return "\n".join(["start: " + " | ".join(turns), *rules.lines, *_common(rules)]) + "\n"
-
-
-def for_tokenizer(lark: str, added_tokens: set[str]) -> str:
-    """The grammar with every tag written as the token it is in a tokenizer with these added tokens."""
-    out: list[str] = []
-    for line in lark.splitlines():
-        token, text = _TOKEN_LINE.match(line), _TEXT_LINE.match(line)
-        if token:
-            if token.group(1) in added_tokens:
-                out.append(token.group(2))
-        elif not text or text.group(2) not in added_tokens:
-            out.append(text.group(1) if text else line)
-    return "\n".join(out) + "\n"
 
 
 class Rules:

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from gog_edge import dialects
-from gog_edge.dialects.grammar import for_tokenizer
 from gog_edge.errors import GrammarError
 from gog_edge.export.synthetic.text import tokenizer_json
-from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available
+from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available, for_tokenizer
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO, qwen3
 from tests.dialects.scenes import THINKING
