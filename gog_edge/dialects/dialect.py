@@ -10,7 +10,7 @@ stop string did, or the token limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -65,24 +65,15 @@ class Dialect:
 
     def shows_crop(self, kind: ActionKind) -> bool:
         """Whether the observation of `kind` shows the crop: register it and set `Observation.shown`."""
-        body = self._bodies.get(kind)
-        return body is not None and body.show_crop
+        return bool(self._bodies[kind.value].crop) if kind.value in self._bodies else False
 
     def shows_thumbnails(self, kind: ActionKind) -> bool:
         """Whether results of `kind` show pictures: register those that load and set `Observation.thumbnails`."""
-        body = self._bodies.get(kind)
-        return body is not None and body.show_thumbnails
+        return self._bodies[kind.value].shows_thumbnails if kind.value in self._bodies else False
 
     @property
-    def _bodies(self) -> dict[ActionKind, BodySpec]:
-        observe = self.spec.observe
-        return {
-            ActionKind.GLANCE: observe.glance,
-            ActionKind.GAZE: observe.gaze,
-            ActionKind.ZOOM: observe.zoom,
-            ActionKind.TEXT_SEARCH: observe.text_search,
-            ActionKind.VISIT: observe.visit,
-        }
+    def _bodies(self) -> Mapping[str, BodySpec]:
+        return self.spec.observe
 
     @property
     def forced_prefix(self) -> str:
@@ -103,8 +94,6 @@ class Dialect:
         shown: list[Segment] = []
         for index in range(image_count):
             geometry = images[index] if index < len(images) else None
-            if index:
-                shown.append(Control(prompt.image_between))
             shown += prompt.image.render(
                 {
                     "image": ImagePart(index),
@@ -113,7 +102,7 @@ class Dialect:
                     "height": geometry.height if geometry else 0,
                 }
             )
-        tools_block = Control(prompt.tools_between.join(tool.json for tool in self.spec.tools))
+        tools_block = Control(self.frame.hooks.tools_text([tool.json for tool in self.spec.tools]))
         values: dict[str, Value] = {
             "question": Text(question.strip()),
             "images": shown,
@@ -131,7 +120,7 @@ class Dialect:
             messages.insert(0, Message("system", tuple(system)))
         in_wording = "tools" in prompt.system.names() | prompt.user.names()
         out = self.template.render(messages, () if in_wording else self.tools)
-        return self._begin(out, self.spec.chat.prefill_first)
+        return out
 
     @cached_property
     def tools(self) -> list[dict[str, Any]]:
@@ -240,27 +229,15 @@ class Dialect:
     @cached_property
     def _observer(self) -> Observer:
         wordings = [syntax.opening + syntax.closing for syntax in self.syntaxes]
-        observe, parse = self.spec.observe, self.spec.parse
-        wordings += [observe.open, observe.close, parse.think_open]
+        wordings.append(self.spec.parse.think_open)
         for body in self._bodies.values():
             wordings += [body.each.source, body.body.source]
         return Observer(self.spec, self.frame, Neutraliser(wordings))
 
     def _next_turn(self, body: Sequence[Segment], prefill: str) -> list[Segment]:
-        chat, frame = self.spec.chat, self.template.frame
-        to_user = frame.to_user if chat.to_user == "template" else chat.to_user
-        to_assistant = frame.to_assistant if chat.to_assistant == "template" else chat.to_assistant
-        out = [Control(to_user), *body, Control(to_assistant)]
-        if prefill:  # a forced answer is begun for the policy: no reasoning before it
-            return join_segments([*self._begin(out, ""), Control(prefill)])
-        return self._begin(out, self.spec.chat.prefill_next)
-
-    def _begin(self, segments: Sequence[Segment], prefill: str) -> list[Segment]:
-        """Replace the template's think prefill at the end of `segments`, unless `prefill` is "template"."""
-        out = join_segments(segments)
-        if prefill == "template":
-            return out
-        last = out[-1]
-        if isinstance(last, Control) and self.template.frame.prefill:
-            out[-1] = Control(last.text.removesuffix(self.template.frame.prefill))
-        return join_segments([*out, Control(prefill)])
+        """The user's turn with `body`, and the beginning of the policy's: a forced answer is begun for it, without
+        reasoning before."""
+        hooks, frame = self.frame.hooks, self.template.frame
+        to_assistant = frame.to_assistant.removesuffix(frame.prefill)
+        to_assistant += prefill or hooks.next_prefill(frame.prefill)
+        return join_segments([Control(hooks.to_user(frame.to_user)), *body, Control(to_assistant)])

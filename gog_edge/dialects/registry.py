@@ -9,12 +9,22 @@ import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gog_edge.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.dialects.dialect import Dialect
+from gog_edge.dialects.hooks import HOOKS, Hooks
 from gog_edge.dialects.reader import read_table
-from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
+from gog_edge.dialects.spec import (
+    GONE,
+    SCHEMA,
+    SYSTEM_NAMES,
+    USER_NAMES,
+    ActionSpec,
+    BodySpec,
+    DialectSpec,
+    ObservedKind,
+)
 from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
@@ -29,7 +39,6 @@ else:
 DEFAULT = "gog"
 MAX_FILE_BYTES = 1_000_000
 _ROLES = frozenset({"box", "label", "query", "image", "limit", "url", "text", "unused"})
-_KINDS = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 
 
 def names() -> list[str]:
@@ -43,6 +52,7 @@ def load(
     *,
     family: str = "",
     chat_template: str | None = None,
+    hooks: Hooks | None = None,
 ) -> Dialect:
     """A ready dialect.
 
@@ -50,6 +60,7 @@ def load(
         name_or_path: a shipped name (see `names()`) or a TOML file.
         family: the checkpoint's family ("qwen3_vl", "qwen2_5_vl"); decides the coordinate frame where the dialect
             leaves it to the family. Empty: qwen3_vl.
+        hooks: what the system alone does, instead of the hooks that the file names.
         chat_template: the checkpoint's `chat_template.jinja`; None: the package's ChatML template.
 
     Raises:
@@ -61,7 +72,8 @@ def load(
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
     variables = dict(spec.chat.variables)
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    return Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    own = hooks or HOOKS[spec.hooks]()
+    return Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES)), own))
 
 
 def build(table: Mapping[str, Any], where: str) -> DialectSpec:
@@ -74,19 +86,28 @@ def build(table: Mapping[str, Any], where: str) -> DialectSpec:
     observe = dict(data.get("observe", {}))
     default = observe.get("default", {})
     if isinstance(default, Mapping):
-        for kind in _KINDS:
+        for kind in get_args(ObservedKind):
             own = observe.get(kind, {})
             if isinstance(own, Mapping):
                 observe[kind] = {**default, **own}
-    data["observe"] = observe
-    spec: DialectSpec
+    data["observe"] = {kind: own for kind, own in observe.items() if kind != "default"}
     try:
+        _refuse_gone(data, "")
         if isinstance(default, Mapping):
             read_table(BodySpec, default, "observe.default")
-        spec = read_table(DialectSpec, data, "")
+        return read_table(DialectSpec, data, "")
     except DialectError as error:
         raise DialectError(f"{where}: {error}") from error
-    return spec
+
+
+def _refuse_gone(table: Mapping[str, Any], path: str) -> None:
+    """Keys of older files: the one line says what is written now."""
+    for key, value in table.items():
+        if key in GONE:
+            raise DialectError(f"{path}{key}: unknown key; {GONE[key]}")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping) and key not in ("args", "aliases", "variables"):
+                _refuse_gone(item, f"{path}{key}.")
 
 
 def read_file(name_or_path: str | Path) -> tuple[dict[str, Any], Path | None]:
@@ -176,6 +197,8 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     """Rules between keys, and the prompt files read in."""
     if spec.schema != SCHEMA:
         raise DialectError(f"{where}: schema {spec.schema} is not {SCHEMA}; this version of gog-edge reads {SCHEMA}")
+    if spec.hooks not in HOOKS:
+        raise DialectError(f"{where}: hooks: no hooks {spec.hooks!r}{suggest(spec.hooks, sorted(HOOKS)[1:])}")
     if not spec.prompt.user and not spec.prompt.user_file:
         raise DialectError(f'{where}: prompt.user: missing; add it, for example "{{images}}{{question}}"')
     for index, tool in enumerate(spec.tools):
@@ -220,19 +243,17 @@ def _check_action(action: ActionSpec, where: str) -> None:
 
 def _with_files(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     """Prompt and instruction files read in."""
-    prompt, observe = spec.prompt, spec.observe
+    prompt, observe = spec.prompt, dict(spec.observe)
     if prompt.system_file:
         text = _beside(base, prompt.system_file, f"{where}: prompt.system_file")
         prompt = dataclasses.replace(prompt, system=_file_wording(text, SYSTEM_NAMES, where))
     if prompt.user_file:
         text = _beside(base, prompt.user_file, f"{where}: prompt.user_file")
         prompt = dataclasses.replace(prompt, user=_file_wording(text, USER_NAMES, where))
-    for kind in _KINDS:
-        body: BodySpec = getattr(observe, kind)
+    for kind, body in spec.observe.items():
         if body.after_file:
             text = _beside(base, body.after_file, f"{where}: observe.{kind}.after_file")
-            changed: Any = {kind: dataclasses.replace(body, after=_file_wording(text, ("question",), where))}
-            observe = dataclasses.replace(observe, **changed)
+            observe[kind] = dataclasses.replace(body, after=_file_wording(text, ("question",), where))
     return dataclasses.replace(spec, prompt=prompt, observe=observe)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box
@@ -55,7 +56,7 @@ class TurnReader:
     def read(self, raw: str) -> Turn:
         """One turn; never raises."""
         spec = self.spec.parse
-        seen = raw.split(spec.cut, 1)[0] if spec.cut else raw
+        seen = self.frame.hooks.seen(raw)
         thought, begin = split_thought(seen, spec)
         offset = begin if spec.scope == "after_think" else 0
         body = seen[offset:]
@@ -175,9 +176,8 @@ class TurnReader:
             raise DialectError("the call has no text")
         if kind not in _IMAGE_KINDS:
             return Action(kind, text, label=label, limit=_limit(values.get("limit")))
-        image = resolve_image(
-            self.spec.images, values.get("image"), self.images, self.user_images, spec.image_out_of_range
-        )
+        other = partial(self.frame.hooks.other_image, spec.kind)
+        image = resolve_image(self.spec.images, values.get("image"), self.images, self.user_images, other)
         if kind is ActionKind.GLANCE:
             return Action(kind, text, None, image, label, _limit(values.get("limit")))
         if values.get("box") is None:
@@ -208,14 +208,14 @@ def _answers(call: Call) -> bool:
 
 
 def _split(spec: ActionSpec, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Values of a call, one dict for every item of a list argument where the action says `many`."""
+    """Values of a call, one dict for every item of a list argument where each one counts."""
     out = [dict(values)]
     for role in ("query", "url"):
         items = values.get(role)
         if isinstance(items, (list, tuple)):
-            kept = list(items) if spec.many else list(items[:1])
+            kept = list(items) if spec.lists == "each" else list(items[:1])
             out = [{**one, role: item} for one in out for item in kept or [""]]
-    if spec.many and "box" in values:
+    if spec.lists == "each" and "box" in values:
         out = [{**one, "box": box} for one in out for box in boxes_of(values["box"])]
     return out[:MAX_ACTIONS]
 

@@ -226,7 +226,7 @@ def test_vrag_boxes_round_trip_in_the_scaled_picture(width: int, height: int, da
     assume(max(width, height) / min(width, height) < 150)
     dialect = dialects.load("vrag-rl")
     image: RegisteredImage = plan(width, height, image_limits(dialect.limits, RunOptions())).registered(0, 0)
-    spec = dataclasses.replace(dialect.spec.coordinates, pad=0, whole_pixels="outward")
+    spec = dataclasses.replace(dialect.spec.coordinates, whole_pixels="outward")
     assert spec.frame == "shown"
     frame = CoordinateFrame(spec, "shown")
     w, h = process_image(width, height, *IMAGES["vrag-rl"])

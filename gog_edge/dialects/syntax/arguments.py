@@ -43,10 +43,10 @@ class ArgumentSyntax(Syntax):
         for role, keys in form.args.items():
             key = _keys(keys)[0]
             if role == "box":
-                out.update(zip(keys, box) if isinstance(keys, tuple) else {key: [box] if form.many else box})
+                out.update(zip(keys, box) if isinstance(keys, tuple) else {key: [box] if form.lists == "each" else box})
             elif role == "image":
                 if "image" in form.required or action.image:
-                    out[key] = [image] if form.listed else image
+                    out[key] = [image] if form.lists else image
             elif role == "unused":
                 out[key] = name
             elif role == "limit":
@@ -54,7 +54,7 @@ class ArgumentSyntax(Syntax):
             elif role == "label":
                 out.update({key: action.label} if action.label or "label" in form.required else {})
             else:
-                out[key] = [action.text] if form.listed else action.text
+                out[key] = [action.text] if form.lists else action.text
         return out
 
     def _object(self, form: ActionSpec, rules: Rules) -> str:
@@ -74,14 +74,14 @@ class ArgumentSyntax(Syntax):
 
     def _value(self, role: str, form: ActionSpec, rules: Rules) -> str:
         if role == "box":
-            return '"[" box (", " box)* "]"' if form.many else "box"
+            return '"[" box (", " box)* "]"' if form.lists == "each" else "box"
         if role == "image":
             named = r'"\"" REF "\""' if rules.references_are_text else "REF"
-            return f'"[" {named} "]"' if form.listed else named
+            return f'"[" {named} "]"' if form.lists else named
         if role == "limit":
             return "LIMIT"
-        several = ' (", " STR)*' if form.many else ""
-        return f'"[" STR{several} "]"' if form.listed and role in ("query", "url") else "STR"
+        several = ' (", " STR)*' if form.lists == "each" else ""
+        return f'"[" STR{several} "]"' if form.lists and role in ("query", "url") else "STR"
 
 
 def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class ToolCall(ArgumentSyntax):
         form = next((a for a in self.actions if a.name == name), None)
         if form is None:
             return Call(start, end, None, problem=CallProblem("unknown_tool", "", name[:60], raw), text=raw)
-        if form.bare and call.get("arguments") is not None:
+        if self._bare(form) and call.get("arguments") is not None:
             problem = CallProblem("surplus", f"{name} takes no arguments", name, raw)
             return Call(start, end, form, problem=problem, text=raw)
         arguments, error = call.get("arguments") or {}, "'arguments' is not an object"
@@ -66,9 +66,13 @@ class ToolCall(ArgumentSyntax):
             return Call(start, end, form, problem=CallProblem("malformed", error, name, raw), text=raw)
         return self._call(form, arguments, start, end, raw)
 
+    def _bare(self, form: ActionSpec) -> bool:
+        """Whether the dialect refuses arguments for this action, even empty ones."""
+        return not form.args and form.kind != "refuse" and bool(self.spec.replies.surplus)
+
     def format(self, form: ActionSpec, action: Action, images: Sequence[RegisteredImage]) -> str:
         call: dict[str, Any] = {"name": form.name}
-        if not form.bare:
+        if not self._bare(form):
             call["arguments"] = self._arguments(form, action, images)
         return f"{OPEN}\n{json.dumps(call, ensure_ascii=False)}\n{CLOSE}"
 
@@ -86,7 +90,7 @@ class ToolCall(ArgumentSyntax):
     def _body(self, form: ActionSpec, rules: Rules) -> str:
         """From the name on, without the brace that closes the call."""
         arguments = '""'
-        if not form.bare:
+        if not self._bare(form):
             arguments = f'", \\"arguments\\": " ({self._object(form, rules)})'
             arguments = arguments if form.args else f"({arguments})?"
         return f'{quoted(form.name + chr(34))} ({arguments}) "}}"'
