@@ -1,8 +1,8 @@
 """Plain data (JSON, TOML) <-> frozen dataclasses, checked: a mistake is named by its path, with what is needed there.
 
 `decode` and `encode` are for files whose format is ours: dataclasses, int, float, str, bool, None, Optional, Literal,
-enums, tuple[T, ...], fixed tuples and dict[K, T] with strings for K; unknown keys are refused, so that a newer format is never half
-understood. `Section` is for files of others, of which we read some keys.
+enums, tuple[T, ...], fixed tuples and dict[str, T] (also with a Literal of names); unknown keys are refused, so that a
+newer format is never half understood. `Section` is for files of others, of which we read some keys.
 """
 
 from __future__ import annotations

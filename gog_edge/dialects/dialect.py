@@ -20,13 +20,13 @@ from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
-from gog_edge.dialects.safety import Neutraliser
 from gog_edge.dialects.spec import BodySpec, DialectLimits, DialectSpec
 from gog_edge.dialects.syntax import CallProblem, Syntax, syntaxes_of
 from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
 from gog_edge.dialects.wording import Value
 from gog_edge.errors import DialectError
+from gog_edge.sanitize import Neutraliser
 from gog_edge.types import (
     Action,
     ActionKind,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.images import reference
-from gog_edge.dialects.safety import Neutraliser
 from gog_edge.dialects.spec import BodySpec, DialectSpec
 from gog_edge.dialects.templates import join_segments
 from gog_edge.dialects.wording import Value
+from gog_edge.sanitize import Neutraliser
 from gog_edge.types import Action, ActionKind, Control, Hit, ImagePart, Observation, RegisteredImage, Segment, Text
 
 

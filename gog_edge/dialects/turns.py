@@ -10,12 +10,12 @@ from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box
 from gog_edge.dialects.images import ImageReferenceError, resolve_image
-from gog_edge.dialects.safety import cut
 from gog_edge.dialects.spec import ActionSpec, DialectSpec, ParseSpec
 from gog_edge.dialects.syntax import Call, CallProblem, Syntax
 from gog_edge.dialects.syntax.tool_call import OPEN
 from gog_edge.dialects.wording import Wording
 from gog_edge.errors import DialectError, RegionError
+from gog_edge.sanitize import cut
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 
 MAX_ACTIONS = 16
