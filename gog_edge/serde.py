@@ -1,8 +1,8 @@
 """Plain data (JSON, TOML) <-> frozen dataclasses, checked: a mistake is named by its path, with what is needed there.
 
 `decode` and `encode` are for files whose format is ours: dataclasses, int, float, str, bool, None, Optional, Literal,
-enums, tuple[T, ...], fixed tuples and dict[str, T] (also with a Literal of names); unknown keys are refused, so that a
-newer format is never half understood. `Section` is for files of others, of which we read some keys.
+enums, tuple[T, ...], fixed tuples and dict[str, T]; unknown keys are refused, so that a newer format is never half
+understood. `Section` is for files of others, of which we read some keys.
 """
 
 from __future__ import annotations
@@ -89,8 +89,7 @@ class _Decoder:
             return self._tuple(args, _needed(data, (list, tuple), "a list", path), path, field)
         if origin in (dict, Mapping):
             table = _needed(data, Mapping, "a table", path)
-            keys = {k: self.value(args[0], str(k), _join(path, str(k)), {}) for k in table}
-            return {keys[k]: self.value(args[1], v, _join(path, str(k)), field) for k, v in table.items()}
+            return {str(k): self.value(args[1], v, _join(path, str(k)), field) for k, v in table.items()}
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return kind(_one_of(data, [m.value for m in kind], path))
         return _scalar(kind, data, path)

@@ -10,7 +10,7 @@ stop string did, or the token limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -20,7 +20,7 @@ from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
-from gog_edge.dialects.spec import BodySpec, DialectLimits, DialectSpec
+from gog_edge.dialects.spec import DialectLimits, DialectSpec
 from gog_edge.dialects.syntax import CallProblem, Syntax, syntaxes_of
 from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
@@ -65,15 +65,13 @@ class Dialect:
 
     def shows_crop(self, kind: ActionKind) -> bool:
         """Whether the observation of `kind` shows the crop: register it and set `Observation.shown`."""
-        return bool(self._bodies[kind.value].crop) if kind.value in self._bodies else False
+        body = self.spec.observe.get(kind.value)
+        return body is not None and bool(body.crop)
 
     def shows_thumbnails(self, kind: ActionKind) -> bool:
         """Whether results of `kind` show pictures: register those that load and set `Observation.thumbnails`."""
-        return self._bodies[kind.value].shows_thumbnails if kind.value in self._bodies else False
-
-    @property
-    def _bodies(self) -> Mapping[str, BodySpec]:
-        return self.spec.observe
+        body = self.spec.observe.get(kind.value)
+        return body is not None and body.shows_thumbnails
 
     @property
     def forced_prefix(self) -> str:
@@ -230,7 +228,7 @@ class Dialect:
     def _observer(self) -> Observer:
         wordings = [syntax.opening + syntax.closing for syntax in self.syntaxes]
         wordings.append(self.spec.parse.think_open)
-        for body in self._bodies.values():
+        for body in self.spec.observe.values():
             wordings += [body.each.source, body.body.source]
         return Observer(self.spec, self.frame, Neutraliser(wordings))
 

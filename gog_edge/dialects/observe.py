@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from gog_edge.dialects.coordinates import CoordinateFrame
@@ -57,8 +57,7 @@ class Observer:
         return observation.action.kind is ActionKind.ZOOM
 
     def _body_spec(self, observation: Observation) -> BodySpec:
-        bodies: Mapping[str, BodySpec] = self.spec.observe
-        return bodies.get(observation.action.kind.value, bodies["invalid"])
+        return self.spec.observe.get(observation.action.kind.value, self.spec.observe["invalid"])
 
     def _reply(self, text: str) -> list[Segment]:
         """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""

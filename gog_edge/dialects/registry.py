@@ -6,24 +6,23 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gog_edge.dialects.coordinates import FAMILY_FRAMES, resolve_frame
 from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.hooks import HOOKS, Hooks
 from gog_edge.dialects.reader import read_table
 from gog_edge.dialects.spec import (
-    GONE,
+    OBSERVED,
     SCHEMA,
     SYSTEM_NAMES,
     USER_NAMES,
     ActionSpec,
     BodySpec,
     DialectSpec,
-    ObservedKind,
 )
 from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
@@ -83,31 +82,24 @@ def build(table: Mapping[str, Any], where: str) -> DialectSpec:
         DialectError: see `load`.
     """
     data = {key: value for key, value in table.items() if key != "extends"}
-    observe = dict(data.get("observe", {}))
-    default = observe.get("default", {})
-    if isinstance(default, Mapping):
-        for kind in get_args(ObservedKind):
-            own = observe.get(kind, {})
-            if isinstance(own, Mapping):
-                observe[kind] = {**default, **own}
-    data["observe"] = {kind: own for kind, own in observe.items() if kind != "default"}
     try:
-        _refuse_gone(data, "")
-        if isinstance(default, Mapping):
-            read_table(BodySpec, default, "observe.default")
+        observe = _table(data.get("observe", {}), "observe", ("default", *OBSERVED))
+        default = _table(observe.get("default", {}), "observe.default")
+        read_table(BodySpec, default, "observe.default")
+        bodies = {kind: _table(observe.get(kind, {}), f"observe.{kind}") for kind in OBSERVED}
+        data["observe"] = {kind: {**default, **own} for kind, own in bodies.items()}
         return read_table(DialectSpec, data, "")
     except DialectError as error:
         raise DialectError(f"{where}: {error}") from error
 
 
-def _refuse_gone(table: Mapping[str, Any], path: str) -> None:
-    """Keys of older files: the one line says what is written now."""
-    for key, value in table.items():
-        if key in GONE:
-            raise DialectError(f"{path}{key}: unknown key; {GONE[key]}")
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, Mapping) and key not in ("args", "aliases", "variables"):
-                _refuse_gone(item, f"{path}{key}.")
+def _table(value: Any, where: str, known: Sequence[str] = ()) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DialectError(f"{where}: a table is needed")
+    for key in value if known else ():
+        if key not in known:
+            raise DialectError(f"{where}.{key}: unknown key{suggest(key, sorted(known))}")
+    return value
 
 
 def read_file(name_or_path: str | Path) -> tuple[dict[str, Any], Path | None]:
@@ -151,13 +143,20 @@ def _text(name_or_path: str | Path, beside: Path | None) -> tuple[str, Path | No
     if beside is not None and not path.is_absolute():
         path = beside / path
     try:
+        return _contents(path, f"dialect file {name}"), path.parent, str(path.resolve())
+    except DialectError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise DialectError(f"no dialect file {name}; shipped dialects: {', '.join(names())}") from error
+        raise
+
+
+def _contents(path: Path, what: str) -> str:
+    try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise DialectError(f"dialect file {name} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8"), path.parent, str(path.resolve())
-    except FileNotFoundError as error:
-        raise DialectError(f"no dialect file {name}; shipped dialects: {', '.join(names())}") from error
+            raise DialectError(f"{what} is larger than {MAX_FILE_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DialectError(f"dialect file {name} can't be read: {error}") from error
+        raise DialectError(f"{what} can't be read: {error}") from error
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,12 +184,7 @@ def _beside(base: Path | None, name: str, where: str) -> str:
         if base is None:
             raise DialectError(f"{where}: {name!r} has no folder to be relative to; give a full path")
         path = base / path
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DialectError(f"{where}: {name} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DialectError(f"{where}: {name} can't be read: {error}") from error
+    return _contents(path, f"{where}: {name}")
 
 
 def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
@@ -225,9 +219,9 @@ def _check_tool(source: str, where: str) -> None:
 def _check_action(action: ActionSpec, where: str) -> None:
     if action.via not in SYNTAXES:
         raise DialectError(f"{where}.via: no syntax {action.via!r}{suggest(action.via, list(SYNTAXES))}")
-    for key in SYNTAXES[action.via].needs:
-        if not getattr(action, key) and action.kind != "refuse":
-            raise DialectError(f'{where}.{key}: missing; `via = "{action.via}"` needs it')
+    for need in SYNTAXES[action.via].needs:
+        if not getattr(action, need) and action.kind != "refuse":
+            raise DialectError(f'{where}.{need}: missing; `via = "{action.via}"` needs it')
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")

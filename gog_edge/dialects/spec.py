@@ -15,7 +15,7 @@ from gog_edge.types import PixelLimits
 SCHEMA = 1
 
 KindName = Literal["answer", "text_search", "glance", "gaze", "zoom", "visit", "refuse"]
-ObservedKind = Literal["glance", "gaze", "zoom", "text_search", "visit", "invalid"]
+OBSERVED = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 FrameName = Literal["family", "unit", "thousand", "shown", "original"]
 
 RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
@@ -267,32 +267,9 @@ class DialectSpec:
     parse: ParseSpec = field(default_factory=ParseSpec)
     coordinates: CoordinateSpec = field(default_factory=CoordinateSpec)
     images: ImagesSpec = field(default_factory=ImagesSpec)
-    observe: Mapping[ObservedKind, BodySpec] = field(default_factory=dict)
+    observe: Mapping[str, BodySpec] = field(default_factory=dict)
     replies: RepliesSpec = field(default_factory=RepliesSpec)
     forced: ForcedSpec = field(default_factory=ForcedSpec)
     limits: DialectLimits = field(default_factory=DialectLimits)
     grammar: GrammarSpec = field(default_factory=GrammarSpec)
     hooks: str = ""
-
-
-_HOOK = "what one system alone does is a hook, see `hooks` in docs/dialects.md"
-_MADE = "a crop is shown where there is a `crop`, pictures of results where there is a `thumbnail`"
-# Keys of older files -> what is written now.
-GONE = {
-    **{
-        f"{of}_{bound}": f"write [limits.{of}] {bound}"
-        for of in ("image", "crop", "thumbnail")
-        for bound in ("min_pixels", "max_pixels")
-    },
-    "crop_upscale": "write [limits.crop] upscale",
-    "scale_min_side": "write min_side into [limits.image] and [limits.crop]",
-    "show_crop": _MADE,
-    "show_thumbnails": _MADE,
-    "listed": 'write lists = "first"',
-    "many": 'write lists = "each"',
-    "clamp": "a box is always cut to the image",
-    "image_out_of_range": _HOOK,
-    **dict.fromkeys(
-        ("out_of_range", "layout", "fallback", "pad", "pad_image", "cut", "to_user", "prefill_next"), _HOOK
-    ),
-}

@@ -19,14 +19,6 @@ from gog_edge.sanitize import cut
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 
 MAX_ACTIONS = 16
-_KINDS = {
-    "answer": ActionKind.ANSWER,
-    "text_search": ActionKind.TEXT_SEARCH,
-    "glance": ActionKind.GLANCE,
-    "gaze": ActionKind.GAZE,
-    "zoom": ActionKind.ZOOM,
-    "visit": ActionKind.VISIT,
-}
 _IMAGE_KINDS = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.ZOOM)
 
 
@@ -169,7 +161,7 @@ class TurnReader:
             return self.invalid(CallProblem("argument", str(error), spec.name, call, _key(spec, "query", "url")))
 
     def _understood(self, spec: ActionSpec, values: Mapping[str, Any]) -> Action:
-        kind = _KINDS[spec.kind]
+        kind = ActionKind(spec.kind)
         text = _string(values, "text") or _string(values, "query") or _string(values, "url")
         label = _string(values, "label")
         if kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT) and not text:
