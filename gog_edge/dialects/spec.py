@@ -58,8 +58,8 @@ class ToolSpec:
 class ActionSpec:
     """[[actions]] one thing that the policy can write, and what it means.
 
-    `via`: tool_call (JSON with `name`), json (a bare object between tags), tag (text between tags), literal (exactly
-    this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
+    `via`: tool_call (JSON with `name`), function_xml (Qwen3.5's calls), json (a bare object between tags), tag (text
+    between tags), literal (exactly this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
     `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
     label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
     is a box with words around it, or words alone (answered with `replies.ground`).

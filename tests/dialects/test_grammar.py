@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gog_edge import dialects
+from gog_edge.dialects import Dialect
 from gog_edge.errors import GrammarError
 from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available, for_tokenizer
@@ -122,10 +123,12 @@ def test_a_thinking_checkpoint_can_end_its_reasoning(name: str, real) -> None:
 
 @pytest.mark.parametrize("name", WITH_GRAMMAR)
 def test_what_the_grammar_admits_is_read(name: str, small) -> None:
+    read_what_is_admitted(dialects.load(name), *small)
+
+
+def read_what_is_admitted(dialect: Dialect, grammar: TokenGrammar, tokenizer: Any) -> None:
     """Random walks through the mask: a finished turn is never malformed, unknown or empty."""
-    grammar, tokenizer = small
-    dialect = dialects.load(name)
-    rng = random.Random(name)
+    rng = random.Random(dialect.name)
     opening = [syntax.opening for syntax in dialect.syntaxes]
     closing = [syntax.closing for syntax in dialect.syntaxes if syntax.closing]
     closing += [dialect.spec.parse.think_close, '"', "]", "}"]

@@ -9,6 +9,7 @@ from gog_edge.dialects.spec import ActionSpec, DialectSpec
 from gog_edge.dialects.syntax.base import Call, CallProblem, Syntax
 from gog_edge.dialects.syntax.boxed import Boxed
 from gog_edge.dialects.syntax.code import Code
+from gog_edge.dialects.syntax.function_xml import FunctionXml
 from gog_edge.dialects.syntax.json import JsonObject
 from gog_edge.dialects.syntax.literal import Literal
 from gog_edge.dialects.syntax.tag import Tag
@@ -16,6 +17,7 @@ from gog_edge.dialects.syntax.tool_call import ToolCall
 
 SYNTAXES: Mapping[str, type[Syntax]] = {
     "tool_call": ToolCall,
+    "function_xml": FunctionXml,
     "json": JsonObject,
     "tag": Tag,
     "literal": Literal,

@@ -23,6 +23,7 @@ class ToolCall(ArgumentSyntax):
     """All tool calls of a dialect. A block holds one object, several one after the other, or a list of them."""
 
     needs = ("name",)
+    begins = '\n{"name": "'  # from the opening mark to the name, as it is written
 
     @classmethod
     def marks(cls, action: ActionSpec) -> tuple[str, str]:
@@ -81,14 +82,14 @@ class ToolCall(ArgumentSyntax):
         if not bodies:
             return []
         close = rules.tag("tool_close", CLOSE, before="\n")
-        body = rules.add("tool_body", f'"\\n{{\\"name\\": \\"" ({" | ".join(bodies)}) {close}')
+        body = rules.add("tool_body", f"{quoted(self.begins)} ({' | '.join(bodies)}) {close}")
         several = ""
         if self.spec.parse.pick == "all":
             several = f' ("\\n" {rules.tag("next_call", OPEN, after=f" {body}")})*'
         return [rules.add("tool_turn", f"{rules.opened(OPEN)} {body}{several}")]
 
     def _body(self, form: ActionSpec, rules: Rules) -> str:
-        """From the name on, without the brace that closes the call."""
+        """From the name to the end of the call."""
         arguments = '""'
         if not self._bare(form):
             arguments = f'", \\"arguments\\": " ({self._object(form, rules)})'
