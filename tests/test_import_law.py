@@ -22,7 +22,6 @@ BASE = {
     "types",
     "codec",
     "sanitize",
-    "clock",
     "deadline",
     "files",
     "paths",

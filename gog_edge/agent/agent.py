@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 from gog_edge.agent.conversation import Conversation, check_arguments, last_answer
 from gog_edge.agent.dispatch import run_in_thread
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
 from gog_edge.agent.picture_limits import image_limits
 from gog_edge.agent.tools import QuestionContext
-from gog_edge.deadline import Budget
+from gog_edge.deadline import Budget, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import EngineError, GrammarError, UsageError
 from gog_edge.image.frame import Frame, ImageSource

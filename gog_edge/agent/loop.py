@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from gog_edge.agent.evidence import supporting
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
 from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
 from gog_edge.agent.tools import Actor
-from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.deadline import Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, ContextOverflowError, GrammarError
 from gog_edge.runtime.generate import Constraint, Piece, TurnOptions, TurnResult, TurnWriter

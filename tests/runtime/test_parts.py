@@ -11,7 +11,7 @@ import pytest
 import gog_edge
 from gog_edge.agent.evidence import normalise, supporting
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
+from gog_edge.deadline import Pace
 from gog_edge.bundle import Bundle
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import DialectError, GrammarError, SearchError, SearchIndexError, UsageError

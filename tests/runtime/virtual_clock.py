@@ -18,7 +18,7 @@ _STUCK_S = 60.0  # of real time: somebody waits for what no thread of the clock 
 
 
 class VirtualClock:
-    """See `gog_edge.clock.Clock`."""
+    """See `gog_edge.deadline.Clock`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()  # its lock is re-entrant: what is due may set events
