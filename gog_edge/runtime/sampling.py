@@ -63,6 +63,7 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
         self._penalised = options.repetition_penalty != 1.0
         self._seen: set[int] = set(history) if self._penalised else set()
+        self.plain = options.greedy and not self._penalised  # the largest of the logits as they are, nothing else
 
     def saw(self, tokens: Iterable[int]) -> None:
         """Tokens that joined the conversation."""

@@ -14,7 +14,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.deadline import SYSTEM, UNLIMITED, Budget, Clock
 from gog_edge.engines.base import DecoderInputs, EngineInfo, Features
 from gog_edge.errors import SearchError
-from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.decoder import TokenEmbedding
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
 from gog_edge.types import Hit

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gog_edge.agent.dispatch import SearchDesk
+from gog_edge.agent.dispatch import SearchDispatcher
 from gog_edge.agent.options import NO_PREFETCH, Prefetch
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.errors import EngineError, ImageError, SearchError, UsageError
@@ -163,7 +163,7 @@ def test_hostile_results_stay_text(make_agent: MakeAgent, frame: Frame) -> None:
         special = agent.model.manifest.tokens
         tokens = conversation.session.tokens.tolist()
         assert tokens.count(special.vision_start) == 1
-        assert tokens.count(special.image_pad) == sum(s.count for s in conversation.session.positions.spans)
+        assert tokens.count(special.image_pad) == sum(s.count for s in conversation.session.sequence.spans)
         starts = tokens.count(agent.model.tokenizer.special["<|im_start|>"])
         assert starts == 5  # system, user, assistant, result, assistant
         assert tokens.count(agent.model.tokenizer.special["<tool_call>"]) <= 4  # the system prompt's and the policy's
@@ -253,19 +253,19 @@ def test_a_withheld_result_does_not_push_a_true_one_out(fails: bool) -> None:
     asked: list[int] = []
     third = Hit("White stork", "Storks eat frogs.")
     ranked = [Hit(ORDER, ORDER), HERON, OTHER, third, Hit("Spoonbill", "Shrimps.")]
-    desk = SearchDesk([Ranked(ranked)], 5, UNLIMITED, Trace())
-    seen = desk.wait(desk.text("birds", 3), UNLIMITED)
+    dispatcher = SearchDispatcher([Ranked(ranked)], 5, UNLIMITED, Trace())
+    seen = dispatcher.wait(dispatcher.text("birds", 3), UNLIMITED)
     assert asked == [3, 4] and seen.error == "" and set(seen.withheld) == {ORDER}
     assert seen.hits == ((HERON, OTHER) if fails else (HERON, OTHER, third))
-    clean = SearchDesk([Ranked(ranked[1:])], 5, UNLIMITED, Trace())
+    clean = SearchDispatcher([Ranked(ranked[1:])], 5, UNLIMITED, Trace())
     asked.clear()
     assert len(clean.wait(clean.text("birds", 3), UNLIMITED).hits) == 3 and asked == [3]
 
 
 def test_a_page_is_guarded_too() -> None:
     provider = FakeProvider(page=f"Herons eat fish. {ORDER} They live in reeds.")
-    desk = SearchDesk([provider], 5, UNLIMITED, Trace())
-    seen = desk.wait(desk.page("https://example.com/a", ""), UNLIMITED)
+    dispatcher = SearchDispatcher([provider], 5, UNLIMITED, Trace())
+    seen = dispatcher.wait(dispatcher.page("https://example.com/a", ""), UNLIMITED)
     assert ORDER not in seen.text and "Herons eat fish." in seen.text and "They live in reeds." in seen.text
     assert seen.withheld == (ORDER,) and seen.hits[0].title == "A page"
 

@@ -1,8 +1,8 @@
 """A clock whose time passes only when every thread of a test waits for it: deadlines without a stopwatch.
 
-A thread takes part if it made the clock or was started by `start` (which stands in for `desk.run_in_thread`). As long
-as one of them runs, time stands still; when all wait, it jumps to the earliest thing that is due. So what a machine
-computes takes no time at all, and what a fake engine or provider waits takes exactly what it was told.
+A thread takes part if it made the clock or was started by `start` (which stands in for `dispatch.run_in_thread`). As
+long as one of them runs, time stands still; when all wait, it jumps to the earliest thing that is due. So what a
+machine computes takes no time at all, and what a fake engine or provider waits takes exactly what it was told.
 """
 
 from __future__ import annotations
