@@ -13,7 +13,6 @@ FORMAT_VERSION = 1
 
 Dim = int | str
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-Family = Literal["qwen2_5_vl", "qwen3_vl"]
 Target = Literal["cpu", "cuda", "tensorrt-rtx", "tensorrt"]
 Flavour = Literal["ort", "standard"]
 PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
@@ -74,7 +73,7 @@ class VisionSpec:
     head_dim: int
     out_hidden: int
     rope_theta: float = 10000.0
-    position_side: int = 0  # side of the learned position table (qwen3_vl), 0: none
+    position_side: int = 0  # side of the learned position table, 0: none
     window: int = 0
     full_layers: tuple[int, ...] = ()
     deepstack: int = 0  # number of DeepStack outputs
@@ -148,7 +147,7 @@ class Manifest:
     format: Literal["gog-edge-bundle"]
     format_version: int
     name: str
-    family: Family
+    family: str  # of gog_edge.families
     target: Target
     flavour: Flavour
     precision: PrecisionName

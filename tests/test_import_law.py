@@ -28,6 +28,7 @@ BASE = {
     "paths",
     "tensorfile",
     "polling",
+    "registry",
 }
 FORMAT = BASE | {"manifest", "bundle"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}

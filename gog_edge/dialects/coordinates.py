@@ -10,27 +10,23 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from gog_edge.dialects.spec import CoordinateSpec
-from gog_edge.errors import DialectError, RegionError
-from gog_edge.types import Region, RegisteredImage
-
-Frame = Literal["unit", "thousand", "shown", "original"]
+from gog_edge.errors import RegionError
+from gog_edge.types import BoxFrame, Region, RegisteredImage
 
 _BOX = re.compile(r"[\[(]*\s*" + r"[\s,;)(\]\[]+".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]*")
-
-FAMILY_FRAMES: dict[str, Frame] = {"qwen3_vl": "thousand", "qwen2_5_vl": "shown"}
 
 
 @dataclass(frozen=True)
 class CoordinateFrame:
-    """Conversions of one dialect, with the family already decided."""
+    """Conversions of one dialect. `frame`: its own, or the family's where it leaves that to the family."""
 
     spec: CoordinateSpec
-    frame: Frame
+    frame: BoxFrame
 
-    def extent(self, image: RegisteredImage, frame: Frame | None = None) -> tuple[float, float]:
+    def extent(self, image: RegisteredImage, frame: BoxFrame | None = None) -> tuple[float, float]:
         """Width and height of the target's view in the policy's units."""
         frame = frame or self.frame
         if frame == "unit":
@@ -130,7 +126,7 @@ class CoordinateFrame:
         floor = math.floor(low / unit) * unit
         return floor, floor + unit
 
-    def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> Frame:
+    def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> BoxFrame:
         """The frame the numbers are in: `fallback` when they are larger than `frame` allows."""
         if self.spec.fallback == "none":
             return self.frame
@@ -163,20 +159,6 @@ class CoordinateFrame:
         if self.spec.max_aspect and aspect > self.spec.max_aspect:
             raise RegionError(f"the box {_show(numbers)} is {aspect:.0f} times as long as wide")
         return box
-
-
-def resolve_frame(spec: CoordinateSpec, family: str) -> CoordinateFrame:
-    """The dialect's frame, or the one the model family was trained on.
-
-    Raises:
-        DialectError: the dialect leaves the frame to the family, and the family is unknown.
-    """
-    if spec.frame != "family":
-        return CoordinateFrame(spec, spec.frame)
-    if family not in FAMILY_FRAMES:
-        known = ", ".join(sorted(FAMILY_FRAMES))
-        raise DialectError(f"coordinates.frame: no frame is known for the family {family!r} (known: {known}); set it")
-    return CoordinateFrame(spec, FAMILY_FRAMES[family])
 
 
 def read_box(value: Any) -> list[float]:

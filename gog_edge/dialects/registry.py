@@ -11,13 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gog_edge.dialects.coordinates import FAMILY_FRAMES, resolve_frame
+from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.reader import read_table
 from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording, suggest
 from gog_edge.errors import DialectError
+from gog_edge.types import BoxFrame
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,15 +40,14 @@ def names() -> list[str]:
 def load(
     name_or_path: str | Path = DEFAULT,
     *,
-    family: str = "",
+    frame: BoxFrame = "thousand",
     chat_template: str | None = None,
 ) -> Dialect:
     """A ready dialect.
 
     Args:
         name_or_path: a shipped name (see `names()`) or a TOML file.
-        family: the checkpoint's family ("qwen3_vl", "qwen2_5_vl"); decides the coordinate frame where the dialect
-            leaves it to the family. Empty: qwen3_vl.
+        frame: in what the checkpoint's family writes boxes (`Family.box_frame`), where the dialect leaves it to that.
         chat_template: the checkpoint's `chat_template.jinja`; None: the package's ChatML template.
 
     Raises:
@@ -59,7 +59,8 @@ def load(
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
     variables = dict(spec.chat.variables)
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    return Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    own = spec.coordinates.frame
+    return Dialect(spec, template, CoordinateFrame(spec.coordinates, frame if own == "family" else own))
 
 
 def build(table: Mapping[str, Any], where: str) -> DialectSpec:

@@ -126,7 +126,7 @@ class CoordinateSpec:
 
     `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
     smart_resize or [limits] `scale_first`), original (pixels of the target image at native size), family (thousand for
-    qwen3_vl, shown for qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows.
+    Qwen3-VL, shown for Qwen2.5-VL). `fallback`: frame used when a number of the box is larger than the frame allows.
     `layout`: xyxy or xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that
     leaves it by more than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side,
     `pad_image`: share of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping.

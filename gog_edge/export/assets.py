@@ -9,20 +9,15 @@ from typing import Any
 from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.tokenizer_files import tokenizer_json
-from gog_edge.export.families.base import ModelConfig, VisionDims
-from gog_edge.export.families.section import Section
 from gog_edge.export.options import ExportOptions
-from gog_edge.manifest import Family, Preprocessing, SpecialTokens
+from gog_edge.families.base import Family, ModelConfig, VisionDims
+from gog_edge.families.section import Section
+from gog_edge.manifest import Preprocessing, SpecialTokens
+from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
 DIALECT = "dialect.toml"
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# What each family's processor assumes when preprocessor_config.json does not say: mean, std, min and max pixels.
-_DEFAULTS: dict[Family, tuple[tuple[float, ...], tuple[float, ...], int, int]] = {
-    "qwen2_5_vl": (_CLIP_MEAN, _CLIP_STD, 56 * 56, 28 * 28 * 1280),
-    "qwen3_vl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 256 * 256, 4096 * 4096),
-}
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> dict[str, int]:
@@ -53,7 +48,7 @@ def write_template(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / TEMPLATE).write_text(template, "utf-8")
 
 
-def write_dialect(dialect: str, folder: Path, family: Family) -> str:
+def write_dialect(dialect: str, folder: Path, frame: BoxFrame) -> str:
     """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
     one is met now and not at the first question. Call after `write_template`.
 
@@ -66,16 +61,16 @@ def write_dialect(dialect: str, folder: Path, family: Family) -> str:
     own = folder / TEMPLATE
     template = own.read_text("utf-8") if own.is_file() else None
     if not dialect.endswith(".toml"):
-        load(dialect, family=family, chat_template=template)
+        load(dialect, frame=frame, chat_template=template)
         return dialect
     path = Path(dialect).expanduser()
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
-    load(path, family=family, chat_template=template)
+    load(path, frame=frame, chat_template=template)
     copied = folder / DIALECT
     copied.write_bytes(path.read_bytes())
     try:
-        load(copied, family=family, chat_template=template)
+        load(copied, frame=frame, chat_template=template)
     except DialectError as e:
         raise UsageError(f"dialect file {dialect} needs files beside it; put everything into one file ({e})") from e
     return DIALECT
@@ -94,16 +89,16 @@ def read_preprocessing(
         nested = checkpoint.json("processor_config.json").get("image_processor")
         data = nested if isinstance(nested, dict) else {}
     section = Section(data, file="preprocessor_config.json")
-    mean, std, low, high = _DEFAULTS[family]
+    usual = family.processor
     size = section.section("size")
     preprocessing = Preprocessing(
         patch_size=_same(section, "patch_size", vision.patch),
         merge_size=_same(section, "merge_size", vision.merge),
         temporal_patch_size=_same(section, "temporal_patch_size", vision.temporal),
-        min_pixels=options.min_pixels or section.integer("min_pixels", size.integer("shortest_edge", low)),
-        max_pixels=options.max_pixels or section.integer("max_pixels", size.integer("longest_edge", high)),
-        image_mean=_triple(section, "image_mean", mean),
-        image_std=_triple(section, "image_std", std),
+        min_pixels=options.min_pixels or section.integer("min_pixels", size.integer("shortest_edge", usual.min_pixels)),
+        max_pixels=options.max_pixels or section.integer("max_pixels", size.integer("longest_edge", usual.max_pixels)),
+        image_mean=_triple(section, "image_mean", usual.image_mean),
+        image_std=_triple(section, "image_std", usual.image_std),
         rescale_factor=section.number("rescale_factor", 1 / 255),
     )
     if preprocessing.max_pixels < max(preprocessing.min_pixels, preprocessing.factor**2):

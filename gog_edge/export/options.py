@@ -7,7 +7,8 @@ from typing import Literal
 
 from gog_edge.errors import UsageError
 from gog_edge.export.quantize.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
-from gog_edge.export.quantize.recipe import Recipe, TensorClass
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.families.target import TensorClass
 from gog_edge.manifest import Flavour, PrecisionName, Target
 
 PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")

@@ -16,17 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gog_edge import families
 from gog_edge._version import __version__
 from gog_edge.bundle import Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
-from gog_edge.export import assets, families
+from gog_edge.export import assets
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
-from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
-from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
@@ -35,11 +32,13 @@ from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.standard import StandardTarget
-from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.families.base import Family, ModelConfig
+from gog_edge.families.roles import watch
+from gog_edge.families.target import Target
 from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
@@ -106,7 +105,7 @@ class _Export:
         self,
         checkpoint: Checkpoint,
         weights: TensorSource,
-        family: FamilyDefinition,
+        family: Family,
         config: ModelConfig,
         options: ExportOptions,
         resolved: Resolved,
@@ -124,30 +123,31 @@ class _Export:
 
     def write(self, writer: BundleWriter) -> Manifest:
         """All files but the manifest, and what the manifest will say."""
-        checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
+        checkpoint, family, config, options, root = self.checkpoint, self.family, self.config, self.options, writer.root
         self.progress.stage("files", 0)
         added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
         tokens = assets.special_tokens(checkpoint, config, added)
-        preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
+        preprocessing = assets.read_preprocessing(checkpoint, family, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
+        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, family.box_frame)
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
-        scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
+        scheme = self.resolved.recipe.scheme("embedding", family.embedding)
         embedding, digest, table = write_embedding(
-            self.weights, EMBEDDING, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
+            self.weights, family.embedding, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
         )
         writer.record(EMBEDDING_FILE, digest)
-        shared = {EMBEDDING: table} if scheme.bits == 32 else {}
+        shared = {family.embedding: table} if scheme.bits == 32 else {}
+        caches = family.caches(decoder.spec)
         graphs = {
-            "vision": self._graph(writer, "vision", {}, lambda t: self.family.build_vision(t, config.vision)),
-            "decoder": self._graph(writer, "decoder", shared, lambda t: build_decoder(t, decoder)),
+            "vision": self._graph(writer, "vision", {}, lambda t: family.build_vision(t, config.vision)),
+            "decoder": self._graph(writer, "decoder", shared, lambda t: family.build_decoder(t, decoder, caches)),
         }
         return Manifest(
             format="gog-edge-bundle",
             format_version=FORMAT_VERSION,
             name=options.name or default_name(checkpoint),
-            family=config.family,
+            family=family.name,
             target=options.target,
             flavour=self.resolved.flavour,
             precision=options.precision,
@@ -165,7 +165,7 @@ class _Export:
     def _graph(
         self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
     ) -> GraphSpec:
-        self.progress.stage(name, self._values(name))
+        self.progress.stage(name, watch(build).values)
         standard = self.resolved.flavour == "standard"
         target_class, store_class = (StandardTarget, StandardLinear) if standard else _TARGETS[self.resolved.ops]
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
@@ -184,16 +184,6 @@ class _Export:
         values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
         return replace(g.save(writer.root / f"{name}.onnx"), weights=values)
 
-    def _values(self, graph: str) -> int:
-        """Weight values that the graph's linear layers will report as they are done."""
-        visual = graph == "vision"
-        prefix = "model.visual." if visual else "model.language_model.layers."
-        shapes = [self.weights.shape(n) for n in self.weights.names() if n.startswith(prefix)]
-        total = sum(int(np.prod(shape)) for shape in shapes if len(shape) == 2)
-        total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
-        spec = self.config.decoder.spec
-        return total if visual else total + spec.vocab * spec.hidden
-
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     """Read the configuration and check the outer weights; quick, for `doctor` and for refusing early.
@@ -201,12 +191,12 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         CheckpointError: it can't be exported.
     """
-    config = families.find(checkpoint.config).parse(checkpoint.config)
-    dims: DecoderDims = config.decoder
-    shape = (dims.spec.vocab, dims.spec.hidden)
-    check_shape(checkpoint, EMBEDDING, shape)
-    if not dims.tied:
-        check_shape(checkpoint, HEAD, shape)
+    family = families.find(checkpoint.config)
+    config = family.parse(checkpoint.config)
+    shape = (config.decoder.spec.vocab, config.decoder.spec.hidden)
+    check_shape(checkpoint, family.embedding, shape)
+    if not config.decoder.tied:
+        check_shape(checkpoint, family.head, shape)
     return config
 
 

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
-from gog_edge.manifest import DecoderSpec
+from gog_edge.manifest import Manifest
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.rope import decoder_rope
+from gog_edge.runtime.rope import Rotary
 
 
 class Decoder:
     """The policy's language model over an engine's runner. Stateless and thread-safe for distinct caches."""
 
-    def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, spec: DecoderSpec) -> None:
+    def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, manifest: Manifest) -> None:
         self._runner = runner
         self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
-        self._spec = spec
+        self._spec = manifest.decoder
+        self._rotary = Rotary(manifest)
 
     @property
     def vocab(self) -> int:
@@ -67,6 +68,6 @@ class Decoder:
                 if deepstack is None:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
-        cos, sin = decoder_rope(self._spec, positions.astype(np.int64))
+        cos, sin = self._rotary(positions)
         inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
         return self._runner.run(inputs, cache, past, budget)

@@ -75,7 +75,7 @@ class Model:
             bundle=bundle,
             engine=engine,
             tokenizer=tokenizer or Tokenizer.load(bundle.path(TOKENIZER)),
-            decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
+            decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest),
             vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
             prefixes=PrefixCache(folder / "prefixes", identity) if options.prefix_cache else None,
             max_context=context,

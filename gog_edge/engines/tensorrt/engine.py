@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import EngineInfo
+from gog_edge.engines.registry import EngineEntry
 from gog_edge.engines.tensorrt.calls import Gpu, Plan, PlanRequest
 from gog_edge.engines.tensorrt.decoder import TrtDecoder
 from gog_edge.engines.tensorrt.library import RuntimeName, find_engine, import_library
@@ -143,3 +145,7 @@ def create(bundle: Bundle, options: TrtOptions | None = None, *, runtime: Runtim
         find_engine(bundle, graph, runtime, library.version, gpu.capability) for graph in ("vision", "decoder")
     )
     return TrtEngine(bundle, options, gpu, vision, decoder)
+
+
+TENSORRT = EngineEntry(partial(create, runtime="tensorrt"), "tensorrt", gpu=True)
+TENSORRT_RTX = EngineEntry(partial(create, runtime="tensorrt-rtx"), "tensorrt-rtx", gpu=True)

@@ -12,8 +12,7 @@ from typing import Literal
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.ort import MS, OrtTarget
 from gog_edge.export.graph.standard import StandardTarget, cache_shape
-from gog_edge.export.graph.target import Cache, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.families.target import Cache, LayerCache, Value, Windows
 from gog_edge.manifest import DecoderSpec, DType
 from gog_edge.native.contract import DOMAIN, VERSION, VISION_PRECISIONS
 
@@ -47,11 +46,12 @@ class NativeTarget(OrtTarget):
         precision = VISION_PRECISIONS[self.vision_precision]
         return self.g.op("VisionAttention", qkv, cos, sin, *cut, domain=DOMAIN, heads=heads, precision=precision)
 
-    def cache(self, spec: DecoderSpec) -> Cache:
-        g, shape = self.g, cache_shape(spec)
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
+        g = self.g
         seqlens = g.input("seqlens_k", "int32", (1,))
         past, scales = [], []
-        for i in range(spec.layers):
+        for i, layer in enumerate(layers):
+            shape = cache_shape(layer)
             names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
             past.append((g.input(names[0], self.kv_dtype, shape), g.input(names[1], self.kv_dtype, shape)))
             if self.kv_dtype == "int8":

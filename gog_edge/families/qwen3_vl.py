@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gog_edge.export.families.base import (
+from gog_edge.families.base import (
     DecoderDims,
-    FamilyDefinition,
+    Family,
     ModelConfig,
+    Processor,
     VisionDims,
     is_tied,
     read_heads,
@@ -20,9 +21,10 @@ from gog_edge.export.families.base import (
     text_section,
     vision_heads,
 )
-from gog_edge.export.families.section import Section
-from gog_edge.export.graph.target import Target
-from gog_edge.export.graph.value import Value
+from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.families.layout import Inputs, mrope, position_corners, rotary_inputs
+from gog_edge.families.section import Section
+from gog_edge.families.target import Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
 
 VISUAL = "model.visual"
@@ -38,7 +40,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     text = text_section(root)
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
-    return ModelConfig("qwen3_vl", vision, decoder, *read_tokens(root, text))
+    return ModelConfig(vision, decoder, *read_tokens(root, text))
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -192,4 +194,21 @@ def build_vision(t: Target, dims: VisionDims) -> None:
         t.output(stacked, "deepstack", "float32", (len(taps), "m", spec.out_hidden))
 
 
-FAMILY = FamilyDefinition("qwen3_vl", ("qwen3_vl",), parse, build_vision)
+def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
+    """Rotary tables of the patches, and where they lie in the learned position table."""
+    index, weight = position_corners(rows, columns, merge, vision.position_side)
+    return rotary_inputs(vision, merge, rows, columns) | {"pos_index": index, "pos_weight": weight}
+
+
+FAMILY = Family(
+    name="qwen3_vl",
+    parse=parse,
+    build_vision=build_vision,
+    build_decoder=build_decoder,
+    embedding=EMBEDDING,
+    head=HEAD,
+    processor=Processor((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), min_pixels=256 * 256, max_pixels=4096 * 4096),
+    box_frame="thousand",
+    vision_inputs=vision_inputs,
+    rotary=mrope,
+)

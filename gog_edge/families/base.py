@@ -1,19 +1,22 @@
-"""What a family knows about a checkpoint: dimensions beyond those the runtime needs, and how to build both graphs.
+"""What a family is: everything about a checkpoint that its `model_type` decides.
 
-The runtime's half (VisionSpec, DecoderSpec) goes into the manifest; the rest stays in the exporter.
+A family is one file: it reads config.json, names the weights, says how a picture is prepared and how boxes are written,
+computes the arrays that its graphs take as inputs, and builds both graphs on a `Target` that the exporter hands in. The
+exporter and the runtime ask it and know no family by name. VisionSpec and DecoderSpec go into the manifest, so that the
+runtime can ask again; the rest of a ModelConfig stays in the exporter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gog_edge.export.families.section import Section
-from gog_edge.manifest import DecoderSpec, Family, VisionSpec
-
-if TYPE_CHECKING:
-    from gog_edge.export.graph.target import Target
+from gog_edge.families.layout import F32, I64, Inputs
+from gog_edge.families.section import Section
+from gog_edge.families.target import AttentionCache, LayerCache, Target
+from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.types import BoxFrame
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,6 @@ class DecoderDims:
 class ModelConfig:
     """config.json, understood."""
 
-    family: Family
     vision: VisionDims
     decoder: DecoderDims
     image_token: int | None  # None: config.json does not say, the tokenizer will
@@ -63,13 +65,45 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class FamilyDefinition:
-    """One model family: how its config reads and how its vision tower is built (the decoder is shared)."""
+class Processor:
+    """What the family's image processor assumes where preprocessor_config.json says nothing: mean and standard
+    deviation of (red, green, blue) in 0..1, and the areas in pixels that a resized image keeps within."""
 
-    name: Family
-    model_types: tuple[str, ...]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    min_pixels: int
+    max_pixels: int
+
+
+def attention_everywhere(decoder: DecoderSpec) -> tuple[LayerCache, ...]:
+    """Caches of a decoder whose layers all attend."""
+    return (AttentionCache(decoder.kv_heads, decoder.head_dim),) * decoder.layers
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family, by the `model_type` of config.json.
+
+    `parse`: config.json -> dimensions; CheckpointError names the key that is missing, wrong or can't be exported right.
+    `build_vision`, `build_decoder`: write the graph on a target; weight names and roles stand where they are used.
+    `embedding`, `head`: weight names of the token table and of the output matrix (unused where they are tied).
+    `box_frame`: in what the family was trained to write boxes, for dialects that leave it to the family.
+    `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
+    `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
+    `caches`: decoder -> what each layer keeps between runs, first layer first.
+    """
+
+    name: str
     parse: Callable[[dict[str, Any]], ModelConfig]
     build_vision: Callable[[Target, VisionDims], None]
+    build_decoder: Callable[[Target, DecoderDims, tuple[LayerCache, ...]], None]
+    embedding: str
+    head: str
+    processor: Processor
+    box_frame: BoxFrame
+    vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
+    rotary: Callable[[DecoderSpec], tuple[F32, I64]]
+    caches: Callable[[DecoderSpec], tuple[LayerCache, ...]] = attention_everywhere
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gog_edge.export.families.base import (
+from gog_edge.families.base import (
     DecoderDims,
-    FamilyDefinition,
+    Family,
     ModelConfig,
+    Processor,
     VisionDims,
     is_tied,
     read_heads,
@@ -20,9 +21,10 @@ from gog_edge.export.families.base import (
     text_section,
     vision_heads,
 )
-from gog_edge.export.families.section import Section
-from gog_edge.export.graph.target import Target, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.families.layout import Inputs, mrope, rotary_inputs, windows
+from gog_edge.families.section import Section
+from gog_edge.families.target import Target, Value, Windows
 from gog_edge.manifest import DecoderSpec, VisionSpec
 
 VISUAL = "model.visual"
@@ -38,7 +40,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     text = text_section(root)
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
-    return ModelConfig("qwen2_5_vl", vision, decoder, *read_tokens(root, text))
+    return ModelConfig(vision, decoder, *read_tokens(root, text))
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -172,4 +174,30 @@ def build_vision(t: Target, dims: VisionDims) -> None:
     t.output(features, "features", "float32", ("m", spec.out_hidden))
 
 
-FAMILY = FamilyDefinition("qwen2_5_vl", ("qwen2_5_vl",), parse, build_vision)
+def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
+    """Rotary tables of the patches, and the windows that they attend in."""
+    cut = windows(rows, columns, merge, vision.window)
+    return rotary_inputs(vision, merge, rows, columns) | {
+        "window_gather": cut.gather,
+        "window_mask": cut.mask,
+        "window_scatter": cut.scatter,
+    }
+
+
+FAMILY = Family(
+    name="qwen2_5_vl",
+    parse=parse,
+    build_vision=build_vision,
+    build_decoder=build_decoder,
+    embedding=EMBEDDING,
+    head=HEAD,
+    processor=Processor(
+        image_mean=(0.48145466, 0.4578275, 0.40821073),
+        image_std=(0.26862954, 0.26130258, 0.27577711),
+        min_pixels=56 * 56,
+        max_pixels=28 * 28 * 1280,
+    ),
+    box_frame="shown",
+    vision_inputs=vision_inputs,
+    rotary=mrope,
+)
