@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FORMAT = "gog-edge-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Dim = int | str
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-Target = Literal["cpu", "cuda", "tensorrt-rtx", "tensorrt"]
-Flavour = Literal["ort", "standard"]
+# What a bundle's graphs are made of, and so what runs them:
+#   native          CPUs: our own operators, compiled where the bundle runs
+#   ort             CPUs: ONNX Runtime's operators
+#   cuda            NVIDIA GPUs: ONNX Runtime's operators, in float16
+#   tensorrt(-rtx)  NVIDIA GPUs: ONNX's own operators in float16, of which engines are built
+#   portable        ONNX's own operators in float32, for any runtime that knows opset 24
+Backend = Literal["native", "ort", "cuda", "tensorrt", "tensorrt-rtx", "portable"]
 PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
 
 
@@ -148,8 +153,7 @@ class Manifest:
     format_version: int
     name: str
     family: str  # of gog_edge.families
-    target: Target
-    flavour: Flavour
+    backend: Backend
     precision: PrecisionName
     preprocessing: Preprocessing
     vision: VisionSpec
@@ -163,3 +167,8 @@ class Manifest:
     generation: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # checkpoint, versions, time, LoRA …
     files: dict[str, FileDigest] = field(default_factory=dict)
+
+    @property
+    def portable(self) -> bool:
+        """Whether the graphs hold ONNX's own operators only, as TensorRT needs them."""
+        return self.backend in ("portable", "tensorrt", "tensorrt-rtx")

@@ -36,7 +36,7 @@ ENGINES = Registry("gog_edge.engines", EngineEntry)
 
 def default_engine(manifest: Manifest) -> str:
     """The name of the engine that a bundle was exported for."""
-    return {"cuda": "cuda", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}.get(manifest.target, "cpu")
+    return "cpu" if manifest.backend in ("native", "ort", "portable") else manifest.backend
 
 
 def find_engine(name: str) -> EngineEntry:

@@ -26,12 +26,12 @@ from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
-from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
+from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import TensorSource, check_shape
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
-from gog_edge.export.graph.standard import StandardTarget
+from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
@@ -39,14 +39,19 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.base import Family, ModelConfig
 from gog_edge.families.roles import watch
 from gog_edge.families.target import Target
-from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
+from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
 Gate = Callable[[Bundle], dict[str, Any]]
 VERIFY_FILE = "verify.json"
-_TARGETS: dict[str, tuple[type[StandardTarget], type[LinearStore]]] = {
-    "stock": (OrtTarget, OrtLinear),
+_ORT, _PORTABLE = (OrtTarget, OrtLinear), (PortableTarget, PortableLinear)
+_GRAPHS: dict[Backend, tuple[type[PortableTarget], type[LinearStore]]] = {
     "native": (NativeTarget, NativeLinear),
+    "ort": _ORT,
+    "cuda": _ORT,
+    "tensorrt": _PORTABLE,
+    "tensorrt-rtx": _PORTABLE,
+    "portable": _PORTABLE,
 }
 
 
@@ -148,8 +153,7 @@ class _Export:
             format_version=FORMAT_VERSION,
             name=options.name or default_name(checkpoint),
             family=family.name,
-            target=options.target,
-            flavour=self.resolved.flavour,
+            backend=options.backend,
             precision=options.precision,
             preprocessing=preprocessing,
             vision=config.vision.spec,
@@ -166,13 +170,12 @@ class _Export:
         self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
     ) -> GraphSpec:
         self.progress.stage(name, watch(build).values)
-        standard = self.resolved.flavour == "standard"
-        target_class, store_class = (StandardTarget, StandardLinear) if standard else _TARGETS[self.resolved.ops]
+        target_class, store_class = _GRAPHS[self.options.backend]
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
             if isinstance(store, NativeLinear):
-                store.exact = self.resolved.exact_int4
+                store.exact = self.options.exact_int4
             target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention

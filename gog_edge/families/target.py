@@ -2,7 +2,7 @@
 
 Rows are patches or tokens and matrices are 2-D [rows, features] everywhere outside of a target; `t.linear(x, matrix)`
 computes x @ matrix.T (+ bias). A target decides with which operators, layouts and types it is done. Implementations,
-each replacing what it knows better: `gog_edge.export.graph.standard.StandardTarget` (opset only), `ort.OrtTarget`
+each replacing what it knows better: `gog_edge.export.graph.portable.PortableTarget` (opset only), `ort.OrtTarget`
 (ONNX Runtime's fused operators), `native.NativeTarget` (this package's own operators); `roles.Recorder` computes
 nothing and notes which weight plays which role.
 """

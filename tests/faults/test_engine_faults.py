@@ -89,9 +89,9 @@ def test_manifests_that_do_not_fit_the_graphs(broken: Path, change: Any, match: 
     one_line(e.value)
 
 
-def test_a_flavour_that_does_not_fit(broken: Path) -> None:
-    edit(broken, lambda d: d.update(flavour="standard"))
-    with pytest.raises(EngineError, match="do not fit flavour 'standard'"):
+def test_a_backend_that_does_not_fit(broken: Path) -> None:
+    edit(broken, lambda d: d.update(backend="portable"))
+    with pytest.raises(EngineError, match="do not fit backend 'portable'"):
         create(Bundle.open(broken), ONE_THREAD)
 
 

@@ -28,7 +28,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     folder = tmp_path_factory.mktemp("weights")
-    return export_bundle(make_checkpoint("tiny-qwen3-vl", folder / "c", 1), folder / "b", ExportOptions(ops="native"))
+    checkpoint = make_checkpoint("tiny-qwen3-vl", folder / "c", 1)
+    return export_bundle(checkpoint, folder / "b", ExportOptions(backend="native"))
 
 
 def test_reads_what_onnx_reads(bundle: Bundle) -> None:

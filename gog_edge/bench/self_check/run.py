@@ -125,7 +125,7 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
     if bundle is None:
         return {}
     m = bundle.manifest
-    names = ("name", "family", "target", "flavour", "precision")
+    names = ("name", "family", "backend", "precision")
     engines = {engine.file: engine.report for engine in m.engines}  # what the build made of the graphs
     return {n: getattr(m, n) for n in names} | {"fingerprint": bundle.fingerprint, "engines": engines}
 
@@ -187,7 +187,7 @@ def _check_engine(
 ) -> tuple[list[Check], dict[str, Any]]:
     name = name or _default_engine(bundle)
     if name is None:
-        why = f"the bundle is for {bundle.manifest.target} and holds no engines: name one with --engine"
+        why = f"the bundle is for {bundle.manifest.backend} and holds no engines: name one with --engine"
         return _not_run(bundle, why, tokens, reference, progress), {}
     try:
         progress(f"loading {name}")
@@ -317,14 +317,14 @@ def _not_run(
     """The engine checks with their reason; the parity check's stand-in is the same code on host leaf calls."""
     ok: bool | None = None
     facts: dict[str, Any] = {}
-    instead = "nothing: only bundles with standard graphs can be run by the host's leaf calls"
-    if bundle.manifest.flavour == "standard":
+    instead = "nothing: only bundles with portable graphs can be run by the host's leaf calls"
+    if bundle.manifest.portable:
         progress("the engine's code on the host")
         metrics = _on_host(bundle, tokens, reference)
         ok, facts = agrees(metrics, bundle.manifest.precision), {"host_leaf_calls": metrics}
         verdict = "agrees" if ok else "DISAGREES"
         instead = (
-            "the engine's session code (KV in place, replayed steps, event order) on host leaf calls and the standard "
+            "the engine's session code (KV in place, replayed steps, event order) on host leaf calls and the portable "
             f"graphs {verdict} with ONNX Runtime: KL {metrics['kl_max']:.2g} nats, {metrics['other_tokens']:.0f} other "
             f"tokens in {metrics['steps']:.0f} steps"
         )

@@ -1,7 +1,7 @@
 """What the TensorRT engine asks of a GPU and of TensorRT: every leaf call, so that only these differ on hardware.
 
 Two implementations: `trt_cuda.CudaGpu` (cuda-core, cuda-bindings, tensorrt or tensorrt_rtx) and `trt_host.HostGpu`
-(host memory and ONNX Runtime on the same `standard` graphs). Addresses are plain integers. Work on one stream runs in
+(host memory and ONNX Runtime on the same portable graphs). Addresses are plain integers. Work on one stream runs in
 the order of the calls, work on two streams in any order unless an event says otherwise; nothing that was put on a
 stream can be relied upon before `synchronize` returns.
 """

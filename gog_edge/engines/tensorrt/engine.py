@@ -1,4 +1,4 @@
-"""TensorRT as an engine, both flavours: `tensorrt-rtx` on desktops, `tensorrt` on Jetson and servers.
+"""TensorRT as an engine, both editions: `tensorrt-rtx` on desktops, `tensorrt` on Jetson and servers.
 
 The two graphs run on two streams of one device: the vision tower's (crop kernel, tower) and the decoder's, which waits
 for an event before it reads an image's features. Features, KV cache and deepstack never leave the device on that way;
@@ -132,10 +132,9 @@ def create(bundle: Bundle, options: TrtOptions | None = None, *, runtime: Runtim
     if options is not None and not isinstance(options, TrtOptions):
         raise UsageError(f"the {runtime} engine takes TrtOptions, not {type(options).__name__}")
     options = options or TrtOptions()
-    if bundle.manifest.flavour != "standard":
+    if not bundle.manifest.portable:
         raise EngineError(
-            f"{bundle.root} has {bundle.manifest.flavour} graphs, {runtime} needs the standard ones: export the "
-            f"checkpoint with --target {runtime}"
+            f"{bundle.root} was exported for {bundle.manifest.backend}: export the checkpoint with --backend {runtime}"
         )
     library = import_library(runtime)
     from gog_edge.engines.tensorrt.cuda import open_gpu

@@ -171,11 +171,11 @@ class OrtLinear(LinearStore):
         )
 
 
-class StandardLinear(LinearStore):
+class PortableLinear(LinearStore):
     """Opset only: MatMul over float weights or over DequantizeLinear (INT4 in blocks, INT8 per output).
 
     Weights lie as [columns, rows], which is what MatMul takes and what both TensorRT's and ONNX Runtime's
-    DequantizeLinear + MatMul fusions look for. Schemes have been through `fit.for_standard`.
+    DequantizeLinear + MatMul fusions look for. Schemes have been through `fit.for_portable`.
     """
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.ort import MS, OrtTarget
-from gog_edge.export.graph.standard import StandardTarget, cache_shape
+from gog_edge.export.graph.portable import PortableTarget, cache_shape
 from gog_edge.families.target import Cache, LayerCache, Value, Windows
 from gog_edge.manifest import DecoderSpec, DType
 from gog_edge.native.contract import DOMAIN, VERSION, VISION_PRECISIONS
@@ -38,8 +38,8 @@ class NativeTarget(OrtTarget):
     vision_precision: Literal["bfloat16", "float32", "int8"] = "bfloat16"
 
     # Plain Add and norm nodes: `fuse` makes them part of the linear nodes on either side.
-    add_rms_norm = StandardTarget.add_rms_norm
-    add_layer_norm = StandardTarget.add_layer_norm
+    add_rms_norm = PortableTarget.add_rms_norm
+    add_layer_norm = PortableTarget.add_layer_norm
 
     def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
         cut = () if windows is None else (windows.gather, windows.mask)

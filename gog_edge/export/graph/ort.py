@@ -1,4 +1,4 @@
-"""Target `ort`: ONNX Runtime's fused operators; replaces what `standard` says in opset nodes."""
+"""Target `ort`: ONNX Runtime's fused operators; replaces what `portable` says in opset nodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph.builder import GraphBuilder
-from gog_edge.export.graph.standard import StandardTarget, declare_past, declare_present
+from gog_edge.export.graph.portable import PortableTarget, declare_past, declare_present
 from gog_edge.families.target import Cache, LayerCache, Value, Windows
 from gog_edge.manifest import DecoderSpec, DType
 
@@ -32,7 +32,7 @@ class OrtCache:
         declare_present(self.g, self.layers, self.dtype)
 
 
-class OrtTarget(StandardTarget):
+class OrtTarget(PortableTarget):
     """See the module."""
 
     domains = {"": 21, MS: 1}  # noqa: RUF012 (never changed)
@@ -85,7 +85,7 @@ class OrtTarget(StandardTarget):
         if spec.head_dim % 8:
             raise CheckpointError(
                 f"config.json: head_dim = {spec.head_dim} is not a multiple of 8, which ONNX Runtime's "
-                "GroupQueryAttention needs; use flavour standard"
+                "GroupQueryAttention needs: export with --backend portable"
             )
         seqlens = self.g.input("seqlens_k", "int32", (1,))
         total = self.g.input("total_sequence_length", "int32", ())

@@ -77,7 +77,7 @@ class ParityReport:
     verdict: Verdict
     stages: tuple[Stage, ...]
     precision: str
-    flavour: str
+    backend: str
     engine: str
     reference: str
     checkpoint: str
@@ -186,7 +186,7 @@ def verify(
         verdict=combine(stages),
         stages=tuple(stages),
         precision=bundle.manifest.precision,
-        flavour=bundle.manifest.flavour,
+        backend=bundle.manifest.backend,
         engine=f"{described.name} {described.version}",
         reference=about,
         checkpoint=Path(checkpoint.origin).name if Path(checkpoint.origin).exists() else checkpoint.origin,
@@ -224,10 +224,10 @@ def gate(
 def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Transform | None:
     """The bundle's quantisation as a change of float weights; None if nothing is quantised or it can't be repeated.
 
-    It can't where calibration decided, and where the standard flavour fits schemes to its operators.
+    It can't where calibration decided, and where portable graphs fit schemes to their operators.
     """
     manifest = bundle.manifest
-    if manifest.precision not in ("int4", "int8") or manifest.flavour != "ort":
+    if manifest.precision not in ("int4", "int8") or manifest.portable:
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")

@@ -1,4 +1,4 @@
-"""Target `standard`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider, parses in TensorRT.
+"""Target `portable`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider, parses in TensorRT.
 
 The residual stream and all norms are float32; matrices and attention compute in `compute` (float32 or float16): that
 keeps Qwen's large residual values in range, and TensorRT folds the casts into the neighbouring kernels.
@@ -23,7 +23,7 @@ INT64_MAX = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class StandardCache:
+class PortableCache:
     """Inputs of the preallocated cache and where the present values are written."""
 
     g: GraphBuilder
@@ -63,7 +63,7 @@ def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DTyp
             g.result(f"present.{i}.{half}", dtype, cache_shape(layer))
 
 
-class StandardTarget:
+class PortableTarget:
     """See the module."""
 
     domains: dict[str, int] = {"": 24}  # noqa: RUF012 (never changed; subclasses replace it)
@@ -221,7 +221,7 @@ class StandardTarget:
         if heads < spec.heads:
             bias = self.g.op("Concat", *[bias] * (spec.heads // heads), axis=2)
         past = declare_past(self.g, layers, self.kv_dtype)
-        return StandardCache(self.g, spec, layers, self.kv_dtype, past, write, bias, heads)
+        return PortableCache(self.g, spec, layers, self.kv_dtype, past, write, bias, heads)
 
     def cached_attention(
         self,
@@ -233,7 +233,7 @@ class StandardTarget:
         norms: tuple[str, str] | None,
         eps: float,
     ) -> Value:
-        assert isinstance(cache, StandardCache), "a cache made by another target"
+        assert isinstance(cache, PortableCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         q, k, v = self._split(qkv, (wide, narrow, narrow))
