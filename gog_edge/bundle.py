@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gog_edge.codec import CodecError, decode, encode
 from gog_edge.errors import BundleError
 from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
+from gog_edge.serde import SerdeError, decode, encode
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
@@ -60,7 +60,7 @@ class Bundle:
             )
         try:
             bundle = cls(root, decode(Manifest, data, "manifest"))
-        except CodecError as e:
+        except SerdeError as e:
             raise BundleError(f"{file}: {e}; export the checkpoint again") from e
         for name, digest in bundle.manifest.files.items():
             bundle._check_size(name, digest)

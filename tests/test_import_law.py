@@ -20,7 +20,7 @@ BASE = {
     "_version",
     "errors",
     "types",
-    "codec",
+    "serde",
     "sanitize",
     "clock",
     "deadline",
@@ -29,6 +29,7 @@ BASE = {
     "tensorfile",
     "polling",
     "registry",
+    "shapes",
 }
 FORMAT = BASE | {"manifest", "bundle"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}

@@ -11,8 +11,8 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.tokenizer_files import tokenizer_json
 from gog_edge.export.options import ExportOptions
 from gog_edge.families.base import Family, ModelConfig, VisionDims
-from gog_edge.families.section import Section
 from gog_edge.manifest import Preprocessing, SpecialTokens
+from gog_edge.serde import Section
 from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gog_edge.families.layout import F32, I64, Inputs
-from gog_edge.families.section import Section
 from gog_edge.families.target import AttentionCache, LayerCache, Target
 from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.serde import Section
 from gog_edge.types import BoxFrame
 
 

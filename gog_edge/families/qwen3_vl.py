@@ -23,9 +23,9 @@ from gog_edge.families.base import (
 )
 from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.families.layout import Inputs, mrope, position_corners, rotary_inputs
-from gog_edge.families.section import Section
 from gog_edge.families.target import Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.serde import Section
 
 VISUAL = "model.visual"
 

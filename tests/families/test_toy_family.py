@@ -31,13 +31,13 @@ from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.families.base import DecoderDims, Family, ModelConfig, Processor, VisionDims
 from gog_edge.families.layout import F32, I64, Inputs, inverse_frequencies, merge_order
 from gog_edge.families.roles import decoder_inputs, tensor_classes
-from gog_edge.families.section import Section
 from gog_edge.families.target import AttentionCache, LayerCache, Target
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.native.dispatch import available
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
+from gog_edge.serde import Section
 from gog_edge.types import Control, ImagePart, Text
 from tests.export.weights_helpers import write_checkpoint
 

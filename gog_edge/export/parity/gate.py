@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.codec import CodecError, decode
 from gog_edge.crop import pixel_box
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ParityError, UsageError
@@ -61,6 +60,7 @@ from gog_edge.families.target import TensorClass
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan
+from gog_edge.serde import SerdeError, decode
 
 if TYPE_CHECKING:
     from gog_edge.engines.base import Features
@@ -231,7 +231,7 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")
-    except CodecError as e:
+    except SerdeError as e:
         raise ParityError(f"{bundle.root}: the manifest's quantisation recipe can't be read ({e})") from e
     if not recipe.repeatable:
         return None
