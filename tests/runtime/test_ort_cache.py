@@ -91,7 +91,7 @@ def test_no_room_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(ort_cache.mmap, "mmap", full)
-    monkeypatch.setattr(cache.np, "zeros", full)
+    monkeypatch.setattr(ort_cache.np, "zeros", full)
     with pytest.raises(EngineError, match=r"no memory for a KV cache of 128 tokens .*lower the context"):
         cache.reserve(128, 0)
 

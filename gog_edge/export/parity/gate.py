@@ -36,7 +36,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.conversation import (
     CHUNK,
     QUESTIONS,
-    Conversation,
+    BundleTalk,
     converse,
     generated_frames,
     masked_tokens,
@@ -259,7 +259,7 @@ def _options() -> RunOptions:
     return RunOptions(prefix_cache=False, prefill_chunk=CHUNK)
 
 
-def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:
     from gog_edge.export.parity.reference import processor_patches
 
     pre = bundle.manifest.preprocessing
@@ -297,7 +297,7 @@ def _vision_stages(
     return tuple(stages)
 
 
-def _decoder_stages(logits: F32, talk: Conversation, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
+def _decoder_stages(logits: F32, talk: BundleTalk, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
     before = np.asarray(talk.places) - 1  # the row that predicts a place is the one before it
     tie = limits.value("greedy", "tie")
     greedy = compare_greedy(logits[before], talk.tokens[talk.places], tie, masked)
