@@ -34,7 +34,7 @@ MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}
 
 # unit (a folder or a module of the package) -> what it may import besides itself
 LAW: dict[str, set[str]] = {
-    **{unit: BASE for unit in BASE},
+    **dict.fromkeys(BASE, BASE),
     "manifest": BASE,
     "bundle": BASE | {"manifest"},
     "image": BASE,
@@ -46,8 +46,11 @@ LAW: dict[str, set[str]] = {
     "search": MODEL | {"runtime"},
     "dialects": BASE,
     "agent": MODEL | {"runtime", "search", "dialects"},
-    "export": FORMAT | {"families", "native"},
-    "export.parity": MODEL | {"runtime", "search", "dialects", "agent", "export"},
+    "prompts": BASE,
+    # a bundle holds a dialect, which export checks; engines are built with the binding that later loads them
+    "export": FORMAT | {"families", "native", "dialects", "prompts"},
+    "export.tensorrt": FORMAT | {"families", "native", "engines", "export"},
+    "export.parity": MODEL | {"runtime", "search", "dialects", "agent", "export", "prompts"},
     "evaluation": MODEL | {"runtime", "search", "dialects", "agent", "prompts"},
     "serve": MODEL | {"runtime", "search", "dialects", "agent"},
     "bench": MODEL | {"runtime", "search", "dialects", "agent", "prompts"},
@@ -95,7 +98,10 @@ def module_behind(dotted: str) -> str | None:
 
 def unit(module: str) -> str:
     """The unit of the law that a module belongs to."""
-    return "export.parity" if module.startswith("export.parity") else module.split(".")[0]
+    for part in ("export.parity", "export.tensorrt"):
+        if module == part or module.startswith(f"{part}."):
+            return part
+    return module.split(".")[0]
 
 
 def arrows(module: str) -> set[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from gog_edge.bench.report import format_value
-from gog_edge.bench.roofline import Roofline, measure
+from gog_edge.bench.machine.roofline import Roofline, measure
+from gog_edge.bench.report.terminal import format_value
 from gog_edge.runtime.plan import BITS, SHAPES, PolicyShape, kv_bytes_per_token
 
 EFFICIENCY = 0.7  # share of the roofline that a whole question is assumed to reach

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gog_edge.agent.options import RunOptions
-from gog_edge.bench.probes import forget_peak, own_bytes, peak_bytes
+from gog_edge.bench.machine.probes import forget_peak, own_bytes, peak_bytes
 from gog_edge.bench.subject import Part, Picture, TurnTimes
 from gog_edge.bundle import Bundle
 from gog_edge.engines.registry import create_engine

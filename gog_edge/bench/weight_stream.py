@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.bench.machine.roofline import read_rate
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import read_rate
 from gog_edge.bench.statistics import percentile, settled
 from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError

@@ -251,7 +251,7 @@ def _embedder(bundle: Path | None, encoder: Path | None, max_pixels: int, finger
         if max_pixels:
             raise UsageError("--max-pixels is for image vectors: give --bundle, too")
         return None
-    from gog_edge.search.embedders import open_embedder
+    from gog_edge.agent.embedder import open_embedder
 
     return open_embedder(bundle=bundle, encoder=encoder, max_pixels=max_pixels, fingerprint=fingerprint)
 

@@ -201,3 +201,14 @@ class EngineInfo:
     version: str
     providers: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+def causal_bias(past: int, count: int, capacity: int) -> F32:
+    """attention_bias [1, 1, count, capacity] of the `standard` decoder: 0 where a token may look, else -inf.
+
+    Token i of the run may look at cache slots 0 .. past + i. The lowest finite float32 stands for -inf, so that
+    no row of a softmax can become NaN.
+    """
+    allowed = np.arange(capacity) <= (past + np.arange(count))[:, None]
+    bias: F32 = np.where(allowed, np.float32(0), np.finfo(np.float32).min)
+    return bias[None, None]

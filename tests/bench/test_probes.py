@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gog_edge.bench.probes import EnergyMeter, PeakMemory, describe_machine, find_rails, parse_tegrastats, rail_watts
+from gog_edge.bench.machine.probes import (
+    EnergyMeter,
+    PeakMemory,
+    describe_machine,
+    find_rails,
+    parse_tegrastats,
+    rail_watts,
+)
 
 # a line of tegrastats on an AGX Orin (layout: NVIDIA Jetson Linux developer guide, "tegrastats utility")
 TEGRASTATS = (

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gog_edge.bench import self_check as checks
-from gog_edge.bench.self_check_talk import Talk, agrees, compare
+from gog_edge.bench.self_check import run as checks
+from gog_edge.bench.self_check.conversation import Talk, agrees, compare
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
 from gog_edge.crop import cuda, cuda_driver
@@ -30,7 +30,7 @@ PLAN = {"capacity": 512, "chunk": 64, "verify": 8, "image_patches": [16, 64, 409
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "SIZE", (240, 180))
-    monkeypatch.setattr("gog_edge.bench.self_check_talk.SIZE", (240, 180))
+    monkeypatch.setattr("gog_edge.bench.self_check.conversation.SIZE", (240, 180))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import causal_bias
 from gog_edge.runtime import rope
 
 
@@ -117,7 +118,7 @@ class Runner:
             "seqlens_k": np.array([self.past + count - 1], np.int32),
             "total_sequence_length": np.array(self.past + count, np.int32),
             "write_indices": np.array([self.past], np.int64),
-            "attention_bias": rope.causal_bias(self.past, count, self.capacity),
+            "attention_bias": causal_bias(self.past, count, self.capacity),
         }
         if self.spec.deepstack:
             empty = np.zeros((self.spec.deepstack, count, self.spec.hidden), np.float32)

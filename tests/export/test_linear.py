@@ -20,7 +20,9 @@ from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
 from gog_edge.export.graph.matrix import FoldedPatches, Stacked, chunks
 from gog_edge.export.graph.weightfile import ALIGNMENT, WeightFile
 from gog_edge.export.quantize.fit import for_standard, for_stock
-from gog_edge.export.quantize.recipe import Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme, dequantize
+from gog_edge.export.quantize.weights import quantize
 
 DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "standard": {"": 24}}
 FIT = {"ort": for_stock, "standard": for_standard}

@@ -18,7 +18,8 @@ from gog_edge.export.parity import gate
 from gog_edge.export.parity.gate import fake_quantisation, generated_frames, verify
 from gog_edge.export.parity.metrics import Verdict
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.quantize.recipe import Recipe, Scheme
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 pytest.importorskip("torch")

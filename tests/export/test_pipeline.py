@@ -25,7 +25,8 @@ from gog_edge.export.graph import weightfile
 from gog_edge.export.options import ExportOptions, resolve
 from gog_edge.export.pipeline import check_checkpoint, export_bundle
 from gog_edge.export.progress import Counting
-from gog_edge.export.quantize.recipe import Recipe, Scheme
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.graph_driver import Runner, conversation, session
 

@@ -13,9 +13,11 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.quantize.awq import ScaledCheckpoint, find_scaling
 from gog_edge.export.quantize.calibration import Calibration, CalibrationWriter, LayerStats
 from gog_edge.export.quantize.gptq import inverse_factor
-from gog_edge.export.quantize.recipe import QuantizedWeight, Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme, dequantize
 from gog_edge.export.quantize.search import search_mse
 from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 RNG = np.random.default_rng(8)
@@ -130,7 +132,7 @@ def test_gptq_needs_calibration_and_streams_like_the_whole(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="needs calibration"):
         quantize(weight, scheme)
     whole = quantize(weight, scheme, stats)
-    monkeypatch.setattr("gog_edge.export.quantize.recipe._ROWS_BYTES", 200 * 4 * 7)
+    monkeypatch.setattr("gog_edge.export.quantize.weights._ROWS_BYTES", 200 * 4 * 7)
     np.testing.assert_array_equal(quantize(weight, scheme, stats).q, whole.q)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gog_edge.engines.base import causal_bias
 from gog_edge.errors import ImageError
 from gog_edge.manifest import DecoderSpec
 from gog_edge.runtime import rope
@@ -114,7 +115,7 @@ def test_mrope_axes_of_the_published_models() -> None:
 
 @pytest.mark.parametrize(("past", "count", "capacity"), [(0, 3, 5), (4, 1, 5), (2, 2, 8)])
 def test_causal_bias(past: int, count: int, capacity: int) -> None:
-    bias = rope.causal_bias(past, count, capacity)
+    bias = causal_bias(past, count, capacity)
     assert bias.shape == (1, 1, count, capacity)
     for i in range(count):
         assert (bias[0, 0, i, : past + i + 1] == 0).all()

@@ -95,8 +95,8 @@ def test_load_runs_a_real_bundle(bundle: Bundle, frame: Frame, tmp_path: Path) -
 
 
 def test_load_with_an_index_searches_it_with_the_policys_tower(bundle: Bundle, tmp_path: Path) -> None:
+    from gog_edge.agent.embedder import open_embedder
     from gog_edge.search.base import Deadline, ImageQuery
-    from gog_edge.search.embedders import open_embedder
     from gog_edge.search.local.index import LocalIndex
     from gog_edge.search.local.ingest import add_records
     from gog_edge.search.local.record import Record

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.base import F32, DecoderInputs, KvCache
+from gog_edge.engines.base import F32, DecoderInputs, KvCache, causal_bias
 from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.rope import causal_bias
 
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
 _LITTLE = 1024  # tokens; where there is no address space for more

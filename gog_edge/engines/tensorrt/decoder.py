@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.base import F32, DecoderInputs, Features, KvCache, PlacedImage
+from gog_edge.engines.base import F32, DecoderInputs, Features, KvCache, PlacedImage, causal_bias
 from gog_edge.engines.tensorrt.calls import Context, Gpu, Plan, Shape
 from gog_edge.engines.tensorrt.features import DeviceFeatures
 from gog_edge.engines.tensorrt.memory import CapturedGraph, Lane, Packed, TrtKvCache, check_tensors
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.rope import causal_bias
 
 log = logging.getLogger("gog_edge.tensorrt")
 

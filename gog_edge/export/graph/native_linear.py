@@ -16,7 +16,8 @@ from gog_edge.export.graph.linear import OrtLinear
 from gog_edge.export.graph.matrix import Matrix, chunks
 from gog_edge.export.graph.target import Role
 from gog_edge.export.graph.value import Value
-from gog_edge.export.quantize.recipe import QuantizedWeight, Scheme, quantize
+from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.native import contract, packing
 
 Order = NDArray[np.int64]

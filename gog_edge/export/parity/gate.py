@@ -53,8 +53,10 @@ from gog_edge.export.parity.metrics import (
     worst,
 )
 from gog_edge.export.progress import Progress, Silent
-from gog_edge.export.quantize.recipe import Recipe, dequantize, quantize
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import dequantize
 from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan

@@ -33,8 +33,10 @@ from gog_edge.export.parity.rollouts import Source, Talk, sample
 from gog_edge.export.quantize.awq import Scaling, find_scaling
 from gog_edge.export.quantize.calibration import Calibration
 from gog_edge.export.quantize.fit import fit, for_native
-from gog_edge.export.quantize.recipe import Method, Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
 from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.files import write_text
 
 F32 = NDArray[np.float32]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gog_edge.export.quantize.recipe import Recipe, Scheme
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme
 
 ROLES = ("head", "attention", "mlp", "down_proj", "vision", "merger")
 Change = Callable[[Scheme], Scheme]

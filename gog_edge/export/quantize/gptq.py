@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.export.quantize.recipe import Parts, Scheme
+from gog_edge.export.quantize.scheme import Parts, Scheme
 from gog_edge.export.quantize.search import search_mse
 
 F32 = NDArray[np.float32]

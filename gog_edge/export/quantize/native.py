@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.export.quantize.recipe import Parts, Scheme
+from gog_edge.export.quantize.scheme import Parts, Scheme
 from gog_edge.native import load_library
 
 F32 = NDArray[np.float32]

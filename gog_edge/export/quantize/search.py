@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.export.quantize.recipe import (
+from gog_edge.export.quantize.scheme import (
     Parts,
     Scheme,
     cover,

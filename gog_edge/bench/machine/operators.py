@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from gog_edge.bench.isolated_ops import Alone, DecoderFile, random_rows, read_graph
-from gog_edge.bench.kernels import peaks
+from gog_edge.bench.machine.isolated_ops import Alone, DecoderFile, random_rows, read_graph
+from gog_edge.bench.machine.kernels import peaks
+from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
 from gog_edge.bench.statistics import percentile, settled
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import KvCache

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gog_edge.agent.loader import load as load_agent
-from gog_edge.bench.camera import Stream, camera_cells
-from gog_edge.bench.cropping import crop_cells
-from gog_edge.bench.exporting import export_cells
-from gog_edge.bench.index_scenario import index_cells
 from gog_edge.bench.local_subject import LocalSubject
-from gog_edge.bench.operators import operator_cells
+from gog_edge.bench.machine.operators import operator_cells
+from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
-from gog_edge.bench.reuse import prompt_cells, question_cells
-from gog_edge.bench.roofline import Roofline
-from gog_edge.bench.searching import search_cells
+from gog_edge.bench.scenarios.camera import Stream, camera_cells
+from gog_edge.bench.scenarios.crop import crop_cells
+from gog_edge.bench.scenarios.export import export_cells
+from gog_edge.bench.scenarios.index import index_cells
+from gog_edge.bench.scenarios.reuse import prompt_cells, question_cells
+from gog_edge.bench.scenarios.search import search_cells
 from gog_edge.bench.weight_stream import weight_cells
 from gog_edge.errors import BenchError
 

@@ -1,30 +1,21 @@
-"""The native operators one by one, next to what the machine's cores and memory can do.
+"""The native operators one by one: cases of the Qwen3-VL-2B shape, and how fast each runs here.
 
-    python -m gog_edge.bench.kernels [--threads N] [--seconds S] [--json]
-
-Shapes are those of Qwen3-VL-2B: a 1024 x 768 image (3,072 patches), a prefill of 1,024 tokens, decoding after
-1,024.  The ceiling of a row is the dot-product rate of all threads for its precision (registers only, measured in
-the same run), or the read bandwidth for rows that read more than they compute; weights of those rows take turns, so
-that they come from memory.  Needs the export extra (onnx).
+A 1024 x 768 image (3,072 patches), a prefill of 1,024 tokens, decoding after 1,024. Weights of rows that read more
+than they compute take turns, so that they come from memory. Needs the export extra (onnx).
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gog_edge.bench import roofline
-from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, native_status, packing
 from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS, VERSION
@@ -214,35 +205,3 @@ def measure(case: Case, threads: int, seconds: float, ceilings: dict[str, float]
     else:
         rate, unit, ceiling = case.flops / best / 1e9, "GFLOP/s", ceilings[case.precision]
     return Row(case.name, median * 1e3, best * 1e3, rate, unit, rate / ceiling, len(samples))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; the last line is JSON."""
-    parser = argparse.ArgumentParser(prog="python -m gog_edge.bench.kernels", description=__doc__)
-    parser.add_argument("--threads", type=int, default=usable_cores())
-    parser.add_argument("--seconds", type=float, default=1.0, help="per case")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--json", action="store_true", help="no table, one line of JSON")
-    options = parser.parse_args(arguments)
-    ceilings = peaks(options.threads)
-    read_gbs = roofline.measure(options.threads).read_gbs
-    if not options.json:
-        limits = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in ceilings.items())
-        print(f"{dispatch.instruction_set()}, {options.threads} threads: {limits}, read {read_gbs:.1f} GB/s")
-        print(f"{'operator':36}{'median ms':>11}{'best ms':>11}{'rate':>9}{'':9}{'of peak':>9}")
-    rows = []
-    for case in cases():
-        if options.only not in case.name:
-            continue
-        row = measure(case, options.threads, options.seconds, ceilings, read_gbs)
-        rows.append(row)
-        if not options.json:
-            numbers = f"{row.median_ms:11.3f}{row.best_ms:11.3f}{row.rate:9.1f} {row.unit:8}{row.share:9.0%}"
-            print(f"{row.name:36}{numbers}", flush=True)
-    facts = {"isa": dispatch.instruction_set(), "threads": options.threads, "peak_gflops": ceilings}
-    print(json.dumps({**facts, "read_gbs": read_gbs, "rows": [asdict(row) for row in rows]}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

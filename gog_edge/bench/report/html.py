@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gog_edge.bench import plots
-from gog_edge.bench.report import format_place, format_value
+from gog_edge.bench.report import plots
+from gog_edge.bench.report.terminal import format_place, format_value
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.suite import BESIDE

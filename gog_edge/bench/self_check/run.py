@@ -19,8 +19,8 @@ import numpy as np
 
 from gog_edge._version import __version__
 from gog_edge.agent.options import RunOptions
-from gog_edge.bench import probes
-from gog_edge.bench.self_check_talk import SIZE, Talk, agrees, compare, hold, ordinary_tokens
+from gog_edge.bench.machine import probes
+from gog_edge.bench.self_check.conversation import SIZE, Talk, agrees, compare, hold, ordinary_tokens
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.subject import picture
 from gog_edge.bundle import Bundle

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.bench.machine import kernels
 from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.native import dispatch
 
 REPEATS = 7
 
@@ -139,9 +141,6 @@ def _ort_gemm(threads: int, n: int) -> dict[str, float]:
 
 def _native_gemm(threads: int) -> dict[str, float]:
     """This project's W8A8 operator, activations quantised on the way, where it can run (a layer of a vision MLP)."""
-    from gog_edge.bench import kernels
-    from gog_edge.native import dispatch
-
     try:
         import onnx  # noqa: F401 - makes the graph of one node
     except ImportError:

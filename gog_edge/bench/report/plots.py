@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gog_edge.bench.report import format_place
+from gog_edge.bench.report.terminal import format_place
 from gog_edge.bench.result import Cell
 from gog_edge.errors import BenchError
 

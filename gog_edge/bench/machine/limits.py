@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gog_edge.bench.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
+from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
 from gog_edge.bench.workloads import Conversation, TurnSpec
 from gog_edge.bundle import Bundle
 from gog_edge.crop import Grid

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gog_edge.bench.report import format_place, format_value
+from gog_edge.bench.report.terminal import format_place, format_value
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.suite import BESIDE, OURS

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from gog_edge.agent.loader import bundle_dialect
 from gog_edge.agent.options import RunOptions
-from gog_edge.bench.limits import stage_limits
 from gog_edge.bench.local_subject import LocalSubject
+from gog_edge.bench.machine.limits import stage_limits
+from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import Picture, TurnTimes, Words, picture
 from gog_edge.bench.workloads import TurnSpec
