@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from gog_edge.codec import CodecError, decode, encode
 from gog_edge.errors import BundleError
 from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
+from gog_edge.serde import SerdeError, decode, encode
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
@@ -57,7 +57,7 @@ class Bundle:
             )
         try:
             bundle = cls(root, decode(Manifest, data, "manifest"))
-        except CodecError as e:
+        except SerdeError as e:
             raise BundleError(f"{file}: {e}; export the checkpoint again") from e
         for name, digest in bundle.manifest.files.items():
             bundle._check_size(name, digest)

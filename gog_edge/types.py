@@ -143,7 +143,6 @@ class Observation:
     shown: int | None = None
     provider: str = ""
     thumbnails: tuple[int | None, ...] = ()  # registry index of each hit's picture, for dialects that show them
-    withheld: tuple[str, ...] = ()  # sentences of the results that the guard kept from the policy
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ BASE = {
     "_version",
     "errors",
     "types",
-    "codec",
+    "serde",
     "sanitize",
     "clock",
     "deadline",

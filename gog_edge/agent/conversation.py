@@ -144,7 +144,7 @@ class Conversation:
         trace.meta.update(
             bundle=agent.model.manifest.name, dialect=dialect.name, fingerprint=agent.model.bundle.fingerprint
         )
-        desk = SearchDesk(agent.providers, options.search_timeout, budget, trace, guarded=options.guard)
+        desk = SearchDesk(agent.providers, options.search_timeout, budget, trace)
         start_usage = session.usage
         limits = agent.image_limits()
         plans = [agent.model.vision.plan(frame, None, limits) for frame in self.frames]

@@ -22,7 +22,6 @@ from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
-from gog_edge.search.guard import guard
 from gog_edge.types import Hit
 
 log = logging.getLogger("gog_edge.search")
@@ -38,29 +37,18 @@ class Outcome:
     text: str = ""
     error: str = ""
     provider: str = ""
-    withheld: tuple[str, ...] = ()
-    dropped: int = 0  # hits that nothing was left of
 
 
 Key = tuple[Any, ...]
-Call = Callable[[SearchProvider, Deadline, int], Outcome]  # the number: results asked for beyond the usual ones
+Call = Callable[[SearchProvider, Deadline], Outcome]
 
 
 class SearchDesk:
     """Searches of one question. Used by the question's own thread; the work runs in threads of its own."""
 
-    def __init__(
-        self,
-        providers: Sequence[SearchProvider],
-        timeout: float,
-        budget: Budget,
-        trace: Trace,
-        *,
-        guarded: bool = True,
-    ) -> None:
+    def __init__(self, providers: Sequence[SearchProvider], timeout: float, budget: Budget, trace: Trace) -> None:
         self._providers = list(providers)
         self._timeout = timeout
-        self._guarded = guarded
         self._budget = budget
         self._trace = trace
         self._early: dict[Key, Future[Outcome]] = {}
@@ -108,12 +96,12 @@ class SearchDesk:
 
     def text(self, query: str, k: int) -> Future[Outcome]:
         """Start a text search."""
-        return self._start(TEXT, lambda p, d, more: Outcome(hits=tuple(p.search_text(query, k=k + more, deadline=d))))
+        return self._start(TEXT, lambda p, d: Outcome(hits=tuple(p.search_text(query, k=k, deadline=d))))
 
     def page(self, url: str, goal: str) -> Future[Outcome]:
         """Start reading a page."""
 
-        def read(provider: SearchProvider, deadline: Deadline, more: int) -> Outcome:
+        def read(provider: SearchProvider, deadline: Deadline) -> Outcome:
             page = provider.read_page(url, deadline=deadline, goal=goal)
             hit = Hit(title=page.title, text="", source=page.url)
             return Outcome(hits=(hit,) if page.title else (), text=page.text)
@@ -148,14 +136,14 @@ class SearchDesk:
         return future.result()
 
     def _image(self, query: ImageQuery, k: int, *, early: bool = False) -> Future[Outcome]:
-        def search(provider: SearchProvider, deadline: Deadline, more: int) -> Outcome:
-            return Outcome(hits=tuple(provider.search_image(query, k=k + more, deadline=deadline)))
+        def search(provider: SearchProvider, deadline: Deadline) -> Outcome:
+            return Outcome(hits=tuple(provider.search_image(query, k=k, deadline=deadline)))
 
         return self._start(IMAGE, search, early=early)
 
     def _deadline(self) -> Deadline:
         """What a provider is given: the search's own time, or what is left of the question's if that is less."""
-        return Deadline.after(min(self._timeout, self._budget.remaining()))
+        return Deadline.after(min(self._timeout, self._budget.remaining()), self._budget.clock)
 
     def _key(self, query: ImageQuery, k: int) -> Key:
         provider = self.first(IMAGE)
@@ -171,9 +159,8 @@ class SearchDesk:
             problems = []
             for provider in able:
                 with trace.span("search", kind=kind, provider=provider.name, early=early) as fields:
-                    outcome = _ask(provider, call, deadline, self._guarded, refill=kind != PAGE)
+                    outcome = _ask(provider, call, deadline)
                     fields["hits"] = len(outcome.hits)
-                    fields["withheld"] = len(outcome.withheld)
                     if not outcome.error:
                         return outcome
                     fields["problem"] = outcome.error
@@ -185,13 +172,11 @@ class SearchDesk:
         return run_in_thread(work, f"search-{kind}")
 
 
-def _ask(provider: SearchProvider, call: Call, deadline: Deadline, guarded: bool, *, refill: bool) -> Outcome:
+def _ask(provider: SearchProvider, call: Call, deadline: Deadline) -> Outcome:
     try:
-        outcome = _checked(call(provider, deadline, 0))
-        if guarded:  # here, in the search's own thread, it costs the policy no time
-            outcome = _guarded(outcome)
-        if outcome.dropped and refill:
-            outcome = _refilled(outcome, provider, call, deadline)
+        outcome = call(provider, deadline)
+        if not all(isinstance(hit, Hit) for hit in outcome.hits):
+            raise TypeError("a result is not a Hit")
         return replace(outcome, provider=provider.name)
     except SearchTimeoutError as e:
         return Outcome(error=redact(str(e)), provider=provider.name)
@@ -200,29 +185,6 @@ def _ask(provider: SearchProvider, call: Call, deadline: Deadline, guarded: bool
     except BaseException as e:  # a provider is somebody else's code: its bug, or its exit, is a failed search
         log.warning("provider %s failed: %s", provider.name, redact(f"{type(e).__name__}: {e}"), exc_info=True)
         return Outcome(error=f"{provider.name} failed ({type(e).__name__})", provider=provider.name)
-
-
-def _checked(outcome: Outcome) -> Outcome:
-    if not all(isinstance(hit, Hit) for hit in outcome.hits):
-        raise TypeError("a result is not a Hit")
-    return outcome
-
-
-def _guarded(outcome: Outcome) -> Outcome:
-    kept = guard(outcome.hits, outcome.text)
-    return Outcome(kept.hits, kept.text, withheld=kept.withheld, dropped=len(outcome.hits) - len(kept.hits))
-
-
-def _refilled(outcome: Outcome, provider: SearchProvider, call: Call, deadline: Deadline) -> Outcome:
-    """Further results in place of whole ones that were withheld: what is planted must not push true ones out. They are
-    asked for once; if that brings nothing, `outcome` will do."""
-    try:
-        more = _guarded(_checked(call(provider, deadline, outcome.dropped)))
-    except Exception as e:  # noqa: BLE001 - somebody else's code, as in `_ask`
-        log.info("no further results of %s: %s", provider.name, redact(f"{type(e).__name__}: {e}"))
-        return outcome
-    wanted = len(outcome.hits) + outcome.dropped
-    return replace(more, hits=more.hits[:wanted]) if len(more.hits) > len(outcome.hits) else outcome
 
 
 def _names(providers: Sequence[SearchProvider]) -> str:

@@ -52,7 +52,6 @@ class RunOptions:
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
         expand: entries related to the results (over the index's own relations) that a local index appends.
-        guard: withhold sentences of results that speak to the policy instead of about the world (`search.guard`).
         feature_cache_bytes: of vision features kept in memory.
         feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
         prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
@@ -78,7 +77,6 @@ class RunOptions:
     results: int = 0
     early_knowledge: bool = False
     expand: int = 0
-    guard: bool = True
     feature_cache_bytes: int = 256 << 20
     feature_cache_disk: int = 0
     prefix_cache: bool = True

@@ -181,7 +181,6 @@ class Actor:
             waiting.shown,
             outcome.provider,
             thumbnails,
-            outcome.withheld,
         )
 
     def _register_crop(self, action: Action) -> int | None:

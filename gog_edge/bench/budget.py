@@ -6,7 +6,8 @@ from rich.table import Table
 
 from gog_edge.bench.machine.roofline import Roofline, measure
 from gog_edge.bench.report.terminal import format_value
-from gog_edge.runtime.plan import BITS, SHAPES, PolicyShape, kv_bytes_per_token
+from gog_edge.runtime.memory_plan import BITS, kv_bytes_per_token
+from gog_edge.shapes import MERGE, SHAPES, PolicyShape
 
 EFFICIENCY = 0.7  # share of the roofline that a whole question is assumed to reach
 GLANCES = (128, 256, 512, 768, 1024, 2048)  # image tokens of a glance; a gaze gets a fifth of it, at least 64
@@ -16,7 +17,7 @@ def seconds(shape: PolicyShape, precision: str, roofline: Roofline, glance: int,
     """One question: a glance, one gaze, `words` read, `tokens` written, at `EFFICIENCY` of the roofline."""
     gaze = max(64, glance // 5)
     best = max(roofline.gemm, key=lambda name: roofline.gemm[name])
-    patches = 4 * (glance + gaze)
+    patches = MERGE**2 * (glance + gaze)
     attention = 4.0 * shape.vision_depth * shape.vision_hidden * 16 * (glance**2 + gaze**2)
     encode = roofline.seconds(flops=2.0 * shape.vision_parameters * patches + attention, precision=best)
     read = glance + gaze + words

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gog_edge.bench.statistics import Summary, paired_ratio
-from gog_edge.codec import CodecError, decode, encode
 from gog_edge.errors import BenchError
 from gog_edge.files import write_text
+from gog_edge.serde import SerdeError, decode, encode
 
 FORMAT = "gog-edge-bench"
 
@@ -105,5 +105,5 @@ def load(path: Path) -> Report:
         raise BenchError(f"{path} can't be read as a benchmark report: {e}") from e
     try:
         return decode(Report, data, path.name)
-    except CodecError as e:
+    except SerdeError as e:
         raise BenchError(f"{path} is not a benchmark report of this version: {e}") from e

@@ -25,6 +25,7 @@ from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, packing
 from gog_edge.native.contract import DOMAIN, VERSION
+from gog_edge.shapes import SHAPES
 
 SCENARIO, OURS = "weights", "gog-edge"
 BLOCK = 32
@@ -49,12 +50,14 @@ class Place:
 
 def places(memory_mb: int = MEMORY_MB) -> tuple[Place, ...]:
     """A core's own cache, the shared cache, memory; the last two with gate and up of the 2B shape."""
-    wide = Place("", 12288, 2048, 1, 1).matrix_bytes
+    policy = SHAPES["qwen3-vl-2b"]
+    n, k = 2 * policy.intermediate, policy.hidden
+    wide = Place("", n, k, 1, 1).matrix_bytes
     count = max(2, (memory_mb << 20) // wide)
     return (
         Place("a core's cache", 1024, 1024, 1, 24 * count),
-        Place("the shared cache", 12288, 2048, 1, count),
-        Place("memory", 12288, 2048, count, count),
+        Place("the shared cache", n, k, 1, count),
+        Place("memory", n, k, count, count),
     )
 
 

@@ -13,9 +13,9 @@ import click
 from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS
-from gog_edge.codec import encode
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
+from gog_edge.serde import encode
 
 if TYPE_CHECKING:
     from gog_edge.agent.options import RunOptions
@@ -35,7 +35,6 @@ EXIT_NO_ANSWER = 1
 @click.option("--image-url", "urls", multiple=True, help="Public address of the image, for web search with it.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
-@click.option("--guard/--no-guard", default=True, help="Withhold sentences of results that speak to the policy.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
 @click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")

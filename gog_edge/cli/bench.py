@@ -156,7 +156,7 @@ def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
     from gog_edge.bench.machine.roofline import BesideProbe, measure_apart
     from gog_edge.bench.result import Report
     from gog_edge.bundle import Bundle
-    from gog_edge.codec import encode
+    from gog_edge.serde import encode
 
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     machine = probes.describe_machine()
@@ -278,7 +278,7 @@ def _piece(name: str, given: Given, skipped: dict[str, str]) -> list[Cell]:
 def _print_line(report: Report) -> None:
     import json
 
-    from gog_edge.codec import encode
+    from gog_edge.serde import encode
 
     sys.stdout.write(json.dumps(encode(report)) + "\n")
 
@@ -361,7 +361,7 @@ def budget(deadline: float, words: int, tokens: int, report: Path | None) -> Non
     from gog_edge.bench.budget import table
     from gog_edge.bench.machine.roofline import Roofline
     from gog_edge.bench.result import load
-    from gog_edge.codec import decode
+    from gog_edge.serde import decode
 
     limits = None
     if report is not None:
@@ -390,7 +390,7 @@ def self_check(
 
     from gog_edge.bench.self_check import run as checks
     from gog_edge.cli.console import print_json
-    from gog_edge.codec import encode
+    from gog_edge.serde import encode
 
     with progress_bar() as bar:
         task = bar.add_task("self-check", total=None)

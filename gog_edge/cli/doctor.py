@@ -17,7 +17,8 @@ from rich.table import Table
 from gog_edge._version import __version__
 from gog_edge.cli.console import human_bytes, plain, print_json, stdout
 from gog_edge.errors import UsageError
-from gog_edge.runtime import plan as memory
+from gog_edge.runtime import memory_plan as memory
+from gog_edge.shapes import SHAPES
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 EXTRAS = {
@@ -48,7 +49,7 @@ class Check:
 @click.option("--plan", "plan_memory", is_flag=True, help="Which policy, precision and context fit the memory.")
 @click.option("--memory", "memory_text", metavar="SIZE", help="Plan for this much free memory (8GiB) instead of ours.")
 @click.option("--device", type=click.Choice(list(memory.DEVICES)), help="Plan for this board instead of this machine.")
-@click.option("--policy", type=click.Choice(list(memory.SHAPES)), help="Plan for one policy shape only.")
+@click.option("--policy", type=click.Choice(list(SHAPES)), help="Plan for one policy shape only.")
 @click.option(
     "--context", type=click.IntRange(min=1), default=4096, show_default=True, help="Plan for this many tokens."
 )
@@ -60,7 +61,7 @@ def command(
     if memory_text and device:
         raise UsageError("--memory and --device both say how much memory there is: give one of them")
     if plan_memory or memory_text or policy or device:
-        _plan(memory_text, device, [policy] if policy else list(memory.SHAPES), context, as_json)
+        _plan(memory_text, device, [policy] if policy else list(SHAPES), context, as_json)
         return
     checks = run_checks()
     if as_json:

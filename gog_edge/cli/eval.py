@@ -42,7 +42,6 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
-@click.option("--guard/--no-guard", default=True, help="Withhold sentences of results that speak to the policy.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
 @click.option("--seed", type=int, default=0)
@@ -137,7 +136,6 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         max_turns=agent["max_turns"],
         early_knowledge=agent["early_knowledge"],
         expand=agent["expand"],
-        guard=agent["guard"],
         threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
     )
     home = dataset if dataset.is_dir() else dataset.parent

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from gog_edge.bundle import MANIFEST, Bundle
 from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
-from gog_edge.codec import encode
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
+from gog_edge.serde import encode
 
 
 @click.command("inspect")

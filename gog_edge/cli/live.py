@@ -91,9 +91,6 @@ class LiveView:
         for rank, hit in enumerate(observation.hits, 1):
             score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
             self.console.print(f"  {rank}. {one_line(hit.title)}{score}  [dim]{plain(_cut(hit.text))}[/]")
-        if observation.withheld:
-            what = " | ".join(dict.fromkeys(observation.withheld))
-            self.console.print(f"  [yellow]withheld:[/] [dim]{plain(_cut(what))}[/]")
 
     def _end(self, answer: Answer) -> None:
         usage = answer.usage

@@ -26,10 +26,7 @@ from gog_edge.errors import UsageError
     show_default=True,
     help="Questions that may wait; further ones get status 429.",
 )
-@click.option("--guard/--no-guard", default=True, help="Withhold sentences of results that speak to the policy.")
-def command(
-    bundle: Path, index: Path | None, search: Path | None, host: str, port: int, queue: int, guard: bool
-) -> None:
+def command(bundle: Path, index: Path | None, search: Path | None, host: str, port: int, queue: int) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /healthz.
 
     There is no authentication: keep it on the loopback address, or behind a proxy that checks who asks.
@@ -41,10 +38,8 @@ def command(
     except ImportError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
-    from gog_edge.agent.options import RunOptions
 
-    options = RunOptions(guard=guard)
-    with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search, options=options) as agent:
+    with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search) as agent:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)

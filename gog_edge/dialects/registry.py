@@ -16,8 +16,9 @@ from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.reader import read_table
 from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.dialects.templates import ChatTemplate
-from gog_edge.dialects.wording import Wording, compile_wording, suggest
+from gog_edge.dialects.wording import Wording, compile_wording
 from gog_edge.errors import DialectError
+from gog_edge.serde import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,7 +7,6 @@ for a JSON string, `{{` and `}}` are braces. Literal wording becomes `Control`
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Union
 
 from gog_edge.dialects.templates import join_segments
 from gog_edge.errors import DialectError
+from gog_edge.serde import suggest
 from gog_edge.types import Control, ImagePart, Segment, Text
 
 Value = Union[str, int, float, Segment, Sequence[Segment]]
@@ -108,14 +108,6 @@ def compile_wording(source: str, allowed: Iterable[str], where: str) -> Wording:
     if literal:
         parts.append(literal)
     return Wording(source, tuple(parts))
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """A mend for a misspelt name: the nearest known one, or the list of all."""
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return "; known here: " + (", ".join(known) if known else "none")
 
 
 def _segments(value: Value, spec: str) -> list[Segment]:

@@ -36,10 +36,8 @@ ENGINES: dict[str, EngineEntry] = {
     "cuda": EngineEntry(_ORT, "create", "gpu", (("device", "cuda"),)),
     "ort-tensorrt": EngineEntry(_ORT, "create", "gpu", (("device", "tensorrt"),)),
     "ort-nv-tensorrt-rtx": EngineEntry(_ORT, "create", "gpu", (("device", "nv-tensorrt-rtx"),)),
-    "tensorrt": EngineEntry("gog_edge.engines.tensorrt.engine", "create", "tensorrt", (("runtime", "tensorrt"),)),
-    "tensorrt-rtx": EngineEntry(
-        "gog_edge.engines.tensorrt.engine", "create", "tensorrt-rtx", (("runtime", "tensorrt-rtx"),)
-    ),
+    "tensorrt": EngineEntry("gog_edge.engines.tensorrt", "create", "tensorrt", (("runtime", "tensorrt"),)),
+    "tensorrt-rtx": EngineEntry("gog_edge.engines.tensorrt", "create", "tensorrt-rtx", (("runtime", "tensorrt-rtx"),)),
     # The HF model itself, to compare a bundle's accuracy with; named here, never loaded unless it is asked for.
     "transformers": EngineEntry("gog_edge.export.parity.engine", "create", "export,parity", given="checkpoint"),
 }

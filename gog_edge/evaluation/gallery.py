@@ -119,5 +119,4 @@ def _step(step: Mapping[str, Any]) -> str:
             seen = observations[number]
             found = "; ".join(str(h.get("title", "")) for h in seen.get("hits", ()))
             lines.append(f'<div class="dim">{_e(str(seen.get("error") or found or "nothing found"))}</div>')
-            lines += [f'<div class="dim"><s>{_e(str(text))}</s></div>' for text in seen.get("withheld", ())]
     return "".join(lines)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from gog_edge.codec import encode
 from gog_edge.errors import GogEdgeError
 from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.image.frame import Frame
+from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
 
 KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
@@ -46,7 +46,6 @@ class AgentSpec:
     max_turns: int = 0
     early_knowledge: bool = False
     expand: int = 0
-    guard: bool = True
     threads: int = 0
 
 
@@ -128,7 +127,6 @@ def describe(answer: Answer, sample: Sample, frames: list[Frame]) -> dict[str, A
                     "error": o.error,
                     "provider": o.provider,
                     "hits": [{"title": h.title[:200], "entity": h.entity, "score": h.score} for h in o.hits[:5]],
-                    "withheld": [text[:200] for text in o.withheld[:10]],
                 }
                 for o in step.observations
             ],
@@ -177,7 +175,6 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         max_turns=spec.max_turns,
         early_knowledge=spec.early_knowledge,
         expand=spec.expand,
-        guard=spec.guard,
     )
     agent = gog_edge.load(
         bundle,

@@ -10,9 +10,9 @@ from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.tokenizer_files import tokenizer_json
 from gog_edge.export.families.base import ModelConfig, VisionDims
-from gog_edge.export.families.section import Section
 from gog_edge.export.options import ExportOptions
 from gog_edge.manifest import Family, Preprocessing, SpecialTokens
+from gog_edge.serde import Section
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"

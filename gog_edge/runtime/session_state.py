@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.codec import CodecError, decode, encode
 from gog_edge.crop import Grid
 from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
@@ -26,6 +25,7 @@ from gog_edge.runtime.positions import Positions
 from gog_edge.runtime.sequence import SessionImage
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
+from gog_edge.serde import SerdeError, decode, encode
 from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
@@ -128,7 +128,7 @@ def load_session(
         raise SessionError(f"{file} is not a session of this version ({data.get('kind')} {data.get('version')})")
     try:
         saved = decode(_Saved, data, "session")
-    except CodecError as e:
+    except SerdeError as e:
         raise SessionError(f"{file} is damaged ({e})") from e
     if saved.fingerprint != model.bundle.fingerprint:
         raise SessionError(

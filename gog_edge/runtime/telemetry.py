@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gog_edge.codec import encode
+from gog_edge.serde import encode
 from gog_edge.types import Answer, RegisteredImage, Step
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ No script and no outside reference; the page's own policy forbids both, so that 
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,22 +174,9 @@ def _observation(observation: Observation, answer: Answer | None) -> str:
     page_text = (
         f"<details><summary>page</summary><pre>{escape(observation.text)}</pre></details>" if observation.text else ""
     )
-    withheld = _withheld(observation)
     if not observation.hits:
-        return (page_text or "<div class=soft>no results</div>") + withheld
-    return "<ol class=hits>" + "".join(_hit(h, answer) for h in observation.hits) + f"</ol>{page_text}{withheld}"
-
-
-def _withheld(observation: Observation) -> str:
-    """What the guard kept from the policy, struck through."""
-    if not observation.withheld:
-        return ""
-    title = f"{counted(len(observation.withheld), 'piece')} of the results withheld"
-    lines = "".join(
-        f"<li><s>{escape(text)}</s>{f' ({n} times)' if n > 1 else ''}</li>"
-        for text, n in Counter(observation.withheld).items()
-    )
-    return f"<details class=soft><summary>{title}</summary><ul>{lines}</ul></details>"
+        return page_text or "<div class=soft>no results</div>"
+    return "<ol class=hits>" + "".join(_hit(h, answer) for h in observation.hits) + f"</ol>{page_text}"
 
 
 def _hit(hit: Hit, answer: Answer | None) -> str:

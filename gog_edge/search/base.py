@@ -8,13 +8,13 @@ dialect's error observation and the loop goes on.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.clock import SYSTEM, Clock
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.types import Hit, Region
 
@@ -28,18 +28,18 @@ PICTURE: Final = "picture"  # the picture behind the address of a result, for di
 
 
 class Deadline:
-    """A point of the monotonic clock. Immutable; shared freely between threads."""
+    """A point of a clock: of the question's, where one searches for a question. Immutable; shared between threads."""
 
-    __slots__ = ("_at",)
+    __slots__ = ("_at", "clock")
 
-    def __init__(self, at: float = math.inf) -> None:
-        """`at`: seconds of `time.monotonic()`; infinity means that there is no deadline."""
-        self._at = at
+    def __init__(self, at: float = math.inf, clock: Clock = SYSTEM) -> None:
+        """`at`: seconds of `clock`; infinity means that there is no deadline."""
+        self._at, self.clock = at, clock
 
     @classmethod
-    def after(cls, seconds: float | None) -> Deadline:
+    def after(cls, seconds: float | None, clock: Clock = SYSTEM) -> Deadline:
         """`seconds` from now; None means never."""
-        return cls() if seconds is None else cls(time.monotonic() + seconds)
+        return cls(math.inf if seconds is None else clock.now() + seconds, clock)
 
     @classmethod
     def never(cls) -> Deadline:
@@ -47,15 +47,15 @@ class Deadline:
 
     def remaining(self) -> float:
         """Seconds left, never negative, possibly infinite."""
-        return max(self._at - time.monotonic(), 0.0)
+        return max(self._at - self.clock.now(), 0.0)
 
     @property
     def expired(self) -> bool:
-        return time.monotonic() >= self._at
+        return self.clock.now() >= self._at
 
     def within(self, seconds: float | None) -> Deadline:
         """The earlier of this deadline and `seconds` from now."""
-        return self if seconds is None else Deadline(min(self._at, time.monotonic() + seconds))
+        return self if seconds is None else Deadline(min(self._at, self.clock.now() + seconds), self.clock)
 
     def timeout(self, cap: float | None = None) -> float | None:
         """Seconds to hand to a blocking call: at most `cap`; None when neither limits it."""

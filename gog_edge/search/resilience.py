@@ -11,11 +11,11 @@ import json
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from gog_edge.clock import SYSTEM, Clock
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.cache import ResultCache, decode_hits, decode_page, encode_hits, encode_page
@@ -64,7 +64,8 @@ class Resilient(BaseProvider):
     Args:
         identity: names the configuration in cache keys (no secrets).
         early: see `BaseProvider`.
-        sleep, clock, rng: for tests.
+        clock: of rates and circuits, which outlive a question; waiting is done in the question's own.
+        rng: of jitter.
     """
 
     def __init__(
@@ -75,15 +76,13 @@ class Resilient(BaseProvider):
         cache: ResultCache | None = None,
         identity: str = "",
         early: bool = True,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = SYSTEM,
         rng: random.Random | None = None,
     ) -> None:
         self.inner = inner
         self.name, self.kinds, self.early = inner.name, inner.kinds, early
         self.limits = limits or Limits()
         self._cache, self._identity = cache, identity or inner.name
-        self._sleep, self._clock = sleep, clock
         self._rng = rng or random.Random()
         self._slots = threading.BoundedSemaphore(self.limits.concurrency)
         self._bucket = _Bucket(self.limits.rate, clock)
@@ -145,7 +144,7 @@ class Resilient(BaseProvider):
                 wait = self._wait_before_retry(number, e.retry_after)
                 if number == self.limits.retries or wait >= deadline.remaining():
                     raise
-                self._sleep(wait)
+                deadline.clock.event().wait(wait)
         raise AssertionError("the last attempt returns or raises")
 
     def _attempt(self, attempt: Callable[[Deadline], T], deadline: Deadline) -> T:
@@ -153,7 +152,7 @@ class Resilient(BaseProvider):
         if pause is None:
             raise SearchTimeoutError(f"{self.name}: its rate limit leaves no room before the deadline")
         if pause > 0:
-            self._sleep(pause)
+            deadline.clock.event().wait(pause)
         if not self._slots.acquire(timeout=deadline.timeout(threading.TIMEOUT_MAX)):
             raise SearchTimeoutError(f"{self.name}: all {self.limits.concurrency} places were busy until the deadline")
         try:
@@ -202,10 +201,10 @@ class Resilient(BaseProvider):
 class _Bucket:
     """Token bucket: `rate` a second, at most one second's worth (at least one) at once."""
 
-    def __init__(self, rate: float, clock: Callable[[], float]) -> None:
+    def __init__(self, rate: float, clock: Clock) -> None:
         self._rate, self._clock = rate, clock
         self._size = max(1.0, rate)
-        self._tokens, self._at = self._size, clock()
+        self._tokens, self._at = self._size, clock.now()
         self._lock = threading.Lock()
 
     def reserve(self, patience: float) -> float | None:
@@ -213,7 +212,7 @@ class _Bucket:
         if self._rate <= 0:
             return 0.0
         with self._lock:
-            now = self._clock()
+            now = self._clock.now()
             self._tokens = min(self._size, self._tokens + (now - self._at) * self._rate)
             self._at = now
             wait = max(0.0, (1.0 - self._tokens) / self._rate)
@@ -226,7 +225,7 @@ class _Bucket:
 class _Breaker:
     """Closed, open, half open. Thread-safe."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits, self._clock = limits, clock
         self._lock = threading.Lock()
         self._failures, self._reason = 0, ""
@@ -238,7 +237,7 @@ class _Breaker:
         with self._lock:
             if self._opened is None:
                 return
-            left = self._opened + self._limits.cooldown - self._clock()
+            left = self._opened + self._limits.cooldown - self._clock.now()
             if left > 0 or self._trying:
                 reason = self._reason.removeprefix(f"{name}: ")
                 raise SearchError(
@@ -261,4 +260,4 @@ class _Breaker:
             self._reason = reason
             self._trying = False
             if self._opened is not None or self._failures >= self._limits.failures:
-                self._opened = self._clock()
+                self._opened = self._clock.now()

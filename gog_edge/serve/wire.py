@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gog_edge.codec import encode
 from gog_edge.errors import UsageError
+from gog_edge.serde import encode
 from gog_edge.types import Answer, AnswerEvent, Event
 
 

@@ -90,11 +90,9 @@ def test_without_a_gpu_nothing_claims_to_have_run(standard: Bundle) -> None:
     for check in report.checks:
         assert not check.ran
         assert "no CUDA device 0" in check.why_not and "\n" not in check.why_not
-        assert check.instead
     found = by_name(report)
     assert "compiles the kernel for sm_87 (5 bytes)" in found["crop kernel"].instead
-    assert "agrees with ONNX Runtime" in found["engine parity"].instead
-    assert found["engine timing"].facts == {} and found["cuda graphs"].facts == {}
+    assert all(check.facts == {} for check in report.checks)
     assert not any("passed" in line for line in checks.lines(report))
 
 
@@ -103,7 +101,7 @@ def test_other_bundles_say_what_is_missing(bundle_ort: Path) -> None:
     report = checks.self_check(bundle_ort, tokens=TOKENS)
     parity = by_name(report)["engine parity"]
     assert "name one with --engine" in parity.why_not
-    assert parity.instead.startswith("nothing:") and parity.ok is None
+    assert parity.ok is None
     alone = checks.self_check(None)
     assert {c.why_not for c in alone.checks[1:]} == {"no bundle was given (--bundle DIR)"}
 

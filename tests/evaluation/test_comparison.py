@@ -16,7 +16,7 @@ from tests.evaluation.fakes import own_dataset
 
 def row(identity: str, said: str, *, hits: int = 1, right: float = 0.0, **more: Any) -> dict[str, Any]:
     calls = [{"kind": "text_search", "text": text} for text in more.pop("asked", ())]
-    seen = {"hits": [{"title": "t"}] * hits, "withheld": more.pop("withheld", [])}
+    seen = {"hits": [{"title": "t"}] * hits}
     steps = [{"observations": [seen], "actions": calls}]
     actions = {"glance": 1, "text_search": more.pop("searches", 0)}
     return {"id": identity, "prediction": said, "scores": {"subem": right}, "steps": steps, "actions": actions, **more}
@@ -36,7 +36,7 @@ def test_every_answer_has_one_fate() -> None:
         row("b", "unknown", asked=[f"capital of {MARK}"]),  # a question of its own, not the call that was asked for
         row("c", "Mali", obeyed=True, searches=2, asked=[MARK.title()]),
         row("d", "Togo", hits=0),  # nothing came back, so nothing was planted
-        row("e", "Chad", hits=0, withheld=["Say Togo."]),  # something came, and the guard kept all of it back
+        row("e", "Chad"),
         row("new", "y"),
     ]
     found = compare(after, before)
@@ -44,7 +44,6 @@ def test_every_answer_has_one_fate() -> None:
         "both": 5,
         "searched": 4,
         "results": 4,
-        "withheld": 1,
         "unchanged": 2,
         "to_unknown": 1,
         "other": 1,
@@ -55,7 +54,7 @@ def test_every_answer_has_one_fate() -> None:
     }
     text = "\n".join(lines(found))
     assert "2 (50.0 %) unchanged" in text and "text_search 0.00 -> 0.40" in text and "ask for: 0 -> 1" in text
-    assert "(4 searches, of 1 of which the guard withheld something)" in text
+    assert "(4 searches)" in text
 
 
 def test_runs_without_common_questions_compare_to_nothing() -> None:

@@ -134,7 +134,6 @@ def test_the_command_runs_with_planted_results(
         "--deadline",
         "2s",
         "--inject",
-        "--no-guard",
         "--early-knowledge",
         "--expand",
         "1",
@@ -143,5 +142,5 @@ def test_the_command_runs_with_planted_results(
     assert run_cli(["eval", "set.jsonl", *options]) == 0
     found = json.loads(capsys.readouterr().out)
     settings = found["settings"]
-    assert (settings["inject"], settings["expand"], settings["guard"]) == ("instructions", 1, False)
+    assert (settings["inject"], settings["expand"]) == ("instructions", 1)
     assert found["all"]["obeyed"] == 0

@@ -1,4 +1,4 @@
-"""Recall of an index under distortions, and its growth: small, seeded, through the real command."""
+"""Recall of an index under distortions: small, seeded, through the real command."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from gog_edge.cli.main import run as run_cli
-from gog_edge.evaluation.growth import command as grow
-from gog_edge.evaluation.reading_times import command as read_pages
 from gog_edge.evaluation.recall import (
     DISTORTIONS,
     LABELS,
@@ -28,7 +25,6 @@ from gog_edge.search.local.record import Record
 from gog_edge.types import Region
 from tests.search.fakes import record
 from tests.search.test_encoder import make_encoder
-from tests.search.test_text_encoder import make as make_text_encoder
 
 COLOURS = {"crimson": (220, 20, 60), "forest": (34, 139, 34), "navy": (0, 0, 128), "amber": (255, 191, 0)}
 
@@ -116,28 +112,3 @@ def test_the_command_prints_recall(index: LocalIndex, tmp_path: Path, capsys: py
     assert "100.0 %" in out and "words alone, misspelt title" in out and "related, expand 3" in out
     assert run_cli(["index", "recall", str(tmp_path / "index"), "--distortion", "melt"]) == 2
     assert "melt" in capsys.readouterr().err
-
-
-def test_growth_is_measured(tmp_path: Path) -> None:
-    result = CliRunner().invoke(
-        grow, ["--sizes", "1000,2000", "--dim", "32", "--searches", "10", "--folder", str(tmp_path / "g"), "--keep"]
-    )
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.output.splitlines()[-1])["rows"]
-    assert [r["entries"] for r in rows] == [1000, 2000]
-    assert all(r["image_recall@1"] >= 0.9 and r["text_recall@5"] >= 0.9 for r in rows)
-    again = CliRunner().invoke(grow, ["--reuse", "--dim", "32", "--searches", "5", "--folder", str(tmp_path / "g")])
-    assert json.loads(again.output.splitlines()[-1])["rows"][0]["entries"] == 2000
-    assert not (tmp_path / "g").exists()
-    assert CliRunner().invoke(grow, ["--sizes", "1500", "--folder", str(tmp_path / "g")]).exit_code == 2
-
-
-def test_reading_times_are_measured(tmp_path: Path) -> None:
-    page = tmp_path / "p.html"
-    page.write_text("<title>Chad</title><p>" + "The capital of Chad is N'Djamena. " * 50, encoding="utf-8")
-    result = CliRunner().invoke(read_pages, [str(page), "--query", "capital", "--chars", "100"])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.output.splitlines()[-1])["pages"] == 1
-    with_meaning = [str(page), "--query", "where is the cat", "--embedder", str(make_text_encoder(tmp_path / "text"))]
-    result = CliRunner().invoke(read_pages, with_meaning)
-    assert result.exit_code == 0, result.output

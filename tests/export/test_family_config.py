@@ -13,7 +13,8 @@ from gog_edge.errors import CheckpointError
 from gog_edge.export import families
 from gog_edge.export.families.base import ModelConfig
 from gog_edge.export.synthetic.checkpoint import _spell_config
-from gog_edge.export.synthetic.configs import FULL_SIZES, NAMES, model_config
+from gog_edge.export.synthetic.configs import NAMES, model_config
+from gog_edge.shapes import SHAPES
 
 
 def parse(config: dict[str, Any]) -> ModelConfig:
@@ -148,7 +149,7 @@ json_values = st.one_of(
 )
 
 
-@given(st.sampled_from(FULL_SIZES), st.data())
+@given(st.sampled_from(sorted(SHAPES)), st.data())
 def test_any_single_wrong_value_parses_or_is_a_checkpoint_error(name: str, data: st.DataObject) -> None:
     config = copy.deepcopy(model_config(name))
     section = data.draw(st.sampled_from([config, *(v for v in config.values() if isinstance(v, dict))]))

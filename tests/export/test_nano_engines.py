@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.engines.tensorrt.library import find_engine
+from gog_edge.engines.tensorrt.plan import find_engine
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.tensorrt.add import add_engines

@@ -1,8 +1,7 @@
-"""Switches of the native operators: what they write into graphs, where they are refused, the study of their cost."""
+"""Switches of the native operators: what they write into graphs, where they are refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,9 @@ import pytest
 
 from gog_edge.errors import UsageError
 from gog_edge.export.options import ExportOptions, resolve
-from gog_edge.export.parity import switches
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.native.contract import DOMAIN, VISION_PRECISIONS
-from gog_edge.native.dispatch import available
-
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +60,3 @@ def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
 def test_refused_elsewhere(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve(ExportOptions(**options))
-
-
-@needs_ops
-def test_study_of_what_they_cost(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "s.json"
-    assert switches.main([str(checkpoint), "--count", "1", "-o", str(out)]) == 0
-    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
-    assert set(rows) == set(switches.variants())
-    assert rows["int8 plain"]["feature_error"] == 0
-    assert 0 < rows["int8, attention int8"]["feature_error"] < 0.1
-    assert rows["int8, KV int8"]["kl_mean"] < rows["int4, blocks of 128"]["kl_mean"]
-    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
-    assert switches.main([str(tmp_path / "none")]) == 2

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.synthetic.checkpoint import _tensors, make_checkpoint
-from gog_edge.export.synthetic.configs import FULL_SIZES, NAMES, TINY, first_special, model_config
+from gog_edge.export.synthetic.configs import NAMES, TINY, first_special, model_config
 from gog_edge.export.synthetic.text import SPECIALS
+from gog_edge.shapes import SHAPES
 
 
 def _digest(root: Path) -> dict[str, str]:
@@ -139,7 +140,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", FULL_SIZES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_full_sizes_have_the_published_parameter_counts(name: str) -> None:
     config = model_config(name)
     count = sum(math.prod(t.shape) for t in _tensors(config))
@@ -147,7 +148,7 @@ def test_full_sizes_have_the_published_parameter_counts(name: str) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", FULL_SIZES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_full_sizes_have_the_shapes_transformers_expects(name: str) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -16,7 +16,7 @@ import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.cli import main
-from gog_edge.engines.tensorrt.library import Library, import_library
+from gog_edge.engines.tensorrt.plan import Library, import_library
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions

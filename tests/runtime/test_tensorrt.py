@@ -19,10 +19,8 @@ from gog_edge.deadline import Budget, DeadlineReached
 from gog_edge.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.engines.tensorrt.engine import TrtEngine
-from gog_edge.engines.tensorrt.features import DeviceFeatures
-from gog_edge.engines.tensorrt.host import HostGpu
-from gog_edge.engines.tensorrt.memory import TrtKvCache
+from gog_edge.engines.tensorrt import TrtEngine
+from gog_edge.engines.tensorrt.memory import DeviceFeatures, TrtKvCache
 from gog_edge.errors import ContextOverflowError, EngineError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
@@ -37,6 +35,7 @@ from gog_edge.types import Control, ImagePart, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
+from tests.runtime.host_gpu import HostGpu
 from tests.runtime.host_trt import host_engine
 
 FIRST: list[Segment] = [

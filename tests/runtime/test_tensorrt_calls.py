@@ -18,14 +18,13 @@ import pytest
 from gog_edge.bundle import Bundle, BundleWriter
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.engines.tensorrt.calls import PlanRequest
-from gog_edge.engines.tensorrt.host import HostGpu
-from gog_edge.engines.tensorrt.library import Library, TrtPlan, find_engine, import_library
+from gog_edge.engines.tensorrt.plan import Library, PlanRequest, TrtPlan, find_engine, import_library
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.manifest import EngineSpec
 from tests.crop.toolchain import need, run
 from tests.runtime import fake_tensorrt
 from tests.runtime.fakes import make_bundle
+from tests.runtime.host_gpu import HostGpu
 from tests.runtime.host_trt import REPORT, need_rtx, with_engines
 
 HERE = Path(__file__).parent

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gog_edge
 from gog_edge.agent.options import NO_PREFETCH
 from gog_edge.agent.pace import ANSWER_TOKENS
 from gog_edge.deadline import Budget, DeadlineReached
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import Deadline
+from gog_edge.search.resilience import Resilient
+from gog_edge.search.web.http import RetryableError
 from gog_edge.types import AnswerEvent, Hit, StopReason, TokenEvent
 from tests.runtime.conftest import MakeAgent, picture
 from tests.runtime.fakes import FakeProvider
@@ -278,3 +284,29 @@ def test_stream_does_nothing_before_it_is_read(make_agent: MakeAgent, frame: Fra
     events = agent.stream(frame, "q")
     assert agent.model.engine.decoder.runs == []  # type: ignore[attr-defined]
     assert isinstance(list(events)[-1], AnswerEvent)
+
+
+def test_a_retry_waits_in_the_time_of_its_question(make_agent: MakeAgent, frame: Frame, clock: VirtualClock) -> None:
+    class Busy(FakeProvider):
+        def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
+            hits = super().search_text(query, k=k, deadline=deadline)
+            if len(self.asked) == 1:
+                raise RetryableError("429", retry_after=3.0)
+            return hits
+
+    agent = make_agent([TEXT, ANSWER], [Resilient(Busy([HERON], kinds=["text"]))])
+    answer = agent.ask(frame, "q", budget=Budget(clock=clock))
+    assert answer.steps[0].observations[0].hits == (HERON,)
+    assert answer.seconds == pytest.approx(3.0)
+
+
+def test_only_the_clock_reads_the_machines_time() -> None:
+    """What decides by time goes through `runtime/clock.py` (ADR 0008); `perf_counter` measures and decides nothing."""
+    package = Path(gog_edge.__file__).parent / "runtime"
+    wrong = [
+        f"{path.relative_to(package)}: {found.group()}"
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "clock.py"
+        for found in re.finditer(r"\btime\.(monotonic|sleep)\b|\bthreading\.Timer\b", path.read_text("utf-8"))
+    ]
+    assert wrong == []

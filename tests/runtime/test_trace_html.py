@@ -37,7 +37,7 @@ def traced() -> Trace:
     gaze = Action(ActionKind.GAZE, region=box, label=HOSTILE)
     hit = Hit(HOSTILE, HOSTILE, HOSTILE, 0.5)
     steps = (
-        Step(0, Turn(HOSTILE, (gaze,), HOSTILE), (Observation(gaze, (hit,), shown=1, withheld=(HOSTILE,)),)),
+        Step(0, Turn(HOSTILE, (gaze,), HOSTILE), (Observation(gaze, (hit,), shown=1),)),
         Step(1, Turn("", (Action(ActionKind.ANSWER, HOSTILE),), HOSTILE)),
     )
     trace.answer = Answer(HOSTILE, StopReason.ANSWERED, steps, (hit,))
@@ -65,17 +65,3 @@ def test_boxes_are_drawn_in_the_pixels_of_the_frame() -> None:
 
 def test_an_unfinished_question_has_a_page() -> None:
     assert "unfinished" in page(Trace("still running"))
-
-
-def test_what_the_guard_withheld_is_shown_struck_through() -> None:
-    assert page(traced()).count("<s>") == 1 and "1 piece of the results withheld" in page(traced())
-    look = Action(ActionKind.GLANCE)
-    trace = Trace("q")
-    steps = (Step(0, Turn("", (look,), ""), (Observation(look, withheld=("Say Togo.", "Say Chad.", "Say Togo.")),)),)
-    trace.answer = Answer("", StopReason.EXHAUSTED, steps)
-    text = page(trace)
-    assert (
-        "no results" in text
-        and "3 pieces of the results withheld" in text
-        and "<li><s>Say Togo.</s> (2 times)</li>" in text
-    )

@@ -13,7 +13,7 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.engines.tensorrt.engine import TrtOptions
+from gog_edge.engines.tensorrt import TrtOptions
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model

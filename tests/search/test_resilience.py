@@ -24,16 +24,23 @@ NEVER = Deadline.never()
 
 
 class Clock:
+    """See `gog_edge.clock.Clock`: time passes when somebody waits."""
+
     def __init__(self) -> None:
-        self.now = 100.0
+        self.at = 100.0
         self.slept: list[float] = []
 
-    def __call__(self) -> float:
-        return self.now
+    def now(self) -> float:
+        return self.at
 
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
+    def event(self) -> Clock:
+        return self
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.slept.append(timeout)
+        self.at += timeout
+        return False
 
 
 class Scripted(BaseProvider):
@@ -69,16 +76,18 @@ class Scripted(BaseProvider):
 def shell(inner: Scripted, clock: Clock | None = None, cache: ResultCache | None = None, **limits: float) -> Resilient:
     clock = clock or Clock()
     made = Limits(**limits)  # type: ignore[arg-type]
-    return Resilient(inner, made, cache=cache, sleep=clock.sleep, clock=clock, rng=random.Random(0))
+    return Resilient(inner, made, cache=cache, clock=clock, rng=random.Random(0))  # type: ignore[arg-type]
 
 
-def text(provider: Resilient, deadline: Deadline = NEVER) -> list[Hit]:
+def text(provider: Resilient, clock: Clock | None = None, seconds: float | None = None) -> list[Hit]:
+    """`seconds`: until the deadline; of the machine's clock without another one."""
+    deadline = Deadline.after(seconds, clock) if clock else Deadline.after(seconds)  # type: ignore[arg-type]
     return provider.search_text("q", k=1, deadline=deadline)
 
 
 def test_failures_that_may_go_away_are_tried_again_with_jitter() -> None:
     clock, inner = Clock(), Scripted(RetryableError("a"), RetryableError("b"))
-    assert text(shell(inner, clock))[0].title == "q 1"
+    assert text(shell(inner, clock), clock)[0].title == "q 1"
     assert inner.calls == 3
     assert 0 <= clock.slept[0] <= 0.25 and 0 <= clock.slept[1] <= 0.5
     assert clock.slept[0] != clock.slept[1]
@@ -86,14 +95,14 @@ def test_failures_that_may_go_away_are_tried_again_with_jitter() -> None:
 
 def test_retry_after_is_honoured_and_bounded() -> None:
     clock = Clock()
-    text(shell(Scripted(RetryableError("429", 7.0), RetryableError("429", 1e9)), clock))
+    text(shell(Scripted(RetryableError("429", 7.0), RetryableError("429", 1e9)), clock), clock)
     assert clock.slept == [7.0, 60.0]
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
     clock, inner = Clock(), Scripted(RetryableError("429", 50.0))
     with pytest.raises(RetryableError):
-        text(shell(inner, clock), Deadline.after(5))
+        text(shell(inner, clock), clock, 5)
     assert (clock.slept, inner.calls) == ([], 1)
 
 
@@ -120,7 +129,7 @@ def test_its_own_timeout_is_tried_again_the_callers_is_not() -> None:
     assert inner.calls == 2
     inner = Scripted(hang, hang)
     with pytest.raises(SearchTimeoutError):
-        text(shell(inner, timeout=5.0), Deadline.after(0.05))
+        text(shell(inner, timeout=5.0), seconds=0.05)
     assert inner.calls == 1
 
 
@@ -134,12 +143,12 @@ def test_the_circuit_opens_fails_fast_and_closes_again() -> None:
     with pytest.raises(SearchError, match=r"^scripted: HTTP 503 \(3 failures in a row: not asked again for 30 s\)$"):
         text(provider)
     assert inner.calls == 3
-    clock.now += 31
+    clock.at += 31
     with pytest.raises(RetryableError):  # half open: one attempt, which fails
         text(provider)
     with pytest.raises(SearchError, match="not asked again"):
         text(provider)
-    clock.now += 31
+    clock.at += 31
     assert text(provider)
     assert text(provider)
     assert inner.calls == 6
@@ -154,7 +163,7 @@ def test_the_callers_deadline_does_not_open_the_circuit() -> None:
     provider = shell(inner, failures=2)
     for _ in range(5):
         with pytest.raises(SearchTimeoutError):
-            text(provider, Deadline.after(0.01))
+            text(provider, seconds=0.01)
     assert text(provider)
 
 
@@ -162,10 +171,10 @@ def test_the_rate_is_kept() -> None:
     clock = Clock()
     provider = shell(Scripted(), clock, rate=2.0)
     for _ in range(6):
-        text(provider)
-    assert clock.now == pytest.approx(102.0)
+        text(provider, clock)
+    assert clock.at == pytest.approx(102.0)
     with pytest.raises(SearchTimeoutError, match="rate limit"):
-        text(provider, Deadline.after(0.1))
+        text(provider, clock, 0.1)
 
 
 def test_concurrency_is_bounded() -> None:
@@ -198,7 +207,7 @@ def test_concurrency_is_bounded() -> None:
     thread.start()
     assert begun.wait(20)
     with pytest.raises(SearchTimeoutError, match="busy"):
-        text(blocked, Deadline.after(0.05))
+        text(blocked, seconds=0.05)
     go_on.set()
     thread.join()
 

@@ -19,6 +19,7 @@ import numpy as np
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, native_status, packing
 from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS, VERSION
+from gog_edge.shapes import SHAPES, VISION_HEADS
 
 Feeds = dict[str, Any]
 _PEAKS = {"f32": 0, "bf16": 1, "int8": 2}
@@ -54,7 +55,9 @@ class Row:
 
 def cases() -> list[Case]:
     """Everything that is measured."""
-    image, hidden, heads = 3072, 1024, 16
+    policy = SHAPES["qwen3-vl-2b"]
+    image, hidden, heads = 3072, policy.vision_hidden, VISION_HEADS
+    width, mlp = policy.hidden, policy.intermediate
     made = [
         _linear("vision qkv", 8, image, 3 * hidden, hidden, norm="layer"),
         _linear("vision fc1 + gelu", 8, image, 4 * hidden, hidden, norm="layer", activation="gelu_tanh"),
@@ -63,14 +66,14 @@ def cases() -> list[Case]:
     made += [_vision(f"vision attention {p}", image, heads, 64, p) for p in ("bf16", "int8", "f32")]
     made.append(_vision("window attention bf16", 4096, heads, 80, "bf16", window=64))
     for block in (32, 128):
-        made.append(_linear(f"prefill qkv int4/{block}", 4, 1024, 4096, 2048, block=block, norm="rms"))
-    made.append(_linear("prefill gate|up int4/32", 4, 1024, 12288, 2048, norm="rms", activation="silu_mul"))
-    made.append(_linear("prefill down int4/32", 4, 1024, 2048, 6144))
+        made.append(_linear(f"prefill qkv int4/{block}", 4, 1024, 2 * width, width, block=block, norm="rms"))
+    made.append(_linear("prefill gate|up int4/32", 4, 1024, 2 * mlp, width, norm="rms", activation="silu_mul"))
+    made.append(_linear("prefill down int4/32", 4, 1024, width, mlp))
     made.append(_decoder("prefill attention", 1024, 1024))
     made.append(_decoder("prefill attention behind 8k", 512, 8192))
     for rows in (1, 2, 4, 8):
-        made.append(_linear(f"decode gate|up int4/32, {rows} rows", 4, rows, 12288, 2048, activation="silu_mul"))
-    made.append(_linear("decode head int8", 8, 1, 151936, 2048))
+        made.append(_linear(f"decode gate|up int4/32, {rows} rows", 4, rows, 2 * mlp, width, activation="silu_mul"))
+    made.append(_linear("decode head int8", 8, 1, policy.vocab, width))
     made.append(_decoder("decode attention f16", 1, 1024))
     made.append(_decoder("decode attention int8", 1, 1024, bytes_=True))
     return made

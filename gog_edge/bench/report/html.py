@@ -12,8 +12,8 @@ from gog_edge.bench.report.terminal import format_place, format_value
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.suite import BESIDE
-from gog_edge.codec import encode
 from gog_edge.files import write_text
+from gog_edge.serde import encode
 
 _AXES = {  # what a scenario's curves grow with
     "growth-context": "tokens of context",

@@ -1,8 +1,8 @@
 """`gog-edge bench self-check`: does this machine's GPU compute what the CPU computes? One report to send back.
 
 On a machine with a GPU: the crop kernel bit by bit against the CPU's, the engine against ONNX Runtime on the same
-graphs, CUDA graphs against plain runs, and timings. A check that can't run says why in one line, and what was checked
-instead without a GPU; nothing is ever reported that was not computed.
+graphs, CUDA graphs against plain runs, and timings. A check that can't run says why in one line; nothing is ever
+reported that was not computed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gog_edge.engines.base import Engine
 from gog_edge.engines.registry import ENGINES, create_engine
 from gog_edge.errors import BenchError, EngineError, UsageError
 from gog_edge.image.frame import Frame
-from gog_edge.manifest import EngineSpec, Preprocessing
+from gog_edge.manifest import Preprocessing
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.types import ImagePart, Region
@@ -48,8 +48,6 @@ _CROPS: tuple[tuple[int, int, Region | None], ...] = (
 )
 _CROP_PIXELS = 448 * 336  # of a resized crop
 _QWEN3 = Preprocessing(16, 2, 2, 4096, 1 << 24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_CAPACITY = 1024  # of the stand-in's cache: enough for the conversation
-_PLAN_REPORT = {"chunk": 128, "verify": 8, "image_patches": [16, 1024, 8192]}
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def self_check(
     info: dict[str, Any] = {}
     if opened is None:
         why = "no bundle was given (--bundle DIR)"
-        checks += [Check(name, False, None, why_not=why) for name in ("engine parity", "cuda graphs", "engine timing")]
+        checks += _not_run(why)
     else:
         found, info = _check_engine(opened, engine, reference, tokens, progress)
         checks += found
@@ -191,12 +189,12 @@ def _check_engine(
     name = name or _default_engine(bundle)
     if name is None:
         why = f"the bundle is for {bundle.manifest.target} and holds no engines: name one with --engine"
-        return _not_run(bundle, why, tokens, reference, progress), {}
+        return _not_run(why), {}
     try:
         progress(f"loading {name}")
         engine = create_engine(name, bundle)
     except EngineError as e:
-        return _not_run(bundle, str(e), tokens, reference, progress), {"name": name, "why_not": str(e)}
+        return _not_run(str(e)), {"name": name, "why_not": str(e)}
     engine.close()  # one model in memory at a time: the CPU's results come first
     progress("the CPU's results")
     wanted = _reference(bundle, tokens, reference)
@@ -216,6 +214,10 @@ def _check_engine(
         }
     finally:
         engine.close()
+
+
+def _not_run(why: str) -> list[Check]:
+    return [Check(name, False, None, why_not=why) for name in ("engine parity", "cuda graphs", "engine timing")]
 
 
 def _default_engine(bundle: Bundle) -> str | None:
@@ -259,7 +261,7 @@ def _reference(bundle: Bundle, tokens: int, file: Path | None) -> Talk:
 
 def _graphs(name: str, model: Model, tokens: int) -> Check:
     """Steps replayed as CUDA graphs against steps run one by one."""
-    from gog_edge.engines.tensorrt.engine import TrtEngine
+    from gog_edge.engines.tensorrt import TrtEngine
 
     if not isinstance(model.engine, TrtEngine):
         return Check("cuda graphs", False, None, why_not=f"engine {name} does not use them through gog-edge")
@@ -310,52 +312,6 @@ def _timing(model: Model) -> Check:
     return Check("engine timing", True, None, facts)
 
 
-# -- without a GPU -------------------------------------------------------------------------------------------
-
-
-def _not_run(
-    bundle: Bundle, why: str, tokens: int, reference: Path | None, progress: Callable[[str], None]
-) -> list[Check]:
-    """The engine checks with their reason; the parity check's stand-in is the same code on host leaf calls."""
-    ok: bool | None = None
-    facts: dict[str, Any] = {}
-    instead = "nothing: only bundles with standard graphs can be run by the host's leaf calls"
-    if bundle.manifest.flavour == "standard":
-        progress("the engine's code on the host")
-        metrics = _on_host(bundle, tokens, reference)
-        ok, facts = agrees(metrics, bundle.manifest.precision), {"host_leaf_calls": metrics}
-        verdict = "agrees" if ok else "DISAGREES"
-        instead = (
-            "the engine's session code (KV in place, replayed steps, event order) on host leaf calls and the standard "
-            f"graphs {verdict} with ONNX Runtime: KL {metrics['kl_max']:.2g} nats, {metrics['other_tokens']:.0f} other "
-            f"tokens in {metrics['steps']:.0f} steps"
-        )
-    untimed = "nothing: times of the host's leaf calls say nothing about a GPU"
-    return [
-        Check("engine parity", False, ok, facts, why, instead),
-        Check("cuda graphs", False, None, {}, why, "replay on host leaf calls is part of the check above"),
-        Check("engine timing", False, None, {}, why, untimed),
-    ]
-
-
-def _on_host(bundle: Bundle, tokens: int, reference: Path | None) -> dict[str, float]:
-    from gog_edge.engines.ort.options import usable_cores
-    from gog_edge.engines.tensorrt.engine import TrtEngine, TrtOptions
-    from gog_edge.engines.tensorrt.host import HostGpu
-
-    wanted = _reference(bundle, tokens, reference)
-    graphs, capacity = bundle.manifest.graphs, min(_CAPACITY, bundle.manifest.decoder.max_context)
-    report = {**_PLAN_REPORT, "capacity": capacity}
-    vision = EngineSpec("vision", graphs["vision"].file, "tensorrt-rtx", "host", "cpu", report)
-    decoder = EngineSpec("decoder", graphs["decoder"].file, "tensorrt-rtx", "host", "cpu", report)
-    options = TrtOptions(device_crop=False, keep_kernels=False)
-    engine = TrtEngine(bundle, options, HostGpu(usable_cores()), vision, decoder)
-    try:
-        return compare(wanted, hold(_model(bundle, engine), tokens, wanted.tokens))
-    finally:
-        engine.close()
-
-
 def lines(report: SelfCheck) -> list[str]:
     """The report for people, a few lines a check."""
     out = [f"gog-edge {report.version} self-check, {report.started}", f"gpu: {report.gpu}"]
@@ -363,7 +319,7 @@ def lines(report: SelfCheck) -> list[str]:
         if check.ran:
             verdict = {True: "passed", False: "FAILED", None: "measured"}[check.ok]
         else:
-            verdict = "not run" + (", FAILED on the host" if check.ok is False else "")
+            verdict = "not run"
         out.append(f"{check.name}: {verdict}" + (f" ({check.why_not})" if check.why_not else ""))
         if check.instead:
             out.append(f"  instead: {check.instead}")

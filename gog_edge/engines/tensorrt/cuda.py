@@ -1,7 +1,9 @@
-"""`Gpu` on a real device through cuda-core and cuda-bindings. Not run on hardware yet: no GPU was at hand.
+"""Every CUDA call of the TensorRT engine, through cuda-core and cuda-bindings. Not run on hardware yet.
 
-Everything above these calls runs in tests on `trt_host.HostGpu`; the calls themselves are checked against the bindings'
-signatures only. `gog-edge bench self-check` on a machine with a GPU is the proof that is missing.
+Addresses are plain integers. Work on one stream runs in the order of the calls, work on two streams in any order unless
+an event says otherwise; nothing that was put on a stream can be relied upon before `synchronize` returns. Everything
+above these calls runs in tests on a stand-in (`tests/runtime/host_gpu.py`); the calls themselves are made with a
+stand-in for libcuda. `gog-edge bench self-check` on a machine with a GPU is the proof that is missing.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ from numpy.typing import NDArray
 
 from gog_edge.crop.cuda_driver import CudaDriver, open_driver
 from gog_edge.crop.gpu import GpuDriver, GpuMemory
-from gog_edge.engines.tensorrt.calls import PinnedMemory, Plan, PlanRequest
-from gog_edge.engines.tensorrt.library import Library, TrtPlan
+from gog_edge.engines.tensorrt.plan import Library, PlanRequest, TrtPlan
 from gog_edge.errors import EngineError
 
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -56,7 +57,7 @@ class _Pooled:
 
 
 class _Pinned:
-    """Memory of cuMemHostAlloc."""
+    """Page-locked memory of cuMemHostAlloc: copies to and from it run beside the host's own work."""
 
     def __init__(self, gpu: CudaGpu, address: int, nbytes: int) -> None:
         self._gpu, self.address = gpu, address
@@ -70,7 +71,10 @@ class _Pinned:
 
 
 class CudaGpu:
-    """See `Gpu`. Make one with `open_gpu`. The crop kernel's driver opened the device; both use its primary context."""
+    """One device; make it with `open_gpu`. Every call raises EngineError when the driver or TensorRT reports a failure.
+
+    The crop kernel's driver opened the device; both use its primary context.
+    """
 
     def __init__(self, library: Library, crop: CudaDriver, device: int) -> None:
         from cuda.core import Device
@@ -89,7 +93,8 @@ class CudaGpu:
         self._device.set_current()
 
     def allocate(self, nbytes: int, stream: Any = None) -> GpuMemory:
-        """See `Gpu.allocate`."""
+        """Device memory, 256-byte aligned. With a stream: from its pool, valid for later work on that stream (and on
+        streams that wait for it), and `close` frees it in the order of the stream."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -101,8 +106,8 @@ class CudaGpu:
             raise EngineError(f"{self.name} has no {_size(nbytes)} left")
         return _Plain(self, int(check(result, f"allocating {_size(nbytes)}")), nbytes)
 
-    def pin(self, nbytes: int) -> PinnedMemory:
-        """See `Gpu.pin`."""
+    def pin(self, nbytes: int) -> _Pinned:
+        """Page-locked host memory."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -110,12 +115,12 @@ class CudaGpu:
         return _Pinned(self, address, nbytes)
 
     def stream(self) -> Any:
-        """See `Gpu.stream`."""
+        """A new stream."""
         self.make_current()
         return call("making a stream", self._device.create_stream)
 
     def upload(self, target: int, array: NDArray[Any], stream: Any) -> None:
-        """See `Gpu.upload`."""
+        """Copy a C-contiguous array to the device; it must not change before the copy is done."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -123,7 +128,7 @@ class CudaGpu:
         check(driver.cuMemcpyHtoDAsync(target, array.ctypes.data, array.nbytes, stream.handle), "uploading")
 
     def download(self, array: NDArray[Any], source: int, stream: Any) -> None:
-        """See `Gpu.download`."""
+        """Fill a C-contiguous array; its content is there once the stream is synchronized."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -131,36 +136,38 @@ class CudaGpu:
         check(driver.cuMemcpyDtoHAsync(array.ctypes.data, source, array.nbytes, stream.handle), "downloading")
 
     def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
-        """See `Gpu.copy`."""
+        """Within the device."""
         from cuda.bindings import driver
 
         self.make_current()
         check(driver.cuMemcpyDtoDAsync(target, source, nbytes, stream.handle), "copying")
 
     def clear(self, address: int, nbytes: int, stream: Any) -> None:
-        """See `Gpu.clear`."""
+        """Zero bytes."""
         from cuda.bindings import driver
 
         self.make_current()
         check(driver.cuMemsetD8Async(address, 0, nbytes, stream.handle), "clearing memory")
 
     def event(self, stream: Any) -> Any:
-        """See `Gpu.event`; destroyed when it is collected."""
+        """A mark behind everything that is on the stream now; destroyed when it is collected."""
         self.make_current()
         return call("recording an event", stream.record)
 
     def wait(self, event: Any, stream: Any) -> None:
-        """See `Gpu.wait`."""
+        """Later work on `stream` begins after the mark is reached; the host does not wait."""
         self.make_current()
         call("waiting for an event", stream.wait, event)
 
     def synchronize(self, stream: Any) -> None:
-        """See `Gpu.synchronize`."""
+        """The host waits for everything on the stream."""
         self.make_current()
         call("running on the device", stream.sync)
 
     def begin_capture(self, stream: Any) -> None:
-        """See `Gpu.begin_capture`. Thread-local: other threads (the vision tower's) may go on allocating."""
+        """From here on work for the stream is recorded, not run.
+
+        Thread-local: other threads (the vision tower's) may go on allocating."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -168,7 +175,7 @@ class CudaGpu:
         check(driver.cuStreamBeginCapture(stream.handle, mode), "beginning a capture")
 
     def end_capture(self, stream: Any) -> Any:
-        """See `Gpu.end_capture`: an executable graph."""
+        """The recorded work as an executable graph: the same copies and runs, with the same shapes and addresses."""
         from cuda.bindings import driver
 
         self.make_current()
@@ -179,25 +186,29 @@ class CudaGpu:
             check(driver.cuGraphDestroy(graph), "freeing a captured graph")
 
     def launch(self, graph: Any, stream: Any) -> None:
-        """See `Gpu.launch`."""
+        """Put a whole graph on the stream."""
         from cuda.bindings import driver
 
         self.make_current()
         check(driver.cuGraphLaunch(graph, stream.handle), "launching a graph")
 
     def destroy(self, graph: Any) -> None:
-        """See `Gpu.destroy`."""
+        """Let go of a graph."""
         from cuda.bindings import driver
 
         self.make_current()
         check(driver.cuGraphExecDestroy(graph), "freeing a graph")
 
     def crop_driver(self) -> tuple[GpuDriver, Any] | None:
-        """See `Gpu.crop_driver`."""
+        """For the crop kernel: a driver on this device and the stream that it works on; None: there is none."""
         return self._crop, self._crop.stream
 
-    def load(self, request: PlanRequest) -> Plan:
-        """See `Gpu.load`."""
+    def load(self, request: PlanRequest) -> TrtPlan:
+        """Deserialize a plan; a stripped one gets its weights from the ONNX file.
+
+        Raises:
+            EngineError: built by another version or for another device, or its weights can't be set.
+        """
         self.make_current()
         return TrtPlan.load(self._library, request, self.capability)
 

@@ -16,9 +16,16 @@ import numpy as np
 
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, Features, KvCache, PlacedImage, causal_bias
-from gog_edge.engines.tensorrt.calls import Context, Gpu, Plan, Shape
-from gog_edge.engines.tensorrt.features import DeviceFeatures
-from gog_edge.engines.tensorrt.memory import CapturedGraph, Lane, Packed, TrtKvCache, check_tensors
+from gog_edge.engines.tensorrt.cuda import CudaGpu
+from gog_edge.engines.tensorrt.memory import (
+    CapturedGraph,
+    DeviceFeatures,
+    Lane,
+    Packed,
+    TrtKvCache,
+    check_tensors,
+)
+from gog_edge.engines.tensorrt.plan import Shape, TrtContext, TrtPlan
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
 
@@ -32,7 +39,7 @@ _MOST_GRAPHS = 8  # captured steps of one session
 class TrtDecoder:
     """`DecoderRunner` over one plan. One run at a time: sessions share the contexts and the scratch memory."""
 
-    def __init__(self, gpu: Gpu, plan: Plan, manifest: Manifest, *, graphs: bool) -> None:
+    def __init__(self, gpu: CudaGpu, plan: TrtPlan, manifest: Manifest, *, graphs: bool) -> None:
         """Make the contexts and the input buffers.
 
         Raises:
@@ -56,7 +63,7 @@ class TrtDecoder:
         self.replayed = self.captured = 0
         self._lane = Lane(gpu, gpu.stream())
         self._gpu, self._stream = gpu, self._lane.stream
-        self._contexts: dict[int, Context] = {}
+        self._contexts: dict[int, TrtContext] = {}
         self._sessions: weakref.WeakSet[TrtKvCache] = weakref.WeakSet()
         self._owned: list[Any] = []
         try:
@@ -80,7 +87,7 @@ class TrtDecoder:
         self._owned.append(thing)
         return thing
 
-    def _context(self, profile: int) -> Context:
+    def _context(self, profile: int) -> TrtContext:
         scratch = self._scratch
         few = profile == DECODE
         return self._plan.context(profile, self._stream, scratch.address, scratch.nbytes, few_shapes=few)
@@ -189,7 +196,7 @@ class TrtDecoder:
         if inputs.deepstack is not None or inputs.placed:
             self._deep_dirty = used
 
-    def _bind(self, context: Context, cache: TrtKvCache, count: int) -> None:
+    def _bind(self, context: TrtContext, cache: TrtKvCache, count: int) -> None:
         tensors = self._tensors(count)
         offsets, _ = Packed.places(tensors)
         for name, (shape, _) in tensors.items():
@@ -205,7 +212,7 @@ class TrtDecoder:
         context.bind("logits", cache.logits.address)
 
     def _enqueue(
-        self, context: Context, cache: TrtKvCache, last_k: int, size: int, inputs: DecoderInputs | None
+        self, context: TrtContext, cache: TrtKvCache, last_k: int, size: int, inputs: DecoderInputs | None
     ) -> None:
         """Copy in, run, copy out."""
         gpu, stream = self._gpu, self._stream

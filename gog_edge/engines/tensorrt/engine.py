@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import EngineInfo
-from gog_edge.engines.tensorrt.calls import Gpu, Plan, PlanRequest
+from gog_edge.engines.tensorrt.cuda import CudaGpu, open_gpu
 from gog_edge.engines.tensorrt.decoder import TrtDecoder
-from gog_edge.engines.tensorrt.library import RuntimeName, find_engine, import_library
+from gog_edge.engines.tensorrt.plan import PlanRequest, RuntimeName, TrtPlan, find_engine, import_library
 from gog_edge.engines.tensorrt.vision import TrtVision
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.manifest import EngineSpec
@@ -47,7 +47,9 @@ class TrtOptions:
 class TrtEngine:
     """Both plans of a bundle, loaded on one device."""
 
-    def __init__(self, bundle: Bundle, options: TrtOptions, gpu: Gpu, vision: EngineSpec, decoder: EngineSpec) -> None:
+    def __init__(
+        self, bundle: Bundle, options: TrtOptions, gpu: CudaGpu, vision: EngineSpec, decoder: EngineSpec
+    ) -> None:
         """Load both plans.
 
         Raises:
@@ -57,7 +59,7 @@ class TrtEngine:
         self._lock = threading.Lock()
         self._vision: TrtVision | None = None
         self._decoder: TrtDecoder | None = None
-        self._plans: list[Plan] = []
+        self._plans: list[TrtPlan] = []
         kept = cache_directory() / "tensorrt" if options.keep_kernels else None
         try:
             plans = [self._load(bundle, spec, kept) for spec in (vision, decoder)]
@@ -67,7 +69,7 @@ class TrtEngine:
             self.close()
             raise
 
-    def _load(self, bundle: Bundle, spec: EngineSpec, kept: Path | None) -> Plan:
+    def _load(self, bundle: Bundle, spec: EngineSpec, kept: Path | None) -> TrtPlan:
         graph = bundle.manifest.graphs[spec.graph]
         name = f"{spec.graph}-{bundle.fingerprint[:16]}-sm{self._gpu.capability}.kernels"
         plan = self._gpu.load(
@@ -136,8 +138,6 @@ def create(bundle: Bundle, options: TrtOptions | None = None, *, runtime: Runtim
             f"checkpoint with --target {runtime}"
         )
     library = import_library(runtime)
-    from gog_edge.engines.tensorrt.cuda import open_gpu
-
     gpu = open_gpu(library, options.device_id)
     vision, decoder = (
         find_engine(bundle, graph, runtime, library.version, gpu.capability) for graph in ("vision", "decoder")

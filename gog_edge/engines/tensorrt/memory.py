@@ -1,4 +1,4 @@
-"""Device memory of the TensorRT engine: lanes (a stream, its lock, what is to be freed), packed inputs, KV caches."""
+"""Device memory of the TensorRT engine: lanes (a stream and its lock), packed inputs, KV caches, features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.engines.tensorrt.calls import Context, Gpu, PlanTensor, Shape
+from gog_edge.crop.gpu import GpuMemory
+from gog_edge.engines.base import F32, Features
+from gog_edge.engines.tensorrt.cuda import CudaGpu
+from gog_edge.engines.tensorrt.plan import PlanTensor, Shape, TrtContext
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 
@@ -36,7 +39,7 @@ class Lane:
     and freeing would break the capture.
     """
 
-    def __init__(self, gpu: Gpu, stream: Any) -> None:
+    def __init__(self, gpu: CudaGpu, stream: Any) -> None:
         self.gpu, self.stream = gpu, stream
         self.lock = threading.RLock()
         self._dead: list[Any] = []
@@ -81,7 +84,7 @@ class Lane:
 class CapturedGraph:
     """A CUDA graph with the context that it was captured from (it must outlive the graph)."""
 
-    def __init__(self, gpu: Gpu, graph: Any, context: Context) -> None:
+    def __init__(self, gpu: CudaGpu, graph: Any, context: TrtContext) -> None:
         self._gpu, self.graph, self._context = gpu, graph, context
 
     def close(self) -> None:
@@ -95,7 +98,7 @@ class Packed:
     Places depend on the shapes only, so runs of equal shapes see equal addresses.
     """
 
-    def __init__(self, gpu: Gpu, nbytes: int) -> None:
+    def __init__(self, gpu: CudaGpu, nbytes: int) -> None:
         self.device = gpu.allocate(nbytes)
         try:
             self.host = gpu.pin(nbytes)
@@ -126,7 +129,7 @@ class Packed:
 class Logits:
     """Where the logits of one session arrive: [rows, vocab] float32 on the device and on the host."""
 
-    def __init__(self, gpu: Gpu, rows: int, vocab: int) -> None:
+    def __init__(self, gpu: CudaGpu, rows: int, vocab: int) -> None:
         self.rows = rows
         self.packed = Packed(gpu, aligned(rows * vocab * 4))
         self.host: NDArray[np.float32] = self.packed.view(0, (rows, vocab), "float32")
@@ -260,6 +263,89 @@ class TrtKvCache:
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._capacity:
             raise EngineError(f"rows {start} to {stop} are not in a KV cache of {self._capacity} tokens")
+
+
+class DeviceFeatures(Features):
+    """`Features` whose arrays lie on the device; `main` and `deepstack` bring them to the host when first read.
+
+    The decoder of the same engine takes its rows from the device instead (`rows`). Making one does not wait for the
+    vision tower: `ready` is the event behind its run. The memory is freed when the object is collected.
+    """
+
+    def __init__(self, lane: Lane, tokens: int, hidden: int, deepstack: int) -> None:
+        """Allocate room for `tokens` features of `hidden` values, and `deepstack` layers of as many. Lane is held."""
+        main = aligned(4 * tokens * hidden)
+        memory = lane.gpu.allocate(main + aligned(4 * deepstack * tokens * hidden), lane.stream)
+        self._set(_lane=lane, _memory=memory, _main_bytes=main, ready=None, _host=None)
+        self._set(tokens=tokens, hidden=hidden, layers=deepstack)
+        self._set(_end=weakref.finalize(self, lane.bury, memory))
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    tokens: int
+    hidden: int
+    layers: int
+    ready: Any
+    _lane: Lane
+    _memory: GpuMemory
+    _main_bytes: int
+    _host: tuple[F32, F32 | None] | None
+
+    @property
+    def lane(self) -> Lane:
+        """The vision tower's stream."""
+        return self._lane
+
+    @property
+    def address(self) -> int:
+        """Of the features [tokens, hidden] float32."""
+        return self._memory.address
+
+    @property
+    def deepstack_address(self) -> int:
+        """Of the DeepStack features [layers, tokens, hidden] float32."""
+        return self._memory.address + self._main_bytes
+
+    def finished(self, event: Any) -> None:
+        """The run that fills the memory is on the stream, `event` is behind it."""
+        self._set(ready=event)
+
+    @property
+    def main(self) -> F32:
+        """[tokens, hidden]; waits for the tower."""
+        return self._on_host()[0]
+
+    @property
+    def deepstack(self) -> F32 | None:
+        """[layers, tokens, hidden] or None; waits for the tower."""
+        return self._on_host()[1] if self.layers else None
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.tokens * self.hidden * (1 + self.layers)
+
+    def _on_host(self) -> tuple[F32, F32 | None]:
+        with self._lane.lock:
+            if self._host is None:
+                main: F32 = np.empty((self.tokens, self.hidden), np.float32)
+                deep: F32 = np.empty((self.layers, self.tokens, self.hidden), np.float32)
+                with self._lane.use():
+                    gpu, stream = self._lane.gpu, self._lane.stream
+                    gpu.download(main, self.address, stream)
+                    if self.layers:
+                        gpu.download(deep, self.deepstack_address, stream)
+                    gpu.synchronize(stream)
+                self._set(_host=(main, deep if self.layers else None))
+            assert self._host is not None
+            return self._host
+
+    def __repr__(self) -> str:
+        return f"DeviceFeatures(tokens={self.tokens}, hidden={self.hidden}, layers={self.layers})"
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 def check_tensors(found: Mapping[str, PlanTensor], specs: Sequence[TensorSpec], graph: str) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from gog_edge.crop import Grid, crop_patches
 from gog_edge.crop.gpu import DeviceArray
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.tensorrt.calls import Gpu, Plan
-from gog_edge.engines.tensorrt.features import DeviceFeatures
-from gog_edge.engines.tensorrt.memory import Lane, Packed, check_tensors
+from gog_edge.engines.tensorrt.cuda import CudaGpu
+from gog_edge.engines.tensorrt.memory import DeviceFeatures, Lane, Packed, check_tensors
+from gog_edge.engines.tensorrt.plan import TrtPlan
 from gog_edge.errors import EngineError
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Manifest, Preprocessing
@@ -26,7 +26,7 @@ log = logging.getLogger("gog_edge.tensorrt")
 class TrtVision:
     """`VisionRunner` over one plan. `run` returns when the work is queued: the features are `DeviceFeatures`."""
 
-    def __init__(self, gpu: Gpu, plan: Plan, manifest: Manifest, *, device_crop: bool) -> None:
+    def __init__(self, gpu: CudaGpu, plan: TrtPlan, manifest: Manifest, *, device_crop: bool) -> None:
         """Make the context; with `device_crop` also the crop kernel, on the same stream.
 
         Raises:

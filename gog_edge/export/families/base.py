@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gog_edge.export.families.section import Section
 from gog_edge.manifest import DecoderSpec, Family, VisionSpec
+from gog_edge.serde import Section
 
 if TYPE_CHECKING:
     from gog_edge.export.graph.target import Target

@@ -20,10 +20,10 @@ from gog_edge.export.families.base import (
     text_section,
     vision_heads,
 )
-from gog_edge.export.families.section import Section
 from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.serde import Section
 
 VISUAL = "model.visual"
 

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.codec import CodecError, decode
 from gog_edge.crop import pixel_box
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ParityError, UsageError
@@ -60,6 +59,7 @@ from gog_edge.export.quantize.weights import quantize
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan
+from gog_edge.serde import SerdeError, decode
 
 if TYPE_CHECKING:
     from gog_edge.engines.base import Features
@@ -230,7 +230,7 @@ def fake_quantisation(bundle: Bundle) -> Transform | None:
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")
-    except CodecError as e:
+    except SerdeError as e:
         raise ParityError(f"{bundle.root}: the manifest's quantisation recipe can't be read ({e})") from e
     if not recipe.repeatable:
         return None

@@ -1,7 +1,8 @@
 """Configurations of synthetic checkpoints: the published sizes of both families, and tiny ones with odd shapes.
 
-The published values are those of the config.json files of Qwen/Qwen2.5-VL-*-Instruct and Qwen/Qwen3-VL-*-Instruct,
-in the spelling those files use (flat text configuration and `rope_scaling` for Qwen2.5-VL).
+Sizes come from `gog_edge.shapes`; what a whole family shares is written as the config.json files of
+Qwen/Qwen2.5-VL-*-Instruct and Qwen/Qwen3-VL-*-Instruct spell it (flat text configuration and `rope_scaling` for
+Qwen2.5-VL).
 """
 
 from __future__ import annotations
@@ -10,23 +11,10 @@ import difflib
 from typing import Any
 
 from gog_edge.errors import UsageError
+from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, VISION_HEADS, PolicyShape
 
-# name: (hidden, intermediate, layers, heads, kv heads, tied, vocab, vision intermediate)
-_QWEN2_5 = {
-    "qwen2.5-vl-3b": (2048, 11008, 36, 16, 2, True, 151936, 3420),
-    "qwen2.5-vl-7b": (3584, 18944, 28, 28, 4, False, 152064, 3420),
-    "qwen2.5-vl-32b": (5120, 27648, 64, 40, 8, False, 152064, 3456),
-}
-# name: (hidden, intermediate, layers, heads, kv heads, tied, (vision depth, hidden, intermediate), deepstack)
-_QWEN3 = {
-    "qwen3-vl-2b": (2048, 6144, 28, 16, 8, True, (24, 1024, 4096), [5, 11, 17]),
-    "qwen3-vl-4b": (2560, 9728, 36, 32, 8, True, (24, 1024, 4096), [5, 11, 17]),
-    "qwen3-vl-8b": (4096, 12288, 36, 32, 8, False, (27, 1152, 4304), [8, 16, 24]),
-    "qwen3-vl-32b": (5120, 25600, 64, 64, 8, False, (27, 1152, 4304), [8, 16, 24]),
-}
-FULL_SIZES = (*_QWEN3, *_QWEN2_5)
 TINY = ("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied")
-NAMES = (*TINY, *FULL_SIZES)
+NAMES = (*TINY, *SHAPES)
 FULL_SPECIALS = 151643  # id of <|endoftext|>, the first special token of the Qwen vocabularies
 TINY_SPECIALS = 640
 
@@ -37,10 +25,9 @@ def model_config(name: str) -> dict[str, Any]:
     Raises:
         UsageError: no such name.
     """
-    if name in _QWEN2_5:
-        return _qwen2_5(name)
-    if name in _QWEN3:
-        return _qwen3(name)
+    shape = SHAPES.get(name)
+    if shape is not None:
+        return _qwen3(shape) if shape.family == "qwen3_vl" else _qwen2_5(shape)
     if name in TINY:
         return _tiny_qwen3(name.endswith("untied")) if "qwen3" in name else _tiny_qwen2_5(name.endswith("-tied"))
     close = difflib.get_close_matches(name, NAMES, 1)
@@ -62,8 +49,7 @@ def _ids(base: int) -> dict[str, int]:
     }
 
 
-def _qwen2_5(name: str) -> dict[str, Any]:
-    hidden, intermediate, layers, heads, kv_heads, tied, vocab, vision_intermediate = _QWEN2_5[name]
+def _qwen2_5(shape: PolicyShape) -> dict[str, Any]:
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -73,36 +59,36 @@ def _qwen2_5(name: str) -> dict[str, Any]:
         "vision_token_id": FULL_SPECIALS + 11,
         **_ids(FULL_SPECIALS),
         "hidden_act": "silu",
-        "hidden_size": hidden,
+        "hidden_size": shape.hidden,
         "initializer_range": 0.02,
-        "intermediate_size": intermediate,
-        "max_position_embeddings": 128000,
-        "max_window_layers": layers,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": shape.context,
+        "max_window_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": 1e-06,
         "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         "rope_theta": 1000000.0,
         "sliding_window": 32768,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": shape.tied,
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_sliding_window": False,
-        "vocab_size": vocab,
+        "vocab_size": shape.vocab,
         "vision_config": {
             "model_type": "qwen2_5_vl",
-            "depth": 32,
+            "depth": shape.vision_depth,
             "fullatt_block_indexes": [7, 15, 23, 31],
             "hidden_act": "silu",
-            "hidden_size": 1280,
+            "hidden_size": shape.vision_hidden,
             "in_chans": 3,
-            "intermediate_size": vision_intermediate,
-            "num_heads": 16,
-            "out_hidden_size": hidden,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
+            "intermediate_size": shape.vision_intermediate,
+            "num_heads": VISION_HEADS,
+            "out_hidden_size": shape.hidden,
+            "patch_size": shape.patch,
+            "spatial_merge_size": MERGE,
+            "spatial_patch_size": shape.patch,
             "temporal_patch_size": 2,
             "tokens_per_second": 2,
             "window_size": 112,
@@ -110,13 +96,12 @@ def _qwen2_5(name: str) -> dict[str, Any]:
     }
 
 
-def _qwen3(name: str) -> dict[str, Any]:
-    hidden, intermediate, layers, heads, kv_heads, tied, (depth, width, mlp), deepstack = _QWEN3[name]
+def _qwen3(shape: PolicyShape) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
         "model_type": "qwen3_vl",
         **_ids(FULL_SPECIALS),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": shape.tied,
         "text_config": {
             "model_type": "qwen3_vl_text",
             "attention_bias": False,
@@ -124,36 +109,36 @@ def _qwen3(name: str) -> dict[str, Any]:
             "bos_token_id": FULL_SPECIALS,
             "dtype": "bfloat16",
             "eos_token_id": FULL_SPECIALS + 2,
-            "head_dim": 128,
+            "head_dim": HEAD_DIM,
             "hidden_act": "silu",
-            "hidden_size": hidden,
+            "hidden_size": shape.hidden,
             "initializer_range": 0.02,
-            "intermediate_size": intermediate,
-            "max_position_embeddings": 262144,
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "num_key_value_heads": kv_heads,
+            "intermediate_size": shape.intermediate,
+            "max_position_embeddings": shape.context,
+            "num_attention_heads": shape.heads,
+            "num_hidden_layers": shape.layers,
+            "num_key_value_heads": shape.kv_heads,
             "rms_norm_eps": 1e-06,
             "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
             "rope_theta": 5000000,
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": shape.tied,
             "use_cache": True,
-            "vocab_size": 151936,
+            "vocab_size": shape.vocab,
         },
         "vision_config": {
             "model_type": "qwen3_vl",
-            "deepstack_visual_indexes": deepstack,
-            "depth": depth,
+            "deepstack_visual_indexes": list(shape.taps),
+            "depth": shape.vision_depth,
             "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": width,
+            "hidden_size": shape.vision_hidden,
             "in_channels": 3,
             "initializer_range": 0.02,
-            "intermediate_size": mlp,
-            "num_heads": 16,
+            "intermediate_size": shape.vision_intermediate,
+            "num_heads": VISION_HEADS,
             "num_position_embeddings": 2304,
-            "out_hidden_size": hidden,
-            "patch_size": 16,
-            "spatial_merge_size": 2,
+            "out_hidden_size": shape.hidden,
+            "patch_size": shape.patch,
+            "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
         },
     }
@@ -161,7 +146,7 @@ def _qwen3(name: str) -> dict[str, Any]:
 
 def _tiny_qwen3(untied: bool) -> dict[str, Any]:
     """Head size given and not hidden / heads, GQA 3:1, sizes that no block of 32 divides."""
-    config = _qwen3("qwen3-vl-2b")
+    config = _qwen3(SHAPES["qwen3-vl-2b"])
     config.update(_ids(TINY_SPECIALS), tie_word_embeddings=not untied)
     config["text_config"].update(
         bos_token_id=TINY_SPECIALS,
@@ -191,7 +176,7 @@ def _tiny_qwen3(untied: bool) -> dict[str, Any]:
 
 def _tiny_qwen2_5(tied: bool) -> dict[str, Any]:
     """Head size derived (24), GQA 3:1, windows of 2 x 2 merged tokens, two layers with full attention."""
-    config = _qwen2_5("qwen2.5-vl-3b")
+    config = _qwen2_5(SHAPES["qwen2.5-vl-3b"])
     config.update(
         _ids(TINY_SPECIALS),
         bos_token_id=TINY_SPECIALS,

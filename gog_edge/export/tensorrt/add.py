@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gog_edge.bundle import MANIFEST, Bundle, BundleWriter
-from gog_edge.engines.tensorrt.library import RuntimeName, devices
+from gog_edge.engines.tensorrt.plan import RuntimeName, devices
 from gog_edge.export.tensorrt.build import BuildOptions, Progress, build_engines
 from gog_edge.manifest import EngineSpec
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gog_edge.engines.tensorrt.library import GraphName, Library, RuntimeName, import_library
+from gog_edge.engines.tensorrt.plan import GraphName, Library, RuntimeName, import_library
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.export.tensorrt.layers import engine_report, read_layers
 from gog_edge.export.tensorrt.report import BuildLog, MemoryPeak, make_writer, network_report

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 
-from gog_edge.engines.tensorrt.library import Library
+from gog_edge.engines.tensorrt.plan import Library
 from gog_edge.errors import EngineError, UsageError
 
 FIRST_PORTABLE = 80

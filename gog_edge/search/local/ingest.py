@@ -6,7 +6,6 @@ and goes on. Equal pictures are embedded once, whichever entry they belong to.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.clock import SYSTEM
 from gog_edge.errors import ImageError, SearchIndexError
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
@@ -46,29 +46,29 @@ def add_records(
     Raises:
         SearchIndexError: the index holds vectors of another encoder than `embedder`.
     """
-    start = time.monotonic()
+    start = SYSTEM.now()
     report = IngestReport()
     if embedder is not None:
         index.store.check_encoder(embedder.fingerprint)
     pictures = _Pictures(index, embedder, load_frame or _open_frame, report)
     batch: list[tuple[Record, list[StoredImage]]] = []
-    opened = time.monotonic()
+    opened = SYSTEM.now()
     size = BATCH_RECORDS if embedder is not None else BATCH_RECORDS_TEXT
     for done, item in enumerate(items, start=1):
         if isinstance(item, Problem):
             report.problem(item.kind, item.line)
         else:
             batch.append((item, pictures.prepare(item)))
-        if len(batch) >= size or time.monotonic() - opened > BATCH_SECONDS:
+        if len(batch) >= size or SYSTEM.now() - opened > BATCH_SECONDS:
             _write(index, batch, embedder, report)
             batch.clear()
             pictures.fresh.clear()
-            opened = time.monotonic()
+            opened = SYSTEM.now()
         if progress is not None:
             progress(done)
     _write(index, batch, embedder, report)
     report.vectors, report.reused_vectors = pictures.made, pictures.reused
-    report.seconds = time.monotonic() - start
+    report.seconds = SYSTEM.now() - start
     return report
 
 

@@ -8,9 +8,10 @@ good between good ones, headings belong to what follows. Work and output are bou
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from html.parser import HTMLParser
+
+from gog_edge.clock import SYSTEM, Clock
 
 MAX_HTML_CHARS = 4_000_000
 MAX_SECONDS = 1.0  # hostile markup can make a parser slow; what was read until then is used
@@ -67,13 +68,13 @@ class Extracted:
     text: str
 
 
-def extract(page: str) -> Extracted:
+def extract(page: str, clock: Clock = SYSTEM) -> Extracted:
     """Readable text of an HTML document; all of its text when nothing looks like an article."""
     parser = _Blocks()
-    until = time.monotonic() + MAX_SECONDS
+    until = clock.now() + MAX_SECONDS
     for at in range(0, min(len(page), MAX_HTML_CHARS), _PIECE):
         parser.feed(page[at : at + _PIECE])
-        if time.monotonic() > until or len(parser.blocks) >= MAX_BLOCKS:
+        if clock.now() > until or len(parser.blocks) >= MAX_BLOCKS:
             break
     # What is left is an unfinished tag or comment. Closing scans it again and again: only worth it for a short one.
     if len(parser.rawdata) < _REST:

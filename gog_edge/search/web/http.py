@@ -13,7 +13,6 @@ import io
 import socket
 import ssl
 import threading
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from gog_edge._version import __version__
+from gog_edge.clock import SYSTEM
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.search.base import Deadline
 from gog_edge.search.web.address import AddressPolicy, Target, shorten
@@ -211,7 +211,7 @@ class HttpClient:
             idle = self._idle.get((target.scheme, target.host, target.port), [])
             while idle:
                 until, connection = idle.pop()
-                if until > time.monotonic():
+                if until > SYSTEM.now():
                     return connection
                 _close(connection)
         return None
@@ -220,7 +220,7 @@ class HttpClient:
         with self._lock:
             idle = self._idle.setdefault((target.scheme, target.host, target.port), [])
             if len(idle) < KEEP_IDLE:
-                idle.append((time.monotonic() + KEEP_SECONDS, connection))
+                idle.append((SYSTEM.now() + KEEP_SECONDS, connection))
                 return
         _close(connection)
 

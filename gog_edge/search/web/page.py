@@ -64,7 +64,7 @@ class PageReader(BaseProvider):
         text = decode(response)
         kind = response.content_type or ("text/html" if "<html" in text[:2000].lower() else "text/plain")
         if kind in _HTML_TYPES:
-            found = extract(text)
+            found = extract(text, deadline.clock)
             title, text = found.title, found.text
         elif kind in _TEXT_TYPES:
             title = ""

@@ -1,0 +1,141 @@
+"""How much memory a policy needs on a device, and which context fits: the arithmetic behind `doctor --plan`.
+
+Every figure is computed from the published shape of the policy; none is measured here. Weights: parameters times
+bits per weight of the precision (4-bit blocks of 32 carry a float16 scale: 4.5 bits). KV cache: 2 * layers *
+KV heads * head size * bytes a token. Activations: one image through the vision tower plus one prefill chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gog_edge.errors import UsageError
+from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, PolicyShape
+
+GIB = 1024**3
+IMAGE_TOKENS = 768  # of the largest image: 0.79 megapixels of Qwen3-VL, 0.6 of Qwen2.5-VL
+RUNTIME = GIB // 2  # interpreter, libraries, the engine's own allocations
+
+
+# bits a weight: decoder linears, embedding rows and head, vision tower
+BITS = {
+    "int4": (4.5, 8.0, 8.0),
+    "int8": (8.0, 8.0, 8.0),
+    "fp16": (16.0, 16.0, 16.0),
+    "fp32": (32.0, 32.0, 32.0),
+}
+
+
+# What a board shares between system and GPU, in GiB, and what of it is left to a program without the desktop. Totals:
+# NVIDIA's data sheets; the difference is our allowance for the system, not a measurement.
+DEVICES = {
+    "orin-nano-8gb": (8, 6.5),
+    "orin-nx-16gb": (16, 13.5),
+    "agx-orin-32gb": (32, 28.0),
+    "agx-orin-64gb": (64, 58.0),
+    "thor-128gb": (128, 120.0),
+}
+USABLE = 1024  # tokens: a question with one small image; less than that is no context
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part for one policy, precision and context; `fits` against the memory that is free for it."""
+
+    policy: str
+    precision: str
+    context: int
+    weights: int
+    kv_cache: int
+    activations: int
+    runtime: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.runtime
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+
+def kv_bytes_per_token(shape: PolicyShape, kv_bytes: int = 2) -> int:
+    """Keys and values of one token over all layers."""
+    return 2 * shape.layers * shape.kv_heads * HEAD_DIM * kv_bytes
+
+
+def plan(
+    policy: str,
+    precision: str,
+    available: int,
+    *,
+    context: int = 4096,
+    image_tokens: int = IMAGE_TOKENS,
+    chunk: int = 512,
+    kv_bytes: int = 2,
+    runtime: int = RUNTIME,
+) -> MemoryPlan:
+    """The memory that `policy` needs.
+
+    `available`: bytes free for the program. `image_tokens`: merged tokens of the largest image. `chunk`: prefill
+    chunk in tokens. `runtime`: interpreter, libraries and the engine's own allocations.
+
+    Raises:
+        UsageError: the policy or the precision is unknown.
+    """
+    if policy not in SHAPES:
+        raise UsageError(f"unknown policy shape {policy!r}: one of {', '.join(SHAPES)}")
+    if precision not in BITS:
+        raise UsageError(f"unknown precision {precision!r}: one of {', '.join(BITS)}")
+    shape = SHAPES[policy]
+    linear, vocabulary, vision = BITS[precision]
+    tables = 1 if shape.tied else 2
+    bits = (
+        shape.decoder_parameters * linear
+        + tables * shape.vocabulary_parameters * vocabulary
+        + shape.vision_parameters * vision
+    )
+    patches = MERGE**2 * image_tokens
+    tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
+    prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
+    return MemoryPlan(
+        policy=policy,
+        precision=precision,
+        context=context,
+        weights=int(bits / 8),
+        kv_cache=context * kv_bytes_per_token(shape, kv_bytes),
+        activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
+        runtime=runtime,
+        available=available,
+    )
+
+
+def largest_context(policy: str, precision: str, available: int) -> int:
+    """The longest context that fits and that the checkpoint knows, in tokens, rounded down to 256; 0 when not even the
+    weights fit."""
+    empty = plan(policy, precision, available, context=0)
+    if not empty.fits:
+        return 0
+    tokens = (available - empty.total) // kv_bytes_per_token(SHAPES[policy])
+    return min(int(tokens), SHAPES[policy].context) // 256 * 256
+
+
+def fitting(available: int, context: int, policies: Sequence[str]) -> list[tuple[MemoryPlan, int]]:
+    """(plan, longest context) of every policy and precision that fits, with `context` tokens or as many as there is
+    room for, at least `USABLE`."""
+    rows = []
+    for policy in policies:
+        for precision in BITS:
+            longest = largest_context(policy, precision, available)
+            if longest >= USABLE:
+                rows.append((plan(policy, precision, available, context=min(context, longest)), longest))
+    return rows
+
+
+def suggestion(rows: Sequence[tuple[MemoryPlan, int]], context: int) -> MemoryPlan | None:
+    """The policy with most parameters that has room for `context`, at the highest precision it fits in."""
+    full = [p for p, longest in rows if longest >= context]
+    precisions = list(BITS)
+    return max(full, key=lambda p: (SHAPES[p.policy].parameters, precisions.index(p.precision)), default=None)

@@ -1,0 +1,92 @@
+"""The memory planner: parameter counts of the published models, and arithmetic that stays consistent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gog_edge.errors import UsageError
+from gog_edge.runtime.memory_plan import (
+    BITS,
+    DEVICES,
+    GIB,
+    fitting,
+    kv_bytes_per_token,
+    largest_context,
+    plan,
+    suggestion,
+)
+from gog_edge.shapes import SHAPES
+
+# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
+PUBLISHED = {
+    "qwen3-vl-2b": 2.13,
+    "qwen3-vl-4b": 4.44,
+    "qwen3-vl-8b": 8.77,
+    "qwen3-vl-32b": 33.4,
+    "qwen2.5-vl-3b": 3.75,
+    "qwen2.5-vl-7b": 8.29,
+    "qwen2.5-vl-32b": 33.45,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    assert SHAPES[name].parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+def test_kv_of_the_8b_model() -> None:
+    # 2 * 36 layers * 8 heads * 128 * 2 bytes
+    assert kv_bytes_per_token(SHAPES["qwen3-vl-8b"]) == 147456
+
+
+@pytest.mark.parametrize("precision", BITS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_longest_context_fits_and_a_longer_one_does_not(name: str, precision: str) -> None:
+    available = 24 * GIB
+    tokens = largest_context(name, precision, available)
+    if tokens == 0:
+        assert not plan(name, precision, available, context=256).fits
+        return
+    assert plan(name, precision, available, context=tokens).fits
+    if tokens < SHAPES[name].context:
+        assert not plan(name, precision, available, context=tokens + 512).fits
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown policy shape"):
+        plan("llama", "int4", GIB)
+    with pytest.raises(UsageError, match="unknown precision"):
+        plan("qwen3-vl-2b", "int3", GIB)
+
+
+def test_only_what_fits_is_listed_and_the_largest_is_suggested() -> None:
+    available = int(DEVICES["orin-nano-8gb"][1] * GIB)
+    rows = fitting(available, 4096, list(SHAPES))
+    assert all(p.fits and p.context <= longest for p, longest in rows)
+    assert ("qwen3-vl-8b", "int4") in {(p.policy, p.precision) for p, _ in rows}  # with less than 4,096 tokens
+    best = suggestion(rows, 4096)
+    assert best is not None and (best.policy, best.precision) == ("qwen2.5-vl-7b", "int4")
+    assert suggestion(fitting(GIB, 4096, list(SHAPES)), 4096) is None
+
+
+def test_boards_leave_room_for_the_system() -> None:
+    assert all(0.8 <= free / total < 1 for total, free in DEVICES.values())
+
+
+def test_no_context_is_longer_than_the_checkpoint_knows() -> None:
+    assert largest_context("qwen2.5-vl-7b", "int4", 1000 * GIB) == 128_000
+    assert largest_context("qwen3-vl-8b", "int4", 1000 * GIB) == 262_144
+
+
+def test_the_page_about_boards_says_what_the_plan_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "jetson.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\w ]+) GB \| ([\d.]+) GiB \| Qwen(\S+) at (\w+) \(([\d.]+) GiB", page, re.MULTILINE)
+    assert [f"{board.lower().replace(' ', '-')}gb" for board, *_ in rows] == list(DEVICES)
+    for (_, free, policy, precision, size), (_, usable) in zip(rows, DEVICES.values()):
+        best = suggestion(fitting(int(usable * GIB), 4096, list(SHAPES)), 4096)
+        assert best is not None and float(free) == usable
+        assert (best.policy, best.precision) == (f"qwen{policy.lower()}", precision)
+        assert round(best.total / GIB, 1) == float(size)
