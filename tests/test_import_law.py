@@ -29,13 +29,14 @@ BASE = {
     "tensorfile",
     "polling",
 }
-FORMAT = BASE | {"manifest", "bundle"}
+FORMAT = BASE | {"manifest", "bundle", "shapes"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}
 
 # unit (a folder or a module of the package) -> what it may import besides itself
 LAW: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
     "manifest": BASE,
+    "shapes": BASE | {"manifest"},
     "bundle": BASE | {"manifest"},
     "image": BASE,
     "families": FORMAT,

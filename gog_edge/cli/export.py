@@ -190,7 +190,7 @@ class _Drawn:
 def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
     """The parity gate as the pipeline wants it."""
     try:
-        from gog_edge.export.parity import gate
+        from gog_edge.export.parity.gate import gate
     except ImportError as e:
         raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
     return gate(checkpoint, images=images)
