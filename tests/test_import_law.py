@@ -28,6 +28,8 @@ BASE = {
     "paths",
     "tensorfile",
     "polling",
+    "registry",
+    "shapes",
 }
 FORMAT = BASE | {"manifest", "bundle", "shapes"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}

@@ -189,7 +189,7 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
     if bundle is None:
         return {}
     m = bundle.manifest
-    return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "target": m.target}
+    return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "backend": m.backend}
 
 
 def _scenarios(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from gog_edge.export.quantize.gptq import inverse_factor
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme, dequantize
 from gog_edge.export.quantize.search import search_mse
-from gog_edge.export.quantize.tensor_class import tensor_class
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.export.synthetic.configs import model_config
+from gog_edge.families.roles import decoder_inputs, tensor_classes
 
 RNG = np.random.default_rng(8)
 
@@ -223,13 +225,11 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     layers = text["num_hidden_layers"]
-    decoder = {n for n in checkpoint.names() if "layers." in n and tensor_class(n)} - {
-        "model.language_model.norm.weight"
-    }
+    decoder = set(itertools.chain(*decoder_inputs(checkpoint.config)))
     assert set(stats.files) == decoder
-    assert stats.check(checkpoint.shape, checkpoint.names()) is stats
+    assert stats.check(checkpoint.shape, decoder) is stats
     with pytest.raises(UsageError, match="of another checkpoint"):
-        stats.check(lambda name: (3, 3), checkpoint.names())
+        stats.check(lambda name: (3, 3), decoder)
     recipe = Recipe.for_precision("int4")
     scaling = find_scaling(checkpoint, stats, recipe, layers, heads // kv_heads, head_dim)
     assert scaling.exponents
@@ -246,10 +246,8 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
         known, then = stats(weight), scaling.stats(weight, stats(weight))
         assert known is not None
         assert then is not None
-        kind = tensor_class(weight)
-        assert kind is not None
         assert exponent > 0
-        scheme = recipe.scheme(kind)
+        scheme = recipe.scheme(tensor_classes(checkpoint.config)[weight])
         before = dequantize(quantize(checkpoint.read(weight), scheme)) - checkpoint.read(weight)
         after = dequantize(quantize(scaled.read(weight), scheme)) - scaled.read(weight)
         if "up_proj" in weight or "v_proj" in weight or "gate" in weight or "q_proj" in weight or "k_proj" in weight:
@@ -307,4 +305,5 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
     ],
 )
 def test_tensor_classes(name: str, expected: str | None) -> None:
-    assert tensor_class(name) == expected
+    of_family = [tensor_classes(model_config(shape)) for shape in ("qwen3-vl-2b", "qwen2.5-vl-7b")]
+    assert {classes[name] for classes in of_family if name in classes} == ({expected} if expected else set())
