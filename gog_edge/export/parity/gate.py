@@ -259,7 +259,7 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     return transform
 
 
-def _torch_side() -> tuple[type[Reference], Callable[[Conversation], tuple[ReferenceImage, ...]]]:
+def _torch_side() -> tuple[type[Reference], Callable[[BundleTalk], tuple[ReferenceImage, ...]]]:
     try:
         from gog_edge.export.parity.reference import Reference
         from gog_edge.export.parity.rollouts import shown_images
