@@ -33,9 +33,9 @@ from gog_edge.export.parity_metrics import compare_logits
 from gog_edge.export.parity_reference import Reference
 from gog_edge.export.parity_talks import Source, Talk, sample
 from gog_edge.export.quantize import Method, Recipe, Scheme, dequantize, quantize
-from gog_edge.export.quantize_awq import Scaling, find_scaling
 from gog_edge.export.tensor_class import tensor_class
 from gog_edge.files import write_text
+from studies.awq import Scaling, find_scaling
 
 F32 = NDArray[np.float32]
 _F32 = Scheme(32)

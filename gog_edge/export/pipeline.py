@@ -25,12 +25,12 @@ from gog_edge.export import assets, families
 from gog_edge.export.checkpoint import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
-from gog_edge.export.families.base import DecoderDims, FamilyDefinition, ModelConfig
-from gog_edge.export.families.decoder import EMBEDDING, HEAD, build_decoder
+from gog_edge.export.families.base import FamilyDefinition, ModelConfig
+from gog_edge.export.families.decoder import EMBEDDING, build_decoder
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
-from gog_edge.export.graph.matrix import TensorSource, check_shape
+from gog_edge.export.graph.matrix import TensorSource
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
@@ -68,7 +68,7 @@ def export_bundle(
             (ParityError) fails the export and leaves `out` as it was.
         stats: calibration by weight name, for quantisation methods that need it.
         weights: where tensors are read from; default: the checkpoint (a view that scales them before quantisation,
-            such as `quantize_awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
+            such as `studies.awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
 
     Raises:
         CheckpointError: the checkpoint can't be exported right. UsageError: options that make no sense.
@@ -193,21 +193,6 @@ class _Export:
         total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
         spec = self.config.decoder.spec
         return total if visual else total + spec.vocab * spec.hidden
-
-
-def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
-    """Read the configuration and check the outer weights; quick, for `doctor` and for refusing early.
-
-    Raises:
-        CheckpointError: it can't be exported.
-    """
-    config = families.find(checkpoint.config).parse(checkpoint.config)
-    dims: DecoderDims = config.decoder
-    shape = (dims.spec.vocab, dims.spec.hidden)
-    check_shape(checkpoint, EMBEDDING, shape)
-    if not dims.tied:
-        check_shape(checkpoint, HEAD, shape)
-    return config
 
 
 def _own_dialect(checkpoint: Checkpoint) -> str:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from gog_edge.bundle import Bundle
 from gog_edge.runtime import layout
+from tests.layout.sequence import sequence_positions
 
 
 def session(bundle: Bundle, graph: str, optimise: bool = True) -> ort.InferenceSession:
@@ -98,7 +99,7 @@ class Runner:
             x[image] = np.concatenate([e[0] for e in encoded])
             if self.spec.deepstack:
                 deepstack[:, image] = np.concatenate([e[1] for e in encoded], axis=1)
-        positions, after = layout.sequence_positions(
+        positions, after = sequence_positions(
             talk.ids, manifest.tokens.image_pad, talk.grids, manifest.preprocessing.merge_size
         )
         return x, positions, deepstack if self.spec.deepstack else None, after

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gog_edge.runtime.ops import reference
+from tests.ops import reference
 from tests.ops.graphs import needs_ops, session
 
 pytestmark = needs_ops

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gog_edge.runtime.ops import ACTIVATIONS, NORMS, packing, reference
+from gog_edge.runtime.ops import ACTIVATIONS, NORMS, packing
+from tests.ops import reference
 from tests.ops.graphs import needs_ops, run
 
 pytestmark = needs_ops
@@ -137,7 +138,7 @@ def test_silu_mul(bits: int, intermediate: int, rows: int) -> None:
     _close(got, want)
     # And the interleaving means what it says: the same from the plain weights.
     if bits == 8:
-        q, scales = packing.unpack_w8(packed)
+        q, scales = reference.unpack_w8(packed)
         plain = (reference.quantize_rows(x, 64)[0][:, 0].astype(F32) @ q.T.astype(F32)) * scales
         plain = plain * reference.quantize_rows(x, 64)[1] + bias
         columns = [int(np.flatnonzero(order == c)[0]) for c in range(2 * intermediate)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gog_edge.runtime.ops import reference
+from tests.ops import reference
 from tests.ops.graphs import needs_ops, run
 
 pytestmark = needs_ops

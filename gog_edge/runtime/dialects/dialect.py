@@ -86,11 +86,6 @@ class Dialect:
             ActionKind.VISIT: observe.visit,
         }
 
-    @property
-    def forced_prefix(self) -> str:
-        """What `forced_answer` has already begun to write for the policy."""
-        return self.spec.forced.prefill
-
     # -- asking ------------------------------------------------------------------------------------------------
 
     def opening(self, question: str, image_count: int = 1, images: Sequence[RegisteredImage] = ()) -> list[Segment]:

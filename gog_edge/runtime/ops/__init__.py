@@ -2,7 +2,7 @@
 
 The C++ lies in `gog_edge/runtime/native/src`, is compiled at first use (`gog_edge.runtime.native.build`) and is
 registered with `library.register(session_options)`.  `packing` (numpy only) writes the weight layouts,
-`reference` is the same arithmetic in numpy, which the tests hold the kernels to.  All operators run on the
+`tests/ops/reference.py` is the same arithmetic in numpy, which the tests hold the kernels to.  All operators run on the
 session's own intra-op threads.  A transformer layer takes five of them:
 
     vision:  LinearW8(norm, qkv) -> VisionAttention -> LinearW8(out, + residual)
