@@ -1,4 +1,4 @@
-# The two commands: `make demo` and `make test`. Everything else is a part of them.
+# The two commands: `make demo` and `make test`. `make check` is the fast tier, `make matrix` the other Pythons.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,13 +7,17 @@ TORCH  ?= torch==2.13.0
 NANO   := models/gog-nano
 OUT    := .cache/demo
 
-.PHONY: demo test lint types unit wheel docs clean
+.PHONY: demo check test lint types unit wheel matrix docs clean
 
 demo: $(BIN)/.base
 	@$(BIN)/gog-edge export $(NANO) -o $(OUT)/bundle --precision int8
 	@$(BIN)/gog-edge index build $(OUT)/index $(NANO)/world/documents.jsonl --bundle $(OUT)/bundle --force
 	@$(BIN)/gog-edge ask $(NANO)/examples/scene.jpg "What is the capital of the country of the second flag from the left?" \
 		--bundle $(OUT)/bundle --index $(OUT)/index --trace $(OUT)/trace.html
+
+# Format, lint and the tests that take no more than a moment each.
+check: lint
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not parity and not tensorrt"
 
 test: lint types unit wheel
 
@@ -31,6 +35,10 @@ unit: $(BIN)/.dev
 # The built wheel in an environment of its own, with the base install alone: what a user gets.
 wheel: $(BIN)/.dev
 	$(BIN)/python tests/tools/check_wheel.py
+
+# The wheel and the fast tests on Python 3.10 to 3.13, as far as this machine has them.
+matrix: $(BIN)/.dev
+	$(BIN)/python tests/tools/matrix.py
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/build.py

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from gog_edge._version import __version__
 
 if TYPE_CHECKING:
+    from gog_edge.agent.agent import Agent as Agent
+    from gog_edge.agent.loader import load as load
+    from gog_edge.agent.options import RunOptions as RunOptions
     from gog_edge.bundle import Bundle as Bundle
+    from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import GogEdgeError as GogEdgeError
-    from gog_edge.runtime.agent import Agent as Agent
-    from gog_edge.runtime.budget import Budget as Budget
-    from gog_edge.runtime.frame import Frame as Frame
-    from gog_edge.runtime.loader import load as load
-    from gog_edge.runtime.options import RunOptions as RunOptions
+    from gog_edge.image.frame import Frame as Frame
     from gog_edge.runtime.sampling import Sampling as Sampling
     from gog_edge.types import Action as Action
     from gog_edge.types import ActionKind as ActionKind
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 _HOMES = {
     "Action": "gog_edge.types",
     "ActionKind": "gog_edge.types",
-    "Agent": "gog_edge.runtime.agent",
+    "Agent": "gog_edge.agent.agent",
     "Answer": "gog_edge.types",
-    "Budget": "gog_edge.runtime.budget",
+    "Budget": "gog_edge.deadline",
     "Bundle": "gog_edge.bundle",
     "Event": "gog_edge.types",
-    "Frame": "gog_edge.runtime.frame",
+    "Frame": "gog_edge.image.frame",
     "GogEdgeError": "gog_edge.errors",
     "Hit": "gog_edge.types",
     "Observation": "gog_edge.types",
     "Region": "gog_edge.types",
-    "RunOptions": "gog_edge.runtime.options",
+    "RunOptions": "gog_edge.agent.options",
     "Sampling": "gog_edge.runtime.sampling",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
     "Usage": "gog_edge.types",
-    "load": "gog_edge.runtime.loader",
+    "load": "gog_edge.agent.loader",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gog_edge.export.calibration import LayerStats
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.quantize import Recipe, dequantize, quantize
-from gog_edge.export.tensor_class import tensor_class
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.quantize.calibration import LayerStats
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import dequantize
+from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
 
 F32 = NDArray[np.float32]
 _GRID = tuple(i / 10 for i in range(10))  # exponents that are tried; 0 leaves the layer alone

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import click
 
+from gog_edge import dialects
+from gog_edge.dialects import Dialect
 from gog_edge.errors import GrammarError, UsageError
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects import Dialect
-from gog_edge.runtime.grammar import TokenConstraint, TokenGrammar
+from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage
 

@@ -39,12 +39,12 @@ def export(checkpoint: Path, bundle: Path, precision: str) -> dict[str, Any]:
 
 def run(bundle: Path) -> dict[str, Any]:
     """Load, look at 1024x768 with a question, write, look at a crop, then ask through the agent's loop."""
-    from gog_edge.bench.ours import LocalSubject
+    from gog_edge.agent.agent import Agent
+    from gog_edge.agent.loader import bundle_dialect
+    from gog_edge.agent.options import RunOptions
+    from gog_edge.bench.local_subject import LocalSubject
     from gog_edge.bench.subject import Picture, Words, picture
-    from gog_edge.runtime.agent import Agent
-    from gog_edge.runtime.frame import Frame
-    from gog_edge.runtime.loader import bundle_dialect
-    from gog_edge.runtime.options import RunOptions
+    from gog_edge.image.frame import Frame
 
     subject = LocalSubject(bundle)
     facts: dict[str, Any] = {"load_seconds": subject.load()}

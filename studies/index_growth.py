@@ -22,9 +22,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.record import Record
-from gog_edge.runtime.search.index.store import StoredImage
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.record import Record
+from gog_edge.search.local.store import StoredImage
 
 BATCH = 1000  # sizes are multiples of it, so that entries depend on their number alone
 CLUSTERS = 2000

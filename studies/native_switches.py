@@ -21,23 +21,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import Features
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import GogEdgeError
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.fit import fit, for_native
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
-from gog_edge.export.parity_metrics import compare_features, compare_logits
-from gog_edge.export.parity_talks import Source, Talk, sample
+from gog_edge.export.parity.metrics import compare_features, compare_logits
+from gog_edge.export.parity.rollouts import Source, Talk, sample
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.quantize import Recipe
+from gog_edge.export.quantize.fit import fit, for_native
+from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.files import write_text
 from gog_edge.runtime.decoder import PlacedImage
-from gog_edge.runtime.engines.base import Features
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.layout import vision_inputs
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.positions import Positions
+from gog_edge.runtime.rope import vision_inputs
 
 F32 = NDArray[np.float32]
 _CHUNK = 512

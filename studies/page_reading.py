@@ -14,9 +14,9 @@ from pathlib import Path
 
 import click
 
-from gog_edge.runtime.search.passages import best_passages
-from gog_edge.runtime.search.text_encoder import OnnxTextEncoder
-from gog_edge.runtime.search.web.extract import extract
+from gog_edge.search.passages import best_passages
+from gog_edge.search.text_encoder import OnnxTextEncoder
+from gog_edge.search.web.extract import extract
 
 REPEATS = 5
 

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import gog_edge
+from gog_edge.agent.options import NO_PREFETCH, RunOptions
 from gog_edge.errors import GogEdgeError, UsageError
-from gog_edge.questions import read_questions
+from gog_edge.prompts import read_questions
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import NO_PREFETCH, RunOptions
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
 from gog_edge.types import Control

@@ -24,16 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import GogEdgeError, UsageError
-from gog_edge.export.calibration import Calibration
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.families import find
-from gog_edge.export.fit import fit, for_native
-from gog_edge.export.parity_calibrate import calibrate
-from gog_edge.export.parity_metrics import compare_logits
-from gog_edge.export.parity_reference import Reference
-from gog_edge.export.parity_talks import Source, Talk, sample
-from gog_edge.export.quantize import Method, Recipe, Scheme, dequantize, quantize
-from gog_edge.export.tensor_class import tensor_class
+from gog_edge.export.parity.calibrate import calibrate
+from gog_edge.export.parity.metrics import compare_logits
+from gog_edge.export.parity.reference import Reference
+from gog_edge.export.parity.rollouts import Source, Talk, sample
+from gog_edge.export.quantize.calibration import Calibration
+from gog_edge.export.quantize.fit import fit, for_native
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
+from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.files import write_text
 from studies.awq import Scaling, find_scaling
 

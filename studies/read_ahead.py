@@ -2,7 +2,7 @@
 
     python -m studies.read_ahead tokenizer.json        # or a bundle
 
-Counted are the tokens that `gog_edge.runtime.ahead` reads while a search runs (a crop as one, and named), and how many
+Counted are the tokens that `gog_edge.agent.prefetch` reads while a search runs (a crop as one, and named), and how many
 of them stay when results come, when none come, and when the search fails.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import click
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.ahead import guesses
-from gog_edge.runtime.dialects import Dialect
+from gog_edge import dialects
+from gog_edge.agent.prefetch import guesses
+from gog_edge.dialects import Dialect
+from gog_edge.runtime.sequence import shared
 from gog_edge.runtime.tokenizer import EncodedPart, Tokenizer
-from gog_edge.runtime.transcript import shared
 from gog_edge.types import ActionKind, Hit, ImagePart, Observation, RegisteredImage, Turn
 from studies.forced_tokens import ACTIONS, PHOTO, load_tokenizer
 

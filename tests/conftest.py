@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prefix and feature caches of the tests stay out of the user's; compiled kernels may be shared."""
-    from gog_edge.runtime.native.build import cache_directory
+    from gog_edge.native.build import cache_directory
 
     shared = cache_directory()
     folder = tmp_path_factory.mktemp("cache")
@@ -37,7 +37,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of random checkpoints of both families, odd shapes, by family."""
-    from gog_edge.export.synthetic import make_checkpoint
+    from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")
     names = {"qwen3_vl": "tiny-qwen3-vl", "qwen2_5_vl": "tiny-qwen2.5-vl"}

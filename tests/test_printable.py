@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gog_edge.printable import escape_html, printable, printable_json
+from gog_edge.sanitize import escape_html, printable, printable_json
 
 
 @pytest.mark.parametrize(

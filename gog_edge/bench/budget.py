@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from gog_edge.bench.report import format_value
-from gog_edge.bench.roofline import Roofline, measure
+from gog_edge.bench.machine.roofline import Roofline, measure
+from gog_edge.bench.report.terminal import format_value
 from gog_edge.runtime.memory_plan import BITS, kv_bytes_per_token
 from gog_edge.shapes import MERGE, SHAPES, PolicyShape
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from gog_edge.bench.conversations import Conversation
-from gog_edge.bench.limits import encode_without_windows, memory_needed, stage_limits
-from gog_edge.bench.probes import EnergyMeter
+from gog_edge.bench.machine.limits import encode_without_windows, memory_needed, stage_limits
+from gog_edge.bench.machine.probes import EnergyMeter
+from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.subject import Subject, TurnTimes
+from gog_edge.bench.workloads import Conversation
 from gog_edge.bundle import Bundle
 from gog_edge.errors import GogEdgeError
 

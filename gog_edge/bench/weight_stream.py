@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.bench.machine.roofline import read_rate
 from gog_edge.bench.result import Cell
-from gog_edge.bench.roofline import read_rate
 from gog_edge.bench.statistics import percentile, settled
+from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError
-from gog_edge.runtime.engines.ort_options import usable_cores
-from gog_edge.runtime.ops import DOMAIN, VERSION, library, packing
+from gog_edge.native import dispatch, packing
+from gog_edge.native.contract import DOMAIN, VERSION
 from gog_edge.shapes import SHAPES
 
 SCENARIO, OURS = "weights", "gog-edge"
@@ -69,7 +70,7 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
     Raises:
         BenchError: the native operators can't be had, or the onnx package is missing.
     """
-    if (reason := library.available()) is not None:
+    if (reason := dispatch.available()) is not None:
         raise BenchError(reason)
     counts = tuple(threads) or tuple(sorted({1, usable_cores()}))
     buffer = np.ones((2 * memory_mb << 20) // 8, np.float64)
@@ -120,7 +121,7 @@ class _Row:
         options.inter_op_num_threads = 1
         # equal nodes would be one node after optimisation
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if (reason := library.register(options)) is not None:
+        if (reason := dispatch.register(options)) is not None:
             raise BenchError(reason)
         self._session = onnxruntime.InferenceSession(_model(place), options, providers=["CPUExecutionProvider"])
         self._binding = self._session.io_binding()

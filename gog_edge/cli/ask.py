@@ -18,7 +18,7 @@ from gog_edge.files import write_text
 from gog_edge.serde import encode
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.options import RunOptions
+    from gog_edge.agent.options import RunOptions
     from gog_edge.runtime.telemetry import Trace
     from gog_edge.types import Answer, Event
 
@@ -71,7 +71,7 @@ def command(
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
-    from gog_edge.runtime.conversation import last_answer
+    from gog_edge.agent.conversation import last_answer
     from gog_edge.runtime.telemetry import Trace
 
     *files, question = images
@@ -97,7 +97,7 @@ def command(
 
 
 def _options(temperature: float, seed: int, **same_names: Any) -> RunOptions:
-    from gog_edge.runtime.options import RunOptions
+    from gog_edge.agent.options import RunOptions
     from gog_edge.runtime.sampling import Sampling
 
     return RunOptions(sampling=Sampling(temperature=temperature, seed=seed), **same_names)

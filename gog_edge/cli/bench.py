@@ -21,14 +21,14 @@ from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 
 if TYPE_CHECKING:
-    from gog_edge.bench.camera import Stream
-    from gog_edge.bench.conversations import Conversation
+    from gog_edge.bench.machine.roofline import BesideProbe, Roofline
     from gog_edge.bench.peers.worker_subject import WorkerSubject
-    from gog_edge.bench.pieces import Given
     from gog_edge.bench.result import Cell, Report
-    from gog_edge.bench.roofline import BesideProbe, Roofline
+    from gog_edge.bench.scenarios.camera import Stream
+    from gog_edge.bench.scenarios.parts import Given
     from gog_edge.bench.subject import Subject
     from gog_edge.bench.suite import Samples
+    from gog_edge.bench.workloads import Conversation
     from gog_edge.bundle import Bundle
 
     MakeCells = Callable[[Roofline | None], list[Cell]]
@@ -95,10 +95,10 @@ def run(
     **camera: Any,
 ) -> None:
     """Run SCENARIO…; without any, all that can run with what was given."""
-    from gog_edge.bench import report as text
-    from gog_edge.bench.conversations import CONVERSATIONS
     from gog_edge.bench.peers.create import PeerOptions, create_all
-    from gog_edge.bench.pieces import PIECES
+    from gog_edge.bench.report import terminal as text
+    from gog_edge.bench.scenarios.parts import PIECES
+    from gog_edge.bench.workloads import CONVERSATIONS
 
     known = {**{n: c[0].about for n, c in CONVERSATIONS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
     if list_them:
@@ -119,9 +119,9 @@ def run(
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
     stdout().print(text.render(report))
     if html is not None:
-        from gog_edge.bench import report_html
+        from gog_edge.bench.report.html import write
 
-        report_html.write([report], html)
+        write([report], html)
     if as_json:
         _print_line(report)
 
@@ -152,9 +152,9 @@ def _measure(wanted: _Wanted, skipped: dict[str, str]) -> Report:
 
     The machine's limits are measured before and after; the better ones count for all cells.
     """
-    from gog_edge.bench import probes
+    from gog_edge.bench.machine import probes
+    from gog_edge.bench.machine.roofline import BesideProbe, measure_apart
     from gog_edge.bench.result import Report
-    from gog_edge.bench.roofline import BesideProbe, measure_apart
     from gog_edge.bundle import Bundle
     from gog_edge.serde import encode
 
@@ -200,11 +200,11 @@ def _scenarios(
     skipped: dict[str, str],
 ) -> Iterator[MakeCells]:
     """One conversation or piece after another, measured: its cells, given the machine's limits."""
-    from gog_edge.bench.conversations import CONVERSATIONS
-    from gog_edge.bench.ours import LocalSubject
-    from gog_edge.bench.pieces import PIECES, Given
+    from gog_edge.bench.local_subject import LocalSubject
     from gog_edge.bench.result import Cell
+    from gog_edge.bench.scenarios.parts import PIECES, Given
     from gog_edge.bench.suite import load_subjects, run_conversation
+    from gog_edge.bench.workloads import CONVERSATIONS
 
     subjects: list[Subject] = []
     repeats, peers = wanted.repeats, wanted.peers
@@ -265,7 +265,7 @@ def _conversation_cells(
 
 def _piece(name: str, given: Given, skipped: dict[str, str]) -> list[Cell]:
     """A scenario that is no conversation; one that can't run here is skipped with its reason."""
-    from gog_edge.bench.pieces import PIECES
+    from gog_edge.bench.scenarios.parts import PIECES
     from gog_edge.errors import BenchError
 
     try:
@@ -290,7 +290,7 @@ def _print_line(report: Report) -> None:
 @click.option("--peers", is_flag=True, help="Judge peers, too: by default only what is ours can fail.")
 def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
     """Compare two JSON reports; exit code 1 when something of ours got worse beyond noise, or is missing."""
-    from gog_edge.bench import diff as comparison
+    from gog_edge.bench.report import diff as comparison
     from gog_edge.bench.result import load
 
     old, new = load(before), load(after)
@@ -318,13 +318,15 @@ def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots, one for all of them.")
 def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     """Show JSON reports again; several of one machine are put together with --markdown."""
-    from gog_edge.bench import report as text
-    from gog_edge.bench import report_html, summary
+    from gog_edge.bench.report import summary
+    from gog_edge.bench.report import terminal as text
     from gog_edge.bench.result import load
 
     found = [load(path) for path in reports]
     if html is not None:
-        report_html.write(found, html)
+        from gog_edge.bench.report.html import write
+
+        write(found, html)
     if markdown:
         stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
     elif html is None:
@@ -340,12 +342,12 @@ def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
 def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
     """Write a checkpoint of a published SHAPE (qwen3-vl-2b …) with seeded random weights."""
     try:
-        from gog_edge.export import synthetic
+        from gog_edge.export.synthetic import checkpoint
     except ImportError as e:
         raise UsageError(f"make-checkpoint needs {e.name}: pip install 'gog-edge[export]'") from e
     with progress_bar() as bar:
         task = bar.add_task(shape, total=None)
-        synthetic.make_checkpoint(
+        checkpoint.make_checkpoint(
             shape, output, seed, dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )
     stderr().print(f"wrote {output}; export it with: gog-edge export {output} -o BUNDLE")
@@ -359,8 +361,8 @@ def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
 def budget(deadline: float, words: int, tokens: int, report: Path | None) -> None:
     """Which policy, precision and image budget fit DEADLINE on this machine, at its measured roofline."""
     from gog_edge.bench.budget import table
+    from gog_edge.bench.machine.roofline import Roofline
     from gog_edge.bench.result import load
-    from gog_edge.bench.roofline import Roofline
     from gog_edge.serde import decode
 
     limits = None
@@ -388,7 +390,7 @@ def self_check(
     """
     import json
 
-    from gog_edge.bench import self_check as checks
+    from gog_edge.bench.self_check import run as checks
     from gog_edge.cli.console import print_json
     from gog_edge.serde import encode
 

@@ -12,7 +12,7 @@ from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from gog_edge.bench.camera import Stream
+    from gog_edge.bench.scenarios.camera import Stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,7 +37,7 @@ def stream_of(given: Mapping[str, Any]) -> Stream:
     Raises:
         UsageError: a rate or a deadline that can't be.
     """
-    from gog_edge.bench.camera import Stream
+    from gog_edge.bench.scenarios.camera import Stream
 
     known = {name: given[name] for name in ("deadline", "frames", "question", "index") if given[name] is not None}
     if rates := given["fps"]:

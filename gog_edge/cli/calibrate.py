@@ -38,9 +38,9 @@ def command(
     like those it will be asked; without them it talks about generated pictures.
     """
     try:
-        from gog_edge.export.checkpoint import Checkpoint
-        from gog_edge.export.parity_calibrate import calibrate
-        from gog_edge.export.parity_talks import Source, sample
+        from gog_edge.export.checkpoint.reader import Checkpoint
+        from gog_edge.export.parity.calibrate import calibrate
+        from gog_edge.export.parity.rollouts import Source, sample
     except ImportError as e:
         raise UsageError(f"calibration needs {e.name}: pip install 'gog-edge[export,parity]'") from e
     if images is not None and questions is None:

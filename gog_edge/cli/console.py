@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from gog_edge.printable import printable, printable_json
+from gog_edge.sanitize import printable, printable_json
 
 
 def stderr() -> Console:

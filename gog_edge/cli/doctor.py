@@ -114,8 +114,8 @@ def _onnxruntime() -> Check:
 
 
 def _native() -> list[Check]:
-    from gog_edge.runtime.crop import backend
-    from gog_edge.runtime.ops.library import available, instruction_set
+    from gog_edge.crop import backend
+    from gog_edge.native.dispatch import available, instruction_set
 
     crop, reason = backend(), available()
     return [

@@ -119,7 +119,7 @@ def command(
 def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any]) -> WorkerSpec:
     from gog_edge.evaluation.runner import default_threads
     from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
-    from gog_edge.runtime.paths import cache_directory
+    from gog_edge.paths import cache_directory
 
     without = {*agent["without"], *(("gaze", "zoom") if agent["no_gaze"] else ())}
     made: AgentSpec = AgentSpec(

@@ -14,9 +14,9 @@ from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
-    from gog_edge.export.checkpoint import Checkpoint
+    from gog_edge.export.checkpoint.reader import Checkpoint
     from gog_edge.export.options import ExportOptions
-    from gog_edge.export.quantize import Recipe
+    from gog_edge.export.quantize.recipe import Recipe
 
 
 @click.command("export")
@@ -90,7 +90,7 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
     """
     try:
         from gog_edge.bundle import MANIFEST, Bundle
-        from gog_edge.export.checkpoint import Checkpoint
+        from gog_edge.export.checkpoint.reader import Checkpoint
         from gog_edge.export.pipeline import export_bundle
     except ImportError as e:
         raise UsageError(f"export needs {e.name}: pip install 'gog-edge[export]'") from e
@@ -133,7 +133,7 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
 
 
 def _recipe(rest: dict[str, Any]) -> Recipe | None:
-    from gog_edge.export.quantize import Recipe
+    from gog_edge.export.quantize.recipe import Recipe
 
     method: Any = rest["method"] or ("gptq" if rest["calibration"] else None)
     if method is None:
@@ -148,7 +148,7 @@ def _recipe(rest: dict[str, Any]) -> Recipe | None:
 def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
     if rest["calibration"] is None:
         return None
-    from gog_edge.export.calibration import Calibration
+    from gog_edge.export.quantize.calibration import Calibration
 
     return Calibration.open(rest["calibration"]).check(checkpoint.shape, checkpoint.names())
 
@@ -157,7 +157,7 @@ def _best_ops(rest: dict[str, Any]) -> str:
     """native where it can run and means something: quantised weights, CPU, graphs for ONNX Runtime."""
     if rest["target"] != "cpu" or rest["flavour"] == "standard" or rest["precision"] not in ("int4", "int8"):
         return "stock"
-    from gog_edge.runtime.ops.library import FALLBACK, available
+    from gog_edge.native.dispatch import FALLBACK, available
 
     reason = available()
     if reason is None:
@@ -190,7 +190,7 @@ class _Drawn:
 def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
     """The parity gate as the pipeline wants it."""
     try:
-        from gog_edge.export.parity import gate
+        from gog_edge.export.parity.gate import gate
     except ImportError as e:
         raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
     return gate(checkpoint, images=images)
@@ -198,8 +198,8 @@ def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
 
 def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
     from gog_edge.cli.inspect import findings
-    from gog_edge.export.engines import add_engines
-    from gog_edge.export.tensorrt import BuildOptions
+    from gog_edge.export.tensorrt.add import add_engines
+    from gog_edge.export.tensorrt.build import BuildOptions
 
     if rest["target"] not in ("tensorrt", "tensorrt-rtx"):
         raise UsageError(

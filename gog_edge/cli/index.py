@@ -15,9 +15,9 @@ from gog_edge.cli.console import human_bytes, one_line, plain, print_json, progr
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.search.base import Embedder
-    from gog_edge.runtime.search.index.local_index import LocalIndex
-    from gog_edge.runtime.search.index.record import IngestReport
+    from gog_edge.search.base import Embedder
+    from gog_edge.search.local.index import LocalIndex
+    from gog_edge.search.local.record import IngestReport
 
 FOLDER = click.argument("index", type=click.Path(path_type=Path))
 SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -58,7 +58,7 @@ def build(
 
     A build that was stopped goes on with `gog-edge index add` and the same arguments.
     """
-    from gog_edge.runtime.search.index.database import DATABASE
+    from gog_edge.search.local.database import DATABASE
 
     embedder = _embedder(bundle, encoder, max_pixels, "")
     replaced = force and (index / DATABASE).exists()
@@ -130,9 +130,9 @@ def search(
     with _open(index) as opened:
         vector = None
         if image is not None:
-            from gog_edge.runtime.frame import Frame
-            from gog_edge.runtime.search.embedders import embedder_of
-            from gog_edge.runtime.search.index.ingest import ensure_same_encoder
+            from gog_edge.image.frame import Frame
+            from gog_edge.search.embedders import embedder_of
+            from gog_edge.search.local.ingest import ensure_same_encoder
 
             embedder = _embedder(bundle, encoder, 0, opened.encoder) or embedder_of(opened)
             if embedder is None:
@@ -199,9 +199,9 @@ def recall(
     as_json: bool,
 ) -> None:
     """Measure how well INDEX finds its own entries when pictures and titles are distorted."""
-    from gog_edge.evaluation.retrieval import DISTORTIONS, LABELS, measure_expansion, measure_pictures, measure_titles
-    from gog_edge.runtime.search.embedders import embedder_of
-    from gog_edge.runtime.search.index.ingest import ensure_same_encoder
+    from gog_edge.evaluation.recall import DISTORTIONS, LABELS, measure_expansion, measure_pictures, measure_titles
+    from gog_edge.search.embedders import embedder_of
+    from gog_edge.search.local.ingest import ensure_same_encoder
 
     unknown = sorted(set(names) - set(DISTORTIONS))
     if unknown:
@@ -241,7 +241,7 @@ def recall(
 
 
 def _open(folder: Path, writable: bool = False) -> LocalIndex:
-    from gog_edge.runtime.search.index.local_index import LocalIndex
+    from gog_edge.search.local.index import LocalIndex
 
     return LocalIndex(folder, writable=writable)
 
@@ -251,7 +251,7 @@ def _embedder(bundle: Path | None, encoder: Path | None, max_pixels: int, finger
         if max_pixels:
             raise UsageError("--max-pixels is for image vectors: give --bundle, too")
         return None
-    from gog_edge.runtime.search.embedders import open_embedder
+    from gog_edge.agent.embedder import open_embedder
 
     return open_embedder(bundle=bundle, encoder=encoder, max_pixels=max_pixels, fingerprint=fingerprint)
 
@@ -259,9 +259,9 @@ def _embedder(bundle: Path | None, encoder: Path | None, max_pixels: int, finger
 def _fill(
     folder: Path, sources: tuple[Path, ...], embedder: Embedder | None, kind: str, *, create: bool
 ) -> IngestReport:
-    from gog_edge.runtime.search.index.ingest import add_records
-    from gog_edge.runtime.search.index.local_index import LocalIndex
-    from gog_edge.runtime.search.index.readers import count_items, read_source
+    from gog_edge.search.local.index import LocalIndex
+    from gog_edge.search.local.ingest import add_records
+    from gog_edge.search.local.readers import count_items, read_source
 
     readers = [read_source(source, kind=kind) for source in sources]  # refuses what can't be read
     with LocalIndex(folder, writable=True, create=create) as index, progress_bar() as bar:

@@ -15,7 +15,7 @@ import click
 
 from gog_edge._version import __version__
 from gog_edge.errors import CancelledError, GogEdgeError
-from gog_edge.printable import printable
+from gog_edge.sanitize import printable
 
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),

@@ -10,8 +10,8 @@ from typing import Any
 
 from gog_edge.errors import GogEdgeError
 from gog_edge.files import write_text
-from gog_edge.printable import escape_html as _e
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
+from gog_edge.sanitize import escape_html as _e
 
 SIDE = 480  # pixels of the longer side of a shown picture
 _COLOURS = ("#e8590c", "#1971c2", "#2f9e44", "#9c36b5", "#e03131")

@@ -12,9 +12,9 @@ from urllib.parse import unquote, urlsplit
 from gog_edge.errors import DatasetError, SearchError
 from gog_edge.evaluation.datasets import parquet_image
 from gog_edge.evaluation.samples import ImageRef
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import Deadline
-from gog_edge.runtime.search.web.page import PageReader
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import Deadline
+from gog_edge.search.web.page import PageReader
 
 FETCH_SECONDS = 30.0
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from gog_edge.errors import DatasetError
 from gog_edge.evaluation.texts import read_texts
-from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
+from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.types import Answer, Hit
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.frame import Frame
+    from gog_edge.image.frame import Frame
 
 MARK = "zorblaxian"
 

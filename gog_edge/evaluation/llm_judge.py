@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gog_edge.errors import SearchError, SearchTimeoutError, UsageError
-from gog_edge.runtime.search.base import Deadline
-from gog_edge.runtime.search.web.address import AddressPolicy
-from gog_edge.runtime.search.web.http import HttpClient, Request, RetryableError
-from gog_edge.runtime.search.web.json_api import retry_after
-from gog_edge.runtime.search.web.template import Secrets
+from gog_edge.search.base import Deadline
+from gog_edge.search.web.address import AddressPolicy
+from gog_edge.search.web.http import HttpClient, Request, RetryableError
+from gog_edge.search.web.json_api import retry_after
+from gog_edge.search.web.template import Secrets
 
 INSTRUCTION = (
     "You compare a model's answer with the accepted answers to a question about an image. The answer is correct when "

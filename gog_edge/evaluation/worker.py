@@ -14,7 +14,7 @@ from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
 
@@ -160,8 +160,8 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         GogEdgeError: something can't be loaded.
     """
     import gog_edge
-    from gog_edge.runtime.loader import bundle_dialect
-    from gog_edge.runtime.options import RunOptions
+    from gog_edge.agent.loader import bundle_dialect
+    from gog_edge.agent.options import RunOptions
     from gog_edge.runtime.sampling import Sampling
 
     bundle = gog_edge.Bundle.open(Path(spec.bundle))
@@ -193,7 +193,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
 def _engine_options(threads: int) -> Any:
     if threads <= 0:
         return None
-    from gog_edge.runtime.engines.ort_options import OrtOptions
+    from gog_edge.engines.ort.options import OrtOptions
 
     return OrtOptions(threads=threads)
 

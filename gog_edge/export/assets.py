@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gog_edge.errors import CheckpointError, DialectError, UsageError
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.checkpoint.tokenizer_files import tokenizer_json
 from gog_edge.export.families.base import ModelConfig, VisionDims
 from gog_edge.export.options import ExportOptions
-from gog_edge.export.tokenizer_files import tokenizer_json
 from gog_edge.manifest import Family, Preprocessing, SpecialTokens
 from gog_edge.serde import Section
 
@@ -61,7 +61,7 @@ def write_dialect(dialect: str, folder: Path, family: Family) -> str:
         UsageError: a file was named that is not there, or that needs other files.
         DialectError: no such dialect, or its file is wrong.
     """
-    from gog_edge.runtime.dialects import load
+    from gog_edge.dialects import load
 
     own = folder / TEMPLATE
     template = own.read_text("utf-8") if own.is_file() else None

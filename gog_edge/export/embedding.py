@@ -12,7 +12,8 @@ from gog_edge.errors import UsageError
 from gog_edge.export.graph.linear import Progress, ignore_progress
 from gog_edge.export.graph.matrix import Stacked, TensorSource, chunks
 from gog_edge.export.graph.weightfile import Blob, WeightFile
-from gog_edge.export.quantize import Scheme, quantize
+from gog_edge.export.quantize.scheme import Scheme
+from gog_edge.export.quantize.weights import quantize
 from gog_edge.manifest import EmbeddingSpec, FileDigest
 
 FILE = "embedding.bin"

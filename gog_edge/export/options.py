@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gog_edge.errors import UsageError
-from gog_edge.export.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
-from gog_edge.export.quantize import Recipe, TensorClass
+from gog_edge.export.quantize.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
+from gog_edge.export.quantize.recipe import Recipe, TensorClass
 from gog_edge.manifest import Flavour, PrecisionName, Target
 
 PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")
@@ -26,9 +26,8 @@ _KV_DTYPES: dict[bool, tuple[KvDType, ...]] = {False: ("float32", "float16"), Tr
 class ExportOptions:
     """Options of one export; None means: what suits the target.
 
-    `flavour`: ort for cpu and cuda, standard (opset only) for TensorRT; `standard` can be asked for on any target.
-    `ops`: stock operators of ONNX Runtime, or this package's own (`gog_edge.runtime.ops`: faster, CPUs only, compiled
-    on the machine that runs the bundle).
+    `ops`: stock operators of ONNX Runtime, or this package's own (`gog_edge.native.contract`: faster, CPUs only,
+    compiled on the machine that runs the bundle).
     `vision_attention`: arithmetic of the vision tower's attention, native operators only (docs/graphs.md has costs).
     `exact_int4`: native int4 layers keep every block's own scale in prefill, too, instead of widening blocks to int8
     groups: prefill is a quarter slower.

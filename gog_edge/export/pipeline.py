@@ -22,7 +22,7 @@ from gog_edge._version import __version__
 from gog_edge.bundle import Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
 from gog_edge.export import assets, families
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.families.base import FamilyDefinition, ModelConfig
@@ -39,7 +39,7 @@ from gog_edge.export.graph.target import Target
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
-from gog_edge.export.quantize import Recipe
+from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]

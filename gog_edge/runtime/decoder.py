@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
+from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.manifest import DecoderSpec
-from gog_edge.runtime.budget import UNLIMITED, Budget
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
-from gog_edge.runtime.engines.base import PlacedImage as PlacedImage
-from gog_edge.runtime.layout import decoder_rope
+from gog_edge.runtime.rope import decoder_rope
 
 
 class Decoder:

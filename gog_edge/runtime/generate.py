@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.runtime.budget import UNLIMITED, Budget
+from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import Engine, FixedContext
 from gog_edge.manifest import Manifest
+from gog_edge.paths import cache_directory
 from gog_edge.runtime.decoder import Decoder
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import Engine, FixedContext
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
-from gog_edge.runtime.options import RunOptions
-from gog_edge.runtime.paths import cache_directory
 from gog_edge.runtime.prefix_cache import PrefixCache
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.runtime.vision import VisionEncoder

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import SessionError
-from gog_edge.runtime.tensorfile import read_tensors, write_tensors
+from gog_edge.tensorfile import read_tensors, write_tensors
 
 log = logging.getLogger("gog_edge.session")
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.engines.base import F32, Features, KvCache
 from gog_edge.errors import ContextOverflowError, SessionError
-from gog_edge.runtime.budget import UNLIMITED, Budget
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.decoder import PlacedImage
-from gog_edge.runtime.engines.base import F32, Features, KvCache
 from gog_edge.runtime.feature_cache import FeatureKey
-from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
+from gog_edge.runtime.sequence import I32, SessionImage, Transcript, shared
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.transcript import I32, SessionImage, Transcript, shared
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
 from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
 

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.crop import Grid
+from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
-from gog_edge.runtime.crop import Grid
-from gog_edge.runtime.engines.base import Features
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import Positions
+from gog_edge.runtime.sequence import SessionImage
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
-from gog_edge.runtime.tensorfile import read_tensors, write_tensors
-from gog_edge.runtime.transcript import SessionImage
 from gog_edge.serde import SerdeError, decode, encode
+from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
 VERSION = 1

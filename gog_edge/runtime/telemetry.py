@@ -19,7 +19,7 @@ from gog_edge.serde import encode
 from gog_edge.types import Answer, RegisteredImage, Step
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.frame import Frame
+    from gog_edge.image.frame import Frame
 
 STAGES = ("decode_image", "crop", "encode", "prefill", "decode", "grammar", "search", "wait", "parse", "save", "load")
 
@@ -125,7 +125,7 @@ class Trace:
             return None
         from io import BytesIO
 
-        from gog_edge.runtime.crop import crop_image
+        from gog_edge.crop import crop_image
         from gog_edge.types import Region
 
         frame, view = found.frame, found.geometry.region

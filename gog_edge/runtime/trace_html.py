@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gog_edge.files import write_text
-from gog_edge.printable import escape_html as escape
 from gog_edge.runtime.telemetry import Trace, TracedImage, counted
 from gog_edge.runtime.trace_timeline import stage_table, timeline
+from gog_edge.sanitize import escape_html as escape
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason
 
 _STYLE = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from gog_edge.printable import escape_html as escape
 from gog_edge.runtime.telemetry import STAGES, Span, Trace
+from gog_edge.sanitize import escape_html as escape
 
 WIDTH, LABEL, LANE = 1100.0, 90.0, 20.0
 _COLOURS = {

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
+from gog_edge.crop import Grid, crop_patches, pixel_box, region_grid, scale_between
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.engines.base import CutsCrops, Features, FixedImages, VisionRunner
 from gog_edge.errors import UsageError
-from gog_edge.runtime.budget import UNLIMITED, Budget
-from gog_edge.runtime.crop import Grid, crop_patches, pixel_box, region_grid, scale_between
-from gog_edge.runtime.engines.base import CutsCrops, Features, FixedImages, VisionRunner
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.layout import vision_inputs
+from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.types import Region, RegisteredImage
 

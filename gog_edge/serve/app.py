@@ -22,7 +22,7 @@ from gog_edge.serve.wire import Question, chat_json, event_json, parse_ask, pars
 from gog_edge.types import Answer, AnswerEvent, Event
 
 if TYPE_CHECKING:
-    from gog_edge.runtime.agent import Agent
+    from gog_edge.agent.agent import Agent
 
 MAX_BODY = 64 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.exporting import export_cells
+from gog_edge.bench.scenarios.export import export_cells
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError
 

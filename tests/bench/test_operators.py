@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.operators import AROUND, ATTENTION, BETWEEN, OTHER, REST, Node, Run, operator_cells, read_profile
-from gog_edge.bench.roofline import Roofline
+from gog_edge.bench.machine.operators import (
+    AROUND,
+    ATTENTION,
+    BETWEEN,
+    OTHER,
+    REST,
+    Node,
+    Run,
+    operator_cells,
+    read_profile,
+)
+from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.weight_stream import places, weight_cells
 from gog_edge.errors import BenchError
-from tests.ops.graphs import needs_ops
+from tests.native.graphs import needs_ops
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from gog_edge.bench.conversations import Conversation, TurnSpec
-from gog_edge.bench.ours import LocalSubject
+from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.peers.create import create
 from gog_edge.bench.peers.registry import parse
 from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.result import Report
 from gog_edge.bench.subject import Words, picture
 from gog_edge.bench.suite import cells, run_conversation
+from gog_edge.bench.workloads import Conversation, TurnSpec
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError
 

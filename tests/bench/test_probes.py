@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.probes import EnergyMeter, describe_machine, find_rails, rail_watts
+from gog_edge.bench.machine.probes import EnergyMeter, describe_machine, find_rails, rail_watts
 
 # a line of tegrastats on an AGX Orin (layout: NVIDIA Jetson Linux developer guide, "tegrastats utility")
 

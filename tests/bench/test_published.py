@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gog_edge.bench.report.summary import markdown, stages
 from gog_edge.bench.result import load
-from gog_edge.bench.summary import markdown, stages
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 PAGE = (FOLDER / "README.md").read_text("utf-8")

@@ -9,20 +9,20 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as PilImage
 
-from gog_edge.bench.camera import Stream, camera_cells, watch
-from gog_edge.bench.cropping import crop_cells
-from gog_edge.bench.indexing import index_cells
-from gog_edge.bench.ours import LocalSubject
-from gog_edge.bench.pieces import PIECES, Given
-from gog_edge.bench.reuse import prompt_cells, question_cells
-from gog_edge.bench.roofline import Roofline
-from gog_edge.bench.searching import LATE, OURS, PLAIN, SleepingProvider, search_cells
+from gog_edge.agent.loader import load
+from gog_edge.bench.local_subject import LocalSubject
+from gog_edge.bench.machine.roofline import Roofline
+from gog_edge.bench.scenarios.camera import Stream, camera_cells, watch
+from gog_edge.bench.scenarios.crop import crop_cells
+from gog_edge.bench.scenarios.index import index_cells
+from gog_edge.bench.scenarios.parts import PIECES, Given
+from gog_edge.bench.scenarios.reuse import prompt_cells, question_cells
+from gog_edge.bench.scenarios.search import LATE, OURS, PLAIN, SleepingProvider, search_cells
 from gog_edge.bench.subject import picture
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError, SearchTimeoutError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.loader import load
-from gog_edge.runtime.search.base import Deadline, ImageQuery
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import Deadline, ImageQuery
 from gog_edge.types import Answer, StopReason
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gog_edge.bench import self_check as checks
-from gog_edge.bench.self_check_talk import Talk, agrees, compare
+from gog_edge.bench.self_check import run as checks
+from gog_edge.bench.self_check.conversation import Talk, agrees, compare
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
+from gog_edge.crop import cuda, cuda_driver
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
+from gog_edge.engines.tensorrt.decoder import TrtDecoder
 from gog_edge.errors import BenchError, EngineError, UsageError
-from gog_edge.runtime.crop import cuda, cuda_driver
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.engines.tensorrt.decoder import TrtDecoder
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.fakes import make_bundle
 from tests.runtime.host_trt import host_engine, with_engines
@@ -30,7 +30,7 @@ PLAN = {"capacity": 512, "chunk": 64, "verify": 8, "image_patches": [16, 64, 409
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "SIZE", (240, 180))
-    monkeypatch.setattr("gog_edge.bench.self_check_talk.SIZE", (240, 180))
+    monkeypatch.setattr("gog_edge.bench.self_check.conversation.SIZE", (240, 180))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         raise EngineError("no CUDA device 0: there is no driver; see gog-edge doctor")
 
     monkeypatch.setattr(cuda_driver, "open_driver", none)
-    monkeypatch.setattr("gog_edge.runtime.engines.tensorrt.cuda.open_driver", none)
-    monkeypatch.setattr("gog_edge.runtime.crop.cuda_compile.crop_cubin", lambda arch, folder: b"cubin")
+    monkeypatch.setattr("gog_edge.engines.tensorrt.cuda.open_driver", none)
+    monkeypatch.setattr("gog_edge.crop.cuda_compile.crop_cubin", lambda arch, folder: b"cubin")
 
     def quiet(name: str, bundle: Bundle, options: Any = None) -> Any:
         return create_engine(name, bundle, OrtOptions(threads=1, spin=False) if name == "cpu" else options)

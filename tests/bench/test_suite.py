@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.conversations import CONVERSATIONS, Conversation, TurnSpec
-from gog_edge.bench.limits import encode_without_windows, memory_needed, stage_limits
-from gog_edge.bench.ours import LocalSubject
-from gog_edge.bench.probes import resident_bytes
-from gog_edge.bench.report import format_place
+from gog_edge.bench.local_subject import LocalSubject
+from gog_edge.bench.machine.limits import encode_without_windows, memory_needed, stage_limits
+from gog_edge.bench.machine.probes import resident_bytes
+from gog_edge.bench.machine.roofline import BesideProbe, Roofline, kv_bytes_read
+from gog_edge.bench.report.terminal import format_place
 from gog_edge.bench.result import Report, load
-from gog_edge.bench.roofline import BesideProbe, Roofline, kv_bytes_read
 from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
 from gog_edge.bench.suite import BESIDE, cells, run_conversation
+from gog_edge.bench.workloads import CONVERSATIONS, Conversation, TurnSpec
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
 from gog_edge.export.options import ExportOptions

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gog_edge.bench import plots
-from gog_edge.bench.report_html import page
+from gog_edge.bench.machine.roofline import Roofline
+from gog_edge.bench.report import plots
+from gog_edge.bench.report.html import page
+from gog_edge.bench.report.summary import markdown, stages
 from gog_edge.bench.result import Cell, Report, one_of_each
-from gog_edge.bench.roofline import Roofline
 from gog_edge.bench.suite import BESIDE
-from gog_edge.bench.summary import markdown, stages
 from gog_edge.cli.main import cli
 
 

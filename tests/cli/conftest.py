@@ -31,7 +31,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
     """Let the policy of the command write a script."""
 
     def set_script(script: Script) -> None:
-        engine = "gog_edge.runtime.loader.create_engine"
+        engine = "gog_edge.agent.loader.create_engine"
         monkeypatch.setattr(engine, lambda name, bundle, options: ScriptedEngine(bundle, script))
 
     return set_script

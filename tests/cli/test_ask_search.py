@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from gog_edge.cli.main import run
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.record import Record
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
+from gog_edge.search.local.record import Record
 from tests.cli.asking import ANSWER, GAZE, GLANCE, KEY, TEXT, Play, ask, sent
-from tests.frame.test_hostile_files import png
+from tests.image.test_hostile_files import png
 from tests.search import server as web
 from tests.search.server import WebServer
 

@@ -9,7 +9,7 @@ import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.crop.gpu import GpuMemory, KernelArgument
+from gog_edge.crop.native import SOURCES
 from gog_edge.errors import EngineError
-from gog_edge.runtime.crop.gpu import GpuMemory, KernelArgument
-from gog_edge.runtime.crop.native import SOURCES
 from tests.crop.toolchain import need, run
 
 HERE = Path(__file__).parent

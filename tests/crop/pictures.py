@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime.frame import Frame
 
 QWEN25 = Preprocessing(
     patch_size=14,

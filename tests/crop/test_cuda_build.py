@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gog_edge.crop import cuda, cuda_compile
+from gog_edge.crop.native import SOURCES
 from gog_edge.errors import EngineError
-from gog_edge.runtime.crop import cuda, cuda_compile
-from gog_edge.runtime.crop.native import SOURCES
 from tests.crop.toolchain import need, run
 
 # Per multiprocessor: (threads, registers, shared memory in KiB); CUDA C++ Programming Guide, compute capabilities.

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gog_edge.crop import Grid, crop_image, crop_patches, cuda, region_grid
+from gog_edge.crop.cuda import CudaCropper
+from gog_edge.crop.gpu import DeviceArray
+from gog_edge.crop.native import SOURCES
 from gog_edge.errors import EngineError, ImageError, RegionError, UsageError
-from gog_edge.runtime.crop import Grid, crop_image, crop_patches, cuda, region_grid
-from gog_edge.runtime.crop.cuda import CudaCropper
-from gog_edge.runtime.crop.gpu import DeviceArray
-from gog_edge.runtime.crop.native import SOURCES
 from gog_edge.types import Region
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.crop.pictures import BOTH, QWEN3, noise
@@ -167,7 +167,7 @@ def test_device_arrays_know_their_size(driver: FakeDriver) -> None:
 
 def test_no_gpu_is_one_clear_line() -> None:
     pytest.importorskip("cuda.core")
-    from gog_edge.runtime.crop.cuda_driver import open_driver
+    from gog_edge.crop.cuda_driver import open_driver
 
     if Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists():
         pytest.skip("this machine has a GPU")

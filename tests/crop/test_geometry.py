@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gog_edge.crop import Grid, PixelBox, pixel_box, region_grid, smart_resize
 from gog_edge.errors import ImageError, RegionError
-from gog_edge.runtime.crop import Grid, PixelBox, pixel_box, region_grid, smart_resize
 from gog_edge.types import Region
 from tests.crop.pictures import QWEN3, QWEN25
 

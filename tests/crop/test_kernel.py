@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gog_edge.crop import Grid, PixelBox, backend, crop_image, crop_patches, kernel, pixel_box, region_grid
+from gog_edge.crop.reference import resize_box
+from gog_edge.crop.taps import PRECISION_BITS, bicubic_taps
 from gog_edge.errors import ImageError, RegionError, UsageError
+from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime.crop import Grid, PixelBox, backend, crop_image, crop_patches, kernel, pixel_box, region_grid
-from gog_edge.runtime.crop.reference import resize_box
-from gog_edge.runtime.crop.taps import PRECISION_BITS, bicubic_taps
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.native import build
+from gog_edge.native import build
 from gog_edge.types import Region
 from tests.crop.pictures import BOTH, QWEN3, QWEN25, noise, scene
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gog_edge.runtime.crop.taps import PRECISION_BITS, bicubic_taps
+from gog_edge.crop.taps import PRECISION_BITS, bicubic_taps
 
 
 def apply(row: np.ndarray, size: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gog_edge.crop import crop_image, crop_patches, pixel_box, region_grid
+from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime.crop import crop_image, crop_patches, pixel_box, region_grid
-from gog_edge.runtime.frame import Frame
 from gog_edge.types import Region
 from tests.crop.pictures import BOTH, QWEN3, QWEN25, eight_bit, noise, scene
 

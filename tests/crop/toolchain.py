@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.runtime.crop.native import SOURCES
+from gog_edge.crop.native import SOURCES
 
 CHECK = Path(__file__).with_name("native_check.cpp")
 

@@ -4,8 +4,8 @@ syntax; several images and crops that are named again; the turns of a thinking c
 
 from __future__ import annotations
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects import Dialect
+from gog_edge import dialects
+from gog_edge.dialects import Dialect
 from gog_edge.types import Action, ActionKind, Control, Observation, Region, RegisteredImage, Segment, Turn
 
 Part = tuple[str, list[Segment]]

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects import Dialect
+from gog_edge import dialects
+from gog_edge.dialects import Dialect
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.types import (
     Action,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box, resolve_frame, split_box
+from gog_edge.dialects.spec import CoordinateSpec
 from gog_edge.errors import DialectError, RegionError
-from gog_edge.runtime.dialects.coordinates import CoordinateFrame, boxes_of, read_box, resolve_frame, split_box
-from gog_edge.runtime.dialects.spec import CoordinateSpec
 from gog_edge.types import Region, RegisteredImage
 
 FRAMES = ("unit", "thousand", "shown", "original")

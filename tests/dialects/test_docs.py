@@ -6,8 +6,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects import spec
+from gog_edge import dialects
+from gog_edge.dialects import spec
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO
 

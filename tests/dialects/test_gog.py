@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gog_edge.runtime import dialects
+from gog_edge import dialects
 from gog_edge.types import (
     ActionKind,
     Control,

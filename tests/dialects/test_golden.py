@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects import Dialect
+from gog_edge import dialects
+from gog_edge.dialects import Dialect
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.types import ActionKind, ImagePart
 from tests.dialects.helpers import CACHE, IMAGE_TEXT, plain, qwen3, qwen3_template

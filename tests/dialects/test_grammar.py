@@ -11,11 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from gog_edge import dialects
+from gog_edge.dialects.grammar import for_tokenizer
 from gog_edge.errors import GrammarError
-from gog_edge.export.synthetic_text import tokenizer_json
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects.lark import for_tokenizer
-from gog_edge.runtime.grammar import TokenConstraint, TokenGrammar, available
+from gog_edge.export.synthetic.text import tokenizer_json
+from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO, qwen3
 from tests.dialects.scenes import THINKING
@@ -225,7 +225,7 @@ def test_bad_grammars_and_missing_library() -> None:
     assert available()
     code = (
         "import sys; sys.modules['llguidance'] = None\n"
-        "from gog_edge.runtime.grammar import TokenGrammar\n"
+        "from gog_edge.runtime.constraint import TokenGrammar\n"
         "try: TokenGrammar(None, [1])\n"
         "except Exception as e: print(type(e).__name__, e)\n"
     )

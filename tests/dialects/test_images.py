@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects.images import ImageReferenceError, reference, resolve_image
-from gog_edge.runtime.dialects.spec import ImagesSpec
+from gog_edge import dialects
+from gog_edge.dialects.images import ImageReferenceError, reference, resolve_image
+from gog_edge.dialects.spec import ImagesSpec
 from gog_edge.types import ActionKind, Region, RegisteredImage
 
 USER = [RegisteredImage(0, 100, 80, 96, 64, None, 0), RegisteredImage(1, 100, 80, 96, 64, None, 1)]

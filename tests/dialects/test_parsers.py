@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gog_edge.runtime import dialects
-from gog_edge.runtime.dialects.parsers import load_json
+from gog_edge import dialects
+from gog_edge.dialects.parsers import load_json
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 from tests.dialects.helpers import PHOTO
 

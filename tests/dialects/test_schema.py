@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gog_edge import dialects
 from gog_edge.errors import DialectError
-from gog_edge.runtime import dialects
 from gog_edge.types import Control, Text
 from tests.dialects.helpers import plain
 

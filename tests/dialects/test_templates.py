@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gog_edge import dialects
+from gog_edge.dialects.templates import ChatTemplate, Message
 from gog_edge.errors import DialectError
-from gog_edge.runtime import dialects
-from gog_edge.runtime.templates import ChatTemplate, Message
 from gog_edge.types import Control, ImagePart, Text
 from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain, qwen3_template
 from tests.dialects.scenes import THINKING

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from gog_edge.runtime import dialects
+from gog_edge import dialects
 from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage
 from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain
 

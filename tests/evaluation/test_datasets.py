@@ -15,8 +15,8 @@ from gog_edge.evaluation.datasets import read_dataset
 from gog_edge.evaluation.formats import answer_texts, detect, question_text, samples_of
 from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.samples import ImageRef, Sample
-from gog_edge.runtime.search.web.address import AddressPolicy
-from gog_edge.runtime.search.web.page import PageReader
+from gog_edge.search.web.address import AddressPolicy
+from gog_edge.search.web.page import PageReader
 from tests.evaluation.fakes import b64, own_dataset, picture, write_lines, write_parquet
 from tests.search import server as web
 from tests.search.server import WebServer

@@ -11,10 +11,10 @@ import pytest
 from gog_edge.cli.main import run as run_cli
 from gog_edge.evaluation.injection import HARMLESS, MARK, TEMPLATES, InjectingProvider, obeyed, plant, planted_texts
 from gog_edge.evaluation.report import summarise, table_rows
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.local_index import LocalIndex
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
 from gog_edge.types import Action, ActionKind, Answer, Hit, Step, StopReason, Turn
 from tests.evaluation.fakes import own_dataset
 from tests.search.fakes import record

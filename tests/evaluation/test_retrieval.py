@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gog_edge.cli.main import run as run_cli
-from gog_edge.evaluation.retrieval import (
+from gog_edge.evaluation.recall import (
     DISTORTIONS,
     LABELS,
     measure_expansion,
@@ -18,10 +18,10 @@ from gog_edge.evaluation.retrieval import (
     measure_titles,
     misspell,
 )
-from gog_edge.runtime.search.encoder import EncoderOptions, OnnxEncoder
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.record import Record
+from gog_edge.search.encoder import EncoderOptions, OnnxEncoder
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
+from gog_edge.search.local.record import Record
 from gog_edge.types import Region
 from tests.search.fakes import record
 from tests.search.test_encoder import make_encoder

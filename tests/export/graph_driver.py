@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 
 from gog_edge.bundle import Bundle
-from gog_edge.runtime import layout
-from tests.layout.sequence import sequence_positions
+from gog_edge.engines.base import causal_bias
+from gog_edge.runtime import rope
+from tests.layout.sequence import sequence_positions, text_positions
 
 
 def session(bundle: Bundle, graph: str, optimise: bool = True) -> ort.InferenceSession:
@@ -22,7 +23,7 @@ def session(bundle: Bundle, graph: str, optimise: bool = True) -> ort.InferenceS
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     spec = bundle.manifest.graphs[graph]
     if "ai.gog_edge" in spec.domains:
-        from gog_edge.runtime.ops.library import register
+        from gog_edge.native.dispatch import register
 
         assert register(options) is None
     return ort.InferenceSession(str(bundle.root / spec.file), options, providers=["CPUExecutionProvider"])
@@ -45,7 +46,7 @@ def conversation(bundle: Bundle, grids: list[tuple[int, int]], seed: int = 0, wo
     patches = []
     for rows, columns in grids:
         ids += [int(i) for i in rng.integers(3, 500, words)]
-        count = layout.token_count(rows, columns, pre.merge_size)
+        count = rope.token_count(rows, columns, pre.merge_size)
         ids += [tokens.vision_start, *[tokens.image_pad] * count, tokens.vision_end]
         patches.append(rng.standard_normal((rows * columns, pre.patch_values), np.float32))
     ids += [int(i) for i in rng.integers(3, 500, words + 2)]
@@ -86,7 +87,7 @@ class Runner:
 
     def encode(self, patches: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
         """[features] or [features, deepstack]."""
-        return list(self.vision.run(None, {"patches": patches, **layout.vision_inputs(self.bundle.manifest, *grid)}))
+        return list(self.vision.run(None, {"patches": patches, **rope.vision_inputs(self.bundle.manifest, *grid)}))
 
     def inputs(self, talk: Conversation) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
         """(embeddings [s, H], positions [3, s], deepstack [D, s, H], next position) of a whole conversation."""
@@ -109,7 +110,7 @@ class Runner:
     ) -> np.ndarray:
         """Append rows x [s, H] to the cache; logits [last_k, V]."""
         count = len(x)
-        cos, sin = layout.decoder_rope(self.spec, positions)
+        cos, sin = rope.decoder_rope(self.spec, positions)
         feeds: dict[str, Any] = {
             "inputs_embeds": x[None],
             "rope_cos": cos,
@@ -118,7 +119,7 @@ class Runner:
             "seqlens_k": np.array([self.past + count - 1], np.int32),
             "total_sequence_length": np.array(self.past + count, np.int32),
             "write_indices": np.array([self.past], np.int64),
-            "attention_bias": layout.causal_bias(self.past, count, self.capacity),
+            "attention_bias": causal_bias(self.past, count, self.capacity),
         }
         if self.spec.deepstack:
             empty = np.zeros((self.spec.deepstack, count, self.spec.hidden), np.float32)
@@ -143,5 +144,5 @@ class Runner:
         for i in range(count):
             token = int(logits[-1].argmax())
             out.append(token)
-            logits = self.step(self.table[[token]], layout.text_positions(position + i, 1))
+            logits = self.step(self.table[[token]], text_positions(position + i, 1))
         return out

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.checkpoint import Checkpoint, canonical_name, tied_embeddings
-from gog_edge.export.shards import narrow_bf16, widen
+from gog_edge.export.checkpoint.reader import Checkpoint, canonical_name, tied_embeddings
+from gog_edge.export.checkpoint.shards import narrow_bf16, widen
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded
 
 RNG = np.random.default_rng(3)

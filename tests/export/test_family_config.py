@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gog_edge.errors import CheckpointError
 from gog_edge.export import families
 from gog_edge.export.families.base import ModelConfig
-from gog_edge.export.synthetic import _spell_config
-from gog_edge.export.synthetic_configs import NAMES, model_config
+from gog_edge.export.synthetic.checkpoint import _spell_config
+from gog_edge.export.synthetic.configs import NAMES, model_config
 from gog_edge.shapes import SHAPES
 
 

@@ -14,8 +14,8 @@ import pytest
 from gog_edge.bundle import Bundle
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.synthetic import make_checkpoint
-from gog_edge.runtime.ops.library import available
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.native.dispatch import available
 from tests.export.graph_driver import Conversation, Runner, conversation
 
 torch = pytest.importorskip("torch")

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.fit import for_standard, for_stock
 from gog_edge.export.graph import matrix, packing
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
 from gog_edge.export.graph.matrix import FoldedPatches, Stacked, chunks
 from gog_edge.export.graph.weightfile import ALIGNMENT, WeightFile
-from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize
+from gog_edge.export.quantize.fit import for_standard, for_stock
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme, dequantize
+from gog_edge.export.quantize.weights import quantize
 
 DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "standard": {"": 24}}
 FIT = {"ort": for_stock, "standard": for_standard}

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.weights_helpers import write_checkpoint
 
 EMBED = "model.language_model.embed_tokens.weight"

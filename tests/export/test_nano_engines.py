@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.export.engines import add_engines
+from gog_edge.engines.tensorrt.plan import find_engine
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.tensorrt import BuildOptions
-from gog_edge.export.tensorrt_targets import FIRST_PORTABLE, offered
-from gog_edge.runtime.engines.tensorrt.plan import find_engine
+from gog_edge.export.tensorrt.add import add_engines
+from gog_edge.export.tensorrt.build import BuildOptions
+from gog_edge.export.tensorrt.targets import FIRST_PORTABLE, offered
 from tests.runtime.host_trt import need_rtx
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "gog-nano"

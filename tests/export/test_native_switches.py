@@ -11,8 +11,8 @@ import pytest
 from gog_edge.errors import UsageError
 from gog_edge.export.options import ExportOptions, resolve
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.synthetic import make_checkpoint
-from gog_edge.runtime.ops import DOMAIN, VISION_PRECISIONS
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.native.contract import DOMAIN, VISION_PRECISIONS
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import ParityError, UsageError
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
-from gog_edge.export.parity import fake_quantisation, gate, generated_frames, verify
-from gog_edge.export.parity_metrics import Verdict
+from gog_edge.export.parity import gate
+from gog_edge.export.parity.gate import fake_quantisation, generated_frames, verify
+from gog_edge.export.parity.metrics import Verdict
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.quantize import Recipe, Scheme
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -114,7 +116,7 @@ def test_reference_equals_from_pretrained(checkpoints: dict[str, Path]) -> None:
     import torch
     import transformers
 
-    from gog_edge.export.parity_reference import Reference
+    from gog_edge.export.parity.reference import Reference
 
     for name, root in checkpoints.items():
         model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32)
@@ -208,7 +210,7 @@ def test_fake_quantisation_is_only_made_where_it_repeats(checkpoints: dict[str, 
 def test_missing_torch_is_said_before_anything_runs(
     checkpoints: dict[str, Path], bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gog_edge.export.parity_reference", None)
+    monkeypatch.setitem(sys.modules, "gog_edge.export.parity.reference", None)
     with pytest.raises(UsageError, match=r"gog-edge\[parity\]"):
         gate(Checkpoint.open(checkpoints["tiny-qwen3-vl"]))
     with pytest.raises(UsageError, match=r"gog-edge\[parity\]"):

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import gog_edge
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
+from gog_edge.engines.base import CutsCrops, DecoderRunner, Engine, KvCache, VisionRunner
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import CheckpointError, EngineError, UsageError
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.runtime.engines.base import CutsCrops, DecoderRunner, Engine, KvCache, VisionRunner
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.types import Control, ImagePart, Region, Text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import ParityError
-from gog_edge.export.parity_metrics import (
+from gog_edge.export.parity.metrics import (
     Stage,
     Tolerances,
     Verdict,

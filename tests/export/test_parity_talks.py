@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gog_edge.errors import DatasetError
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -28,7 +28,7 @@ def _questions(root: Path, count: int) -> Path:
 
 
 def test_questions_are_read_and_checked(tmp_path: Path) -> None:
-    from gog_edge.export.parity_talks import read_questions
+    from gog_edge.export.parity.rollouts import read_questions
 
     file = _questions(tmp_path, 2)
     asks = read_questions(file)
@@ -48,7 +48,7 @@ def test_questions_are_read_and_checked(tmp_path: Path) -> None:
 
 
 def test_what_the_policy_wrote() -> None:
-    from gog_edge.export.parity_talks import written
+    from gog_edge.export.parity.rollouts import written
 
     tokens = np.array([1, 5, 5, 2, 1, 9, 7, 7, 2, 3, 1, 9, 8])
     assert np.flatnonzero(written(tokens, [1, 9], 2)).tolist() == [6, 7, 8, 12]
@@ -57,12 +57,12 @@ def test_what_the_policy_wrote() -> None:
 
 def test_conversations_are_recorded_with_their_pixels(tmp_path: Path) -> None:
     import gog_edge
-    from gog_edge.export.checkpoint import Checkpoint
+    from gog_edge.agent.options import RunOptions
+    from gog_edge.export.checkpoint.reader import Checkpoint
     from gog_edge.export.options import ExportOptions
-    from gog_edge.export.parity_reference import Reference
-    from gog_edge.export.parity_talks import read_questions, record
+    from gog_edge.export.parity.reference import Reference
+    from gog_edge.export.parity.rollouts import read_questions, record
     from gog_edge.export.pipeline import export_bundle
-    from gog_edge.runtime.options import RunOptions
 
     checkpoint = Checkpoint.open(make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 2, "float32"))
     bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="fp32"))

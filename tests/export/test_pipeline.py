@@ -20,12 +20,13 @@ from tokenizers import Tokenizer
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BundleError, CheckpointError, DialectError, ParityError, UsageError
-from gog_edge.export.checkpoint import Checkpoint
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.graph import weightfile
 from gog_edge.export.options import ExportOptions, resolve
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.quantize import Recipe, Scheme
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.graph_driver import Runner, conversation, session
 
 FAMILIES = ("tiny-qwen3-vl", "tiny-qwen2.5-vl-tied")

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gog_edge.export.quantize import Recipe, Scheme, dequantize, quantize, quantize_rows
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import Scheme, dequantize
+from gog_edge.export.quantize.weights import quantize, quantize_rows
 
 INTEGER_SCHEMES = [
     Scheme(4, 32),
@@ -100,7 +102,7 @@ def test_asymmetric_beats_symmetric_on_shifted_blocks() -> None:
 def test_streamed_rows_equal_the_whole(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = _random(3, 37, 70)
     whole = quantize(weight, scheme)
-    monkeypatch.setattr("gog_edge.export.quantize._ROWS_BYTES", 70 * 4 * 5)
+    monkeypatch.setattr("gog_edge.export.quantize.weights._ROWS_BYTES", 70 * 4 * 5)
     seen = []
 
     def read(start: int, stop: int) -> np.ndarray:

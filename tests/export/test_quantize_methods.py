@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import UsageError
-from gog_edge.export.calibration import Calibration, CalibrationWriter, LayerStats
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.quantize import QuantizedWeight, Scheme, dequantize, quantize
-from gog_edge.export.quantize_gptq import inverse_factor
-from gog_edge.export.quantize_search import search_mse
-from gog_edge.export.synthetic import make_checkpoint
-from gog_edge.export.tensor_class import tensor_class
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.quantize.calibration import Calibration, CalibrationWriter, LayerStats
+from gog_edge.export.quantize.gptq import inverse_factor
+from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme, dequantize
+from gog_edge.export.quantize.search import search_mse
+from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 RNG = np.random.default_rng(8)
 
@@ -73,17 +74,17 @@ def test_mse_is_never_worse_than_rtn_in_any_block(scheme: Scheme) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_native_search_is_the_numpy_search(scheme: Scheme, weighted: bool) -> None:
-    from gog_edge.export import quantize_native, quantize_search
+    from gog_edge.export.quantize import native, search
 
-    if quantize_native._function() is None:
+    if native._function() is None:
         pytest.skip("no compiler")
     weight = _weight(40, 205)
     weight[3] = 0
     weight[4, :64] = 1e-30
     importance = np.exp(RNG.standard_normal(205)).astype(np.float32) if weighted else None
-    strength = None if importance is None else quantize_search._strength(importance)
-    fast = quantize_search.search_mse(weight, scheme, importance)
-    slow = quantize_search.search_mse_numpy(weight, scheme, strength)
+    strength = None if importance is None else search._strength(importance)
+    fast = search.search_mse(weight, scheme, importance)
+    slow = search.search_mse_numpy(weight, scheme, strength)
     assert (fast[0] != slow[0]).mean() < 0.01  # sums are added in another order: rarely a tie falls the other way
     assert (fast[2] is None) == (slow[2] is None) == scheme.symmetric
     errors = []
@@ -96,11 +97,11 @@ def test_native_search_is_the_numpy_search(scheme: Scheme, weighted: bool) -> No
 
 
 def test_numpy_searches_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gog_edge.export import quantize_native
+    from gog_edge.export.quantize import native
 
     weight = _weight()
     expected = quantize(weight, Scheme(4, 32, method="mse"))
-    monkeypatch.setattr(quantize_native, "_function", lambda: None)
+    monkeypatch.setattr(native, "_function", lambda: None)
     assert (quantize(weight, Scheme(4, 32, method="mse")).q == expected.q).mean() > 0.99
 
 
@@ -129,7 +130,7 @@ def test_gptq_needs_calibration_and_streams_like_the_whole(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="needs calibration"):
         quantize(weight, scheme)
     whole = quantize(weight, scheme, stats)
-    monkeypatch.setattr("gog_edge.export.quantize._ROWS_BYTES", 200 * 4 * 7)
+    monkeypatch.setattr("gog_edge.export.quantize.weights._ROWS_BYTES", 200 * 4 * 7)
     np.testing.assert_array_equal(quantize(weight, scheme, stats).q, whole.q)
 
 
@@ -208,8 +209,8 @@ def test_calibration_files_round_trip(tmp_path: Path) -> None:
 def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from gog_edge.export.parity_calibrate import calibrate
-    from gog_edge.export.parity_talks import Talk
+    from gog_edge.export.parity.calibrate import calibrate
+    from gog_edge.export.parity.rollouts import Talk
 
     root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "ck", 3, "float32")
     talks = [Talk(np.arange(30, 70)), Talk(np.arange(100, 125))]

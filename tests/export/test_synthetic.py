@@ -12,10 +12,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from gog_edge.errors import UsageError
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.synthetic import _tensors, make_checkpoint
-from gog_edge.export.synthetic_configs import NAMES, TINY, first_special, model_config
-from gog_edge.export.synthetic_text import SPECIALS
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.synthetic.checkpoint import _tensors, make_checkpoint
+from gog_edge.export.synthetic.configs import NAMES, TINY, first_special, model_config
+from gog_edge.export.synthetic.text import SPECIALS
 from gog_edge.shapes import SHAPES
 
 

@@ -16,17 +16,17 @@ import pytest
 
 from gog_edge.bundle import Bundle
 from gog_edge.cli import main
+from gog_edge.engines.tensorrt.plan import Library, import_library
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.export import tensorrt
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.engines import add_engines
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
-from gog_edge.export.tensorrt import BuildOptions, image_range
-from gog_edge.export.tensorrt_layers import engine_report, read_layers
-from gog_edge.export.tensorrt_report import MemoryPeak
-from gog_edge.export.tensorrt_targets import plans, this_device
-from gog_edge.runtime.engines.tensorrt.plan import Library, import_library
+from gog_edge.export.tensorrt import build
+from gog_edge.export.tensorrt.add import add_engines
+from gog_edge.export.tensorrt.build import BuildOptions, image_range
+from gog_edge.export.tensorrt.layers import engine_report, read_layers
+from gog_edge.export.tensorrt.report import MemoryPeak
+from gog_edge.export.tensorrt.targets import plans, this_device
 from tests.crop.toolchain import need, run
 from tests.runtime.host_trt import need_rtx
 
@@ -36,7 +36,7 @@ needs_no_gpu = pytest.mark.skipif(
 )
 STAND_IN = Path(__file__).resolve().parents[1] / "runtime" / "stand_in_cuda.cpp"
 ASK = """
-from gog_edge.export.tensorrt_targets import this_device
+from gog_edge.export.tensorrt.targets import this_device
 print(this_device())
 try:
     this_device(1)
@@ -269,7 +269,7 @@ def test_a_failed_build_leaves_the_old_bundle(
 ) -> None:
     old = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", ExportOptions(target="tensorrt-rtx"))
     backwards = {"s": (9, 5, 1), "last_k": (1, 1, 1), "n": (64, 16, 4)}
-    monkeypatch.setattr(tensorrt, "_profiles", lambda *_: [backwards])
+    monkeypatch.setattr(build, "_profiles", lambda *_: [backwards])
     with pytest.raises(EngineError, match="takes no profile of sizes"):
         add_engines(old, tmp_path / "b", "tensorrt-rtx", SMALL)
     assert Bundle.open(tmp_path / "b").fingerprint == old.fingerprint

@@ -13,13 +13,13 @@ import pytest
 
 import gog_edge
 from gog_edge.bundle import Bundle, hash_file
+from gog_edge.deadline import Budget
+from gog_edge.engines.base import DecoderInputs
+from gog_edge.engines.ort.engine import create
+from gog_edge.engines.ort.options import DEVICES, OrtOptions
+from gog_edge.engines.registry import ENGINES, create_engine
 from gog_edge.errors import BundleError, EngineError, UsageError
-from gog_edge.runtime.budget import Budget
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import DecoderInputs
-from gog_edge.runtime.engines.onnxruntime import create
-from gog_edge.runtime.engines.ort_options import DEVICES, OrtOptions
-from gog_edge.runtime.engines.registry import ENGINES, create_engine
 from tests.runtime.fakes import make_bundle
 
 ONE_THREAD = OrtOptions(threads=1, spin=False)
@@ -140,7 +140,7 @@ def test_unknown_engines_and_devices(good: Path) -> None:
         with pytest.raises(EngineError, match="has no "):
             create(bundle, ONE_THREAD, device=name)
     ours = {name: entry for name, entry in ENGINES.items() if name != "transformers"}  # the reference of the gates
-    assert all(entry.module.startswith("gog_edge.runtime.engines.") for entry in ours.values())
+    assert all(entry.module.startswith("gog_edge.engines.") for entry in ours.values())
 
 
 def test_a_closed_engine_says_so(good: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gog_edge.agent.agent import Agent
+from gog_edge.agent.loader import bundle_dialect
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.runtime.agent import Agent
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.loader import bundle_dialect
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from tests.runtime.fakes import Script, ScriptedEngine, make_bundle
 from tests.runtime.virtual_clock import VirtualClock
 
@@ -46,8 +46,8 @@ def picture(seed: int, width: int = 203, height: int = 141) -> Frame:
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """Give it to a question as `Budget(clock=clock)`: fakes wait in virtual time, the rest takes none."""
     virtual = VirtualClock()
-    for module in ("desk", "acting"):
-        monkeypatch.setattr(f"gog_edge.runtime.{module}.run_in_thread", virtual.start)
+    for module in ("dispatch", "tools"):
+        monkeypatch.setattr(f"gog_edge.agent.{module}.run_in_thread", virtual.start)
     return virtual
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
-from gog_edge.runtime.engines.tensorrt.plan import PlanRequest
+from gog_edge.engines.tensorrt.plan import PlanRequest
 from tests.runtime.host_gpu import HostContext, HostPlan
 
 __version__ = "1.7.0.0"

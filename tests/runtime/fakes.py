@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
+from gog_edge.clock import SYSTEM, Clock
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.engines.base import DecoderInputs, EngineInfo, Features
 from gog_edge.errors import SearchError
-from gog_edge.runtime.budget import UNLIMITED, Budget
-from gog_edge.runtime.clock import SYSTEM, Clock
 from gog_edge.runtime.embedding import TokenEmbedding
-from gog_edge.runtime.engines.base import DecoderInputs, EngineInfo, Features
-from gog_edge.runtime.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
 from gog_edge.runtime.tokenizer import Tokenizer
+from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
 from gog_edge.types import Hit
 
 IMAGE_VALUE = 777.0
@@ -28,7 +28,7 @@ def make_bundle(folder: Path, name: str = "tiny-qwen3-vl", flavour: str = "ort",
     """A tiny seeded random checkpoint, exported in fp32."""
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
-    from gog_edge.export.synthetic import make_checkpoint
+    from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     checkpoint = make_checkpoint(name, folder / "checkpoint", dtype="float32", overrides=overrides or None)
     options = ExportOptions(precision="fp32", flavour=flavour)  # type: ignore[arg-type]

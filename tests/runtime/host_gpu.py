@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.crop.gpu import GpuDriver
+from gog_edge.engines.tensorrt.memory import ALIGN, nbytes_of
+from gog_edge.engines.tensorrt.plan import PlanRequest, PlanTensor, Shape
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
-from gog_edge.runtime.crop.gpu import GpuDriver
-from gog_edge.runtime.engines.tensorrt.memory import ALIGN, nbytes_of
-from gog_edge.runtime.engines.tensorrt.plan import PlanRequest, PlanTensor, Shape
 
 _FRESH, _FREED = 0xCD, 0xEE
 _PAST, _PRESENT = "past_key_values.", "present."

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from gog_edge.agent.agent import Agent
+from gog_edge.agent.conversation import Conversation
+from gog_edge.agent.options import NO_PREFETCH, Prefetch
+from gog_edge.deadline import Budget
+from gog_edge.dialects import load, names
 from gog_edge.errors import EngineError, SearchError
-from gog_edge.runtime.agent import Agent
-from gog_edge.runtime.budget import Budget
-from gog_edge.runtime.conversation import Conversation
-from gog_edge.runtime.dialects import load, names
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.options import NO_PREFETCH, Prefetch
-from gog_edge.runtime.search.base import IMAGE, Deadline, ImageQuery, Page
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import IMAGE, Deadline, ImageQuery, Page
 from gog_edge.types import Action, ActionKind, Answer, Hit, ObservationEvent, StopReason
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider

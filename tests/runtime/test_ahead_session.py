@@ -9,15 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ContextOverflowError, SessionError
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.sequence import shared
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.transcript import shared
 from gog_edge.types import Control, ImagePart, Region, Segment, Text
 from tests.runtime.test_session import PROMPT
 

@@ -12,12 +12,12 @@ import re
 import numpy as np
 import pytest
 
+from gog_edge.agent.agent import Agent
+from gog_edge.agent.loader import bundle_dialect
+from gog_edge.agent.options import NO_PREFETCH, RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.runtime.agent import Agent
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.loader import bundle_dialect
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import NO_PREFETCH, RunOptions
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import ActionEvent, ActionKind, BoxEvent
 from tests.runtime.fakes import FakeProvider, ScriptedEngine

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gog_edge.errors import ContextOverflowError, SessionError
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import Hit, StopReason
 from tests.runtime.conftest import MakeAgent, picture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gog_edge.runtime.dialects import load, names
-from gog_edge.runtime.frame import Frame
+from gog_edge.dialects import load, names
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.vision import PixelLimits
 from gog_edge.types import Action, ActionKind, Hit, Region, StopReason

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.runtime.budget import Budget, DeadlineReached
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
+from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
 from gog_edge.runtime.generate import Piece, TurnEnd, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.sampling import Sampler, Sampling
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
@@ -98,7 +98,7 @@ LARK = 'start: "<answer>" /[a-z ]{1,40}/ "</answer>"'  # for real llguidance con
 @pytest.fixture(scope="module")
 def grammar(bundle: Bundle) -> object:
     pytest.importorskip("llguidance")
-    from gog_edge.runtime.grammar import TokenGrammar
+    from gog_edge.runtime.constraint import TokenGrammar
     from gog_edge.runtime.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(bundle.path("tokenizer.json"))

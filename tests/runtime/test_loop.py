@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from gog_edge.agent.options import NO_PREFETCH, Prefetch
+from gog_edge.deadline import Budget
 from gog_edge.errors import EngineError, ImageError, SearchError, UsageError
-from gog_edge.runtime.budget import Budget
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.options import NO_PREFETCH, Prefetch
-from gog_edge.runtime.search.base import Deadline, ImageQuery
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import Deadline, ImageQuery
 from gog_edge.types import (
     ActionEvent,
     ActionKind,

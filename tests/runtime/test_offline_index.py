@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gog_edge.runtime.agent import Agent
-from gog_edge.runtime.dialects import load, names
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.readers import read_source
-from gog_edge.runtime.search.local import LocalProvider
+from gog_edge.agent.agent import Agent
+from gog_edge.dialects import load, names
+from gog_edge.image.frame import Frame
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
+from gog_edge.search.local.provider import LocalProvider
+from gog_edge.search.local.readers import read_source
 from gog_edge.types import Action, ActionKind
 from tests.runtime.conftest import MakeAgent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gog_edge.runtime.engines.ort_graph import too_old
+from gog_edge.engines.ort.graph import too_old
 
 
 def test_only_standard_graphs_need_a_newer_onnxruntime() -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import DecoderInputs
+from gog_edge.engines.ort import weights as ort_weights
+from gog_edge.engines.ort.decoder import OrtDecoder
+from gog_edge.engines.ort.graph import OrtGraph
+from gog_edge.engines.ort.options import OrtOptions, find_device
 from gog_edge.errors import BundleError, UsageError
-from gog_edge.runtime.engines import ort_weights
-from gog_edge.runtime.engines.base import DecoderInputs
-from gog_edge.runtime.engines.ort_decoder import OrtDecoder
-from gog_edge.runtime.engines.ort_graph import OrtGraph
-from gog_edge.runtime.engines.ort_options import OrtOptions, find_device
-from gog_edge.runtime.layout import decoder_rope
-from gog_edge.runtime.ops.library import available
+from gog_edge.native.dispatch import available
+from gog_edge.runtime.rope import decoder_rope
 
 onnx = pytest.importorskip("onnx")
 linux = pytest.mark.skipif(not hasattr(ort_weights.mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")
@@ -25,7 +25,7 @@ linux = pytest.mark.skipif(not hasattr(ort_weights.mmap, "MADV_HUGEPAGE"), reaso
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
-    from gog_edge.export.synthetic import make_checkpoint
+    from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     folder = tmp_path_factory.mktemp("weights")
     return export_bundle(make_checkpoint("tiny-qwen3-vl", folder / "c", 1), folder / "b", ExportOptions(ops="native"))

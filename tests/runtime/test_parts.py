@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import gog_edge
+from gog_edge.agent.evidence import normalise, supporting
+from gog_edge.agent.options import RunOptions
+from gog_edge.agent.pace import Pace
 from gog_edge.bundle import Bundle
+from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import DialectError, GrammarError, SearchError, SearchIndexError, UsageError
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.evidence import normalise, supporting
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.options import RunOptions
-from gog_edge.runtime.pace import Pace
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import Action, ActionKind, Hit, Observation, Step, StopReason, Turn
 from tests.runtime.conftest import MakeAgent, picture
@@ -95,11 +95,11 @@ def test_load_runs_a_real_bundle(bundle: Bundle, frame: Frame, tmp_path: Path) -
 
 
 def test_load_with_an_index_searches_it_with_the_policys_tower(bundle: Bundle, tmp_path: Path) -> None:
-    from gog_edge.runtime.search.base import Deadline, ImageQuery
-    from gog_edge.runtime.search.embedders import open_embedder
-    from gog_edge.runtime.search.index.ingest import add_records
-    from gog_edge.runtime.search.index.local_index import LocalIndex
-    from gog_edge.runtime.search.index.record import Record
+    from gog_edge.agent.embedder import open_embedder
+    from gog_edge.search.base import Deadline, ImageQuery
+    from gog_edge.search.local.index import LocalIndex
+    from gog_edge.search.local.ingest import add_records
+    from gog_edge.search.local.record import Record
 
     files = []
     for i in range(3):
@@ -152,7 +152,7 @@ def test_load_closes_what_it_opened_when_it_fails(bundle: Bundle, tmp_path: Path
 
 
 def test_owned_providers_are_closed_and_others_are_not(make_agent: MakeAgent) -> None:
-    from gog_edge.runtime.agent import Agent
+    from gog_edge.agent.agent import Agent
 
     made = make_agent([ANSWER])
     own, theirs = FakeProvider(name="own"), FakeProvider(name="theirs")
@@ -181,12 +181,12 @@ def test_a_grammar_that_breaks_is_left_unless_it_is_insisted_on(
     make_agent: MakeAgent, frame: Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llguidance")
-    from gog_edge.runtime import grammar
+    from gog_edge.runtime import constraint
 
     def broken(self: object, logits: object) -> None:
         raise GrammarError("too complex")
 
-    monkeypatch.setattr(grammar.TokenConstraint, "apply", broken)
+    monkeypatch.setattr(constraint.TokenConstraint, "apply", broken)
     trace = Trace()
     assert make_agent([ANSWER], grammar="auto").ask(frame, "q", trace=trace).text == "fish"
     assert any("the grammar is left" in text for _, text in trace.notes)
@@ -196,7 +196,7 @@ def test_a_grammar_that_breaks_is_left_unless_it_is_insisted_on(
     def never(self: object, *args: object) -> None:
         raise GrammarError("no such tokenizer")
 
-    monkeypatch.setattr(grammar.TokenGrammar, "__init__", never)
+    monkeypatch.setattr(constraint.TokenGrammar, "__init__", never)
     assert make_agent([ANSWER], grammar="auto").ask(frame, "q").text == "fish"
     with pytest.raises(GrammarError, match="no such tokenizer"):
         make_agent([ANSWER], grammar="on").ask(frame, "q")

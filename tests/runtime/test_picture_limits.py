@@ -18,14 +18,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gog_edge import dialects
+from gog_edge.agent.options import RunOptions
+from gog_edge.agent.picture_limits import crop_limits, image_limits, thumbnail_limits
+from gog_edge.crop import scale_between
+from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.errors import DialectError
 from gog_edge.manifest import Preprocessing
-from gog_edge.runtime import dialects
-from gog_edge.runtime.crop import scale_between
-from gog_edge.runtime.dialects.coordinates import CoordinateFrame
 from gog_edge.runtime.feature_cache import FeatureCache
-from gog_edge.runtime.options import RunOptions
-from gog_edge.runtime.picture_limits import crop_limits, image_limits, thumbnail_limits
 from gog_edge.runtime.vision import PixelLimits, VisionEncoder, VisionPlan
 from gog_edge.types import ActionKind, Region, RegisteredImage
 

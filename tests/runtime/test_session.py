@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.engines.base import Engine
+from gog_edge.engines.ort import cache as ort_cache
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ContextOverflowError, EngineError, SessionError
-from gog_edge.runtime.engines import ort_cache
-from gog_edge.runtime.engines.base import Engine
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.sampling import Sampler, Sampling
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
@@ -287,12 +287,12 @@ def test_guessing_is_off_where_rows_depend_on_each_other(frame: Frame, tmp_path:
     """Stock int8 without blocks quantises a whole run with one scale; native operators do not."""
     import dataclasses
 
+    from gog_edge.agent.agent import Agent
+    from gog_edge.agent.loader import bundle_dialect
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
-    from gog_edge.export.quantize import Recipe
-    from gog_edge.export.synthetic import make_checkpoint
-    from gog_edge.runtime.agent import Agent
-    from gog_edge.runtime.loader import bundle_dialect
+    from gog_edge.export.quantize.recipe import Recipe
+    from gog_edge.export.synthetic.checkpoint import make_checkpoint
     from gog_edge.runtime.telemetry import Trace
 
     checkpoint = make_checkpoint("tiny-qwen3-vl", tmp_path / "checkpoint", dtype="float32")

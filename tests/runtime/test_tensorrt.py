@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.clock import SystemClock
+from gog_edge.crop import cuda
+from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
+from gog_edge.engines.tensorrt import TrtEngine
+from gog_edge.engines.tensorrt.memory import DeviceFeatures, TrtKvCache
 from gog_edge.errors import ContextOverflowError, EngineError
-from gog_edge.runtime.budget import Budget, DeadlineReached
-from gog_edge.runtime.clock import SystemClock
-from gog_edge.runtime.crop import cuda
-from gog_edge.runtime.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.engines.tensorrt import TrtEngine
-from gog_edge.runtime.engines.tensorrt.memory import DeviceFeatures, TrtKvCache
-from gog_edge.runtime.frame import Frame
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
-from gog_edge.runtime.layout import vision_inputs
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
+from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.sampling import Sampler, Sampling
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
@@ -358,7 +358,7 @@ def test_the_budget_ends_a_prefill_between_pieces(standard: Bundle, engine: TrtE
 
 
 def test_another_engines_cache_is_refused(standard: Bundle, reference: Engine, engine: TrtEngine) -> None:
-    from gog_edge.runtime.engines.base import DecoderInputs
+    from gog_edge.engines.base import DecoderInputs
 
     spec = standard.manifest.decoder
     half = np.zeros((1, spec.head_dim // 2), np.float32)

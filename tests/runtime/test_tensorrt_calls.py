@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gog_edge.bundle import Bundle, BundleWriter
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
+from gog_edge.engines.tensorrt.plan import Library, PlanRequest, TrtPlan, find_engine, import_library
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.manifest import EngineSpec
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.engines.tensorrt.plan import Library, PlanRequest, TrtPlan, find_engine, import_library
 from tests.crop.toolchain import need, run
 from tests.runtime import fake_tensorrt
 from tests.runtime.fakes import make_bundle

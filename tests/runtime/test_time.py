@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 import gog_edge
-from gog_edge.runtime.budget import Budget, DeadlineReached
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.options import NO_PREFETCH
-from gog_edge.runtime.pace import ANSWER_TOKENS
-from gog_edge.runtime.search.base import Deadline
-from gog_edge.runtime.search.resilience import Resilient
-from gog_edge.runtime.search.web.http import RetryableError
+from gog_edge.agent.options import NO_PREFETCH
+from gog_edge.agent.pace import ANSWER_TOKENS
+from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.search.base import Deadline
+from gog_edge.search.resilience import Resilient
+from gog_edge.search.web.http import RetryableError
 from gog_edge.types import AnswerEvent, Hit, StopReason, TokenEvent
 from tests.runtime.conftest import MakeAgent, picture
 from tests.runtime.fakes import FakeProvider

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BundleError
-from gog_edge.export.synthetic_text import SPECIALS, tokenizer_json
+from gog_edge.export.synthetic.text import SPECIALS, tokenizer_json
 from gog_edge.runtime.tokenizer import Detokenizer, Tokenizer
 from gog_edge.types import Control, ImagePart, Text
 

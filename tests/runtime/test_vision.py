@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gog_edge.bundle import Bundle
+from gog_edge.crop import Grid
+from gog_edge.deadline import Budget
+from gog_edge.engines.base import Features
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
 from gog_edge.errors import CancelledError, RegionError, UsageError
-from gog_edge.runtime.budget import Budget
-from gog_edge.runtime.crop import Grid
-from gog_edge.runtime.engines.base import Features
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache, FeatureKey
-from gog_edge.runtime.frame import Frame
 from gog_edge.runtime.vision import PixelLimits, VisionEmbedder, VisionEncoder
 from gog_edge.types import Region
 from tests.runtime.conftest import picture

@@ -9,14 +9,14 @@ import sys
 
 import numpy as np
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.engines.registry import create_engine
-from gog_edge.runtime.engines.tensorrt import TrtOptions
-from gog_edge.runtime.frame import Frame
+from gog_edge.engines.ort.options import OrtOptions
+from gog_edge.engines.registry import create_engine
+from gog_edge.engines.tensorrt import TrtOptions
+from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.options import RunOptions
 from gog_edge.runtime.sampling import Sampler, Sampling
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation

@@ -18,7 +18,7 @@ _STUCK_S = 60.0  # of real time: somebody waits for what no thread of the clock 
 
 
 class VirtualClock:
-    """See `gog_edge.runtime.clock.Clock`."""
+    """See `gog_edge.clock.Clock`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()  # its lock is re-entrant: what is due may set events
@@ -53,7 +53,7 @@ class VirtualClock:
         self.event().wait(seconds)
 
     def start(self, work: Callable[[], Any], name: str) -> Future[Any]:
-        """Run `work` in a thread that takes part. Stands in for `gog_edge.runtime.desk.run_in_thread`."""
+        """Run `work` in a thread that takes part. Stands in for `gog_edge.agent.dispatch.run_in_thread`."""
         future: Future[Any] = Future()
 
         def run() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import ImageError
-from gog_edge.runtime.search.index.record import Record
+from gog_edge.search.local.record import Record
 from gog_edge.types import Region
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.runtime.search import config
+from gog_edge.search import config
 from tests.search.test_text_encoder import make as make_encoder
 
 MANUAL = (Path(__file__).resolve().parents[2] / "docs" / "search.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from gog_edge.errors import EngineError, RegionError, UsageError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.encoder import EncoderOptions, OnnxEncoder
+from gog_edge.image.frame import Frame
+from gog_edge.search.encoder import EncoderOptions, OnnxEncoder
 from gog_edge.types import Region
 
 

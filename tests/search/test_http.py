@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge.errors import SearchError, SearchTimeoutError
-from gog_edge.runtime.search.base import Deadline
-from gog_edge.runtime.search.web import address as address_module
-from gog_edge.runtime.search.web.address import AddressPolicy, is_public, split_url
-from gog_edge.runtime.search.web.http import HttpClient, Request, Response, RetryableError
+from gog_edge.search.base import Deadline
+from gog_edge.search.web import address as address_module
+from gog_edge.search.web.address import AddressPolicy, is_public, split_url
+from gog_edge.search.web.http import HttpClient, Request, Response, RetryableError
 from tests.search import server as web
 from tests.search.server import WebServer
 

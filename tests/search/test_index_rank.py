@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gog_edge.runtime.search.index.rank import Scored, dynamic_count, fuse, ordered
+from gog_edge.search.local.rank import Scored, dynamic_count, fuse, ordered
 
 scores = st.lists(st.floats(-1, 100, allow_nan=False), min_size=1, max_size=40).map(lambda s: sorted(s, reverse=True))
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import SearchIndexError
-from gog_edge.runtime.search.index import vectors as vectors_module
-from gog_edge.runtime.search.index.ingest import add_records, ensure_same_encoder
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.readers import Problem, read_source
-from gog_edge.runtime.search.index.record import Record
+from gog_edge.search.local import vectors as vectors_module
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records, ensure_same_encoder
+from gog_edge.search.local.readers import Problem, read_source
+from gog_edge.search.local.record import Record
 from tests.search.fakes import FakeEmbedder, FakeFrame, load_fake, record, unit
 
 
@@ -255,8 +255,8 @@ def test_a_killed_build_keeps_whole_batches_and_goes_on(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import sys, time
-        from gog_edge.runtime.search.index import ingest
-        from gog_edge.runtime.search.index.local_index import LocalIndex
+        from gog_edge.search.local import ingest
+        from gog_edge.search.local.index import LocalIndex
         from tests.search.fakes import record
         ingest.BATCH_RECORDS_TEXT = 10
         def endless():

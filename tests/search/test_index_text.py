@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.lexical import prefix_distance
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.index.text import TOKENIZER, normalise, parse_query, tokens
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
+from gog_edge.search.local.lexical import prefix_distance
+from gog_edge.search.local.text import TOKENIZER, normalise, parse_query, tokens
 from tests.search.fakes import record
 
 COUNTRIES = {

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from gog_edge.errors import EngineError, SearchError, SearchIndexError, SearchTimeoutError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import Deadline, ImageQuery, SearchProvider
-from gog_edge.runtime.search.encoder import EncoderOptions, OnnxEncoder
-from gog_edge.runtime.search.index.ingest import add_records
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.local import LocalProvider
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import Deadline, ImageQuery, SearchProvider
+from gog_edge.search.encoder import EncoderOptions, OnnxEncoder
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.ingest import add_records
+from gog_edge.search.local.provider import LocalProvider
 from gog_edge.types import Region
 from tests.search.fakes import FakeEmbedder, record
 from tests.search.test_encoder import make_encoder

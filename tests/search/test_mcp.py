@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import SearchError, SearchTimeoutError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import Deadline, ImageQuery
-from gog_edge.runtime.search.config import load_providers
-from gog_edge.runtime.search.web.address import AddressPolicy
-from gog_edge.runtime.search.web.mcp import McpClient, McpProvider, ToolCall
-from gog_edge.runtime.search.web.mcp_transport import HttpTransport, StdioTransport
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import Deadline, ImageQuery
+from gog_edge.search.config import load_providers
+from gog_edge.search.web.address import AddressPolicy
+from gog_edge.search.web.mcp import McpClient, McpProvider, ToolCall
+from gog_edge.search.web.mcp_transport import HttpTransport, StdioTransport
 from tests.search import mcp_server
 from tests.search import server as web
 from tests.search.server import WebServer

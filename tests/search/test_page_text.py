@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gog_edge.runtime.search.passages import best_passages, bm25, rank_passages, split_passages
-from gog_edge.runtime.search.web.extract import extract
+from gog_edge.search.passages import best_passages, bm25, rank_passages, split_passages
+from gog_edge.search.web.extract import extract
 
 LONG = "The quick brown fox jumps over the lazy dog while the sun sets slowly behind the distant hills. "
 

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from gog_edge.errors import SearchError, SearchTimeoutError, UsageError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import Deadline, ImageQuery, SearchProvider
-from gog_edge.runtime.search.config import load_providers, presets
-from gog_edge.runtime.search.web.address import AddressPolicy
-from gog_edge.runtime.search.web.http import RetryableError
-from gog_edge.runtime.search.web.json_api import retry_after
-from gog_edge.runtime.search.web.page import PageReader
-from gog_edge.runtime.search.web.template import Secrets, fill
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import Deadline, ImageQuery, SearchProvider
+from gog_edge.search.config import load_providers, presets
+from gog_edge.search.web.address import AddressPolicy
+from gog_edge.search.web.http import RetryableError
+from gog_edge.search.web.json_api import retry_after
+from gog_edge.search.web.page import PageReader
+from gog_edge.search.web.template import Secrets, fill
 from gog_edge.types import Region
 from tests.search import server as web
 from tests.search.server import WebServer

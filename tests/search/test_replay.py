@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import SearchError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page
-from gog_edge.runtime.search.replay import FvqaReplay, JsonlReplay, Recorder
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page
+from gog_edge.search.replay import FvqaReplay, JsonlReplay, Recorder
 from gog_edge.types import Hit, Region
 
 NEVER = Deadline.never()

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import SearchError, SearchTimeoutError
-from gog_edge.runtime.frame import Frame
-from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery, Page
-from gog_edge.runtime.search.cache import ResultCache
-from gog_edge.runtime.search.resilience import Limits, Resilient
-from gog_edge.runtime.search.web.http import RetryableError
+from gog_edge.image.frame import Frame
+from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page
+from gog_edge.search.cache import ResultCache
+from gog_edge.search.resilience import Limits, Resilient
+from gog_edge.search.web.http import RetryableError
 from gog_edge.types import Hit, Region
 
 NEVER = Deadline.never()
 
 
 class Clock:
-    """See `gog_edge.runtime.clock.Clock`: time passes when somebody waits."""
+    """See `gog_edge.clock.Clock`: time passes when somebody waits."""
 
     def __init__(self) -> None:
         self.at = 100.0

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.runtime.search.config import load_providers
-from gog_edge.runtime.search.passages import best_passages
-from gog_edge.runtime.search.text_encoder import OnnxTextEncoder
+from gog_edge.search.config import load_providers
+from gog_edge.search.passages import best_passages
+from gog_edge.search.text_encoder import OnnxTextEncoder
 
 WORDS = ["[UNK]", "cat", "feline", "dog", "sleeps", "where", "is", "the", "a"]
 #         animals alike: cat and feline share a direction

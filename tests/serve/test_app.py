@@ -15,7 +15,7 @@ pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 import gog_edge
-from gog_edge.runtime.options import RunOptions
+from gog_edge.agent.options import RunOptions
 from gog_edge.serve.app import create_app
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import UsageError
-from gog_edge.export.checkpoint import Checkpoint
-from gog_edge.export.quantize import Recipe, dequantize, quantize
-from gog_edge.export.synthetic import make_checkpoint
-from gog_edge.export.tensor_class import tensor_class
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import dequantize
+from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from studies.awq import ScaledCheckpoint, find_scaling
 
 
@@ -20,9 +22,9 @@ from studies.awq import ScaledCheckpoint, find_scaling
 def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from gog_edge.export.parity_calibrate import calibrate
-    from gog_edge.export.parity_reference import Reference
-    from gog_edge.export.parity_talks import Talk
+    from gog_edge.export.parity.calibrate import calibrate
+    from gog_edge.export.parity.reference import Reference
+    from gog_edge.export.parity.rollouts import Talk
 
     checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "ck", 3, "float32"))
     rng = np.random.default_rng(0)

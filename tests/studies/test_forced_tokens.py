@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gog_edge.export.synthetic_text import tokenizer_json
-from gog_edge.runtime import dialects
+from gog_edge import dialects
+from gog_edge.export.synthetic.text import tokenizer_json
 
 pytest.importorskip("llguidance")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.export.synthetic import make_checkpoint
-from gog_edge.runtime.ops.library import available
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.native.dispatch import available
 from studies import native_switches
 
 needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))

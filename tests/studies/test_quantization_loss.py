@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.export.synthetic import make_checkpoint
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

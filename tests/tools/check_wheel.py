@@ -42,7 +42,7 @@ def main() -> None:
     call(python, "-m", "pip", "install", "--quiet", wheel)
     print(call(gog, "--version").strip())
     call(gog, "doctor")
-    heavy = "import sys, gog_edge.cli.ask, gog_edge.runtime.agent; print({'torch', 'onnx'} & set(sys.modules))"
+    heavy = "import sys, gog_edge.cli.ask, gog_edge.agent.agent; print({'torch', 'onnx'} & set(sys.modules))"
     if call(python, "-c", heavy).strip() != "set()":
         print("FAILED: the base install imports something heavy")
         raise SystemExit(1)

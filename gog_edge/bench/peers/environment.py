@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gog_edge.bench.peers.registry import Peer
 from gog_edge.errors import BenchError
-from gog_edge.runtime.paths import cache_directory
+from gog_edge.paths import cache_directory
 
 Show = Callable[[str], None]
 

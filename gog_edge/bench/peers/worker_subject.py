@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gog_edge.bench.machine.probes import resident_bytes
 from gog_edge.bench.peers.environment import clean_environment
-from gog_edge.bench.probes import resident_bytes
 from gog_edge.bench.subject import Part, Picture, TurnTimes
 from gog_edge.errors import BenchError
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import onnx
 from onnx import helper
 
-from gog_edge.runtime.ops import ACTIVATIONS, DOMAIN, NORMS
+from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS
 
 Take = Callable[[onnx.NodeProto, onnx.NodeProto, str], bool]  # (linear, follower, the value between them)
 LINEAR = ("LinearW8", "LinearW4")

@@ -20,7 +20,9 @@ from gog_edge.export.graph.matrix import Matrix, TensorSource, check_shape, chun
 from gog_edge.export.graph.target import Role
 from gog_edge.export.graph.value import Value
 from gog_edge.export.graph.weightfile import Blob
-from gog_edge.export.quantize import QuantizedWeight, Recipe, Scheme, quantize, quantize_rows
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
+from gog_edge.export.quantize.weights import quantize, quantize_rows
 from gog_edge.manifest import DType
 
 FLOAT32 = Scheme(32)

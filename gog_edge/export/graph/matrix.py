@@ -16,7 +16,7 @@ CHUNK_VALUES = 1 << 26  # float32 values of a chunk: 256 MiB
 
 
 class TensorSource(Protocol):
-    """What the graphs read weights from; `gog_edge.export.checkpoint.Checkpoint` is one."""
+    """What the graphs read weights from; `gog_edge.export.checkpoint.reader.Checkpoint` is one."""
 
     def names(self) -> set[str]: ...
 

@@ -1,4 +1,4 @@
-"""Target `native`: this package's own CPU operators (`gog_edge.runtime.ops`), stock ones for the rest.
+"""Target `native`: this package's own CPU operators (`gog_edge.native.contract`), stock ones for the rest.
 
 A linear node takes in the norm before it and the activation or residual after it (`fuse`), attention takes q, k, v
 as one tensor and turns them itself: a transformer layer is five nodes.
@@ -15,7 +15,7 @@ from gog_edge.export.graph.standard import StandardTarget, cache_shape
 from gog_edge.export.graph.target import Cache, Windows
 from gog_edge.export.graph.value import Value
 from gog_edge.manifest import DecoderSpec, DType
-from gog_edge.runtime.ops import DOMAIN, VERSION, VISION_PRECISIONS
+from gog_edge.native.contract import DOMAIN, VERSION, VISION_PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Linear layers on this package's own operators: LinearW8 and LinearW4 of `gog_edge.runtime.ops`.
+"""Linear layers on this package's own operators: LinearW8 and LinearW4 of `gog_edge.native.contract`.
 
-Only the storage layouts are theirs (`ops.packing`, numpy alone); integers and scales come from the recipe.
+Only the storage layouts are theirs (`contract.packing`, numpy alone); integers and scales come from the recipe.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gog_edge.export.graph.linear import OrtLinear
 from gog_edge.export.graph.matrix import Matrix, chunks
 from gog_edge.export.graph.target import Role
 from gog_edge.export.graph.value import Value
-from gog_edge.export.quantize import QuantizedWeight, Scheme, quantize
-from gog_edge.runtime import ops
-from gog_edge.runtime.ops import packing
+from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
+from gog_edge.export.quantize.weights import quantize
+from gog_edge.native import contract, packing
 
 Order = NDArray[np.int64]
 
@@ -56,10 +56,10 @@ class NativeLinear(OrtLinear):
         scale = Value(f"{name}.scale", "float32" if scheme.bits == 8 else "float16")
         zeros = (None, None, None, None) if scheme.symmetric else (None, None, None, Value(f"{name}.zero", "uint8"))
         kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
-        activation = ops.ACTIVATIONS["silu_mul" if gated else "none"]
+        activation = contract.ACTIVATIONS["silu_mul" if gated else "none"]
         only_int4 = {"exact": 1} if self.exact and kind == "LinearW4" else {}
         attributes: dict[str, Any] = {"N": columns, "activation": activation, **only_int4}
-        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=ops.DOMAIN, **attributes)
+        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=contract.DOMAIN, **attributes)
 
     def _strips(self, weight: Matrix, scheme: Scheme) -> Iterator[QuantizedWeight]:
         """Row chunks that are whole strips of packed columns (but for the last one)."""

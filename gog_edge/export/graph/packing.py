@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.export.quantize import QuantizedWeight
+from gog_edge.export.quantize.scheme import QuantizedWeight
 
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ Role = Literal["patch_embed", "vision", "merger", "attention", "mlp", "down_proj
 
 @dataclass(frozen=True)
 class Windows:
-    """Graph inputs of window attention; see gog_edge.runtime.layout.Windows."""
+    """Graph inputs of window attention; see gog_edge.runtime.rope.Windows."""
 
     gather: Value
     mask: Value

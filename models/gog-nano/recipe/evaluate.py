@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import gog_edge
+from gog_edge.agent.embedder import open_embedder
+from gog_edge.agent.options import NO_PREFETCH, RunOptions
+from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import SearchError
-from gog_edge.runtime.engines.ort_options import OrtOptions
-from gog_edge.runtime.options import NO_PREFETCH, RunOptions
-from gog_edge.runtime.search.base import BaseProvider, Deadline, ImageQuery
-from gog_edge.runtime.search.embedders import open_embedder
-from gog_edge.runtime.search.index.local_index import LocalIndex
-from gog_edge.runtime.search.local import LocalProvider
+from gog_edge.search.base import BaseProvider, Deadline, ImageQuery
+from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.provider import LocalProvider
 from gog_edge.types import ActionKind, Answer, Hit
 
 from . import evalset, geometry

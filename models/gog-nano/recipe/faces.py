@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gog_edge.runtime.search.index.rank import dynamic_count
+from gog_edge.search.local.rank import dynamic_count
 
 from . import cache, optim, retrieval, scenes
 from .model import Dims, Nano

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gog_edge.runtime.search.index.local_index import LocalIndex
 from gog_edge.runtime.tokenizer import Tokenizer
+from gog_edge.search.local.index import LocalIndex
 from gog_edge.types import Hit, ImagePart
 
 from . import names, scenes, teacher, world

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gog_edge.runtime.dialects.dialect import Dialect
-from gog_edge.runtime.dialects.registry import load
+from gog_edge.dialects.dialect import Dialect
+from gog_edge.dialects.registry import load
 from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage, Segment
 
 from . import foreign, geometry, scenes

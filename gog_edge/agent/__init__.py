@@ -1,0 +1,1 @@
+"""The agent: the loop around a policy, its tools, searches in flight, deadlines, the camera."""

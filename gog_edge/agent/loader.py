@@ -1,0 +1,98 @@
+"""From a path to an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from gog_edge.agent.agent import Agent
+from gog_edge.agent.options import RunOptions
+from gog_edge.bundle import Bundle
+from gog_edge.dialects import Dialect
+from gog_edge.dialects import load as load_dialect
+from gog_edge.engines.registry import create_engine
+from gog_edge.paths import cache_directory
+from gog_edge.runtime.model import TOKENIZER, Model
+from gog_edge.runtime.tokenizer import Tokenizer
+from gog_edge.search.base import SearchProvider
+
+TEMPLATE = "chat_template.jinja"
+DIALECT = "dialect.toml"
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    engine: str | None = None,
+    index: str | Path | None = None,
+    search: str | Path | None = None,
+    providers: Sequence[SearchProvider] = (),
+    dialect: str | Path | Dialect | None = None,
+    options: RunOptions | None = None,
+    engine_options: Any = None,
+) -> Agent:
+    """Load a policy, ready to be asked.
+
+    Args:
+        bundle: an exported bundle.
+        engine: "cpu", "cuda", "tensorrt", … (see `runtime.engines.registry`); default: what it was exported for.
+        index: folder of a local index; searched before `providers`.
+        search: TOML file of web search providers (docs/search.md), asked after the index; results are kept on disk.
+        providers: further search providers, asked in order; they stay the caller's to close.
+        dialect: name or file, or a loaded dialect, that replaces the bundle's.
+        options: how questions are run.
+        engine_options: the engine's own options (`OrtOptions` …).
+
+    Raises:
+        BundleError: missing, corrupt, or of another version. EngineError: the graphs can't be loaded here.
+        DialectError: the dialect is wrong. SearchIndexError: the index is missing or of another encoder.
+        GrammarError: a grammar is insisted on and can't be had. UsageError: an option makes no sense.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    options = options or RunOptions()
+    with ThreadPoolExecutor(1) as pool:  # the vocabulary and the graphs take about as long, side by side
+        tokenizer = pool.submit(Tokenizer.load, opened.path(TOKENIZER))
+        speech = bundle_dialect(opened, dialect)
+        graphs = create_engine(engine, opened, engine_options)
+    owned: list[SearchProvider] = []
+    try:
+        model = Model.assemble(opened, graphs, options, tokenizer.result())
+        if index is not None:
+            owned.append(_local(index, model, options.expand))
+        if search is not None:
+            from gog_edge.search.config import load_providers
+
+            folder = (options.cache_dir or cache_directory()) / "search"
+            owned.extend(load_providers(search, cache_dir=folder))
+        return Agent(model, speech, [*owned, *providers], options, owned=owned)
+    except BaseException:
+        for provider in owned:
+            provider.close()
+        graphs.close()
+        raise
+
+
+def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) -> Dialect:
+    """The dialect that a bundle names (or `dialect` instead), bound to its chat template and family.
+
+    Raises:
+        DialectError: there is no such dialect, or it is wrong.
+    """
+    if isinstance(dialect, Dialect):
+        return dialect
+    manifest = bundle.manifest
+    name: str | Path = dialect if dialect is not None else manifest.dialect
+    if dialect is None and bundle.has(str(name)):
+        name = bundle.path(str(name))
+    template = bundle.read_text(TEMPLATE) if bundle.has(TEMPLATE) else None
+    return load_dialect(name, family=manifest.family, chat_template=template)
+
+
+def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:
+    """The index, searched with the encoder that made its vectors: the tower of this policy, or a given one."""
+    from gog_edge.search.embedders import embedder_of
+    from gog_edge.search.local.provider import LocalProvider
+
+    return LocalProvider(index, embedder_of(index, model.vision), expand=expand)

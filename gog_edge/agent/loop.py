@@ -1,0 +1,370 @@
+"""One question from prompt to answer: observe, decide, act; events as they happen.
+
+Ends: the policy answers; a limit is met and it is made to answer; time runs out (then it is made to answer while
+there is time left for that, and what it wrote of the answer counts); the caller cancels. Of the round that meets the
+turn limit the calls are not carried out: there would be no turn to read the results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from gog_edge.agent.evidence import supporting
+from gog_edge.agent.options import RunOptions
+from gog_edge.agent.pace import Pace
+from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
+from gog_edge.agent.tools import Actor
+from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.dialects import Dialect
+from gog_edge.errors import CancelledError, ContextOverflowError, GrammarError
+from gog_edge.runtime.generate import Constraint, Piece, TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.session import Mark, Session
+from gog_edge.types import (
+    ActionEvent,
+    ActionKind,
+    Answer,
+    AnswerEvent,
+    BoxEvent,
+    Event,
+    Observation,
+    ObservationEvent,
+    Region,
+    Segment,
+    Step,
+    StopReason,
+    TokenEvent,
+    Turn,
+    Usage,
+)
+
+_FORCED_GUESS = 48  # tokens of the forced-answer turn, before it was encoded once
+_WORTH_S = 0.02  # less time than this is not worth going on for
+_NO_ROOM = "the results do not fit into the context"
+
+
+@dataclass
+class Question:
+    """The state of one question. `events()` runs it once; the opening is in the session already.
+
+    `start_usage`: what the session had counted before this question. `grammar`: makes a turn's constraint, or None.
+    """
+
+    session: Session
+    dialect: Dialect
+    writer: TurnWriter
+    actor: Actor
+    options: RunOptions
+    budget: Budget
+    max_turns: int
+    start_usage: Usage
+    grammar: Callable[[], Constraint | None] | None = None
+    pace: Pace = field(default_factory=Pace)
+    steps: list[Step] = field(default_factory=list)
+    _began: float = 0.0
+    _total: float = math.inf
+    _errors: int = 0
+    _step_began: float = 0.0
+    _step_usage: Usage = field(default_factory=Usage)
+    _step_searches: int = 0
+    _forced_tokens: int = _FORCED_GUESS
+    _open: Mark | None = None  # in front of an observation that is not complete yet
+    _before: Mark | None = None  # in front of the newest complete one
+    _read_at: int = 0  # tokens that are computed once it was read
+    _boxes: set[tuple[Region, int]] = field(default_factory=set)
+
+    def events(self) -> Iterator[Event]:
+        """Run; the last event is the `AnswerEvent`.
+
+        Raises:
+            EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
+        """
+        self._total = self.budget.remaining()
+        self._step_usage = self.start_usage
+        self._began = self._step_began = self._now()
+        try:
+            answer = yield from self._loop()
+        except CancelledError:
+            answer = self._answer("", StopReason.CANCELLED)
+        except DeadlineReached:
+            answer = self._answer("", StopReason.DEADLINE)
+        finally:
+            self._forget_open()
+        self.session.trace.answer = answer
+        yield AnswerEvent(answer)
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def _loop(self) -> Generator[Event, None, Answer]:
+        self.actor.expect_glance()
+        for number in range(self.max_turns):
+            self.session.trace.step = number
+            result = TurnResult()
+            in_time = yield from self._write(number, result)
+            turn = self._parse(result.text)
+            if in_time or _says(turn):
+                for action in turn.actions:
+                    yield ActionEvent(number, action)
+            if _says(turn):
+                self._close_step(number, turn, ())
+                return self._answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
+            reason = StopReason.DEADLINE if not in_time else self._met_limit(number, turn)
+            if reason is not None:
+                self._close_step(number, turn, ())
+                return (yield from self._force(number + 1, reason))
+            try:
+                observations = yield from self._act(number, turn)
+            except DeadlineReached:
+                self._close_step(number, turn, ())
+                return (yield from self._force(number + 1, StopReason.DEADLINE))
+            reason = self._append(number, turn, observations)
+            if reason is not None:
+                return (yield from self._force(number + 1, reason))
+        return (yield from self._force(self.max_turns, StopReason.FORCED))
+
+    def _write(self, number: int, result: TurnResult) -> Generator[Event, None, bool]:
+        """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
+        the answer's time is left goes on to the real deadline."""
+        constraint = self.grammar() if self.grammar is not None else None
+        late = False
+        while not late:  # the pace may be a guess when the turn begins; it is known better from piece to piece
+            with self._soft() as soft:
+                try:
+                    for event in self._pieces(number, result, constraint, soft):
+                        yield event
+                        late = result.end is None and self._late()
+                        if late:
+                            break
+                    else:
+                        return True
+                except DeadlineReached:
+                    late = self._late()
+        self.session.trace.note("only the time for an answer is left")
+        if not _says(self._parse(result.text)):
+            return False
+        try:
+            yield from self._pieces(number, result, constraint, self.budget)
+        except DeadlineReached:
+            return False
+        return True
+
+    def _pieces(
+        self, number: int, result: TurnResult, constraint: Constraint | None, budget: Budget
+    ) -> Iterator[Event]:
+        session = self.session
+        options = TurnOptions(self._most_tokens(result), session.model.manifest.tokens.eos, self.dialect.stop, budget)
+        waiting, began = len(session) - session.computed, self._now()
+        reading = True
+        for piece in self._held(options, constraint, result):
+            if reading and not piece.forced:
+                self.pace.prefilled(waiting, self._now() - began)
+                reading = False
+            self.pace.wrote(self.writer.seconds_per_token)
+            yield TokenEvent(number, piece.text, piece.forced)
+            if any(mark in piece.text for mark in "]>}\n"):  # a box may be closed now, see dialects/early.py
+                yield from self._box(number, result.text)
+            budget.check()
+
+    def _held(self, options: TurnOptions, constraint: Constraint | None, result: TurnResult) -> Iterator[Piece]:
+        """A turn under its grammar; one that can't be followed any more is let go, unless it is insisted on."""
+        try:
+            yield from self.writer.turn(options, constraint, result)
+        except GrammarError as e:
+            if self.options.grammar == "on":
+                raise
+            self.session.trace.note(f"the grammar is left: {e}")
+            yield from self.writer.turn(options, None, result)
+
+    def _most_tokens(self, result: TurnResult) -> int:
+        """Tokens that the turn may have in all, `result`'s included; what a forced answer needs is kept free."""
+        limits = self.dialect.limits
+        have = len(result.ids)
+        most = [have + self.session.room - self._answer_room]
+        if turn := self.options.turn_tokens or limits.turn_tokens:
+            most.append(turn)
+        if total := self.options.total_tokens or limits.total_tokens:
+            most.append(total - self._written + have)
+        return max(min(most), 1)
+
+    def _box(self, number: int, text: str) -> Iterator[Event]:
+        """Start early what a closed box needs."""
+        found = self.dialect.early_box(text, self.session.images)
+        if found is not None and found not in self._boxes:
+            self._boxes.add(found)
+            yield BoxEvent(number, found[0], found[1])
+            self.actor.expect_crop(found[0], found[1])
+
+    def _act(self, number: int, turn: Turn) -> Generator[Event, None, list[Observation]]:
+        """Carry out a turn's calls, in the time that an answer leaves."""
+        self._open = self.session.mark()
+        ahead = None
+        if self.options.prefetch.observation and self.session.model.rows_independent:
+            ahead = ReadAhead(
+                self.session,
+                lambda given: self._wording(number, turn, given),
+                self._open.length,
+                self._answer_room,
+                self.writer.seconds_per_token or PAUSE_S,
+            )
+        with self._soft() as soft:
+            observations = self.actor.perform(turn.actions, soft, ahead)
+        for observation in observations:
+            yield ObservationEvent(number, observation)
+        return observations
+
+    def _append(self, number: int, turn: Turn, observations: Sequence[Observation]) -> StopReason | None:
+        """Append what came back; a reason to stop if there is no room or no time to read it.
+
+        Results that do not fit are shortened by a stated rule: first to the best result of each search, then to a
+        line that says so. Nothing is cut silently: the step and the trace show what the policy was given.
+        """
+        session, before = self.session, self._open or self.session.mark()
+        for given in (observations, [_best(o) for o in observations], [_none(o) for o in observations]):
+            segments = self._wording(number, turn, given)
+            try:
+                count = session.append(segments, reserve=self._answer_room, behind=before.length)
+            except ContextOverflowError as e:
+                session.trace.note(f"results are shortened: {e}")
+                continue
+            self._before, self._open = before, None
+            self._read_at = len(session)
+            self._close_step(number, turn, given)
+            count = min(count, len(session) - session.computed)
+            if self.pace.reading(count) > self.budget.remaining() - self._reserve():
+                session.trace.note(f"there is no time to read {count} tokens of results")
+                session.rewind(before)
+                return StopReason.DEADLINE
+            return None
+        self._close_step(number, turn, observations)
+        return StopReason.FORCED
+
+    def _wording(self, number: int, turn: Turn, observations: Sequence[Observation]) -> list[Segment]:
+        return self.dialect.observe(
+            turn,
+            observations,
+            question=self.actor.context.question,
+            step=number + 1,
+            images=self.session.images,
+            last=number + 2 >= self.max_turns,
+        )
+
+    def _forget_open(self) -> None:
+        """What was read ahead for an observation that never came is no part of the conversation."""
+        if self._open is not None:
+            self.session.rewind(self._open)
+            self._open = None
+
+    # -- the forced answer -----------------------------------------------------------------------------------
+
+    def _force(self, number: int, reason: StopReason) -> Generator[Event, None, Answer]:
+        """Make the policy answer now."""
+        session, forced = self.session, self.dialect.spec.forced
+        session.trace.step = number
+        self._forget_open()
+        exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
+        if not forced.user and not forced.prefill:
+            return self._answer("", exhausted)
+        if reason is StopReason.DEADLINE and self._before is not None and session.computed < self._read_at:
+            session.rewind(self._before)  # results that there was no time to read
+        try:
+            self._forced_tokens = session.append(self.dialect.forced_answer(self.actor.context.question))
+        except ContextOverflowError as e:
+            session.trace.note(f"no room for a forced answer: {e}")
+            return self._answer("", exhausted)
+        result = TurnResult()
+        late = False
+        try:
+            yield from self._pieces(number, result, None, self.budget)
+        except DeadlineReached:
+            late = True
+        turn = self._parse(result.text, forced=True)
+        for action in turn.actions:
+            yield ActionEvent(number, action)
+        self._close_step(number, turn, ())
+        text = _said(turn)
+        return self._answer(text, StopReason.DEADLINE if late else reason if text else exhausted)
+
+    # -- limits and time -------------------------------------------------------------------------------------
+
+    def _met_limit(self, number: int, turn: Turn) -> StopReason | None:
+        """Why the policy is made to answer instead of going on, or None."""
+        limits = self.dialect.limits
+        invalid = all(action.kind is ActionKind.INVALID for action in turn.actions)
+        self._errors = self._errors + 1 if invalid else 0
+        total = self.options.total_tokens or limits.total_tokens
+        note = ""
+        if number + 1 >= self.max_turns:
+            note = f"the limit of {self.max_turns} turns is reached"
+        elif limits.errors_in_row and self._errors >= limits.errors_in_row:
+            note = f"{self._errors} turns in a row could not be read"
+        elif total and self._written >= total:
+            note = f"the limit of {total} tokens is reached"
+        elif self.session.room <= self._answer_room:
+            note = "the context is full"
+        if note:
+            self.session.trace.note(note)
+        return StopReason.FORCED if note else None
+
+    def _soft(self) -> Budget:
+        """What is left but for the time that a forced answer needs."""
+        left = self.budget.remaining()
+        return Budget(None if math.isinf(left) else left - self._reserve(), parent=self.budget)
+
+    def _now(self) -> float:
+        return self.budget.clock.now()
+
+    def _late(self) -> bool:
+        return self.budget.remaining() - self._reserve() < _WORTH_S
+
+    def _reserve(self) -> float:
+        return self.pace.reserve(self._forced_tokens, self._total)
+
+    @property
+    def _answer_room(self) -> int:
+        """Tokens of the context that are kept for a forced answer."""
+        return self.options.answer_reserve + self._forced_tokens
+
+    @property
+    def _written(self) -> int:
+        return self.session.usage.generated_tokens - self.start_usage.generated_tokens
+
+    # -- results ---------------------------------------------------------------------------------------------
+
+    def _parse(self, text: str, *, forced: bool = False) -> Turn:
+        with self.session.trace.span("parse"):
+            return self.dialect.parse(text, self.session.images, forced=forced, user_images=self.actor.user_images)
+
+    def _close_step(self, number: int, turn: Turn, observations: Sequence[Observation]) -> None:
+        now, usage, searches = self._now(), self.session.usage, self.actor.searches
+        spent = replace(_minus(usage, self._step_usage), searches=searches - self._step_searches)
+        step = Step(number, turn, tuple(observations), spent, now - self._step_began)
+        self.steps.append(step)
+        self.session.trace.steps.append(step)
+        self._step_began, self._step_usage, self._step_searches = now, usage, searches
+
+    def _answer(self, text: str, stop: StopReason) -> Answer:
+        usage = replace(_minus(self.session.usage, self.start_usage), searches=self.actor.searches)
+        seconds = self._now() - self._began
+        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
+
+
+def _said(turn: Turn) -> str:
+    """The answer that a turn gives; empty when it gives none."""
+    return next((a.text for a in reversed(turn.actions) if a.kind is ActionKind.ANSWER), "")
+
+
+def _says(turn: Turn) -> bool:
+    return any(a.kind is ActionKind.ANSWER for a in turn.actions)
+
+
+def _best(observation: Observation) -> Observation:
+    return replace(observation, hits=observation.hits[:1], text=observation.text[:500], thumbnails=())
+
+
+def _none(observation: Observation) -> Observation:
+    return replace(observation, hits=(), text="", shown=None, thumbnails=(), error=observation.error or _NO_ROOM)
+
+
+def _minus(a: Usage, b: Usage) -> Usage:
+    return Usage(*(getattr(a, f) - getattr(b, f) for f in Usage.__dataclass_fields__))

@@ -1,0 +1,1 @@
+"""Results for people: tables, HTML, plots, summaries, differences."""

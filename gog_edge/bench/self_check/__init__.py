@@ -1,0 +1,1 @@
+"""Does this machine's GPU compute what the CPU computes?"""

@@ -1,0 +1,249 @@
+"""A dialect: one policy's way to be asked, to act, to be answered and to stop. Stateless; a session holds the state.
+
+Who writes what (append-only, token for token): `opening()` ends with the opening of the assistant turn; the policy
+writes its turn; the session keeps those tokens WITHOUT a final end-of-turn token (it is sampled, stops the turn, and
+is dropped before it reaches the KV cache); `observe()` and `forced_answer()` begin with that end-of-turn token and
+end with the opening of the next assistant turn. So the boundary is the same whether the policy ended its turn, a
+stop string did, or the token limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any
+
+from gog_edge.dialects.coordinates import CoordinateFrame
+from gog_edge.dialects.early import open_box
+from gog_edge.dialects.format import write_action
+from gog_edge.dialects.grammar import dialect_grammar
+from gog_edge.dialects.images import reference
+from gog_edge.dialects.observe import Observer
+from gog_edge.dialects.parsers import Problem
+from gog_edge.dialects.safety import Neutraliser
+from gog_edge.dialects.spec import BodySpec, DialectSpec, Limits
+from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
+from gog_edge.dialects.turns import TurnReader
+from gog_edge.dialects.wording import Value
+from gog_edge.errors import DialectError
+from gog_edge.types import (
+    Action,
+    ActionKind,
+    Control,
+    ImagePart,
+    Observation,
+    Region,
+    RegisteredImage,
+    Segment,
+    Text,
+    Turn,
+)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A loaded dialect, bound to a chat template and a model family."""
+
+    spec: DialectSpec
+    template: ChatTemplate
+    frame: CoordinateFrame
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def limits(self) -> Limits:
+        """Budgets of the loop, see `Limits`."""
+        return self.spec.limits
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a turn, besides the end-of-turn token; they stay part of the turn."""
+        return self.spec.stop
+
+    def shows_crop(self, kind: ActionKind) -> bool:
+        """Whether the observation of `kind` shows the crop: register it and set `Observation.shown`."""
+        body = self._bodies.get(kind)
+        return body is not None and body.show_crop
+
+    def shows_thumbnails(self, kind: ActionKind) -> bool:
+        """Whether results of `kind` show pictures: register those that load and set `Observation.thumbnails`."""
+        body = self._bodies.get(kind)
+        return body is not None and body.show_thumbnails
+
+    @property
+    def _bodies(self) -> dict[ActionKind, BodySpec]:
+        observe = self.spec.observe
+        return {
+            ActionKind.GLANCE: observe.glance,
+            ActionKind.GAZE: observe.gaze,
+            ActionKind.ZOOM: observe.zoom,
+            ActionKind.TEXT_SEARCH: observe.text_search,
+            ActionKind.VISIT: observe.visit,
+        }
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def opening(self, question: str, image_count: int = 1, images: Sequence[RegisteredImage] = ()) -> list[Segment]:
+        """The whole prompt of a new question about registry images 0 … `image_count` - 1.
+
+        `images`: their geometry, for dialects that write it. The question is `Text`, so special tokens in it are inert.
+
+        Raises:
+            DialectError: the chat template failed or dropped something.
+        """
+        prompt = self.spec.prompt
+        shown: list[Segment] = []
+        for index in range(image_count):
+            geometry = images[index] if index < len(images) else None
+            if index:
+                shown.append(Control(prompt.image_between))
+            shown += prompt.image.render(
+                {
+                    "image": ImagePart(index),
+                    "n": Control(reference(self.spec.images, index)),
+                    "width": geometry.width if geometry else 0,
+                    "height": geometry.height if geometry else 0,
+                }
+            )
+        tools_block = Control(prompt.tools_between.join(tool.json for tool in self.spec.tools))
+        values: dict[str, Value] = {
+            "question": Text(question.strip()),
+            "images": shown,
+            "tools": tools_block,
+            "image_count": image_count,
+            "date": date.today().isoformat(),
+        }
+        user = prompt.user.render(values)
+        system = prompt.system.render(values)
+        if image_count > 1 and prompt.several:
+            system.append(Control(prompt.several))
+        system = join_segments(system)
+        messages = [Message("user", tuple(user))]
+        if system:
+            messages.insert(0, Message("system", tuple(system)))
+        in_wording = "tools" in prompt.system.names() | prompt.user.names()
+        out = self.template.render(messages, () if in_wording else self.tools)
+        return self._begin(out, self.spec.chat.prefill_first)
+
+    @cached_property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools block's entries."""
+        return [json.loads(tool.json) for tool in self.spec.tools]
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def parse(
+        self,
+        text: str,
+        images: Sequence[RegisteredImage],
+        *,
+        forced: bool = False,
+        user_images: int | None = None,
+    ) -> Turn:
+        """One turn of the policy. Never raises on any text: what can't be understood is an INVALID action.
+
+        Args:
+            text: the turn as generated, stop string included, end-of-turn token not.
+            images: the session's registry.
+            forced: the turn answers `forced_answer()`; its prefix is put back, and a turn without an answer tag is
+                the answer itself.
+            user_images: how many of the first registry images the user gave.
+        """
+        reader = TurnReader(self.spec, self.frame, images, user_images)
+        return reader.read_forced(text) if forced else reader.read(text)
+
+    def invalid(self, reply: str, error: str = "", *, tool: str = "", call: str = "") -> Action:
+        """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""
+        return TurnReader(self.spec, self.frame, ()).invalid(Problem(reply, error, tool, call))
+
+    def early_box(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
+        """A box that is already closed in an unfinished call at the end of `text`, with its target image.
+
+        For starting crop encoding and search early; the finished call decides. None while there is no such box.
+        """
+        return open_box(self.spec, self.frame, text, images)
+
+    def write(self, action: Action, images: Sequence[RegisteredImage]) -> str:
+        """The action as this policy writes it, the inverse of `parse` (for training data and tests).
+
+        Raises:
+            DialectError: the dialect has no such action.
+        """
+        return write_action(self.spec, self.frame, action, images)
+
+    # -- answering ---------------------------------------------------------------------------------------------
+
+    def observe(
+        self,
+        turn: Turn,
+        observations: Sequence[Observation],
+        *,
+        question: str = "",
+        step: int = 1,
+        images: Sequence[RegisteredImage] = (),
+        last: bool = False,
+    ) -> list[Segment]:
+        """What is appended after the policy's own tokens: one observation for each action of `turn`, in order.
+
+        Args:
+            question: the user's question, for dialects that repeat it.
+            step: number of the turn, from 1.
+            images: the registry, crops included, for dialects that write sizes, boxes or names.
+            last: the next turn is the last one: dialects with `forced.append` ask for the answer here.
+
+        Raises:
+            DialectError: the number of observations is not the number of actions.
+        """
+        if len(observations) != len(turn.actions):
+            raise DialectError(f"{len(turn.actions)} actions were given {len(observations)} observations")
+        body = self._observer.write(observations, question=question, step=step, images=images)
+        if last:
+            body = [*body, *self.spec.forced.append.render({"question": Text(question.strip())})]
+        return self._next_turn(body, "")
+
+    def forced_answer(self, question: str = "") -> list[Segment]:
+        """The turn that asks for an answer now; appended like an observation. Parse the reply with `forced=True`."""
+        return self._next_turn(
+            self.spec.forced.user.render({"question": Text(question.strip())}), self.spec.forced.prefill
+        )
+
+    def format_box(self, region: Region, image: RegisteredImage) -> str:
+        """The region as the policy writes it, in the frame of `image`."""
+        return self.frame.format_box(region, image)
+
+    def grammar(self) -> str | None:
+        """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none."""
+        return dialect_grammar(self.spec, self.frame)
+
+    @cached_property
+    def _observer(self) -> Observer:
+        wordings = [action.open + action.close + action.literal for action in self.spec.actions]
+        observe, parse = self.spec.observe, self.spec.parse
+        wordings += [observe.open, observe.close, parse.think_open, parse.call_open]
+        for body in self._bodies.values():
+            wordings += [body.each.source, body.body.source]
+        return Observer(self.spec, self.frame, Neutraliser(wordings))
+
+    def _next_turn(self, body: Sequence[Segment], prefill: str) -> list[Segment]:
+        chat, frame = self.spec.chat, self.template.frame
+        to_user = frame.to_user if chat.to_user == "template" else chat.to_user
+        to_assistant = frame.to_assistant if chat.to_assistant == "template" else chat.to_assistant
+        out = [Control(to_user), *body, Control(to_assistant)]
+        if prefill:  # a forced answer is begun for the policy: no reasoning before it
+            return join_segments([*self._begin(out, ""), Control(prefill)])
+        return self._begin(out, self.spec.chat.prefill_next)
+
+    def _begin(self, segments: Sequence[Segment], prefill: str) -> list[Segment]:
+        """Replace the template's think prefill at the end of `segments`, unless `prefill` is "template"."""
+        out = join_segments(segments)
+        if prefill == "template":
+            return out
+        last = out[-1]
+        if isinstance(last, Control) and self.template.frame.prefill:
+            out[-1] = Control(last.text.removesuffix(self.template.frame.prefill))
+        return join_segments([*out, Control(prefill)])

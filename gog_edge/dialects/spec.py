@@ -1,0 +1,327 @@
+"""What a dialect file can say: one frozen dataclass a table, documented key by key (see docs/dialects.md)."""
+
+# ruff: noqa: RUF009 - wording() makes dataclass fields
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gog_edge.dialects.reader import wording
+from gog_edge.dialects.wording import Wording
+
+SCHEMA = 1
+
+KindName = Literal["answer", "text_search", "glance", "gaze", "zoom", "visit", "refuse"]
+FrameName = Literal["family", "unit", "thousand", "shown", "original"]
+
+
+RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
+REPLY_NAMES = ("error", "tool", "call", "missing", "image")
+SYSTEM_NAMES = ("tools", "image_count", "date")
+USER_NAMES = ("question", "images", *SYSTEM_NAMES)
+
+
+@dataclass(frozen=True)
+class ChatSpec:
+    """[chat] `template`: "checkpoint" (the bundle's, else the package's ChatML) or a file beside the dialect.
+    `variables`: values handed to the template. `to_user`/`to_assistant`: the markers between turns; "template" reads
+    them off the chat template. `prefill_first`/`prefill_next`: how the first / every later assistant turn begins;
+    "template" leaves it to the chat template, any other string replaces its think prefill."""
+
+    template: str = "checkpoint"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    to_user: str = "template"
+    to_assistant: str = "template"
+    prefill_first: str = "template"
+    prefill_next: str = "template"
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
+    wording are the `json` of [[tools]] as written, joined by `tools_between`; else they go through the chat template.
+    `image` is written for every user image, `image_between` between two; `several` is added to the system text when
+    there are two or more."""
+
+    system: Wording = wording(*SYSTEM_NAMES)
+    user: Wording = wording(*USER_NAMES)
+    image: Wording = wording("image", "n", "width", "height")
+    image_between: str = ""
+    tools_between: str = "\n"
+    several: str = ""
+    system_file: str = ""
+    user_file: str = ""
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """[[tools]] `json`: the entry of the tools block as the policy was trained on it, with its key order."""
+
+    json: str
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """[[actions]] one thing that the policy can write, and what it means.
+
+    `via`: tool_call (JSON with `name`), json (a bare object between tags), tag (text between tags), literal (exactly
+    this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
+    `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
+    label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
+    is a box with words around it, or words alone (answered with `replies.ground`).
+    `unused` is a role for keys that the policy writes and nobody reads.
+    `required`: roles that must be present. `listed`: queries, addresses and images are written as lists; `many`: each
+    item of a list is an action of its own (else the first one counts).
+    `bare`: a call without an arguments key; one that has it gets `replies.surplus`.
+    `image_out_of_range`: overrides [images]. `kind` refuse: known, answered with `replies.refused`.
+    """
+
+    kind: KindName
+    via: Literal["tool_call", "json", "tag", "literal", "code", "boxed"]
+    name: str = ""
+    open: str = ""
+    close: str = ""
+    literal: str = ""
+    content: Literal["text", "query", "box", "label", "url", "box_or_label", "none"] = "text"
+    args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    listed: bool = False
+    many: bool = False
+    bare: bool = False
+    image_out_of_range: Literal["", "refuse", "last", "default"] = ""
+
+
+@dataclass(frozen=True)
+class ParseSpec:
+    """[parse] how a turn is read.
+
+    `think_open`, `think_close`: tags of the reasoning. `scope`: where actions are looked for; after_think falls back
+    to the whole turn when the reasoning is not closed. `pick`: which calls of a turn count. `answer`: first (a call
+    before the answer cancels it), wins (an answer anywhere ends the question), last (only if nothing follows it) or
+    alone (only in a turn without a call).
+    `at_end`: a call counts only as the last thing of the turn. `cut`: what follows this text is not read.
+    `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
+    action is: an error, or the answer itself.
+    """
+
+    think_open: str = "<think>"
+    think_close: str = "</think>"
+    scope: Literal["after_think", "all"] = "after_think"
+    pick: Literal["all", "first", "last"] = "all"
+    answer: Literal["first", "wins", "last", "alone"] = "first"
+    at_end: bool = False
+    cut: str = ""
+    otherwise: Literal["error", "answer"] = "error"
+    call_open: str = "<tool_call>"
+    call_close: str = "</tool_call>"
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+
+
+@dataclass(frozen=True)
+class CoordinateSpec:
+    """[coordinates] the policy's numbers.
+
+    `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
+    smart_resize or [limits] `scale_first`), original (pixels of the target image at native size), family (thousand for
+    qwen3_vl, shown for qwen2_5_vl). `fallback`: frame used when a number of the box is larger than the frame allows.
+    `layout`: xyxy or xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that
+    leaves it by more than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side,
+    `pad_image`: share of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping.
+    `whole_pixels` of the target: outward (the crop takes every pixel that the box touches), nearest (edges rounded,
+    half to even), or down (edges cut, the image's last row and column left out). `min_side`: smallest
+    side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.
+    `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits written by `format_box`.
+    """
+
+    frame: FrameName = "family"
+    fallback: Literal["none", "unit", "thousand", "shown", "original"] = "none"
+    layout: Literal["xyxy", "xywh"] = "xyxy"
+    inverted: Literal["swap", "refuse"] = "swap"
+    clamp: bool = True
+    slack: float = 0.0
+    min_side: float = 0.0
+    min_side_rule: Literal["grow", "scale", "refuse"] = "grow"
+    max_aspect: float = 0.0
+    pad: float = 0.0
+    pad_image: float = 0.0
+    pad_image_pixels: float = 0.0
+    whole_pixels: Literal["outward", "nearest", "down"] = "outward"
+    decimals: int = 0
+
+
+@dataclass(frozen=True)
+class ImagesSpec:
+    """[images] which images a call can name, and how.
+
+    `scope`: user (the question's images), all (crops and result pictures too). `default`: the target of a call that
+    names none. `reference`: index0, index1, or a pattern with `{n}` such as `img_{n}`; `first`: the number of
+    registry image 0 in it. `aliases`: words for fixed registry images. `out_of_range`: refuse, take the last image for
+    a number that is too large, or take the default image for any name that is not known.
+    """
+
+    scope: Literal["user", "all"] = "all"
+    default: Literal["first", "last"] = "first"
+    reference: str = "index0"
+    first: int = 0
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    out_of_range: Literal["refuse", "last", "default"] = "refuse"
+
+
+_BODY = (
+    "results", "thumbnails", "crop", "label", "query", "question", "image", "step", "step_before", "shown", "width",
+    "height", "box", "page", "count", "url", "after",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BodySpec:
+    """[observe.KIND] the observation of one action; unspecified keys come from [observe.default].
+
+    `body`: with results. `result`: one result, `result_between` between two; `score`, `detail` (when the result has a
+    text) and `thumbnail` are its optional parts; `bare` replaces it when pictures are shown but this result has none.
+    `crop`: written only when the crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper
+    of all of these. `between`: before this observation when it is not the turn's first. `after`: instructions,
+    `after_file` (beside the dialect) replaces them. `show_crop`, `show_thumbnails`: whether the policy sees the crop,
+    the results' pictures.
+    """
+
+    each: Wording = wording("body", *_BODY)
+    body: Wording = wording(*_BODY)
+    result: Wording = wording(*RESULT_NAMES)
+    bare: Wording = wording(*RESULT_NAMES)
+    result_between: str = "\n"
+    score: Wording = wording("score")
+    detail: Wording = wording("text")
+    thumbnail: Wording = wording("image", "n")
+    crop: Wording = wording("image", "shown", "width", "height", "box", "label", "step", "step_before")
+    empty: Wording = wording(*_BODY)
+    failed: Wording = wording("error", *_BODY)
+    after: Wording = wording("question")
+    after_file: str = ""
+    between: str = ""
+    show_crop: bool = False
+    show_thumbnails: bool = False
+
+
+@dataclass(frozen=True)
+class ObserveSpec:
+    """[observe] the turn that carries results. `open` and `close` surround the observations, except for a turn with
+    nothing but one of the `bare` replies (keys of [replies])."""
+
+    open: str = ""
+    close: str = ""
+    bare: tuple[str, ...] = ()
+    default: Mapping[str, Any] = field(default_factory=dict)
+    glance: BodySpec = field(default_factory=BodySpec)
+    gaze: BodySpec = field(default_factory=BodySpec)
+    zoom: BodySpec = field(default_factory=BodySpec)
+    text_search: BodySpec = field(default_factory=BodySpec)
+    visit: BodySpec = field(default_factory=BodySpec)
+    invalid: BodySpec = field(default_factory=BodySpec)
+
+
+@dataclass(frozen=True)
+class RepliesSpec:
+    """[replies] what the policy is told when a call can't be used; `call` is what it wrote. Defaults: `malformed`.
+
+    `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (`missing`, or of the
+    wrong type), `surplus` (arguments of a `bare` call), `box`, `image` (`image`: the name that no image has),
+    `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
+    """
+
+    nothing: Wording = wording("error")
+    malformed: Wording = wording(*REPLY_NAMES)
+    unknown_tool: Wording = wording(*REPLY_NAMES)
+    argument: Wording = wording(*REPLY_NAMES)
+    surplus: Wording = wording(*REPLY_NAMES)
+    box: Wording = wording(*REPLY_NAMES)
+    image: Wording = wording(*REPLY_NAMES)
+    refused: Wording = wording(*REPLY_NAMES)
+    limit: Wording = wording(*REPLY_NAMES)
+    ground: Wording = wording(*REPLY_NAMES)
+
+
+@dataclass(frozen=True)
+class ForcedSpec:
+    """[forced] the turn that asks for an answer now. `prefill`: how the policy's text is begun for it.
+    `append`: written at the end of the result turn before the last one instead, for `observe(last=True)`."""
+
+    user: Wording = wording("question")
+    prefill: str = ""
+    append: Wording = wording("question")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """[limits] Counts are per question; 0 means none. Pixels are width times height of what is shown.
+
+    `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
+    asked for. `calls`: searches, crops and visits together.
+    `image_searches`: glance and gaze. `text_searches`. `zooms`: crops without a search. `results`: shown of a search.
+    `turn_tokens`/`total_tokens`: generated in one turn / in all. `errors_in_row`: INVALID turns in a row before the
+    forced answer. `title_chars`, `result_chars`, `page_chars`: kept of a title, a result's text, a page.
+    `image_min_pixels`, `image_max_pixels`: of the user's images; `crop_min_pixels`, `crop_max_pixels`: of crops;
+    `thumbnail_min_pixels`, `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a
+    crop counts as that many times larger a side before those rules.
+    The processor resizes to patches within these bounds, in one step. `scale_first` lists the pictures (image, crop,
+    thumbnail) that are first scaled to them by one factor, sides cut to whole pixels (largest area, smallest area, then
+    `scale_min_side`, the least short side), and which the processor then resizes within the checkpoint's own bounds;
+    pixels of the frame `shown` are those of the scaled picture.
+    """
+
+    turns: int = 8
+    calls: int = 0
+    image_searches: int = 0
+    text_searches: int = 0
+    zooms: int = 0
+    results: int = 3
+    turn_tokens: int = 1024
+    total_tokens: int = 8192
+    errors_in_row: int = 3
+    title_chars: int = 200
+    result_chars: int = 600
+    page_chars: int = 4000
+    image_min_pixels: int = 0
+    image_max_pixels: int = 0
+    crop_min_pixels: int = 0
+    crop_max_pixels: int = 0
+    crop_upscale: float = 1.0
+    thumbnail_min_pixels: int = 0
+    thumbnail_max_pixels: int = 0
+    scale_first: tuple[Literal["image", "crop", "thumbnail"], ...] = ()
+    scale_min_side: int = 0
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """[grammar] `lark`: a grammar for llguidance that replaces the generated one; `enabled` false: none is offered."""
+
+    enabled: bool = True
+    lark: str = ""
+
+
+@dataclass(frozen=True)
+class DialectSpec:
+    """The whole file. `schema`: 1. `name`. `description` and `source` are for readers. `stop`: strings that end a turn;
+    they stay in it."""
+
+    schema: int
+    name: str
+    description: str = ""
+    source: str = ""
+    stop: tuple[str, ...] = ()
+    chat: ChatSpec = field(default_factory=ChatSpec)
+    prompt: PromptSpec = field(default_factory=PromptSpec)
+    tools: tuple[ToolSpec, ...] = ()
+    actions: tuple[ActionSpec, ...] = ()
+    parse: ParseSpec = field(default_factory=ParseSpec)
+    coordinates: CoordinateSpec = field(default_factory=CoordinateSpec)
+    images: ImagesSpec = field(default_factory=ImagesSpec)
+    observe: ObserveSpec = field(default_factory=ObserveSpec)
+    replies: RepliesSpec = field(default_factory=RepliesSpec)
+    forced: ForcedSpec = field(default_factory=ForcedSpec)
+    limits: Limits = field(default_factory=Limits)
+    grammar: GrammarSpec = field(default_factory=GrammarSpec)

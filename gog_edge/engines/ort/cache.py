@@ -1,0 +1,158 @@
+"""The KV cache of ONNX Runtime sessions: one preallocated buffer a layer and side, bound as past AND present.
+
+`GroupQueryAttention` and `TensorScatter` write the new rows in place when input and output are the same buffer, so
+a step copies nothing. Where address space is free, buffers begin with room for a long conversation and nothing is ever
+copied; elsewhere they grow by doubling: appending n tokens one by one costs O(n) copies in all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.engines.ort.graph import DTYPES, OrtGraph
+from gog_edge.errors import EngineError
+from gog_edge.manifest import TensorSpec
+
+PAST, PRESENT = "past_key_values.", "present."
+_GRAIN = 64  # capacities are multiples of this many tokens
+_ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
+_SMALL_PAGES = hasattr(mmap, "MADV_NOHUGEPAGE")
+
+
+def cache_names(graph: OrtGraph) -> list[str]:
+    """The graph's cache inputs in its own order (keys, values, and their scales where the cache is int8)."""
+    return [name for name in graph.inputs if name.startswith(PAST)]
+
+
+def free_room(graph: OrtGraph) -> int:
+    """Tokens that a new cache may have room for before they are there.
+
+    Native operators on the host: 65,536, as untouched pages cost nothing and nothing else grows with the capacity
+    (more is left to doubling: programs that lock all of their memory pay for room after all). Stock attention on the
+    host has scratch of the capacity for every row of a run: 4,096. Else 1,024, which is memory.
+    """
+    if graph.device.memory != "cpu" or "attention_bias" in graph.inputs:  # a mask as wide as the cache
+        return 1024
+    native = not any(name.startswith(PRESENT) for name in graph.outputs)
+    return 65536 if native and _SMALL_PAGES else 4096
+
+
+class OrtKvCache:
+    """Buffers [1, kv_heads, capacity, …], host or device, and the I/O binding that holds them."""
+
+    def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int) -> None:
+        self._graph = graph
+        self._names = cache_names(graph)
+        self._specs = [graph.inputs[name] for name in self._names]
+        self._max = max_tokens
+        self._host = graph.device.memory == "cpu"
+        self._capacity = 0
+        self._arrays: list[NDArray[Any]] = []  # host caches only: what the OrtValues show
+        self._values: list[Any] = []
+        self.binding: Any = None
+        self.reserve(max(tokens, 1), 0)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            int(np.dtype(DTYPES[s.dtype]).itemsize) * math.prod(self._shape(s, self._capacity)) for s in self._specs
+        )
+
+    def reserve(self, tokens: int, keep: int) -> None:
+        """Room for `tokens`; see `KvCache.reserve`."""
+        if tokens <= self._capacity:
+            return
+        wanted = max(tokens, min(2 * self._capacity, self._max))
+        capacity = -(-wanted // _GRAIN) * _GRAIN
+        try:
+            grow = self._grow_on_host if self._host else self._grow_on_device
+            grow(capacity, keep)
+        except (MemoryError, OSError, RuntimeError) as e:
+            raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
+        self._capacity = capacity
+        self._bind()
+
+    def read(self, start: int, stop: int) -> list[NDArray[Any]]:
+        """See `KvCache.read`; host caches give views."""
+        return [array[0, :, start:stop] for array in self._host_arrays()]
+
+    def write(self, start: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """See `KvCache.write`."""
+        if len(arrays) != len(self._values):
+            raise EngineError(f"a KV cache of {len(self._values)} arrays can't take {len(arrays)}")
+        targets = self._host_arrays()
+        for target, array in zip(targets, arrays):
+            target[0, :, start : start + array.shape[1]] = array
+        if not self._host:
+            for value, target in zip(self._values, targets):
+                value.update_inplace(target)
+
+    def _host_arrays(self) -> list[NDArray[Any]]:
+        return self._arrays if self._host else [np.array(value.numpy()) for value in self._values]
+
+    def _grow_on_host(self, capacity: int, keep: int) -> None:
+        """One buffer after the other, each freed when it is copied: the peak is one buffer above what stays."""
+        import onnxruntime
+
+        fresh = [_zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs]
+        self._values, self.binding = [], None  # they hold the old buffers
+        for i in range(len(self._arrays)):
+            fresh[i][0, :, :keep] = self._arrays[i][0, :, :keep]
+            self._arrays[i] = fresh[i]
+        self._arrays = fresh
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in fresh]
+
+    def _grow_on_device(self, capacity: int, keep: int) -> None:
+        import onnxruntime
+
+        kept = self.read(0, keep) if keep else []
+        make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
+        self._values, self.binding = [], None  # the old buffers go first
+        for i, spec in enumerate(self._specs):
+            array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
+            if kept:
+                array[0, :, :keep] = kept[i]
+            self._values.append(make.ortvalue_from_numpy(array, memory, device_id))
+
+    @staticmethod
+    def _shape(spec: TensorSpec, capacity: int) -> tuple[int, ...]:
+        """The spec's shape with `capacity` rows; every other axis has a fixed size."""
+        return tuple(capacity if axis == _ROWS else int(size) for axis, size in enumerate(spec.shape))
+
+    def _bind(self) -> None:
+        self.binding = self._graph.session.io_binding()
+        for name, value in zip(self._names, self._values):
+            self.binding.bind_ortvalue_input(name, value)
+            present = PRESENT + name.removeprefix(PAST)
+            if present in self._graph.outputs:  # native operators write into their input and have no such output
+                self.binding.bind_ortvalue_output(present, value)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that the kernel hands out page by page, so that unused capacity costs no memory.
+
+    In small pages: numpy asks for huge ones from 4 MiB on, and then the first rows of every head commit the whole
+    buffer: a 2B policy growing from 4,096 tokens to 8,192 took 840 MiB and 1.7 s for it, in small pages 8 and 0.3.
+
+    Raises:
+        OSError, MemoryError: there is no room.
+    """
+    size = math.prod(shape) * int(np.dtype(dtype).itemsize)
+    if size == 0 or not _SMALL_PAGES:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages does not know the advice
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: NDArray[Any] = np.frombuffer(memory, dtype).reshape(shape)
+    return zeros

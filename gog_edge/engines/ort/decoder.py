@@ -1,0 +1,96 @@
+"""The decoder on ONNX Runtime: both graph flavours behind one `run`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.engines.base import F32, DecoderInputs, KvCache, causal_bias
+from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
+from gog_edge.engines.ort.graph import OrtGraph
+from gog_edge.errors import EngineError
+from gog_edge.manifest import Manifest
+
+_NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
+_LITTLE = 1024  # tokens; where there is no address space for more
+_POSITION = {"ort": ("seqlens_k", "total_sequence_length"), "standard": ("write_indices", "attention_bias")}
+
+
+class OrtDecoder:
+    """`DecoderRunner` over one graph. Flavour `ort`: GroupQueryAttention counts the cache's rows itself; flavour
+    `standard`: TensorScatter is told where to write, attention what it may see."""
+
+    def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int | None) -> None:
+        self._graph = graph
+        self._standard = manifest.flavour == "standard"
+        self._max = manifest.decoder.max_context
+        self._room = initial_context or free_room(graph)
+        self._vocab = manifest.decoder.vocab
+        self._takes_deepstack = "deepstack" in graph.inputs
+        self._takes_total = "total_sequence_length" in graph.inputs
+        self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
+        self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
+        positions = _POSITION[manifest.flavour]
+        known = {*_NEEDED, *positions, "deepstack", *cache_names(graph)}
+        odd = sorted((graph.inputs.keys() - known) | ({*_NEEDED, positions[0]} - graph.inputs.keys()))
+        if odd:
+            raise EngineError(
+                f"the decoder graph's inputs do not fit flavour {manifest.flavour!r} ({', '.join(odd)}); "
+                "export the checkpoint again with this version"
+            )
+
+    def new_cache(self, tokens: int) -> OrtKvCache:
+        """See `DecoderRunner.new_cache`."""
+        room = max(tokens, min(self._room, self._max))
+        try:
+            return OrtKvCache(self._graph, self._max, room)
+        except EngineError:  # address space is limited (ulimit -v, strict overcommit)
+            if room <= max(tokens, _LITTLE):
+                raise
+            return OrtKvCache(self._graph, self._max, max(tokens, _LITTLE))
+
+    def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
+        """See `DecoderRunner.run`."""
+        if not isinstance(cache, OrtKvCache):
+            raise EngineError(f"a {type(cache).__name__} does not belong to the onnxruntime engine")
+        count = int(inputs.embeds.shape[0])
+        if inputs.last_k < 1 or inputs.last_k > count:
+            raise EngineError(f"logits of the last {inputs.last_k} of {count} tokens were asked for")
+        cache.reserve(past + count, past)
+        feeds = self._feeds(inputs, past, count, cache.capacity)
+        logits: F32 = np.empty((1, inputs.last_k, self._vocab), np.float32)
+        binding = cache.binding
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", "cpu", 0, np.float32, list(logits.shape), logits.ctypes.data)
+        self._graph.run(lambda options: self._graph.session.run_with_iobinding(binding, options), budget)
+        last: F32 = logits[0]
+        return last
+
+    def _feeds(self, inputs: DecoderInputs, past: int, count: int, capacity: int) -> dict[str, NDArray[Any]]:
+        feeds: dict[str, NDArray[Any]] = {
+            "inputs_embeds": np.ascontiguousarray(inputs.embeds, np.float32)[None],
+            "rope_cos": np.ascontiguousarray(inputs.rope_cos, np.float32),
+            "rope_sin": np.ascontiguousarray(inputs.rope_sin, np.float32),
+            "last_k": np.array([inputs.last_k], np.int64),
+        }
+        if self._takes_deepstack:
+            feeds["deepstack"] = self._deepstack(inputs, count)
+        if self._standard:
+            feeds["write_indices"] = np.array([past], np.int64)
+            feeds["attention_bias"] = causal_bias(past, count, capacity)
+        else:
+            feeds["seqlens_k"] = np.array([past + count - 1], np.int32)
+            if self._takes_total:
+                feeds["total_sequence_length"] = np.array(past + count, np.int32)
+        return feeds
+
+    def _deepstack(self, inputs: DecoderInputs, count: int) -> F32:
+        if inputs.deepstack is not None:
+            return np.ascontiguousarray(inputs.deepstack, np.float32)
+        if count == 1:
+            return self._no_deepstack
+        return np.zeros((self._deepstack_shape[0], count, self._deepstack_shape[1]), np.float32)

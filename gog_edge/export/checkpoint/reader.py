@@ -1,0 +1,230 @@
+"""An HF checkpoint as a set of named float tensors: folder or hub id, sharded, pre-quantised or with a LoRA adapter.
+
+Families see one spelling of every weight name (that of transformers 5):
+`model.visual.…`, `model.language_model.…`, `lm_head.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gog_edge.errors import CheckpointError
+from gog_edge.export.checkpoint import hub
+from gog_edge.export.checkpoint.prequantized import open_prequantized
+from gog_edge.export.checkpoint.shards import ShardSet, Source
+
+# What precedes the two towers in the wild: transformers 4 (visual.…, model.layers.…), 5 (model.visual.…,
+# model.language_model.…), and wrappers of training frameworks.
+_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+_RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^(?:model\.|language_model\.)?lm_head\.", "lm_head."),
+        (r"^(?:model\.)?visual\.", "model.visual."),
+        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
+        (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.language_model."),
+    )
+)
+
+
+def canonical_name(name: str) -> str:
+    """The transformers 5 spelling of a weight name; names of neither tower come back as they are."""
+    name = _WRAPPERS.sub("", name)
+    for pattern, replacement in _RENAMES:
+        renamed, count = pattern.subn(replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def tied_embeddings(config: dict[str, Any]) -> bool:
+    """Whether lm_head is the embedding. Either level may say so (transformers 5 reads both)."""
+    text = config.get("text_config")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return bool(config.get("tie_word_embeddings", False) or inner)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Nothing but headers is read until a tensor is asked for."""
+
+    root: Path
+    config: dict[str, Any]
+    source: Source
+    origin: str  # what the user named: folder or hub id
+    adapters: tuple[str, ...] = ()
+    _plain: ShardSet | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, path_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
+        """Open a folder, or download a hub id (needs huggingface_hub) and open that.
+
+        Raises:
+            CheckpointError: not a checkpoint, unreadable or incomplete weights, or a quantisation that can't be
+                exported right.
+        """
+        root = hub.locate(path_or_hub_id, revision)
+        config = _config(root)
+        shards = ShardSet.open(root)
+        source: Source = Renamed(shards, root)
+        quantised = config.get("quantization_config")
+        if quantised is not None:
+            source = open_prequantized(source, shards, quantised, root)
+        return cls(root, config, source, str(path_or_hub_id), (), shards)
+
+    def with_lora(self, adapter: str | Path) -> Checkpoint:
+        """This checkpoint with a PEFT adapter (folder or hub id) merged into every tensor that is read.
+
+        Raises:
+            CheckpointError: not a LoRA adapter, or one that does not fit this checkpoint.
+        """
+        from gog_edge.export.checkpoint.lora import LoraSource
+
+        tied = tied_embeddings(self.config)
+        merged = LoraSource.open(self.source, hub.locate(adapter, None), tied)
+        config = {**self.config, "tie_word_embeddings": False} if merged.unties else self.config
+        if merged.unties and isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+        return Checkpoint(self.root, config, merged, self.origin, (*self.adapters, str(adapter)), self._plain)
+
+    def names(self) -> set[str]:
+        """All tensor names, in the transformers 5 spelling."""
+        return self.source.names()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.source.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        self._check(name)
+        return self.source.shape(name)
+
+    def read(self, name: str, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """One whole tensor as float32 or float16 (values beyond float16's range are an error).
+
+        Raises:
+            CheckpointError: no such tensor, a non-finite value, or one that float16 can't hold.
+        """
+        shape = self.shape(name)
+        return self.read_rows(name, 0, shape[0] if shape else 1, dtype).reshape(shape)
+
+    def read_rows(self, name: str, start: int, stop: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+        """Rows start:stop of the first axis; see `read`."""
+        self._check(name)
+        shape = self.source.shape(name)
+        if not 0 <= start <= stop <= (shape[0] if shape else 1):
+            raise CheckpointError(f"rows {start}:{stop} of {name} were asked for, its shape is {list(shape)}")
+        values = self.source.rows(name, start, stop)
+        if not np.isfinite(values.sum(dtype=np.float64)):  # one pass; inf and NaN survive a float64 sum
+            raise CheckpointError(f"{name} holds NaN or infinity: the checkpoint is damaged or training diverged")
+        if np.dtype(dtype) == np.float32:
+            return values
+        with np.errstate(over="ignore"):
+            cast = values.astype(dtype)
+        if not np.isfinite(cast).all():
+            raise CheckpointError(f"{name} has values beyond the range of {np.dtype(dtype)}; use another precision")
+        return cast
+
+    def file(self, name: str) -> Path | None:
+        """A file of the checkpoint such as tokenizer.json, or None."""
+        path = self.root / name
+        return path if path.is_file() else None
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object file of the checkpoint; empty when the file is missing.
+
+        Raises:
+            CheckpointError: it is there and is not a JSON object.
+        """
+        path = self.file(name)
+        return _read_object(path) if path else {}
+
+    def chat_template(self) -> str | None:
+        """The chat template, wherever this generation of transformers has put it."""
+        path = self.file("chat_template.jinja")
+        if path:
+            return path.read_text("utf-8")
+        for name in ("chat_template.json", "tokenizer_config.json", "processor_config.json"):
+            template = self.json(name).get("chat_template")
+            if isinstance(template, str):
+                return template
+            if isinstance(template, list):  # several named templates
+                for entry in template:
+                    if isinstance(entry, dict) and entry.get("name") == "default":
+                        return str(entry["template"])
+        return None
+
+    @property
+    def quantization(self) -> str | None:
+        """Method of a pre-quantised checkpoint ("awq", "gptq"), whose tensors are read dequantised; else None."""
+        config = self.config.get("quantization_config")
+        return str(config.get("quant_method")) if isinstance(config, dict) else None
+
+    def forget(self) -> None:
+        """Let the kernel drop cached pages of the weight files (after an export)."""
+        if self._plain is not None:
+            for file in set(self._plain.files.values()):
+                file.forget()
+
+    def _check(self, name: str) -> None:
+        if name not in self.source.names():
+            raise CheckpointError(f"{self.origin} has no tensor {name}: is it a complete checkpoint of this family?")
+
+
+class Renamed:
+    """A source under canonical names.
+
+    Raises:
+        CheckpointError: two stored tensors get the same name.
+    """
+
+    def __init__(self, shards: ShardSet, root: Path) -> None:
+        self._shards = shards
+        self.stored: dict[str, str] = {}
+        for stored in sorted(shards.names()):
+            name = canonical_name(stored)
+            if name in self.stored:
+                raise CheckpointError(f"{root} holds {name} twice: as {self.stored[name]} and as {stored}")
+            self.stored[name] = stored
+        self._names = set(self.stored)
+
+    def names(self) -> set[str]:
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shards.shape(self.stored[name])
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return self._shards.rows(self.stored[name], start, stop)
+
+
+def _config(root: Path) -> dict[str, Any]:
+    path = root / "config.json"
+    if not path.is_file():
+        if (root / "adapter_config.json").is_file():
+            raise CheckpointError(f"{root} is a LoRA adapter: export its base checkpoint with --lora {root}")
+        if (root / "manifest.json").is_file():
+            raise CheckpointError(f"{root} is a gog-edge bundle already; export needs the HF checkpoint")
+        raise CheckpointError(f"{root} is not an HF checkpoint: it has no config.json")
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} can't be read as JSON ({e})") from e
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return data

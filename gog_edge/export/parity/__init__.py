@@ -1,0 +1,1 @@
+"""The gate: bundle against transformers. The one place that sees both halves, and torch."""

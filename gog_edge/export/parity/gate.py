@@ -1,0 +1,323 @@
+"""The gate: an exported bundle against the HF model it came from, stage by stage.
+
+One conversation of three turns is held with the bundle through the real session (images of odd sizes, a crop, images
+appended between turns, prefill in small chunks so that images cross their borders, greedy decoding). The HF model then
+reads the whole conversation in one float32 forward. Compared are:
+
+  pixels    the crop kernel's patches with those of the HF image processor, in 8-bit steps of the resized image
+  vision    merged features on the same patches; deepstack: the same for DeepStack features
+  prefill   logits at every place of the conversation, computed in chunks
+  decode    logits of the decoding steps, one token at a time on the session's cache
+  greedy    the decoded tokens themselves
+  graph     quantised bundles: prefill logits against the HF model with the same quantised weights, which tells an
+            error of the graph from the loss of quantisation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.agent.options import RunOptions
+from gog_edge.bundle import Bundle
+from gog_edge.crop import pixel_box
+from gog_edge.engines.registry import create_engine
+from gog_edge.errors import ParityError, UsageError
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.parity.conversation import (
+    CHUNK,
+    QUESTIONS,
+    Conversation,
+    converse,
+    generated_frames,
+    masked_tokens,
+    pixel_limits,
+)
+from gog_edge.export.parity.metrics import (
+    Stage,
+    Tolerances,
+    Verdict,
+    combine,
+    compare_features,
+    compare_greedy,
+    compare_logits,
+    worst,
+)
+from gog_edge.export.progress import Progress, Silent
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.export.quantize.scheme import dequantize
+from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.weights import quantize
+from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.vision import VisionPlan
+from gog_edge.serde import SerdeError, decode
+
+if TYPE_CHECKING:
+    from gog_edge.engines.base import Features
+    from gog_edge.export.parity.reference import Reference, ReferenceImage, Transform
+
+F32 = NDArray[np.float32]
+FORMAT = "gog-edge-parity-1"
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What verify.json holds."""
+
+    verdict: Verdict
+    stages: tuple[Stage, ...]
+    precision: str
+    flavour: str
+    engine: str
+    reference: str
+    checkpoint: str
+    adapters: tuple[str, ...]
+    images: tuple[dict[str, Any], ...]
+    turns: int
+    prompt_tokens: int
+    decoded_tokens: int
+    seed: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    format: str = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data
+
+    def lines(self) -> list[str]:
+        """For people, one line a stage."""
+        rows = []
+        for stage in self.stages:
+            shown = {k: v for k, v in stage.metrics.items() if k in {*stage.at_least, *stage.at_most}}
+            values = ", ".join(f"{k} {v:.4g}" for k, v in shown.items())
+            rows.append(f"{stage.verdict.value:9} {stage.name:9} {values}" + (f" ({stage.note})" if stage.note else ""))
+        return rows
+
+    def require(self) -> ParityReport:
+        """Itself, unless it failed.
+
+        Raises:
+            ParityError: a stage is beyond its tolerance.
+        """
+        failed = [s for s in self.stages if s.verdict is Verdict.FAIL]
+        if failed:
+            what = "; ".join(f"{s.name}: {s.complaint()}" for s in failed)
+            raise ParityError(f"the {self.precision} bundle differs from {self.checkpoint} in transformers: {what}")
+        return self
+
+
+def verify(
+    bundle: Bundle | str | Path,
+    checkpoint: Checkpoint | str | Path,
+    images: Sequence[ImageSource] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    tokens: int = 24,
+    engine: str | None = None,
+    tolerances: Tolerances | None = None,
+    memory: int | None = None,
+) -> ParityReport:
+    """Hold one conversation with the bundle and with the HF model, and compare.
+
+    Args:
+        images: shown besides the two generated ones of odd size.
+        seed: of the generated images.
+        tokens: decoded greedily in each of the three turns.
+        engine: name of the engine to run the bundle with; default: "cpu".
+        tolerances: default: those of the bundle's precision in tolerances.toml.
+        memory: bytes that the HF model's weights may take before they are streamed.
+
+    Returns:
+        The report; `report.require()` raises if the gate failed.
+
+    Raises:
+        UsageError: torch or transformers is missing, or `tokens` makes no sense.
+        ParityError: shapes differ or values are not finite, so that nothing can be compared.
+    """
+    if tokens < 1:
+        raise UsageError(f"--verify needs at least 1 token a turn, not {tokens}")
+    make_reference, image_type = _torch_side()
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+    progress = progress or Silent()
+    limits = tolerances or Tolerances.load(_limits_name(bundle))
+    masked = masked_tokens(bundle.manifest, checkpoint.config.get("video_token_id"))
+    frames = [*generated_frames(seed), *(Frame.open(source) for source in images)]
+    progress.stage("verify: bundle", 0)
+    started = time.monotonic()
+    runner = create_engine(engine or "cpu", bundle)
+    try:
+        talk = converse(Model.assemble(bundle, runner, _options()), frames, tokens, masked)
+        described = runner.describe()
+    finally:
+        runner.close()
+    bundle_seconds = time.monotonic() - started
+    progress.stage("verify: reference", 0)
+    started = time.monotonic()
+    reference = make_reference(checkpoint, None, memory)
+    about = reference.describe()
+    shown = [image_type(p, plan.grid.rows, plan.grid.columns) for p, plan in zip(talk.patches, talk.plans)]
+    expected = reference.read(talk.tokens, shown, bundle.manifest.tokens.image_pad)
+    del reference
+    stages = [
+        *_pixel_stage(bundle, checkpoint, talk, limits),
+        *_vision_stages(expected.features, talk.features, limits),
+        *_decoder_stages(expected.logits, talk, limits, masked),
+    ]
+    transform = fake_quantisation(bundle)
+    if transform is not None:
+        progress.stage("verify: quantised reference", 0)
+        quantised = make_reference(checkpoint, transform, memory)
+        logits = quantised.logits(talk.tokens, shown, bundle.manifest.tokens.image_pad)
+        stages.append(limits.judge("graph", compare_logits(logits, talk.prefill)))
+    return ParityReport(
+        verdict=combine(stages),
+        stages=tuple(stages),
+        precision=bundle.manifest.precision,
+        flavour=bundle.manifest.flavour,
+        engine=f"{described.name} {described.version}",
+        reference=about,
+        checkpoint=Path(checkpoint.origin).name if Path(checkpoint.origin).exists() else checkpoint.origin,
+        adapters=tuple(Path(a).name for a in checkpoint.adapters),
+        images=tuple(_describe(plan) for plan in talk.plans),
+        turns=len(QUESTIONS),
+        prompt_tokens=len(talk.tokens) - len(talk.places),
+        decoded_tokens=len(talk.places),
+        seed=seed,
+        seconds={"bundle": round(bundle_seconds, 2), "reference": round(time.monotonic() - started, 2)},
+    )
+
+
+def gate(
+    checkpoint: Checkpoint,
+    images: Sequence[ImageSource] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Callable[[Bundle], dict[str, Any]]:
+    """The gate that `pipeline.export_bundle` takes: verifies the finished bundle, returns what verify.json holds.
+
+    Raises (at once):
+        UsageError: torch or transformers is missing.
+    Raises (the gate):
+        ParityError: the bundle is beyond a tolerance.
+    """
+    _torch_side()
+
+    def run(bundle: Bundle) -> dict[str, Any]:
+        return verify(bundle, checkpoint, images, seed, progress).require().to_dict()
+
+    return run
+
+
+def fake_quantisation(bundle: Bundle) -> Transform | None:
+    """The bundle's quantisation as a change of float weights; None if nothing is quantised or it can't be repeated.
+
+    It can't where calibration decided, and where the standard flavour fits schemes to its operators.
+    """
+    manifest = bundle.manifest
+    if manifest.precision not in ("int4", "int8") or manifest.flavour != "ort":
+        return None
+    try:
+        recipe = decode(Recipe, manifest.quantization, "quantization")
+    except SerdeError as e:
+        raise ParityError(f"{bundle.root}: the manifest's quantisation recipe can't be read ({e})") from e
+    if not recipe.repeatable:
+        return None
+
+    def transform(name: str, weight: F32) -> F32:
+        kind = tensor_class(name)
+        scheme = recipe.scheme(kind, name) if kind else None
+        return weight if scheme is None else dequantize(quantize(weight, scheme))
+
+    return transform
+
+
+def _torch_side() -> tuple[type[Reference], type[ReferenceImage]]:
+    try:
+        from gog_edge.export.parity.reference import Reference, ReferenceImage
+    except ImportError as e:
+        raise UsageError(f"--verify needs torch and transformers ({e}): pip install 'gog-edge[parity]'") from e
+    return Reference, ReferenceImage
+
+
+def _limits_name(bundle: Bundle) -> str:
+    """An fp32 bundle with a narrower KV cache can't be exact: the limits of fp16 are for it."""
+    precision = bundle.manifest.precision
+    return "fp16" if precision == "fp32" and bundle.manifest.decoder.kv_dtype != "float32" else precision
+
+
+def _options() -> RunOptions:
+    return RunOptions(prefix_cache=False, prefill_chunk=CHUNK)
+
+
+def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+    from gog_edge.export.parity.reference import processor_patches
+
+    pre = bundle.manifest.preprocessing
+    high = pixel_limits(pre).max_pixels
+    parts = []
+    for plan, patches in zip(talk.plans, talk.patches):
+        box = pixel_box(plan.region, plan.frame.width, plan.frame.height)
+        cut = np.ascontiguousarray(plan.frame.pixels[box.y0 : box.y1, box.x0 : box.x1])
+        made = processor_patches(checkpoint, cut, min(pre.min_pixels, high), high)
+        if made is None:
+            return ()
+        expected, grid, std = made
+        if grid != (plan.grid.rows, plan.grid.columns):
+            parts.append({"steps": float("inf"), "differing": 1.0})
+            continue
+        channels = expected.reshape(len(expected), 3, pre.temporal_patch_size, -1)
+        steps = np.abs(channels - patches.reshape(len(patches), 3, 1, -1)) * std[:, None, None] / pre.rescale_factor
+        parts.append({"steps": float(steps.max()), "differing": float((steps > 0.5).mean())})
+    return (limits.judge("pixels", worst(parts), f"{len(parts)} images"),)
+
+
+def _vision_stages(
+    expected: list[tuple[F32, F32 | None]], features: list[Features], limits: Tolerances
+) -> tuple[Stage, ...]:
+    main = [compare_features(e[0], f.main) for e, f in zip(expected, features)]
+    stages = [limits.judge("vision", worst(main), f"{len(main)} images")]
+    deep = []
+    for (_, wanted), got in zip(expected, features):
+        if (wanted is None) != (got.deepstack is None):
+            raise ParityError("only one of bundle and reference model has DeepStack features")
+        if wanted is not None and got.deepstack is not None:
+            deep += [compare_features(a, b) for a, b in zip(wanted, got.deepstack)]
+    if deep:
+        stages.append(limits.judge("deepstack", worst(deep), f"{len(deep)} features"))
+    return tuple(stages)
+
+
+def _decoder_stages(logits: F32, talk: Conversation, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
+    before = np.asarray(talk.places) - 1  # the row that predicts a place is the one before it
+    tie = limits.value("greedy", "tie")
+    greedy = compare_greedy(logits[before], talk.tokens[talk.places], tie, masked)
+    return (
+        limits.judge("prefill", compare_logits(logits, talk.prefill)),
+        limits.judge("decode", compare_logits(logits[before], np.stack(talk.rows))),
+        limits.judge("greedy", greedy),
+    )
+
+
+def _describe(plan: VisionPlan) -> dict[str, Any]:
+    region = None if plan.region is None else [round(v, 1) for v in plan.region.as_tuple()]
+    name = Path(plan.frame.source).name if plan.frame.source else ""
+    return {
+        "name": name,
+        "width": plan.frame.width,
+        "height": plan.frame.height,
+        "region": region,
+        "grid": [plan.grid.rows, plan.grid.columns],
+        "tokens": plan.tokens,
+    }

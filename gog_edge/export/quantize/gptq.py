@@ -1,0 +1,76 @@
+"""Error-compensated quantisation with calibration: GPTQ (Frantar et al. 2022, arXiv 2210.17323).
+
+Inputs are quantised one by one, the most active first; the error of each is spread over the inputs still to come, by
+the inverse of the Hessian of the layer's output error, H = E[x x^T]. Scales and zero points are found beforehand from
+the untouched weight ("static groups"), so any order fits blocks along the inputs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gog_edge.export.quantize.scheme import Parts, Scheme
+from gog_edge.export.quantize.search import search_mse
+
+F32 = NDArray[np.float32]
+DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
+_LAZY = 128  # inputs between two updates of the rest
+
+
+def inverse_factor(hessian: F32, damping: float = DAMPING) -> tuple[NDArray[np.int64], F32]:
+    """The order of the inputs and the upper factor U of the inverse Hessian in that order (H^-1 = U^T U).
+
+    Args:
+        hessian: [in, in], E[x x^T] or a multiple of it.
+
+    Raises:
+        ValueError: not square, or not positive definite even with damping.
+    """
+    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
+        raise ValueError(f"a Hessian must be square, this one is {list(hessian.shape)}")
+    h = hessian.astype(np.float64)
+    diagonal = np.diagonal(h).copy()
+    h[diagonal <= 0, diagonal <= 0] = 1.0  # inputs that were never active: no error, no compensation
+    order = np.argsort(-diagonal, kind="stable")
+    h = h[np.ix_(order, order)]
+    mean = float(np.diagonal(h).mean())
+    for factor in (1.0, 10.0, 100.0):
+        damped = h + np.eye(len(h)) * (damping * factor * mean)
+        try:
+            upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(upper).all():
+            return order, np.ascontiguousarray(upper, np.float32)
+    raise ValueError("the calibration Hessian is not positive definite: calibrate with more tokens")
+
+
+def compensate(weight: F32, scheme: Scheme, order: NDArray[np.int64], upper: F32, importance: F32) -> Parts:
+    """q, scales and zero points of `weight` [out, in] by GPTQ; see `inverse_factor`.
+
+    Args:
+        importance: [in], mean square of each input, for the scales.
+    """
+    _, scale, zero = search_mse(weight, scheme, importance)
+    out, inputs = weight.shape
+    block_of = (np.arange(inputs) // scheme.width(inputs))[order]
+    zeros = None if zero is None else zero.astype(np.float32)
+    low = -127 if scheme.symmetric and scheme.bits == 8 else scheme.low
+    work = np.ascontiguousarray(weight[:, order].T)  # [in, out]: one input's weights lie together
+    q = np.empty((inputs, out), np.int8)
+    for start in range(0, inputs, _LAZY):
+        stop = min(start + _LAZY, inputs)
+        errors = np.empty((stop - start, out), np.float32)
+        for i in range(start, stop):
+            s = scale[:, block_of[i]]
+            z = np.float32(0) if zeros is None else zeros[:, block_of[i]]
+            levels = np.clip(np.rint(work[i] / s + z), low, scheme.high)
+            q[i] = levels.astype(np.int8)
+            error = (work[i] - (levels - z) * s) / upper[i, i]
+            errors[i - start] = error
+            work[i + 1 : stop] -= np.outer(upper[i, i + 1 : stop], error)
+        work[stop:] -= upper[start:stop, stop:].T @ errors
+    result = np.empty((out, inputs), np.int8)
+    result[:, order] = q.T
+    return result, scale, zero

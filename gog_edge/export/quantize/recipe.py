@@ -1,0 +1,105 @@
+"""Which scheme each class of tensors gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from gog_edge.export.quantize.scheme import CALIBRATED, Method, Scheme
+
+TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+
+_F32, _F16 = Scheme(32), Scheme(16)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Scheme of every tensor class. The classes:
+
+    `embedding`: the token table (one row a token, always per row); `head`: lm_head; `attention`: q, k, v, o;
+    `mlp`: gate and up; `down_proj`: down; `vision`: linear layers of the vision blocks; `merger`: the merger and the
+    DeepStack mergers. Patch embedding, norms, biases and the position table are always float.
+    """
+
+    name: str
+    embedding: Scheme
+    head: Scheme
+    attention: Scheme
+    mlp: Scheme
+    down_proj: Scheme
+    vision: Scheme
+    merger: Scheme
+    overrides: dict[str, Scheme] = field(default_factory=dict)  # exact weight name -> scheme
+
+    def scheme(self, tensor_class: TensorClass, name: str = "") -> Scheme:
+        """The scheme of one tensor: its override, or its class's."""
+        found: Scheme = self.overrides.get(name) or getattr(self, tensor_class)
+        return found
+
+    def with_method(self, method: Method) -> Recipe:
+        """The same recipe with another method for the decoder's layers (where calibration can be had)."""
+        return replace(
+            self,
+            name=f"{self.name.partition('-')[0]}-{method}",
+            attention=replace(self.attention, method=method),
+            mlp=replace(self.mlp, method=method),
+            down_proj=replace(self.down_proj, method=method),
+        )
+
+    def at_int8(self, classes: Sequence[TensorClass]) -> Recipe:
+        """The same recipe with these classes as the int8 recipe has them."""
+        if not classes:
+            return self
+        eight = Recipe.for_precision("int8")
+        changed: dict[str, Any] = {name: getattr(eight, name) for name in classes}
+        return replace(self, name="-".join((self.name, *(f"{name}8" for name in classes))), **changed)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether weights alone decide, so that the same recipe gives the same result again (no calibration)."""
+        schemes = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "overrides")]
+        return all(s.is_float or s.method not in CALIBRATED for s in (*schemes, *self.overrides.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+    @classmethod
+    def for_precision(cls, precision: str, method: Method | None = None) -> Recipe:
+        """The default recipe of fp32, fp16, int8 or int4 (the figures behind it: docs/quantization.md).
+
+        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched. None: mse,
+        but for attention at 4 bits, whose few large weights must not be clipped: rtn.
+
+        Raises:
+            ValueError: another precision.
+        """
+        if precision == "fp32":
+            return cls("fp32", _F32, _F32, _F32, _F32, _F32, _F32, _F32)
+        if precision == "fp16":
+            return cls("fp16", _F16, _F16, _F16, _F16, _F16, _F16, _F16)
+        everywhere: Method = "mse" if method is None or method in CALIBRATED else method
+        row, int8 = Scheme(8, method=everywhere), Scheme(8, 32, method=everywhere)
+        if precision == "int8":
+            recipe = cls("int8", row, int8, int8, int8, int8, int8, int8)
+        elif precision == "int4":
+            int4 = Scheme(4, 32, method=everywhere)
+            attention = int4 if method else replace(int4, method="rtn")
+            recipe = cls("int4", row, int8, attention, int4, int4, int8, int8)
+        else:
+            raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
+        return recipe.with_method(method) if method is not None and method in CALIBRATED else recipe
+
+    @classmethod
+    def requantising(cls, precision: str) -> Recipe:
+        """The recipe for checkpoints that were quantised before (AWQ, GPTQ): int4 keeps the steps they lie on.
+
+        Raises:
+            ValueError: another precision.
+        """
+        recipe = cls.for_precision(precision)
+        if precision != "int4":
+            return recipe
+        steps = replace(recipe.mlp, symmetric=False, method="grid")
+        return replace(recipe, name="int4-grid", attention=steps, mlp=steps, down_proj=steps)

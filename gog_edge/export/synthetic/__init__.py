@@ -1,0 +1,1 @@
+"""Checkpoints of random weights in the layout of published ones, for tests and benchmarks."""

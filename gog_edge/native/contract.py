@@ -1,0 +1,85 @@
+"""Native CPU operators for ONNX Runtime, domain `ai.gog_edge` version 1.  This page is their contract.
+
+The C++ lies in `gog_edge/native/csrc`, is compiled at first use (`gog_edge.native.build`) and is
+registered with `dispatch.register(session_options)`.  `packing` (numpy only) writes the weight layouts,
+`tests/native/reference.py` is the same arithmetic in numpy, which the tests hold the kernels to.  All operators run
+on the session's own intra-op threads.  A transformer layer takes five of them:
+
+    vision:  LinearW8(norm, qkv) -> VisionAttention -> LinearW8(out, + residual)
+             -> LinearW8(norm, fc1, gelu) -> LinearW8(fc2, + residual)
+    decoder: LinearW4(norm, qkv) -> DecoderAttention -> LinearW4(out, + residual)
+             -> LinearW4(norm, gate|up, silu_mul) -> LinearW4(down, + residual)
+
+Names in brackets are axes; M is the product of all leading axes; `?` marks an optional input (empty name in
+the graph).  Np = the packed number of columns: N rounded up to 32 (see `packing.column_order`).
+
+LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights with one scale per column
+    inputs   0 x              f32 [.., K]
+             1 weight         u8  [Np/16, Kp/4, 16, 4]    q + 128, q in -127..127; Kp = K rounded up to 4
+             2 scales         f32 [Np/16, 1, 16]
+             3 bias?          f32 [Np]                    in packed column order
+             4 residual?      f32 [.., N]
+             5 norm_weight?   f32 [K]
+             6 norm_bias?     f32 [K]
+    output   0 y              f32 [.., N]
+    attributes  N           columns of y
+                activation  0 none, 1 gelu (tanh form), 2 gelu (erf form), 3 silu, 4 silu_mul
+                norm        0 none, 1 RMS (x / sqrt(mean x^2 + eps) * w), 2 layer (mean removed, * w + b)
+                epsilon     of the norm, default 1e-6
+    With activation 4 the weight holds gate and up interleaved by panels of 16 (`packing.gate_up_order`) and
+    y = silu(gate) * up, so N is half of what the weight yields.
+    The normalised row is quantised to int8 with one scale a row: q = round_half_even(x * (127 / max|x|)); sums
+    are exact int32; scale, bias, activation and residual are applied in f32.
+
+LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any multiple of 8)
+    inputs   0 x              f32 [.., K]
+             1 weight         u8  [Np/16, Kp/8, 16, 4]    byte j of a column: low nibble q[k+j], high q[k+4+j]
+             2 scales         f16 [Np/16, Kp/block, 16]
+             3 … 6            as LinearW8
+             7 zero_points?   u8  [Np/16, Kp/block, 16]   in 0..15; absent: 8
+    attributes as LinearW8, and
+                exact       0: from 24 rows on, weights are widened to int8 with one scale per column and up to
+                            256 of K (widen.h: the error of y grows from 9.64 to 9.88 % on random data; blocks of
+                            32 run 1.3 to 1.4 times as fast);
+                            1: every block keeps its own scale, however many rows
+    w = scale * (q - zero_point), q in 0..15; Kp = K rounded up to the block.  Activations are quantised to int8
+    with one scale per row and block of K (or group of up to 256, when widened).
+
+VisionAttention: softmax(q k^T / sqrt(hd)) v, not causal, rotary applied here, whole sequence or windows
+    inputs   0 qkv            f32 [n, 3 * heads * hd]     q of all heads, then k, then v: a fused linear's output
+             1 rope_cos       f32 [n, hd/2]
+             2 rope_sin       f32 [n, hd/2]
+             3 gather?        i64 [windows, L]            row of each slot (the bundle's window_gather)
+             4 mask?          i32 [windows, L]            1 real, 0 padding; real slots come first in a window
+    output   0 y              f32 [n, heads * hd]
+    attributes  heads, scale (default 1/sqrt(hd)), precision
+                precision   0 bf16 products where the CPU has them, 1 f32, 2 int8 (see flash8.h: keys and values
+                            centred, one scale per row of q and k, per channel of v, per 128 keys of p)
+    Every row must be in exactly one window.  Rotary: rotate-half over (i, i + hd/2) pairs.
+
+DecoderAttention: causal grouped-query attention with an in-place KV cache
+    inputs   0 qkv            f32 [.., (heads + 2 * kv_heads) * hd]   leading axes multiply to s rows
+             1 rope_cos       f32 [s, hd/2]               M-RoPE sections already applied
+             2 rope_sin       f32 [s, hd/2]
+             3 seqlens_k      i32 [1]                     total - 1, total = rows in the cache after this call
+             4 key_cache      f16 | i8 [1, kv_heads, cap, hd]   written in place at total - s … total - 1
+             5 value_cache    the same
+             6 q_norm?        f32 [hd]                    RMS norm of every q head before rotary (Qwen3)
+             7 k_norm?        f32 [hd]
+             8 key_scale?     f32 [1, kv_heads, cap]      int8 caches only: row = scale * q, written in place
+             9 value_scale?   f32 [1, kv_heads, cap]
+    output   0 y              f32 [.., heads * hd]
+    attributes  heads, kv_heads, scale (default 1/sqrt(hd)), epsilon (of the norms, default 1e-6)
+    The cache inputs must be the graph's inputs, bound to buffers the caller owns: they are written.
+    DecoderAttentionF16 and DecoderAttentionI8 are the two names, by cache type.
+"""
+
+from __future__ import annotations
+
+DOMAIN = "ai.gog_edge"
+VERSION = 1
+"""Opset version of the domain; the library answers the same number from gog_ops_version()."""
+
+ACTIVATIONS = {"none": 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "silu_mul": 4}
+NORMS = {"none": 0, "rms": 1, "layer": 2}
+VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}

@@ -1,0 +1,94 @@
+"""Build, check and register the operator library with an ONNX Runtime session."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gog_edge.native.build import load_status
+from gog_edge.native.contract import VERSION
+from gog_edge.native.packing import pack_w8
+from gog_edge.native.probe import probe_model
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+log = logging.getLogger("gog_edge.native")
+
+SOURCE = Path(__file__).with_name("csrc") / "ops.cpp"
+FLAGS = ("-Wno-psabi",)
+FALLBACK = "graphs with native operators can not run here"
+
+
+def register(options: onnxruntime.SessionOptions) -> str | None:
+    """Make the `ai.gog_edge` operators known to sessions made with `options`.
+
+    Returns None when they are ready, else the reason in one line (no compiler, GOG_EDGE_NO_NATIVE, an
+    incompatible ONNX Runtime, a self-test that failed): the caller then uses a graph of stock operators.
+    """
+    path, reason = _checked_library()
+    if path is not None:
+        options.register_custom_ops_library(path)
+    return reason
+
+
+def available() -> str | None:
+    """None when the operators can be used on this machine, else the reason (see `register`)."""
+    return _checked_library()[1]
+
+
+def instruction_set() -> str | None:
+    """What the library was compiled for, such as "avx512-vnni-bf16"; None when it is not available."""
+    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK, tell=False)
+    if status.library is None:
+        return None
+    answer: bytes = status.library.function("gog_ops_isa", ctypes.c_char_p)()
+    return answer.decode()
+
+
+@functools.lru_cache(maxsize=1)
+def _checked_library() -> tuple[str | None, str | None]:
+    """(path of the library, None) or (None, reason); built, loaded and tried once per process."""
+    status = load_status("ops", [SOURCE], flags=FLAGS, fallback=FALLBACK, tell=False)
+    if status.library is None:
+        return None, status.reason
+    version = status.library.function("gog_ops_version", ctypes.c_int)()
+    if version != VERSION:
+        return (
+            None,
+            f"the operator library speaks version {version}, this package {VERSION}; delete the cache",
+        )
+    reason = _self_test(str(status.library.path))
+    if reason is not None:
+        log.warning("ops: %s", reason)
+        return None, reason
+    return str(status.library.path), None
+
+
+def _self_test(path: str) -> str | None:
+    """Run one LinearW8 node through a session and compare with numpy: a wrong ABI or kernel fails closed."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    rng = np.random.default_rng(7)
+    weight, scales = rng.integers(-127, 128, (40, 72), np.int8), rng.random(40, np.float32)
+    packed = pack_w8(weight, scales)
+    x = rng.standard_normal((3, 72), np.float32)
+    try:
+        options.register_custom_ops_library(path)
+        session = onnxruntime.InferenceSession(probe_model(40), options, providers=["CPUExecutionProvider"])
+        got = session.run(None, {"x": x, "weight": packed.weight, "scales": packed.scales})[0]
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime raises its own unrelated types; all mean "no"
+        return f"ONNX Runtime {onnxruntime.__version__} refuses the native operators ({error}): {FALLBACK}"
+    step = np.abs(x).max(axis=1, keepdims=True) / 127  # a row is quantised to int8 with one scale
+    want = (np.rint(x / step) * step) @ (weight * scales[:, None]).T
+    if not np.allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max())):
+        return f"the native operators compute wrong results on this machine: {FALLBACK}; report it"
+    return None

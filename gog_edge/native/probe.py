@@ -1,0 +1,48 @@
+"""A one-node ONNX model, serialised by hand: the runtime has no onnx package to make its self-test with.
+
+Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, ValueInfoProto, AttributeProto).
+"""
+
+from __future__ import annotations
+
+from gog_edge.native.contract import DOMAIN, VERSION
+
+_FLOAT, _UINT8 = 1, 2
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, value: bytes | str) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return _varint(field << 3 | 2) + _varint(len(raw)) + raw
+
+
+def _tensor(name: str, element: int, rank: int) -> bytes:
+    """ValueInfoProto of a tensor with `rank` unknown axes."""
+    shape = b"".join(_bytes(1, _bytes(2, f"{name}_{axis}")) for axis in range(rank))
+    tensor_type = _number(1, element) + _bytes(2, shape)
+    return _bytes(1, name) + _bytes(2, _bytes(1, tensor_type))
+
+
+def probe_model(columns: int) -> bytes:
+    """y = LinearW8(x, weight, scales) with all three as graph inputs and N = columns."""
+    attribute = _bytes(1, "N") + _number(3, columns) + _number(20, 2)
+    node = b"".join(_bytes(1, name) for name in ("x", "weight", "scales"))
+    node += _bytes(2, "y") + _bytes(4, "LinearW8") + _bytes(5, attribute) + _bytes(7, DOMAIN)
+    graph = _bytes(1, node) + _bytes(2, "probe")
+    for name, element, rank in (("x", _FLOAT, 2), ("weight", _UINT8, 4), ("scales", _FLOAT, 3)):
+        graph += _bytes(11, _tensor(name, element, rank))
+    graph += _bytes(12, _tensor("y", _FLOAT, 2))
+    opsets = _bytes(8, _bytes(1, "") + _number(2, 17)) + _bytes(8, _bytes(1, DOMAIN) + _number(2, VERSION))
+    return _number(1, 8) + opsets + _bytes(7, graph)

@@ -1,0 +1,27 @@
+"""The kernel benchmark: every case runs, and the peaks are in a sane order."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gog_edge.bench.machine import kernel_table, kernels
+from tests.native.graphs import needs_ops
+
+pytestmark = needs_ops
+
+
+def test_peaks_and_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kernel_table.main(["--threads", "1", "--seconds", "0", "--only", "decode attention", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["name"] for row in report["rows"]] == ["decode attention f16", "decode attention int8"]
+    assert all(row["rate"] > 0 and row["runs"] >= 3 for row in report["rows"])
+    peak = report["peak_gflops"]
+    assert 0 < peak["f32"] <= 1.3 * peak["bf16"]
+
+
+def test_names_are_unique_and_rates_have_a_ceiling() -> None:
+    cases = kernels.cases()
+    assert len({case.name for case in cases}) == len(cases)
+    assert all(case.flops > 0 and case.precision in ("f32", "bf16", "int8") for case in cases)
