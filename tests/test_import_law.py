@@ -35,8 +35,8 @@ MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}
 LAW: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
     "manifest": BASE,
-    "bundle": BASE | {"manifest"},
     "shapes": BASE | {"manifest"},
+    "bundle": BASE | {"manifest"},
     "image": BASE,
     "families": FORMAT,
     "native": FORMAT,

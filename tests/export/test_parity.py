@@ -14,8 +14,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
-from gog_edge.export.parity import gate
-from gog_edge.export.parity.gate import fake_quantisation, generated_frames, verify
+from gog_edge.export.parity.gate import fake_quantisation, gate, generated_frames, verify
 from gog_edge.export.parity.metrics import Verdict
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe

@@ -216,7 +216,7 @@ def test_the_graphs_of_engines_pass_the_gate_on_the_cpu(
 ) -> None:
     """The very files that engines are built from, three turns on one KV cache, against transformers."""
     pytest.importorskip("transformers")
-    from gog_edge.export.parity import gate
+    from gog_edge.export.parity.gate import gate
 
     checkpoint = Checkpoint.open(tiny_checkpoints[family])
     options = ExportOptions(precision="fp16", target="tensorrt-rtx")
