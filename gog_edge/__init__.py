@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import GogEdgeError as GogEdgeError
     from gog_edge.image.frame import Frame as Frame
-    from gog_edge.runtime.sampling import Sampling as Sampling
+    from gog_edge.sampling_options import Sampling as Sampling
     from gog_edge.types import Action as Action
     from gog_edge.types import ActionKind as ActionKind
     from gog_edge.types import Answer as Answer
@@ -50,7 +50,7 @@ _HOMES = {
     "Observation": "gog_edge.types",
     "Region": "gog_edge.types",
     "RunOptions": "gog_edge.agent.options",
-    "Sampling": "gog_edge.runtime.sampling",
+    "Sampling": "gog_edge.sampling_options",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
     "Usage": "gog_edge.types",

@@ -127,7 +127,7 @@ def study(checkpoint: Checkpoint, source: Source, count: int) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        talks, _ = sample(checkpoint, source, count, folder)
+        talks = sample(checkpoint, source, count, folder)
         _, expected = read(Bundle.open(folder / "fp32"), talks)
         plain: F32 | None = None
         for name, options in variants().items():

@@ -21,6 +21,7 @@ BASE = {
     "errors",
     "types",
     "serde",
+    "sampling_options",
     "sanitize",
     "clock",
     "deadline",

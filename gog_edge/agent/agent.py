@@ -28,10 +28,12 @@ from gog_edge.deadline import Budget
 from gog_edge.dialects import Dialect
 from gog_edge.errors import EngineError, GrammarError, UsageError
 from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.manifest import Manifest
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.runtime.vision import PixelLimits
+from gog_edge.sampling_options import Sampling
 from gog_edge.search.base import SearchProvider
 from gog_edge.types import Answer, Event
 
@@ -66,6 +68,7 @@ class Agent:
         self.dialect = dialect
         self.providers = tuple(providers)
         self.options = options or RunOptions()
+        self.sampling = chosen_sampling(self.options.sampling, dialect, model.manifest)
         self.pace = Pace()  # of this machine: what one question measures serves the next one's deadline
         self._owned = tuple(owned)
         self._idle: list[Session] = []
@@ -285,6 +288,15 @@ class Agent:
 
         manifest = self.model.manifest
         return TokenGrammar(self.model.tokenizer.backend, manifest.tokens.eos, manifest.decoder.vocab)
+
+
+def chosen_sampling(said: Sampling, dialect: Dialect, manifest: Manifest) -> Sampling:
+    """How tokens are chosen: what the user said, then the dialect, then the checkpoint.
+
+    Raises:
+        UsageError: the bundle's own values make no sense.
+    """
+    return said.over(dialect.sampling, Sampling.of_checkpoint(manifest.generation))
 
 
 def _frames(image: Images) -> list[Frame]:

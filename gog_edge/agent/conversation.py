@@ -159,7 +159,7 @@ class Conversation:
         if guessing.max_draft and not agent.model.rows_independent:
             trace.note("no tokens are guessed: this bundle's decoder would write other text with guesses")
             guessing = replace(guessing, max_draft=0)
-        writer = TurnWriter(session, Sampler(options.sampling), guessing)
+        writer = TurnWriter(session, Sampler(agent.sampling), guessing)
         self.speculation = writer.speculation
         run = Question(
             session=session,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from gog_edge.errors import UsageError
-from gog_edge.runtime.sampling import Sampling
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class RunOptions:
     """How questions are run. Zero and None mean: what the dialect or the checkpoint says.
 
     Args:
-        sampling: greedy by default.
+        sampling: how tokens are chosen; what it leaves out is the dialect's, then that of the checkpoint's
+            generation_config.json, then greedy.
         speculation: prompt lookup; it never changes greedy answers.
         prefetch: early search, encoding and reading.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;

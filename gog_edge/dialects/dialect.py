@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,7 @@ from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
 from gog_edge.dialects.wording import Value
 from gog_edge.errors import DialectError
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import (
     Action,
     ActionKind,
@@ -59,6 +60,11 @@ class Dialect:
     def limits(self) -> Limits:
         """Budgets of the loop, see `Limits`."""
         return self.spec.limits
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, as far as the dialect says; raises UsageError where that makes no sense."""
+        return Sampling(**asdict(self.spec.sampling))
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from gog_edge.dialects.reader import read_table
 from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
-from gog_edge.errors import DialectError
+from gog_edge.errors import DialectError, UsageError
 from gog_edge.serde import suggest
 
 if sys.version_info >= (3, 11):
@@ -42,6 +42,7 @@ def load(
     *,
     family: str = "",
     chat_template: str | None = None,
+    named_tokens: Mapping[str, str] | None = None,
 ) -> Dialect:
     """A ready dialect.
 
@@ -50,6 +51,7 @@ def load(
         family: the checkpoint's family ("qwen3_vl", "qwen2_5_vl"); decides the coordinate frame where the dialect
             leaves it to the family. Empty: qwen3_vl.
         chat_template: the checkpoint's `chat_template.jinja`; None: the package's ChatML template.
+        named_tokens: values of `eos_token` and its kin in the template; the dialect's variables stand above them.
 
     Raises:
         DialectError: no such dialect, or the file is wrong; names the key and the mend.
@@ -58,9 +60,14 @@ def load(
     spec = _checked(build(table, str(name_or_path)), base, str(name_or_path))
     if spec.chat.template != "checkpoint":
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
-    variables = dict(spec.chat.variables)
+    variables = {**(named_tokens or {}), **spec.chat.variables}
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    return Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    dialect = Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES))))
+    try:
+        _ = dialect.sampling  # its values are checked where they are put together
+    except UsageError as error:
+        raise DialectError(f"{name_or_path}: sampling.{error}") from error
+    return dialect
 
 
 def build(table: Mapping[str, Any], where: str) -> DialectSpec:

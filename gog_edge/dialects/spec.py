@@ -296,6 +296,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class SamplingSpec:
+    """[sampling] how tokens are chosen, where the policy was run otherwise than its generation_config.json says.
+
+    `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`: a key that is left out is the
+    checkpoint's; what the user asks for comes first.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True)
 class GrammarSpec:
     """[grammar] `lark`: a grammar for llguidance that replaces the generated one; `enabled` false: none is offered."""
 
@@ -324,4 +339,5 @@ class DialectSpec:
     replies: RepliesSpec = field(default_factory=RepliesSpec)
     forced: ForcedSpec = field(default_factory=ForcedSpec)
     limits: Limits = field(default_factory=Limits)
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
     grammar: GrammarSpec = field(default_factory=GrammarSpec)

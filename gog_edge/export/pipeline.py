@@ -22,15 +22,17 @@ from gog_edge._version import __version__
 from gog_edge.bundle import Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
 from gog_edge.export import assets, families
+from gog_edge.export.checkpoint.generation_settings import read_generation
+from gog_edge.export.checkpoint.image_settings import read_preprocessing
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
-from gog_edge.export.families.base import FamilyDefinition, ModelConfig
-from gog_edge.export.families.decoder import EMBEDDING, build_decoder
+from gog_edge.export.families.base import EMBEDDING, FamilyDefinition, ModelConfig
+from gog_edge.export.families.decoder import build_decoder, decoder_shapes
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
-from gog_edge.export.graph.matrix import TensorSource
+from gog_edge.export.graph.matrix import TensorSource, check_shape
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
@@ -83,11 +85,16 @@ def export_bundle(
     if checkpoint.quantization and options.recipe is None:
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = families.find(checkpoint.config)
-    config = _limit_context(family.parse(checkpoint.config), options)
+    config = _limit_context(check_checkpoint(checkpoint), options)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
-        provenance = {**_provenance(checkpoint, started), "vision_attention": resolved.vision_attention}
+        provenance = {
+            **_provenance(checkpoint, started),
+            "vision_attention": resolved.vision_attention,
+            "min_pixels": options.min_pixels,
+            "max_pixels": options.max_pixels,
+        }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
             progress.stage("verify", 0)
@@ -126,11 +133,13 @@ class _Export:
         """All files but the manifest, and what the manifest will say."""
         checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
         self.progress.stage("files", 0)
-        added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
-        tokens = assets.special_tokens(checkpoint, config, added)
-        preprocessing = assets.read_preprocessing(checkpoint, config.family, config.vision, options)
+        tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        tokens = assets.special_tokens(checkpoint, config, tokenizer)
+        preprocessing = read_preprocessing(checkpoint, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, config.family)
+        dialect = assets.write_dialect(
+            options.dialect or _own_dialect(checkpoint), root, config.family, tokenizer.named
+        )
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
@@ -159,7 +168,8 @@ class _Export:
             graphs=graphs,
             quantization=self.resolved.recipe.describe(),
             dialect=dialect,
-            generation=assets.read_generation(checkpoint),
+            generation=read_generation(checkpoint),
+            named_tokens=tokenizer.named,
         )
 
     def _graph(
@@ -193,6 +203,26 @@ class _Export:
         total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
         spec = self.config.decoder.spec
         return total if visual else total + spec.vocab * spec.hidden
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
+    """Read the configuration and check that every tensor is there in its shape; reads no weights but a doubtful head.
+
+    Raises:
+        CheckpointError: it can't be exported.
+    """
+    root = checkpoint.root.resolve()
+    if (root / "adapter_config.json").is_file() and root not in (path.resolve() for path in checkpoint.adapter_roots):
+        raise CheckpointError(
+            f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is "
+            f"installed: export with --lora {checkpoint.root}, or move adapter_config.json away"
+        )
+    family = families.find(checkpoint.config)
+    config = family.parse(checkpoint.config)
+    config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == EMBEDDING))
+    for name, shape in {**family.vision_shapes(config.vision), **decoder_shapes(config.decoder)}.items():
+        check_shape(checkpoint, name, shape)
+    return config
 
 
 def _own_dialect(checkpoint: Checkpoint) -> str:

@@ -119,7 +119,7 @@ class TurnWriter:
         result = result if result is not None else TurnResult()
         writer = _Writer(self._session, result, options)
         clock = options.budget.clock
-        self._sampler.saw(self._session.tokens.tolist())
+        self._sampler.restart(self._session.tokens.tolist())
         if constraint is not None:
             yield from self._force(constraint, writer)
         while result.end is None:

@@ -214,7 +214,7 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
 
     root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "ck", 3, "float32")
     talks = [Talk(np.arange(30, 70)), Talk(np.arange(100, 125))]
-    stats = calibrate(Checkpoint.open(root), talks, 652, tmp_path / "cal", memory=0)
+    stats = calibrate(Checkpoint.open(root), talks, tmp_path / "cal", memory=0)
     model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32).eval()
     seen: list[np.ndarray] = []
     down = model.model.language_model.layers[1].mlp.down_proj
@@ -228,7 +228,7 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
     assert known.count == len(x) == 65
     np.testing.assert_allclose(known.hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-6)
     with pytest.raises(UsageError, match="at least one conversation"):
-        calibrate(Checkpoint.open(root), [], 652, tmp_path / "cal")
+        calibrate(Checkpoint.open(root), [], tmp_path / "cal")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
 from gog_edge.runtime.generate import Piece, TurnEnd, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control
 from tests.runtime.fakes import ScriptedEngine
 from tests.runtime.virtual_clock import VirtualClock

@@ -18,11 +18,12 @@ from gog_edge.errors import ContextOverflowError, EngineError, SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.vision import PixelLimits
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, Region, Segment, Text
 from tests.runtime.conftest import picture
 

@@ -29,7 +29,7 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "ck", 3, "float32"))
     rng = np.random.default_rng(0)
     talks = [Talk(rng.integers(0, 600, 80)) for _ in range(4)]
-    stats = calibrate(checkpoint, talks, 652, tmp_path / "cal")
+    stats = calibrate(checkpoint, talks, tmp_path / "cal")
     text = checkpoint.config.get("text_config") or checkpoint.config
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
@@ -50,8 +50,8 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     assert scaled.shape(down) == checkpoint.shape(down)
     assert scaled.names() == checkpoint.names()
     ids = talks[0].tokens
-    plain = Reference(checkpoint).logits(ids, [], 0)
-    moved = Reference(checkpoint, scaling.apply).logits(ids, [], 0)
+    plain = Reference(checkpoint).logits(ids)
+    moved = Reference(checkpoint, scaling.apply).logits(ids)
     np.testing.assert_allclose(moved, plain, atol=2e-4)
     for weight, exponent in scaling.exponents.items():
         known, then = stats(weight), scaling.stats(weight, stats(weight))

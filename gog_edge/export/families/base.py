@@ -5,7 +5,7 @@ The runtime's half (VisionSpec, DecoderSpec) goes into the manifest; the rest st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,11 @@ from gog_edge.serde import Section
 
 if TYPE_CHECKING:
     from gog_edge.export.graph.target import Target
+
+
+EMBEDDING = "model.language_model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class DecoderDims:
     qkv_bias: bool
     out_bias: bool
     qk_norm: bool
-    tied: bool
+    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,30 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class FamilyDefinition:
-    """One model family: how its config reads and how its vision tower is built (the decoder is shared)."""
+    """One model family: how its config reads and how its vision tower is built (the decoder is shared).
+
+    `vision_shapes`: every tensor of the tower and its shape, checked before anything is written.
+    """
 
     name: Family
     model_types: tuple[str, ...]
     parse: Callable[[dict[str, Any]], ModelConfig]
     build_vision: Callable[[Target, VisionDims], None]
+    vision_shapes: Callable[[VisionDims], Shapes]
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
-    """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says."""
+    """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says.
+
+    Raises:
+        CheckpointError: an id beyond the vocabulary.
+    """
+    vocab = text.integer("vocab_size")
+    for section in (root, text):
+        for key in section.data:
+            beyond = [i for i in (section.ids(key) if key.endswith("_token_id") else ()) if i >= vocab]
+            if beyond:
+                raise section.fail(key, f"= {beyond[0]} is beyond the vocabulary of {vocab} tokens")
 
     def one(key: str) -> int | None:
         return next((s.integer(key, minimum=0) for s in (root, text) if s.has(key)), None)
@@ -85,23 +104,57 @@ def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, i
 
 
 def read_rope(
-    text: Section, default_theta: float, default_section: tuple[int, int, int], head_dim: int
+    root: Section,
+    text: Section,
+    default_theta: float,
+    default_section: tuple[int, int, int],
+    head_dim: int,
+    types: tuple[str, ...],
 ) -> tuple[float, tuple[int, int, int]]:
-    """(theta, M-RoPE section) from `rope_parameters` (new) or `rope_scaling` + `rope_theta` (old spelling).
+    """(theta, M-RoPE section) of the decoder; `types`: the family's names of the plain rope.
 
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
-    rope = text.section("rope_parameters", "rope_scaling")
-    for key in ("rope_type", "type"):
-        rope.choice(key, ("default", "mrope"), "default")
-    theta = rope.number("rope_theta", text.number("rope_theta", default_theta))
+    if text.data is not root.data:  # nested: transformers ignores what stands beside it, or fails on it
+        for key in ("rope_scaling", "rope_parameters"):
+            _check_plain(root.section(key), types)
+    theta, rope = _rope(text, default_theta, types)
     section = rope.integers("mrope_section", default_section)
     if len(section) != 3 or sum(section) != head_dim // 2:
         raise rope.fail(
             "mrope_section", f"must be three numbers with the sum head_dim/2 = {head_dim // 2}, not {list(section)}"
         )
     return theta, (section[0], section[1], section[2])
+
+
+def read_vision_rope(vision: Section) -> float:
+    """theta of the tower, whose rotary embedding is axial.
+
+    Raises:
+        CheckpointError: another rope type.
+    """
+    return _rope(vision, 10000.0, ("axial", "default"))[0]
+
+
+def _rope(section: Section, default_theta: float, types: tuple[str, ...]) -> tuple[float, Section]:
+    """(theta, the object that holds) of a configuration, chosen as transformers does.
+
+    `rope_scaling` (the old spelling) comes before `rope_parameters`, `rope_type` before `type`, and a theta inside
+    before `rope_theta` beside it. What stands in another section (the root beside a text_config) does not count.
+    """
+    rope = section.section("rope_scaling")
+    if not rope.data:
+        rope = section.section("rope_parameters")
+    _check_plain(rope, types)
+    return rope.number("rope_theta", section.number("rope_theta", default_theta)), rope
+
+
+def _check_plain(rope: Section, types: tuple[str, ...]) -> None:
+    for key, value in rope.data.items():
+        if isinstance(value, Mapping):
+            raise rope.fail(key, "is an object; gog-edge exports one rope for all layers only")
+    rope.choice("rope_type" if rope.has("rope_type") else "type", types, types[0])
 
 
 def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:
@@ -122,14 +175,22 @@ def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def text_section(root: Section) -> Section:
-    """The language half: nested under text_config, or flat in the root (the hub's Qwen2.5-VL configs)."""
-    return root.section("text_config") if root.has("text_config") else root
+def linear_shapes(name: str, outputs: int, inputs: int) -> Shapes:
+    """Weight and bias of a linear layer."""
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
-def is_tied(root: Section, text: Section) -> bool:
-    """Whether the head is the embedding: said in the root, in text_config, or in both (then either is enough)."""
-    return root.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False)
+def tied_embeddings(config: Mapping[str, Any]) -> bool:
+    """Whether config.json asks for the embedding as lm_head; tensors that differ overrule it (`Checkpoint.head`).
+
+    transformers 5 reads the root; the text_config that transformers 4 wrote counts for Qwen2.5-VL alone.
+
+    Raises:
+        CheckpointError: a flag is neither true nor false.
+    """
+    root = Section(config)
+    inner = config.get("model_type") == "qwen2_5_vl" and root.section("text_config").flag("tie_word_embeddings", False)
+    return root.flag("tie_word_embeddings", False) or inner
 
 
 def vision_heads(vision: Section, hidden: int) -> tuple[int, int]:

@@ -5,13 +5,11 @@ Reads top to bottom: attention, MLP, block, model. Rows are tokens: between atte
 
 from __future__ import annotations
 
-from gog_edge.export.families.base import DecoderDims
+from gog_edge.export.families.base import EMBEDDING, HEAD, DecoderDims, Shapes
 from gog_edge.export.graph.target import Cache, Target
 from gog_edge.export.graph.value import Value
 
 MODEL = "model.language_model"
-EMBEDDING = f"{MODEL}.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, cos: Value, sin: Value) -> Value:
@@ -70,3 +68,27 @@ def build_decoder(t: Target, dims: DecoderDims) -> None:
         logits = t.linear(x, t.matrix((head,), spec.vocab, spec.hidden), (), role="head")
     t.output(t.reshape(logits, (1, -1, spec.vocab)), "logits", "float32", (1, "last_k", spec.vocab))
     cache.finish()
+
+
+def decoder_shapes(dims: DecoderDims) -> Shapes:
+    """Every tensor of the decoder; the head only where it is one of its own."""
+    spec, inner = dims.spec, dims.intermediate
+    hidden, wide, narrow = spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shapes: Shapes = {EMBEDDING: (spec.vocab, hidden), f"{MODEL}.norm.weight": (hidden,)}
+    if not dims.tied:
+        shapes[HEAD] = (spec.vocab, hidden)
+    for i in range(spec.layers):
+        name = f"{MODEL}.layers.{i}"
+        for part, rows in (("q", wide), ("k", narrow), ("v", narrow)):
+            shapes[f"{name}.self_attn.{part}_proj.weight"] = (rows, hidden)
+            if dims.qkv_bias:
+                shapes[f"{name}.self_attn.{part}_proj.bias"] = (rows,)
+            if dims.qk_norm and part != "v":
+                shapes[f"{name}.self_attn.{part}_norm.weight"] = (spec.head_dim,)
+        shapes[f"{name}.self_attn.o_proj.weight"] = (hidden, wide)
+        if dims.out_bias:
+            shapes[f"{name}.self_attn.o_proj.bias"] = (hidden,)
+        shapes |= {f"{name}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
+        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes |= {f"{name}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
+    return shapes

@@ -12,12 +12,14 @@ from gog_edge.export.families.base import (
     DecoderDims,
     FamilyDefinition,
     ModelConfig,
+    Shapes,
     VisionDims,
-    is_tied,
+    linear_shapes,
     read_heads,
     read_rope,
     read_tokens,
-    text_section,
+    read_vision_rope,
+    tied_embeddings,
     vision_heads,
 )
 from gog_edge.export.graph.target import Target, Windows
@@ -35,7 +37,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         CheckpointError: names the key that is missing, wrong, or can't be exported right.
     """
     root = Section(config)
-    text = text_section(root)
+    text = root.section("text_config") if root.has("text_config") else root  # the hub's configs are flat
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig("qwen2_5_vl", vision, decoder, *read_tokens(root, text))
@@ -46,10 +48,12 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     text.choice("hidden_act", ("silu",), "silu")
     if text.flag("use_sliding_window", False):
         raise text.fail("use_sliding_window", "is true; gog-edge exports full attention only")
+    if any(kind != "full_attention" for kind in text.data.get("layer_types") or ()):
+        raise text.fail("layer_types", "has others than full_attention, which is all that gog-edge exports")
     heads, kv_heads, head_dim = read_heads(text, hidden)
     if heads * head_dim != hidden:
         raise text.fail("head_dim", f"= {head_dim} times {heads} heads is not hidden_size {hidden}")
-    theta, section = read_rope(text, 1000000.0, (16, 24, 24), head_dim)
+    theta, section = read_rope(root, text, 1000000.0, (16, 24, 24), head_dim, ("default", "mrope"))
     return DecoderDims(
         spec=DecoderSpec(
             layers=text.integer("num_hidden_layers"),
@@ -68,7 +72,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=True,
         out_bias=False,
         qk_norm=False,
-        tied=is_tied(root, text),
+        tied=tied_embeddings(root.data),
     )
 
 
@@ -86,8 +90,6 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
     out = vision.integer("out_hidden_size", decoder.spec.hidden)
     if out != decoder.spec.hidden:
         raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
-    rope = vision.section("rope_parameters")
-    rope.choice("rope_type", ("axial", "default"), "axial")
     return VisionDims(
         spec=VisionSpec(
             depth=depth,
@@ -95,7 +97,7 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
             heads=heads,
             head_dim=head_dim,
             out_hidden=out,
-            rope_theta=rope.number("rope_theta", 10000.0),
+            rope_theta=read_vision_rope(vision),
             window=window // merge // patch,
             full_layers=tuple(i for i in full if i < depth),
         ),
@@ -172,4 +174,21 @@ def build_vision(t: Target, dims: VisionDims) -> None:
     t.output(features, "features", "float32", ("m", spec.out_hidden))
 
 
-FAMILY = FamilyDefinition("qwen2_5_vl", ("qwen2_5_vl",), parse, build_vision)
+def vision_shapes(dims: VisionDims) -> Shapes:
+    """Every tensor of the tower."""
+    hidden, inner, wide = dims.spec.hidden, dims.intermediate, dims.spec.hidden * dims.merge**2
+    shapes: Shapes = {f"{VISUAL}.patch_embed.proj.weight": (hidden, 3, dims.temporal, dims.patch, dims.patch)}
+    for i in range(dims.spec.depth):
+        name = f"{VISUAL}.blocks.{i}"
+        shapes |= {f"{name}.norm1.weight": (hidden,), f"{name}.norm2.weight": (hidden,)}
+        shapes |= linear_shapes(f"{name}.attn.qkv", 3 * hidden, hidden)
+        shapes |= linear_shapes(f"{name}.attn.proj", hidden, hidden)
+        shapes |= linear_shapes(f"{name}.mlp.gate_proj", inner, hidden)
+        shapes |= linear_shapes(f"{name}.mlp.up_proj", inner, hidden)
+        shapes |= linear_shapes(f"{name}.mlp.down_proj", hidden, inner)
+    shapes[f"{VISUAL}.merger.ln_q.weight"] = (hidden,)
+    shapes |= linear_shapes(f"{VISUAL}.merger.mlp.0", wide, wide)
+    return shapes | linear_shapes(f"{VISUAL}.merger.mlp.2", dims.spec.out_hidden, wide)
+
+
+FAMILY = FamilyDefinition("qwen2_5_vl", ("qwen2_5_vl",), parse, build_vision, vision_shapes)

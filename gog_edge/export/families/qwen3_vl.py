@@ -12,12 +12,14 @@ from gog_edge.export.families.base import (
     DecoderDims,
     FamilyDefinition,
     ModelConfig,
+    Shapes,
     VisionDims,
-    is_tied,
+    linear_shapes,
     read_heads,
     read_rope,
     read_tokens,
-    text_section,
+    read_vision_rope,
+    tied_embeddings,
     vision_heads,
 )
 from gog_edge.export.graph.target import Target
@@ -35,7 +37,9 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         CheckpointError: names the key that is missing, wrong, or can't be exported right.
     """
     root = Section(config)
-    text = text_section(root)
+    text = root.section("text_config")
+    if not text.data:
+        raise root.fail("text_config", "is missing (a flat Qwen3-VL configuration means nothing to transformers)")
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig("qwen3_vl", vision, decoder, *read_tokens(root, text))
@@ -47,7 +51,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     if not text.has("head_dim"):  # transformers' default, whatever the hidden size is
         text = Section({**text.data, "head_dim": 128}, text.path)
     heads, kv_heads, head_dim = read_heads(text, hidden)
-    theta, section = read_rope(text, 500000.0, (24, 20, 20), head_dim)
+    theta, section = read_rope(root, text, 500000.0, (24, 20, 20), head_dim, ("default",))
     taps = root.section("vision_config").integers("deepstack_visual_indexes", (8, 16, 24))
     bias = text.flag("attention_bias", False)
     spec = DecoderSpec(
@@ -72,7 +76,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        tied=is_tied(root, text),
+        tied=tied_embeddings(root.data),
     )
 
 
@@ -91,8 +95,6 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
     out = vision.integer("out_hidden_size", decoder.spec.hidden)
     if out != decoder.spec.hidden:
         raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
-    rope = vision.section("rope_parameters")
-    rope.choice("rope_type", ("axial", "default"), "axial")
     return VisionDims(
         spec=VisionSpec(
             depth=depth,
@@ -100,7 +102,7 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
             heads=heads,
             head_dim=head_dim,
             out_hidden=out,
-            rope_theta=rope.number("rope_theta", 10000.0),
+            rope_theta=read_vision_rope(vision),
             position_side=math.isqrt(positions),
             deepstack=len(taps),
         ),
@@ -192,4 +194,30 @@ def build_vision(t: Target, dims: VisionDims) -> None:
         t.output(stacked, "deepstack", "float32", (len(taps), "m", spec.out_hidden))
 
 
-FAMILY = FamilyDefinition("qwen3_vl", ("qwen3_vl",), parse, build_vision)
+def vision_shapes(dims: VisionDims) -> Shapes:
+    """Every tensor of the tower."""
+    spec, hidden, wide = dims.spec, dims.spec.hidden, dims.spec.hidden * dims.merge**2
+    patches = f"{VISUAL}.patch_embed.proj"
+    shapes: Shapes = {
+        f"{patches}.weight": (hidden, 3, dims.temporal, dims.patch, dims.patch),
+        f"{patches}.bias": (hidden,),
+        f"{VISUAL}.pos_embed.weight": (spec.position_side**2, hidden),
+    }
+    for i in range(spec.depth):
+        name = f"{VISUAL}.blocks.{i}"
+        for norm in ("norm1", "norm2"):
+            shapes |= {f"{name}.{norm}.weight": (hidden,), f"{name}.{norm}.bias": (hidden,)}
+        shapes |= linear_shapes(f"{name}.attn.qkv", 3 * hidden, hidden)
+        shapes |= linear_shapes(f"{name}.attn.proj", hidden, hidden)
+        shapes |= linear_shapes(f"{name}.mlp.linear_fc1", dims.intermediate, hidden)
+        shapes |= linear_shapes(f"{name}.mlp.linear_fc2", hidden, dims.intermediate)
+    mergers = {f"{VISUAL}.merger": hidden}  # the norm's width: DeepStack merges, then norms
+    mergers |= {f"{VISUAL}.deepstack_merger_list.{i}": wide for i in range(len(dims.taps))}
+    for name, width in mergers.items():
+        shapes |= {f"{name}.norm.weight": (width,), f"{name}.norm.bias": (width,)}
+        shapes |= linear_shapes(f"{name}.linear_fc1", wide, wide)
+        shapes |= linear_shapes(f"{name}.linear_fc2", spec.out_hidden, wide)
+    return shapes
+
+
+FAMILY = FamilyDefinition("qwen3_vl", ("qwen3_vl",), parse, build_vision, vision_shapes)

@@ -24,7 +24,7 @@ _SHARED = {
 
 
 def calibrate(
-    checkpoint: Checkpoint, talks: Sequence[Talk], image_token: int, folder: str | Path, memory: int | None = None
+    checkpoint: Checkpoint, talks: Sequence[Talk], folder: str | Path, memory: int | None = None
 ) -> Calibration:
     """Run the conversations and write the statistics into `folder`.
 
@@ -51,7 +51,7 @@ def calibrate(
         )
     try:
         for talk in talks:
-            reference.logits(talk.tokens, talk.images, image_token)
+            reference.logits(talk.tokens, talk.images)
     finally:
         for handle in handles:
             handle.remove()

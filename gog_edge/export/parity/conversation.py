@@ -28,13 +28,14 @@ QUESTIONS = ("What is shown here, and what should be searched for?", "Compare th
 class Conversation:
     """What the bundle saw and did.
 
-    `features`, `patches`: one per plan. `places`: index of every decoded token; `rows`: the logits it was taken from.
-    `prefill`: logits [s, V] at every place, computed afresh in chunks.
+    `features`, `patches`, `starts` (the first token): one per plan. `places`: index of every decoded token; `rows`:
+    the logits it was taken from. `prefill`: logits [s, V] at every place, computed afresh in chunks.
     """
 
     plans: list[VisionPlan] = field(default_factory=list)
     features: list[Features] = field(default_factory=list)
     patches: list[F32] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     places: list[int] = field(default_factory=list)
     rows: list[F32] = field(default_factory=list)
@@ -102,6 +103,7 @@ def converse(model: Model, frames: Sequence[Frame], tokens: int, masked: list[in
             session.extend([_greedy(row, masked)])
         session.append([Control("<|im_end|>\n")])
     talk.tokens = session.tokens.astype(np.int64)
+    talk.starts = [span.start for span in session.positions.spans]
     talk.prefill = _prefill(model, session, talk.features)
     return talk
 
