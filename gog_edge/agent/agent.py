@@ -32,10 +32,9 @@ from gog_edge.manifest import Manifest
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import Trace
-from gog_edge.runtime.vision import PixelLimits
 from gog_edge.sampling_options import Sampling
 from gog_edge.search.base import SearchProvider
-from gog_edge.types import Answer, Event
+from gog_edge.types import Answer, Event, PixelLimits
 
 if TYPE_CHECKING:
     from gog_edge.runtime.constraint import TokenGrammar

@@ -18,7 +18,6 @@ from gog_edge.agent.dispatch import SearchDesk
 from gog_edge.agent.loop import Question
 from gog_edge.agent.tools import Actor, QuestionContext
 from gog_edge.deadline import Budget
-from gog_edge.dialects.safety import Neutraliser
 from gog_edge.errors import EngineError, SessionError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnWriter
@@ -27,6 +26,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import SpeculationStats
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.sanitize import Neutraliser
 from gog_edge.search.base import IMAGE, TEXT, ImageQuery
 from gog_edge.types import Answer, AnswerEvent, Event, Hit
 

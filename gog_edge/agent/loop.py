@@ -162,7 +162,7 @@ class Question:
                 reading = False
             self.pace.wrote(self.writer.seconds_per_token)
             yield TokenEvent(number, piece.text, piece.forced)
-            if any(mark in piece.text for mark in "]>}\n"):  # a box may be closed now, see dialects/early.py
+            if any(mark in piece.text for mark in "]>}\n"):  # a box may be closed now, see Dialect.partial
                 yield from self._box(number, result.text)
             budget.check()
 
@@ -189,7 +189,7 @@ class Question:
 
     def _box(self, number: int, text: str) -> Iterator[Event]:
         """Start early what a closed box needs."""
-        found = self.dialect.early_box(text, self.session.images)
+        found = self.dialect.partial(text, self.session.images)
         if found is not None and found not in self._boxes:
             self._boxes.add(found)
             yield BoxEvent(number, found[0], found[1])

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 
 from gog_edge.agent.dispatch import Outcome, SearchDesk, run_in_thread
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.picture_limits import crop_limits, thumbnail_limits
+from gog_edge.agent.picture_limits import crop_limits
 from gog_edge.agent.prefetch import ReadAhead
 from gog_edge.deadline import Budget, DeadlineReached
 from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.vision import PixelLimits, VisionEmbedder
+from gog_edge.runtime.vision import VisionEmbedder
 from gog_edge.search.base import IMAGE, ImageQuery
-from gog_edge.types import Action, ActionKind, Hit, Observation, Region
+from gog_edge.types import Action, ActionKind, Hit, Observation, PixelLimits, Region
 
 log = logging.getLogger("gog_edge.agent")
 
@@ -196,7 +196,7 @@ class Actor:
 
     def _register_pictures(self, hits: Sequence[Hit], provider: str, budget: Budget) -> tuple[int | None, ...]:
         """The results' pictures in the registry; None for those that can't be had."""
-        limits = thumbnail_limits(self.dialect.limits)
+        limits = self.dialect.limits.thumbnail
         jobs = [self.desk.picture(hit, provider) for hit in hits]
         out: list[int | None] = []
         for job in jobs:

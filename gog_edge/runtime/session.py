@@ -25,8 +25,8 @@ from gog_edge.runtime.positions import ImageSpan, Positions
 from gog_edge.runtime.sequence import I32, SessionImage, Transcript, shared
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.vision import PixelLimits, VisionPlan
-from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
+from gog_edge.runtime.vision import VisionPlan
+from gog_edge.types import Control, PixelLimits, Region, RegisteredImage, Segment, Usage
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def test_the_prefix_is_computed_once_per_bundle(make_agent: MakeAgent, frame: Fr
 def test_resume_goes_on_where_it_stopped(make_agent: MakeAgent, frame: Frame, tmp_path: Path, kv: bool) -> None:
     own = tmp_path / "own.toml"  # boxes count pixels of a size that is not the grid's
     own.write_text(
-        'extends = "gog"\nname = "own"\n[limits]\nscale_first = ["image", "crop"]\n'
-        "image_min_pixels = 90000\ncrop_min_pixels = 5000\n"
+        'extends = "gog"\nname = "own"\n[limits.image]\nscale_first = true\nmin_pixels = 90000\n'
+        "[limits.crop]\nscale_first = true\nmin_pixels = 5000\n"
     )
     make = partial(make_agent, [GAZE, ANSWER], [FakeProvider([HERON])], dialect=str(own))
     with make().session(frame) as conversation:

@@ -22,9 +22,8 @@ from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
 from gog_edge.sampling_options import Sampling
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.runtime.conftest import picture
 
 PROMPT: list[Segment] = [

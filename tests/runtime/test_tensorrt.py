@@ -30,9 +30,8 @@ from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
 from gog_edge.sampling_options import Sampling
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle

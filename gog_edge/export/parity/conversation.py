@@ -15,8 +15,8 @@ from gog_edge.manifest import Manifest, Preprocessing
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.vision import PixelLimits, VisionPlan
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.runtime.vision import VisionPlan
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 
 F32 = NDArray[np.float32]
 CHUNK = 48  # prefill chunk: smaller than an image, so images cross chunk borders
