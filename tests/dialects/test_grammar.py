@@ -18,7 +18,7 @@ from gog_edge.errors import GrammarError
 from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available, for_tokenizer
 from gog_edge.types import ActionKind
-from tests.dialects.helpers import PHOTO, qwen3
+from tests.dialects.helpers import PHOTO, complete, qwen3
 from tests.dialects.scenes import THINKING
 from tests.dialects.script import ACTIONS, kinds, write_turn
 
@@ -78,11 +78,6 @@ def test_a_vocabulary_with_holes_is_ready_in_seconds_and_never_allows_them(gap: 
         constraint.accept(hole)
     word = next(iter(allowed - {end}))
     constraint.accept(word)
-
-
-def complete(constraint: TokenConstraint) -> bool:
-    """The turn could end here."""
-    return bool(constraint._ended or constraint._matcher.is_accepting())
 
 
 def walk(constraint: TokenConstraint, ids: list[int]) -> int:
