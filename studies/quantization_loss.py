@@ -29,7 +29,6 @@ from gog_edge.export.parity.calibrate import calibrate
 from gog_edge.export.parity.metrics import compare_logits
 from gog_edge.export.parity.reference import Reference
 from gog_edge.export.parity.rollouts import Source, Talk, sample
-from gog_edge.export.quantize.awq import Scaling, find_scaling
 from gog_edge.export.quantize.calibration import Calibration
 from gog_edge.export.quantize.fit import fit, for_native
 from gog_edge.export.quantize.recipe import Recipe
@@ -38,6 +37,7 @@ from gog_edge.export.quantize.weights import quantize
 from gog_edge.families import find
 from gog_edge.families.roles import tensor_classes
 from gog_edge.files import write_text
+from studies.awq import Scaling, find_scaling
 
 F32 = NDArray[np.float32]
 _F32 = Scheme(32)

@@ -27,7 +27,6 @@ BASE = {
     "files",
     "paths",
     "tensorfile",
-    "polling",
     "registry",
     "shapes",
 }
@@ -187,7 +186,7 @@ def test_running_a_bundle_loads_neither_torch_nor_the_exporter(module: str) -> N
 
 def test_importing_the_package_is_cheap() -> None:
     loaded = modules_after("import gog_edge")
-    assert not loaded.intersection({"numpy", "onnxruntime", "PIL", "tokenizers", "httpx", "rich"})
+    assert not loaded.intersection({"numpy", "onnxruntime", "PIL", "tokenizers", "rich"})
 
 
 def test_the_exporter_does_not_load_torch() -> None:

@@ -81,15 +81,8 @@ class CoordinateFrame:
             kept = self._whole(self._sized(kept, view, numbers), view, numbers)
         return Region(kept.x0 + view.x0, kept.y0 + view.y0, kept.x1 + view.x0, kept.y1 + view.y0)
 
-    def from_region(self, region: Region, image: RegisteredImage) -> tuple[float, float, float, float]:
-        """A box of the original frame in the policy's numbers, unrounded; the inverse of `to_region` without its rules.
-
-        Raises:
-            RegionError: the box lies outside of the image's view.
-        """
-        return self.hooks.numbers(self._corners(region, image))
-
     def _corners(self, region: Region, image: RegisteredImage) -> Box:
+        """The inverse of `to_region` without its rules, unrounded, before the dialect's own numbers."""
         view = image.view
         local = Region(region.x0 - view.x0, region.y0 - view.y0, region.x1 - view.x0, region.y1 - view.y0)
         local = _clamped(local, view, local.as_tuple())

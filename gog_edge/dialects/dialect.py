@@ -79,11 +79,6 @@ class Dialect:
         body = self.spec.observe.get(kind.value)
         return body is not None and body.shows_thumbnails
 
-    @property
-    def forced_prefix(self) -> str:
-        """What `forced_answer` has already begun to write for the policy."""
-        return self.spec.forced.prefill
-
     # -- asking ------------------------------------------------------------------------------------------------
 
     def opening(self, question: str, image_count: int = 1, images: Sequence[RegisteredImage] = ()) -> list[Segment]:

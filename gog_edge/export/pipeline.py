@@ -74,7 +74,7 @@ def export_bundle(
             (ParityError) fails the export and leaves `out` as it was.
         stats: calibration by weight name, for quantisation methods that need it.
         weights: where tensors are read from; default: the checkpoint (a view that scales them before quantisation,
-            such as `quantize_awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
+            such as `studies.awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
 
     Raises:
         CheckpointError: the checkpoint can't be exported right. UsageError: options that make no sense.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -26,24 +25,6 @@ class Silent:
 
     def advance(self, amount: int) -> None:
         return
-
-
-@dataclass
-class Counting:
-    """Passes everything on and keeps the count of values per stage (tests and reports read it)."""
-
-    inner: Progress = field(default_factory=Silent)
-    totals: dict[str, int] = field(default_factory=dict)
-    done: dict[str, int] = field(default_factory=dict)
-    _current: str = ""
-
-    def stage(self, name: str, total: int) -> None:
-        self._current, self.totals[name], self.done[name] = name, total, 0
-        self.inner.stage(name, total)
-
-    def advance(self, amount: int) -> None:
-        self.done[self._current] += amount
-        self.inner.advance(amount)
 
 
 def peak_rss() -> int:

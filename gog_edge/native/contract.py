@@ -1,9 +1,9 @@
 """Native CPU operators for ONNX Runtime, domain `ai.gog_edge` version 1.  This page is their contract.
 
 The C++ lies in `gog_edge/native/csrc`, is compiled at first use (`gog_edge.native.build`) and is
-registered with `library.register(session_options)`.  `packing` (numpy only) writes the weight layouts,
-`reference` is the same arithmetic in numpy, which the tests hold the kernels to.  All operators run on the
-session's own intra-op threads.  A transformer layer takes five of them:
+registered with `dispatch.register(session_options)`.  `packing` (numpy only) writes the weight layouts,
+`tests/native/reference.py` is the same arithmetic in numpy, which the tests hold the kernels to.  All operators run
+on the session's own intra-op threads.  A transformer layer takes five of them:
 
     vision:  LinearW8(norm, qkv) -> VisionAttention -> LinearW8(out, + residual)
              -> LinearW8(norm, fc1, gelu) -> LinearW8(fc2, + residual)

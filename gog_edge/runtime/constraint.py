@@ -173,11 +173,6 @@ class TokenConstraint:
         return tokens
 
     @property
-    def complete(self) -> bool:
-        """The turn could end here."""
-        return bool(self._ended or self._matcher.is_accepting())
-
-    @property
     def finished(self) -> bool:
         """Nothing but the end can follow."""
         if self._ended or self._matcher.is_stopped():

@@ -83,10 +83,6 @@ class Tokenizer:
         self._flush(run, parts)
         return parts
 
-    def encode_text(self, text: str) -> list[int]:
-        """Outside text: no control token comes out of it, whatever it says."""
-        return self._encode_plain(text)
-
     def encode_control(self, text: str) -> list[int]:
         """Wording: added tokens inside become control tokens."""
         return [i for part in self.encode([Control(text)]) if isinstance(part, list) for i in part]

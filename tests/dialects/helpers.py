@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gog_edge.runtime.constraint import TokenConstraint
 from gog_edge.types import ImagePart, RegisteredImage, Segment
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "qwen3"
@@ -40,3 +41,8 @@ def qwen3_template() -> str:
     if not path.is_file():
         pytest.skip("needs the Qwen3 tokenizer: python tests/tools/fetch_qwen3_tokenizer.py")
     return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+
+
+def complete(constraint: TokenConstraint) -> bool:
+    """The turn could end here."""
+    return bool(constraint._ended or constraint._matcher.is_accepting())

@@ -9,7 +9,7 @@ import pytest
 from gog_edge import dialects
 from gog_edge.dialects import Dialect
 from gog_edge.types import Action, ActionKind, Region
-from tests.dialects.helpers import PHOTO
+from tests.dialects.helpers import PHOTO, complete
 from tests.dialects.scenes import SECOND
 
 FILE = """extends = "gog"
@@ -101,7 +101,7 @@ def test_what_is_written_is_read_and_admitted(xml: Dialect, action: Action) -> N
     constraint = grammar.constraint(xml.grammar() or "")
     ids = tokenizer.encode(f"<think>hm</think>\n{text}", add_special_tokens=False).ids
     forced = walk(constraint, ids)
-    assert constraint.complete and forced >= 6
+    assert complete(constraint) and forced >= 6
 
 
 @pytest.mark.parametrize("action", [a for a in ACTIONS if a.region is not None])

@@ -18,7 +18,7 @@ from gog_edge.errors import GrammarError
 from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available, for_tokenizer
 from gog_edge.types import ActionKind
-from tests.dialects.helpers import PHOTO, qwen3
+from tests.dialects.helpers import PHOTO, complete, qwen3
 from tests.dialects.scenes import THINKING
 from tests.dialects.script import ACTIONS, kinds, write_turn
 
@@ -104,7 +104,7 @@ def test_what_a_dialect_writes_is_admitted(name: str, which: str, request: pytes
         text = write_turn(dialect, kind)
         constraint = grammar.constraint(dialect.grammar())
         forced = walk(constraint, tokenizer.encode(text, add_special_tokens=False).ids)
-        assert constraint.complete, (kind, text)
+        assert complete(constraint), (kind, text)
         if '"arguments"' in text:
             assert forced > 8, "names, keys and punctuation of a call cost no decoder step"
 
@@ -118,7 +118,7 @@ def test_a_thinking_checkpoint_can_end_its_reasoning(name: str, real) -> None:
     text = f"hm\n</think>\n\n{dialect.write(ACTIONS[kind], [PHOTO])}"
     constraint = grammar.constraint(dialect.grammar())
     walk(constraint, tokenizer.encode(text, add_special_tokens=False).ids)
-    assert constraint.complete
+    assert complete(constraint)
 
 
 @pytest.mark.parametrize("name", WITH_GRAMMAR)
@@ -152,7 +152,7 @@ def read_what_is_admitted(dialect: Dialect, grammar: TokenGrammar, tokenizer: An
             if token in grammar.end_tokens:
                 break
             ids.append(token)
-        if not constraint.complete:
+        if not complete(constraint):
             continue
         finished += 1
         text = tokenizer.decode(ids, skip_special_tokens=False)

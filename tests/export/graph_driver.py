@@ -12,6 +12,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.engines.base import causal_bias
 from gog_edge.families.layout import token_count
 from gog_edge.runtime import rope
+from tests.layout.sequence import sequence_positions, text_positions
 
 
 def session(bundle: Bundle, graph: str, optimise: bool = True) -> ort.InferenceSession:
@@ -101,7 +102,7 @@ class Runner:
             x[image] = np.concatenate([e[0] for e in encoded])
             if self.spec.deepstack:
                 deepstack[:, image] = np.concatenate([e[1] for e in encoded], axis=1)
-        positions, after = rope.sequence_positions(
+        positions, after = sequence_positions(
             talk.ids, manifest.tokens.image_pad, talk.grids, manifest.preprocessing.merge_size
         )
         return x, positions, deepstack if self.spec.deepstack else None, after
@@ -145,5 +146,5 @@ class Runner:
         for i in range(count):
             token = int(logits[-1].argmax())
             out.append(token)
-            logits = self.step(self.table[[token]], rope.text_positions(position + i, 1))
+            logits = self.step(self.table[[token]], text_positions(position + i, 1))
         return out

@@ -12,8 +12,8 @@ from gog_edge.bundle import Bundle
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.runtime import rope
 from tests.export.graph_driver import Runner
+from tests.layout.sequence import text_positions
 
 
 @pytest.fixture(scope="module", params=["ort", "portable"])
@@ -35,7 +35,7 @@ def test_only_new_rows_are_written_into_the_same_memory(bundle: Bundle) -> None:
     for count in (5, 1, 3):
         before = {name: value.numpy().copy() for name, value in runner.cache.items()}
         past = runner.past
-        runner.step(rows(count, runner.spec.hidden), rope.text_positions(past, count))
+        runner.step(rows(count, runner.spec.hidden), text_positions(past, count))
         for name, value in runner.cache.items():
             after = value.numpy()
             assert value.data_ptr() == marks[name]
@@ -54,7 +54,7 @@ def test_a_step_costs_the_same_at_any_capacity(bundle: Bundle) -> None:
         x, spent = rows(1, runner.spec.hidden), []
         for _ in range(12):
             start = time.perf_counter()
-            runner.step(x, rope.text_positions(runner.past, 1))
+            runner.step(x, text_positions(runner.past, 1))
             spent.append(time.perf_counter() - start)
         return min(spent)
 

@@ -14,6 +14,7 @@ from gog_edge.errors import ImageError
 from gog_edge.families import layout
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.runtime import rope
+from tests.layout import sequence
 
 sides = st.integers(1, 17)
 merges = st.integers(1, 3)
@@ -75,10 +76,10 @@ def test_windows_hold_every_row_once(h: int, w: int, side: int) -> None:
 
 @given(st.integers(0, 10_000), sides, sides)
 def test_image_positions_and_what_follows(start: int, h: int, w: int) -> None:
-    positions = rope.image_positions(start, 2 * h, 2 * w, 2)
+    positions = sequence.image_positions(start, 2 * h, 2 * w, 2)
     assert positions.shape == (3, h * w)
     assert (positions[0] == start).all()
-    assert rope.next_position(start, 2 * h, 2 * w, 2) == positions.max() + 1
+    assert sequence.next_position(start, 2 * h, 2 * w, 2) == positions.max() + 1
 
 
 @given(
@@ -92,21 +93,21 @@ def test_sequence_positions_are_pieces_put_together(parts: list[tuple[int, int, 
     at = start
     for words, h, w in parts:
         tokens += [1] * words + [7] * (h * w)
-        want += [rope.text_positions(at, words), rope.image_positions(at + words, 2 * h, 2 * w, 2)]
-        at = rope.next_position(at + words, 2 * h, 2 * w, 2)
+        want += [sequence.text_positions(at, words), sequence.image_positions(at + words, 2 * h, 2 * w, 2)]
+        at = sequence.next_position(at + words, 2 * h, 2 * w, 2)
     tokens += [1] * tail
-    want.append(rope.text_positions(at, tail))
+    want.append(sequence.text_positions(at, tail))
     grids = [(2 * h, 2 * w) for _, h, w in parts]
-    got, after = rope.sequence_positions(np.array(tokens, np.int64), 7, grids, 2, start)
+    got, after = sequence.sequence_positions(np.array(tokens, np.int64), 7, grids, 2, start)
     np.testing.assert_array_equal(got, np.concatenate(want, axis=1))
     assert after == at + tail
 
 
 def test_image_tokens_must_match_their_grids() -> None:
     with pytest.raises(ImageError, match="has 3 image tokens"):
-        rope.sequence_positions(np.array([1, 7, 7, 7]), 7, [(4, 4)], 2)
+        sequence.sequence_positions(np.array([1, 7, 7, 7]), 7, [(4, 4)], 2)
     with pytest.raises(ImageError, match="not contiguous"):
-        rope.sequence_positions(np.array([7, 7, 1, 7, 7]), 7, [(4, 4)], 2)
+        sequence.sequence_positions(np.array([7, 7, 1, 7, 7]), 7, [(4, 4)], 2)
 
 
 def test_mrope_axes_of_the_published_models() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gog_edge.native import packing, reference
+from gog_edge.native import packing
 from gog_edge.native.contract import ACTIVATIONS, NORMS
+from tests.native import reference
 from tests.native.graphs import needs_ops, run
 
 pytestmark = needs_ops
@@ -138,7 +139,7 @@ def test_silu_mul(bits: int, intermediate: int, rows: int) -> None:
     _close(got, want)
     # And the interleaving means what it says: the same from the plain weights.
     if bits == 8:
-        q, scales = packing.unpack_w8(packed)
+        q, scales = reference.unpack_w8(packed)
         plain = (reference.quantize_rows(x, 64)[0][:, 0].astype(F32) @ q.T.astype(F32)) * scales
         plain = plain * reference.quantize_rows(x, 64)[1] + bias
         columns = [int(np.flatnonzero(order == c)[0]) for c in range(2 * intermediate)]

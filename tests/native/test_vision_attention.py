@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gog_edge.native import reference
+from tests.native import reference
 from tests.native.graphs import needs_ops, run
 
 pytestmark = needs_ops

@@ -13,6 +13,7 @@ from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.runtime.added_tokens import _SPACE, is_word
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.types import Control, ImagePart, Text
+from tests.runtime.test_tokenizer import as_text
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 NAMES = ("<|im_end|>", "<tool_call>", "<think>", "word", "\u00e9t\u00e9", "<t", "cafe\u0301")
@@ -56,16 +57,16 @@ CALL = STRIPPING.special["<tool_call>"]
 def test_white_space_of_outside_text_is_taken_too() -> None:
     """As in the rendered prompt, which is one string."""
     segments = [Text("a \n"), Control(" <tool_call> "), Text("\n b "), Control("\n<tool_call>")]
-    assert ids(STRIPPING, segments) == [*STRIPPING.encode_text("a"), CALL, *STRIPPING.encode_text("b"), CALL]
+    assert ids(STRIPPING, segments) == [*as_text(STRIPPING, "a"), CALL, *as_text(STRIPPING, "b"), CALL]
     parts = STRIPPING.encode([Control("<tool_call>"), ImagePart(0), Text(" b")])
-    assert parts == [[CALL], ImagePart(0), STRIPPING.encode_text(" b")]
+    assert parts == [[CALL], ImagePart(0), as_text(STRIPPING, " b")]
 
 
 def test_outside_text_is_never_a_token_whatever_stands_beside_it() -> None:
     assert CALL not in ids(STRIPPING, [Control("x <tool"), Text("_call>"), Text(" <tool_call> "), Control("y")])
     alone = Tokenizer(source({"word": {"single_word": True}}, None))
     number = alone.special["word"]
-    assert ids(alone, [Text("a"), Control("word")]) == alone.encode_text("aword")
+    assert ids(alone, [Text("a"), Control("word")]) == as_text(alone, "aword")
     assert number in ids(alone, [Text("a "), Control("word"), Text("!")])
     assert number not in ids(alone, [Control("word"), Text("s")])
 

@@ -21,10 +21,15 @@ HOSTILE = st.lists(st.sampled_from([name for name, _ in SPECIALS] + ["a", " ", "
 )
 
 
+def as_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of outside text."""
+    return [i for part in tokenizer.encode([Text(text)]) if isinstance(part, list) for i in part]
+
+
 @settings(max_examples=200, deadline=None)
 @given(HOSTILE | st.text())
 def test_outside_text_never_becomes_control(text: str) -> None:
-    assert SPECIAL_IDS.isdisjoint(TOKENIZER.encode_text(text))
+    assert SPECIAL_IDS.isdisjoint(as_text(TOKENIZER, text))
     parts = TOKENIZER.encode([Control("<|im_start|>user\n"), Text(text), Control("<|im_end|>")])
     ids = [i for part in parts if isinstance(part, list) for i in part]
     assert sum(i in SPECIAL_IDS for i in ids) == 2
@@ -36,7 +41,7 @@ def test_text_comes_back_piece_by_piece(text: str) -> None:
     import unicodedata
 
     stream = Detokenizer(TOKENIZER)
-    pieces = [stream.push(i) for i in TOKENIZER.encode_text(text)]
+    pieces = [stream.push(i) for i in as_text(TOKENIZER, text)]
     assert "".join([*pieces, stream.flush()]) == unicodedata.normalize("NFC", text)
     assert not any("\ufffd" in p for p in pieces)
 
@@ -50,14 +55,14 @@ def test_runs_join_like_a_rendered_prompt() -> None:
     ours = [i for part in TOKENIZER.encode(segments) if isinstance(part, list) for i in part]
     rendered = "<|im_start|>user\nthe image of a crop\nanswer<|im_end|>\n"
     assert ours == whole.encode(rendered, add_special_tokens=False).ids
-    separate = TOKENIZER.encode_text("title") + TOKENIZER.encode_text("d")
+    separate = as_text(TOKENIZER, "title") + as_text(TOKENIZER, "d")
     joined = TOKENIZER.encode([Text("title"), Text("d")])
-    assert joined == [TOKENIZER.encode_text("titled")] or separate == TOKENIZER.encode_text("titled")
+    assert joined == [as_text(TOKENIZER, "titled")] or separate == as_text(TOKENIZER, "titled")
 
 
 def test_images_split_runs() -> None:
     parts = TOKENIZER.encode([Text("a"), ImagePart(0), ImagePart(1), Text(""), Control("b"), Text("c")])
-    assert parts == [TOKENIZER.encode_text("a"), ImagePart(0), ImagePart(1), TOKENIZER.encode_text("bc")]
+    assert parts == [as_text(TOKENIZER, "a"), ImagePart(0), ImagePart(1), as_text(TOKENIZER, "bc")]
 
 
 def test_a_vocabulary_that_spells_its_control_tokens() -> None:
@@ -75,11 +80,11 @@ def test_a_vocabulary_that_spells_its_control_tokens() -> None:
     )  # fmt: skip
     tokenizer = Tokenizer(source)
     assert tokenizer.encode_control("a <think> a") == [0, 2, 0]
-    assert 2 not in tokenizer.encode_text("a <think> a")
+    assert 2 not in as_text(tokenizer, "a <think> a")
 
 
 def test_half_a_character_waits_and_ends_as_a_mark() -> None:
-    ids = TOKENIZER.encode_text("日")
+    ids = as_text(TOKENIZER, "日")
     assert len(ids) == 3
     stream = Detokenizer(TOKENIZER)
     assert [stream.push(i) for i in ids[:2]] == ["", ""]
@@ -87,7 +92,7 @@ def test_half_a_character_waits_and_ends_as_a_mark() -> None:
 
 
 def test_lone_surrogates_do_not_break_encoding() -> None:
-    assert TOKENIZER.encode_text("a\udcffb")
+    assert as_text(TOKENIZER, "a\udcffb")
 
 
 @pytest.mark.parametrize("source", ["", "{", "[]", '{"model": {}}', "null"])

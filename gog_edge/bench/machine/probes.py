@@ -13,24 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gog_edge.polling import Poller
-
 SYSFS = Path("/sys")
 VERSIONED = ("gog-edge", "onnxruntime", "numpy", "tokenizers", "openvino-genai", "onnxruntime-genai", "transformers")
-
-
-class PeakMemory(Poller):
-    """Resident bytes of a process tree while the context is open, sampled: at the `start`, and the `peak`."""
-
-    def __init__(self, pid: int | None = None, interval: float = 0.02) -> None:
-        super().__init__(interval)
-        self.pid = pid or os.getpid()
-        self.start = self.peak = 0
-
-    def sample(self) -> None:
-        now = resident_bytes(self.pid)
-        self.start = self.start or now
-        self.peak = max(self.peak, now)
 
 
 def resident_bytes(pid: int) -> int:
@@ -151,14 +135,6 @@ def rail_watts(files: list[Path]) -> float | None:
     if millivolts is None or milliamperes is None:
         return None
     return millivolts * milliamperes / 1e6
-
-
-_RAIL = re.compile(r"(\S+) (\d+)mW/(\d+)mW")
-
-
-def parse_tegrastats(line: str) -> dict[str, float]:
-    """Watts by rail of one line of tegrastats: `VDD_IN 5080mW/5080mW` (now / average)."""
-    return {name: int(now) / 1000 for name, now, _ in _RAIL.findall(line)}
 
 
 def describe_machine(root: Path | None = None) -> dict[str, Any]:

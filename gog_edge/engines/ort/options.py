@@ -111,14 +111,6 @@ def find_device(name: str) -> Device:
     return device
 
 
-def available_devices() -> tuple[str, ...]:
-    """Devices whose provider this onnxruntime was built with (a GPU provider may still lack its GPU)."""
-    import onnxruntime
-
-    have = onnxruntime.get_available_providers()
-    return tuple(name for name, device in DEVICES.items() if device.provider in have)
-
-
 def usable_cores() -> int:
     """Cores this process may run on (affinity and container limits that show in it)."""
     if hasattr(os, "sched_getaffinity"):

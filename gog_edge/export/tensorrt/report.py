@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,6 @@ from typing import Any, BinaryIO
 import psutil
 
 from gog_edge.manifest import Manifest
-from gog_edge.polling import Poller
 
 
 class BuildLog:
@@ -68,16 +68,33 @@ def make_writer(trt: Any, file: BinaryIO) -> Any:
     return Writer()
 
 
-class MemoryPeak(Poller):
-    """Greatest memory of this process while the context is open, sampled: `peak` resident bytes, `private` those that
-    no file backs (mapped weight files count as resident, but the system can drop them)."""
+class MemoryPeak:
+    """Greatest memory of this process while the context is open, read every `interval` seconds: `peak` resident bytes,
+    `private` those that no file backs (mapped weight files count as resident, but the system can drop them)."""
 
     def __init__(self, interval: float = 0.05) -> None:
-        super().__init__(interval)
         self.peak = self.private = 0
+        self._interval, self._stop = interval, threading.Event()
         self._process = psutil.Process()
+        self._thread = threading.Thread(target=self._run, name="memory peak", daemon=True)
 
-    def sample(self) -> None:
+    def __enter__(self) -> MemoryPeak:
+        self._read()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._read()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._read()
+
+    def _read(self) -> None:
         memory = self._process.memory_info()
         self.peak = max(self.peak, memory.rss)
         self.private = max(self.private, memory.rss - getattr(memory, "shared", 0))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.native.packing import PANEL, PackedLinear, unpack_w4, unpack_w8
+from gog_edge.native.packing import PANEL, PackedLinear
 
 Array = NDArray[np.float32]
 
@@ -191,3 +191,26 @@ def decoder_attention(
     scores = np.where(hidden, -np.inf, scores)
     y = np.einsum("kgst,ktd->skgd", softmax(scores), values).reshape(s, heads * hd)
     return y.astype(np.float32), np.asarray(new_keys, np.float32), np.asarray(new_values, np.float32)
+
+
+def unpack_w8(packed: PackedLinear) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """q [Np, Kp] and scales [Np] in packed column order (inverse of pack_w8, padding included)."""
+    panels, steps, _, _ = packed.weight.shape
+    flat = packed.weight.transpose(0, 2, 1, 3).reshape(panels * PANEL, steps * 4)
+    q = np.ascontiguousarray(flat ^ np.uint8(128)).view(np.int8)
+    return q, packed.scales.reshape(-1).astype(np.float32)
+
+
+def unpack_w4(
+    packed: PackedLinear,
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8] | None]:
+    """q [Np, Kp], scales and zero points [Np, blocks] in packed column order (inverse of pack_w4)."""
+    panels, steps, _, _ = packed.weight.shape
+    halves = np.stack([packed.weight & np.uint8(15), packed.weight >> np.uint8(4)], axis=3)
+    q = halves.transpose(0, 2, 1, 3, 4).reshape(panels * PANEL, steps * 8)
+
+    def by_column(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        return values.transpose(0, 2, 1).reshape(panels * PANEL, -1)
+
+    zeros = None if packed.zero_points is None else by_column(packed.zero_points).astype(np.uint8)
+    return q, by_column(packed.scales).astype(np.float16), zeros
