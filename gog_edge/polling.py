@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeVar
 
-S = TypeVar("S", bound="Sampler")
+S = TypeVar("S", bound="Poller")
 
 
-class Sampler(ABC):
+class Poller(ABC):
     """Calls `sample` when the context opens, every `interval` seconds while it is open, and when it closes."""
 
     def __init__(self, interval: float) -> None:
@@ -19,7 +19,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self) -> None:
-        """Take one reading; from the caller's thread or from the sampler's own, never from both at once."""
+        """Take one reading; from the caller's thread or from the poller's own, never from both at once."""
 
     def __enter__(self: S) -> S:
         self.sample()

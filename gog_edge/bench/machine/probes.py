@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gog_edge.polling import Sampler
+from gog_edge.polling import Poller
 
 SYSFS = Path("/sys")
 VERSIONED = ("gog-edge", "onnxruntime", "numpy", "tokenizers", "openvino-genai", "onnxruntime-genai", "transformers")
 
 
-class PeakMemory(Sampler):
+class PeakMemory(Poller):
     """Resident bytes of a process tree while the context is open, sampled: at the `start`, and the `peak`."""
 
     def __init__(self, pid: int | None = None, interval: float = 0.02) -> None:

@@ -37,7 +37,7 @@ from gog_edge.export.parity.conversation import (
     CHUNK,
     IMAGE_TOKENS,
     QUESTIONS,
-    Conversation,
+    BundleTalk,
     converse,
     generated_frames,
     masked_tokens,
@@ -259,7 +259,7 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     return transform
 
 
-def _torch_side() -> tuple[type[Reference], Callable[[Conversation], tuple[ReferenceImage, ...]]]:
+def _torch_side() -> tuple[type[Reference], Callable[[BundleTalk], tuple[ReferenceImage, ...]]]:
     try:
         from gog_edge.export.parity.reference import Reference
         from gog_edge.export.parity.rollouts import shown_images
@@ -278,7 +278,7 @@ def _options() -> RunOptions:
     return RunOptions(prefix_cache=False, prefill_chunk=CHUNK)
 
 
-def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:
     """`_pixel_stage`; without an image processor to compare with, the stage fails and says so."""
     try:
         return _pixel_stage(bundle, checkpoint, talk, limits)
@@ -287,7 +287,7 @@ def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: 
 
 
 def _graph_stage(
-    make: Callable[[], Reference], talk: Conversation, shown: Sequence[ReferenceImage], limits: Tolerances
+    make: Callable[[], Reference], talk: BundleTalk, shown: Sequence[ReferenceImage], limits: Tolerances
 ) -> Stage:
     try:
         quantised = make()
@@ -296,7 +296,7 @@ def _graph_stage(
     return limits.judge("graph", compare_logits(quantised.logits(talk.tokens, shown), talk.prefill))
 
 
-def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:
     from gog_edge.export.parity.reference import PatchMaker
 
     pre, maker = bundle.manifest.preprocessing, PatchMaker(checkpoint)
@@ -334,7 +334,7 @@ def _vision_stages(
     return tuple(stages)
 
 
-def _decoder_stages(logits: F32, talk: Conversation, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
+def _decoder_stages(logits: F32, talk: BundleTalk, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
     before = np.asarray(talk.places) - 1  # the row that predicts a place is the one before it
     tie = limits.value("greedy", "tie")
     greedy = compare_greedy(logits[before], talk.tokens[talk.places], tie, masked)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from gog_edge.manifest import Manifest
-from gog_edge.polling import Sampler
+from gog_edge.polling import Poller
 
 
 class BuildLog:
@@ -68,7 +68,7 @@ def make_writer(trt: Any, file: BinaryIO) -> Any:
     return Writer()
 
 
-class MemoryPeak(Sampler):
+class MemoryPeak(Poller):
     """Greatest memory of this process while the context is open, sampled: `peak` resident bytes, `private` those that
     no file backs (mapped weight files count as resident, but the system can drop them)."""
 
