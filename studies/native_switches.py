@@ -36,8 +36,8 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.files import write_text
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.sequence import TokenSequence
+from gog_edge.runtime.vision import vision_inputs
 
 F32 = NDArray[np.float32]
 _CHUNK = 512

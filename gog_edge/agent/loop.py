@@ -22,7 +22,8 @@ from gog_edge.deadline import Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError
 from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
-from gog_edge.runtime.session import Mark, Session
+from gog_edge.runtime.sequence import Mark
+from gog_edge.runtime.session import Session
 from gog_edge.types import (
     ActionEvent,
     ActionKind,

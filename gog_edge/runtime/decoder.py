@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge import families
 from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.rope import Rotary
 
 I32 = NDArray[np.int32]
 
 _DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+_PLACES = 256  # whose angles are made together; a run of written text is far shorter
+_FEW = 32
 
 
 class TokenEmbedding:
@@ -66,6 +68,35 @@ class TokenEmbedding:
         if self._scales is not None:
             rows *= self._scales[places][:, None]
         return rows
+
+
+class Rotary:
+    """The decoder's rotary angles, as its family turns them. Thread-safe."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Raises BundleError where the bundle's family is not known here."""
+        self._frequencies, self._axes = families.named(manifest.family).rotary(manifest.decoder)
+        self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int64)))
+
+    def __call__(self, positions: NDArray[np.integer[Any]]) -> tuple[F32, F32]:
+        """cos and sin [s, rotary pairs] of M-RoPE `positions` [3, s].
+
+        Those of written text, which counts on by one on all axes, are made ahead of time.
+        """
+        count = positions.shape[1]
+        first = int(positions[0, 0])
+        if count > _FEW or not (positions == np.arange(first, first + count)).all():
+            return self._rotate(positions)
+        start, cos, sin = self._text
+        at = first - start
+        if not 0 <= at <= len(cos) - count:
+            cos, sin = self._rotate(np.arange(first, first + _PLACES) + np.zeros((3, 1), np.int64))
+            self._text, at = (first, cos, sin), 0
+        return cos[at : at + count], sin[at : at + count]
+
+    def _rotate(self, positions: NDArray[np.integer[Any]]) -> tuple[F32, F32]:
+        angles = positions[self._axes].T.astype(np.float32) * self._frequencies
+        return np.cos(angles), np.sin(angles)
 
 
 class Decoder:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.engines.base import Features
-from gog_edge.errors import SessionError
+from gog_edge.errors import ContextOverflowError, SessionError
 from gog_edge.manifest import SpecialTokens
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
@@ -81,6 +81,31 @@ class Size:
 
     tokens: int
     shown: int
+
+    def check_room(self, limit: int, have: int, reserve: int = 0) -> None:
+        """Whether they fit behind `have` tokens, with `reserve` left for the answer.
+
+        Raises:
+            ContextOverflowError: they do not.
+        """
+        if have + self.tokens + reserve <= limit:
+            return
+        what = f"{self.tokens} tokens ({self.shown} of images)" if self.shown else f"{self.tokens} tokens"
+        kept = f" and {reserve} kept for the answer" if reserve else ""
+        raise ContextOverflowError(
+            f"the conversation has {have} tokens; {what} more{kept} exceed the context of {limit}: "
+            "use smaller images or fewer results, raise max_context, or rewind"
+        )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place of a session to come back to. Costs nothing; void once the conversation was cut before it."""
+
+    length: int
+    delta: int
+    images: int
+    cuts: int
 
 
 class TokenSequence:

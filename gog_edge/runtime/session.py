@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from itertools import takewhile
 
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, Features, KvCache
-from gog_edge.errors import ContextOverflowError, SessionError
+from gog_edge.errors import SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.feature_cache import FeatureKey
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sequence import I32, ImageSpan, SessionImage, TokenSequence, shared
+from gog_edge.runtime.sequence import I32, ImageSpan, Mark, SessionImage, Size, TokenSequence, shared
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
 from gog_edge.types import Control, PixelLimits, Region, RegisteredImage, Segment, Usage
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A place to come back to. Costs nothing; void once the conversation was cut before it."""
-
-    length: int
-    delta: int
-    images: int
-    cuts: int
 
 
 class Session:
@@ -159,7 +147,7 @@ class Session:
             parts = self.model.tokenizer.encode(segments)
             size = self.sequence.size(parts, self.sequence.images)
             start = len(self) if behind is None else behind
-            self._check_room(size.tokens, reserve, size.shown, start)
+            size.check_room(self.model.max_context, start, reserve)
             fresh = start == 0
             self._go_on(parts, start)
             self._count(prompt_tokens=size.tokens, image_tokens=size.shown)
@@ -201,7 +189,7 @@ class Session:
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
             size = self.sequence.size(parts, images)
-            self._check_room(size.tokens - len(self), reserve, size.shown)
+            size.check_room(self.model.max_context, 0, reserve)
             kept, rest = self.sequence.common(parts, images)
             self.cut(kept)
             self.sequence.images = images
@@ -222,7 +210,7 @@ class Session:
         new = tuple(ids)
         with self.lock:
             if self.sequence.length + len(new) > self.model.max_context:
-                self._check_room(len(new), 0, 0)
+                Size(len(new), 0).check_room(self.model.max_context, len(self))
             self.sequence.append_ids(new)
             self._draft = ()
             self._counts["forced_tokens" if forced else "generated_tokens"] += len(new)
@@ -241,17 +229,6 @@ class Session:
     def _count(self, **more: int) -> None:
         for name, number in more.items():
             self._counts[name] += number
-
-    def _check_room(self, count: int, reserve: int, image_tokens: int, start: int | None = None) -> None:
-        limit, have = self.model.max_context, len(self) if start is None else start
-        if have + count + reserve <= limit:
-            return
-        what = f"{count} tokens ({image_tokens} of images)" if image_tokens else f"{count} tokens"
-        kept = f" and {reserve} kept for the answer" if reserve else ""
-        raise ContextOverflowError(
-            f"the conversation has {have} tokens; {what} more{kept} exceed the context of {limit}: "
-            "use smaller images or fewer results, raise max_context, or rewind"
-        )
 
     # -- computing -------------------------------------------------------------------------------------------
 
@@ -365,21 +342,14 @@ class Session:
 
     def _reuse_prefix(self, segments: Sequence[Segment]) -> None:
         """Take the KV of the leading wording from the cache, or note that it is to be kept."""
+        leading = list(takewhile(lambda segment: isinstance(segment, Control), segments))
         store = self.model.prefixes
-        leading: list[Segment] = []
-        for segment in segments:
-            if not isinstance(segment, Control):
-                break
-            leading.append(segment)
         if store is None or not leading:
             return
         parts = self.model.tokenizer.encode(leading)
-        own = np.asarray(parts[0] if parts and isinstance(parts[0], list) else [], np.int32)
-        count = min(len(own), len(self) - 1)
-        differs = np.flatnonzero(own[:count] != self.tokens[:count])  # text after it may merge into its last token
-        count = int(differs[0]) if differs.size else count
-        ids = self.tokens[:count].copy()
-        arrays = store.load(ids)
+        same, _ = self.sequence.common(parts, ())  # text after it may merge into its last token
+        count = min(same, len(self) - 1)
+        arrays = store.load(self.tokens[:count].copy())
         if arrays is None:
             self._share = count
             return

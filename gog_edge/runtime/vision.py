@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge import families
 from gog_edge.bundle import Bundle
 from gog_edge.crop import Grid, crop_patches, pixel_box, region_grid, scale_between
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import CutsCrops, Features, FixedImages, VisionRunner
 from gog_edge.image.frame import Frame
+from gog_edge.manifest import Manifest, VisionSpec
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
-from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.types import PixelLimits, Region, RegisteredImage
+
+
+def vision_inputs(manifest: Manifest, rows: int, columns: int) -> dict[str, NDArray[Any]]:
+    """Every input of the vision graph but `patches`, for a grid of `rows` x `columns` patches.
+
+    The arrays are cached by grid and read-only.
+
+    Raises:
+        ImageError: the grid is not a positive multiple of the merge size.
+        BundleError: the bundle's family is not known here.
+    """
+    return dict(_vision_inputs(manifest.family, manifest.vision, manifest.preprocessing.merge_size, rows, columns))
+
+
+@lru_cache(maxsize=16)
+def _vision_inputs(family: str, vision: VisionSpec, merge: int, rows: int, columns: int) -> dict[str, NDArray[Any]]:
+    inputs = families.named(family).vision_inputs(vision, merge, rows, columns)
+    for array in inputs.values():
+        array.flags.writeable = False
+    return inputs
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import onnxruntime as ort
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import causal_bias
 from gog_edge.families.layout import token_count
-from gog_edge.runtime import rope
+from gog_edge.runtime.decoder import Rotary
+from gog_edge.runtime.vision import vision_inputs
 from tests.layout.sequence import sequence_positions, text_positions
 
 
@@ -78,7 +79,7 @@ class Runner:
         self.vision = session(self.bundle, "vision", self.optimise)
         self.decoder = session(self.bundle, "decoder", self.optimise)
         self.spec = self.bundle.manifest.decoder
-        self.rotary = rope.Rotary(self.bundle.manifest)
+        self.rotary = Rotary(self.bundle.manifest)
         self.table = embedding(self.bundle)
         for tensor in self.bundle.manifest.graphs["decoder"].inputs:
             if tensor.name.startswith("past_key_values"):
@@ -89,7 +90,7 @@ class Runner:
 
     def encode(self, patches: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
         """[features] or [features, deepstack]."""
-        return list(self.vision.run(None, {"patches": patches, **rope.vision_inputs(self.bundle.manifest, *grid)}))
+        return list(self.vision.run(None, {"patches": patches, **vision_inputs(self.bundle.manifest, *grid)}))
 
     def inputs(self, talk: Conversation) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
         """(embeddings [s, H], positions [3, s], deepstack [D, s, H], next position) of a whole conversation."""

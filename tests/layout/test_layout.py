@@ -13,7 +13,8 @@ from gog_edge.engines.base import causal_bias
 from gog_edge.errors import ImageError
 from gog_edge.families import layout
 from gog_edge.manifest import DecoderSpec, VisionSpec
-from gog_edge.runtime import rope
+from gog_edge.runtime.decoder import Rotary
+from gog_edge.runtime.vision import vision_inputs
 from tests.layout import sequence
 
 sides = st.integers(1, 17)
@@ -132,14 +133,14 @@ def test_vision_inputs_are_cached_and_protected() -> None:
     manifest = SimpleNamespace(
         family="qwen2_5_vl", vision=VisionSpec(2, 32, 2, 16, 8, window=2), preprocessing=SimpleNamespace(merge_size=2)
     )
-    first = rope.vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
-    again = rope.vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
+    first = vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
+    again = vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
     assert set(first) == {"rope_cos", "rope_sin", "window_gather", "window_mask", "window_scatter"}
     assert all(first[name] is again[name] for name in first)
     with pytest.raises(ValueError, match="read-only"):
         first["rope_cos"][0, 0] = 3
     again.clear()
-    assert rope.vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
+    assert vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
 
 
 # -- against transformers -----------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_transformers_agrees_on_decoder_rope(kind: str) -> None:
         rotary = module.Qwen2_5_VLRotaryEmbedding(config)
     spec = DecoderSpec(1, 512, 4, 4, 128, 10, 1e6, section, kind == "qwen3_vl", 4096)
     positions = np.random.default_rng(0).integers(0, 30_000, (3, 40))
-    ours = rope.Rotary(SimpleNamespace(family=kind, decoder=spec))  # type: ignore[arg-type]
+    ours = Rotary(SimpleNamespace(family=kind, decoder=spec))  # type: ignore[arg-type]
     cos, sin = ours(positions)
     theirs = rotary(torch.zeros(1), torch.tensor(positions)[:, None])
     np.testing.assert_allclose(cos, theirs[0][0, :, :64].numpy(), atol=2e-3)  # angles of 30000 are coarse in float32

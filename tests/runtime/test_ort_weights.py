@@ -15,7 +15,7 @@ from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.engines.ort.options import OrtOptions, find_device
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.native.dispatch import available
-from gog_edge.runtime.rope import Rotary
+from gog_edge.runtime.decoder import Rotary
 
 onnx = pytest.importorskip("onnx")
 linux = pytest.mark.skipif(not hasattr(ort_weights.mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")

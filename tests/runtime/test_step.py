@@ -22,6 +22,7 @@ from gog_edge.runtime.speculation import Speculation
 from gog_edge.types import TokenEvent
 
 PACKAGE = str(Path(gog_edge.__file__).parent)
+TOWER = (f"{PACKAGE}/agent", f"{PACKAGE}/runtime")  # where a token climbs
 MOST_CALLS, MOST_FILES, MOST_C_CALLS, MOST_GENERATORS = 60, 10, 130, 4
 WITH_DEADLINE, WITH_GRAMMAR = 15, 25  # calls on top: reading the clock; masking, following, forcing
 CO_GENERATOR = 0x20
@@ -43,7 +44,7 @@ class Step:
         if event == "call":
             code = frame.f_code
             self.calls[code.co_filename] += 1  # the body of a dataclass is "<string>": a call, but no file
-            if code.co_flags & CO_GENERATOR and code.co_name != "<genexpr>" and code.co_filename.startswith(PACKAGE):
+            if code.co_flags & CO_GENERATOR and code.co_name != "<genexpr>" and code.co_filename.startswith(TOWER):
                 self.generators += 1
         elif event == "c_call":
             self.c_calls += 1

@@ -24,11 +24,11 @@ from gog_edge.errors import ContextOverflowError, EngineError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.runtime.vision import vision_inputs
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid

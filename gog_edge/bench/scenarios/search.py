@@ -19,7 +19,7 @@ from gog_edge.bench.subject import Words, picture
 from gog_edge.deadline import UNLIMITED
 from gog_edge.errors import SearchTimeoutError
 from gog_edge.image.frame import Frame
-from gog_edge.runtime.session import Mark
+from gog_edge.runtime.sequence import Mark
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.search.base import IMAGE, BaseProvider, Deadline, ImageQuery
 from gog_edge.types import Action, ActionKind, Hit, Observation, Region, Segment, Turn
