@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent as Agent
     from gog_edge.agent.loader import load as load
     from gog_edge.agent.options import RunOptions as RunOptions
+    from gog_edge.agent.request import AskRequest as AskRequest
     from gog_edge.bundle import Bundle as Bundle
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import GogEdgeError as GogEdgeError
@@ -41,6 +42,7 @@ _HOMES = {
     "ActionKind": "gog_edge.types",
     "Agent": "gog_edge.agent.agent",
     "Answer": "gog_edge.types",
+    "AskRequest": "gog_edge.agent.request",
     "Budget": "gog_edge.deadline",
     "Bundle": "gog_edge.bundle",
     "Event": "gog_edge.types",

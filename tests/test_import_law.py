@@ -23,7 +23,6 @@ BASE = {
     "serde",
     "sampling_options",
     "sanitize",
-    "clock",
     "deadline",
     "files",
     "paths",

@@ -70,7 +70,8 @@ def command(
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
-    from gog_edge.agent.conversation import last_answer
+    from gog_edge.agent.loop import last_answer
+    from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
 
     *files, question = images
@@ -80,7 +81,8 @@ def command(
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
-        events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        request = AskRequest(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
         print_json({"question": question, **encode(answer)})

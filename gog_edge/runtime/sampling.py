@@ -29,6 +29,7 @@ class Sampler:
         self._penalty = 1.0 if options.repetition_penalty is None else options.repetition_penalty
         self._seen: set[int] = set()
         self._ids = np.empty(0, np.int64)  # the same as an array
+        self.plain = options.greedy and self._penalty == 1.0  # the largest of the logits as they are, nothing else
         self.restart(history)
 
     def restart(self, tokens: Iterable[int]) -> None:

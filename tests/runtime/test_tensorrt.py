@@ -13,9 +13,8 @@ import pytest
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.clock import SystemClock
 from gog_edge.crop import cuda
-from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.deadline import Budget, DeadlineReached, SystemClock
 from gog_edge.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine

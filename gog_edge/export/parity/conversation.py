@@ -103,7 +103,7 @@ def converse(model: Model, frames: Sequence[Frame], tokens: int, masked: list[in
             session.extend([_greedy(row, masked)])
         session.append([Control("<|im_end|>\n")])
     talk.tokens = session.tokens.astype(np.int64)
-    talk.starts = [span.start for span in session.positions.spans]
+    talk.starts = [span.start for span in session.sequence.spans]
     talk.prefill = _prefill(model, session, talk.features)
     return talk
 
@@ -115,10 +115,10 @@ def _prefill(model: Model, session: Session, features: list[Features]) -> F32:
     for at in range(0, length, CHUNK):
         stop = min(at + CHUNK, length)
         placed = []
-        for span in session.positions.spans_between(at, stop):
+        for span in session.sequence.spans_between(at, stop):
             begin, end = max(span.start, at), min(span.stop, stop)
             placed.append(PlacedImage(begin - at, begin - span.start, end - begin, features[span.image]))
-        where = session.positions.view(at, stop)
+        where = session.sequence.positions(at, stop)
         rows[at:stop] = model.decoder.forward(cache, at, session.tokens[at:stop], where, placed, last_k=stop - at)
     return rows
 

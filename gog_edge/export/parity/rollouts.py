@@ -113,7 +113,7 @@ def talk_of(session: Session) -> Talk:
     tokens = session.tokens.astype(np.int64)
     images = []
     preprocessing = session.model.manifest.preprocessing
-    for span in session.positions.spans:
+    for span in session.sequence.spans:
         plan = session.image(span.image).plan
         if plan is None:
             session.frame(span.image)  # raises, and says that pixels are missing
