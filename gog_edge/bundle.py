@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from gog_edge.errors import BundleError
 from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
@@ -50,6 +51,8 @@ class Bundle:
             raise BundleError(f"{file} can't be read ({e}); export the checkpoint again") from e
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BundleError(f"{file} is not a gog-edge manifest; export the checkpoint with gog-edge export")
+        if data.get("format_version") == 1:
+            data = _from_format_1(data)
         if data.get("format_version") != FORMAT_VERSION:
             raise BundleError(
                 f"{root} has bundle format {data.get('format_version')}, this gog-edge reads {FORMAT_VERSION}: "
@@ -117,6 +120,18 @@ class Bundle:
             raise BundleError(f"{self.root} lacks {name}; export or copy it again")
         if size != digest.size:
             raise BundleError(f"{file} has {size} bytes instead of {digest.size}; export or copy it again")
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 1, which said `target` and `flavour` where one says `backend` now, as one of format 2."""
+    data = {**data, "format_version": 2}
+    target, flavour = data.pop("target", "cpu"), data.pop("flavour", "ort")
+    if target != "cpu":
+        return {**data, "backend": target}
+    if flavour == "standard":
+        return {**data, "backend": "portable"}
+    native = '"ai.gog_edge"' in json.dumps(data.get("graphs"))
+    return {**data, "backend": "native" if native else "ort"}
 
 
 def hash_file(path: Path) -> FileDigest:

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FORMAT = "gog-edge-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Dim = int | str
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-Family = Literal["qwen2_5_vl", "qwen3_vl"]
-Target = Literal["cpu", "cuda", "tensorrt-rtx", "tensorrt"]
-Flavour = Literal["ort", "standard"]
+# What a bundle's graphs are made of, and so what runs them:
+#   native          CPUs: our own operators, compiled where the bundle runs
+#   ort             CPUs: ONNX Runtime's operators
+#   cuda            NVIDIA GPUs: ONNX Runtime's operators, in float16
+#   tensorrt(-rtx)  NVIDIA GPUs: ONNX's own operators in float16, of which engines are built
+#   portable        ONNX's own operators in float32, for any runtime that knows opset 24
+Backend = Literal["native", "ort", "cuda", "tensorrt", "tensorrt-rtx", "portable"]
 PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
 
 
@@ -74,7 +78,7 @@ class VisionSpec:
     head_dim: int
     out_hidden: int
     rope_theta: float = 10000.0
-    position_side: int = 0  # side of the learned position table (qwen3_vl), 0: none
+    position_side: int = 0  # side of the learned position table, 0: none
     window: int = 0
     full_layers: tuple[int, ...] = ()
     deepstack: int = 0  # number of DeepStack outputs
@@ -148,9 +152,8 @@ class Manifest:
     format: Literal["gog-edge-bundle"]
     format_version: int
     name: str
-    family: Family
-    target: Target
-    flavour: Flavour
+    family: str  # of gog_edge.families
+    backend: Backend
     precision: PrecisionName
     preprocessing: Preprocessing
     vision: VisionSpec
@@ -165,3 +168,8 @@ class Manifest:
     named_tokens: dict[str, str] = field(default_factory=dict)  # "eos_token" …: what chat templates may write by name
     provenance: dict[str, Any] = field(default_factory=dict)  # checkpoint, versions, time, LoRA …
     files: dict[str, FileDigest] = field(default_factory=dict)
+
+    @property
+    def portable(self) -> bool:
+        """Whether the graphs hold ONNX's own operators only, as TensorRT needs them."""
+        return self.backend in ("portable", "tensorrt", "tensorrt-rtx")

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gog_edge.manifest import Family
-
 HEAD_DIM = 128  # of the decoder's heads, in every checkpoint of the table
 VISION_HEADS = 16
 MERGE = 2  # patches on each side of one image token
@@ -20,10 +18,11 @@ MERGE = 2  # patches on each side of one image token
 
 @dataclass(frozen=True)
 class PolicyShape:
-    """Sizes of one published checkpoint. `taps`: blocks of the tower whose output goes to a DeepStack merger."""
+    """Sizes of one published checkpoint. `gated_vision`: the tower's MLP has a gate beside its way up.
+    `taps`: blocks of the tower whose output goes to a DeepStack merger."""
 
     name: str
-    family: Family
+    family: str
     layers: int
     hidden: int
     heads: int
@@ -36,12 +35,8 @@ class PolicyShape:
     vision_hidden: int
     vision_intermediate: int
     patch: int
+    gated_vision: bool
     taps: tuple[int, ...] = ()
-
-    @property
-    def gated_vision(self) -> bool:
-        """Whether the tower's MLP has a gate beside its way up."""
-        return self.family == "qwen2_5_vl"
 
     @property
     def decoder_parameters(self) -> int:
@@ -72,14 +67,14 @@ class PolicyShape:
 def _qwen2_5(
     name: str, layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, vocab: int, tied: bool, vision_mlp: int
 ) -> PolicyShape:
-    tower = (32, 1280, vision_mlp, 14)
+    tower = (32, 1280, vision_mlp, 14, True)
     return PolicyShape(name, "qwen2_5_vl", layers, hidden, heads, kv_heads, mlp, vocab, tied, 128_000, *tower)
 
 
 def _qwen3(
     name: str, layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, tied: bool, *, small_tower: bool = False
 ) -> PolicyShape:
-    tower = (24, 1024, 4096, 16, (5, 11, 17)) if small_tower else (27, 1152, 4304, 16, (8, 16, 24))
+    tower = (24, 1024, 4096, 16, False, (5, 11, 17)) if small_tower else (27, 1152, 4304, 16, False, (8, 16, 24))
     return PolicyShape(name, "qwen3_vl", layers, hidden, heads, kv_heads, mlp, 151_936, tied, 262_144, *tower)
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Union
+from typing import Literal, Union
 
 from gog_edge.errors import RegionError, UsageError
+
+# In what a policy writes boxes: shares of the image, thousandths of it, pixels as shown to it, pixels of the original.
+BoxFrame = Literal["unit", "thousand", "shown", "original"]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from numpy.typing import DTypeLike, NDArray
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.quantize.calibration import LayerStats
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.export.quantize.scheme import dequantize
-from gog_edge.export.quantize.tensor_class import tensor_class
+from gog_edge.export.quantize.scheme import Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
+from gog_edge.families.roles import tensor_classes
 
 F32 = NDArray[np.float32]
 _GRID = tuple(i / 10 for i in range(10))  # exponents that are tried; 0 leaves the layer alone
@@ -82,18 +82,23 @@ def find_scaling(
     Args:
         group: query heads per KV head; o_proj's channels are tied over them, as one v channel feeds them all.
     """
-    scaling = Scaling()
+    scaling, classes = Scaling(), tensor_classes(checkpoint.config)
+
+    def search(weights: list[str], producers: list[str], tie: _HeadTie | None = None) -> None:
+        schemes = {name: recipe.scheme(classes[name], name) for name in weights}
+        _search(checkpoint, stats, schemes, scaling, producers, tie)
+
     for i in range(layers):
         layer = f"model.language_model.layers.{i}."
         attention = [f"{layer}self_attn.{p}_proj.weight" for p in "qkv"]
-        _search(checkpoint, stats, recipe, scaling, attention, [f"{layer}input_layernorm.weight"])
+        search(attention, [f"{layer}input_layernorm.weight"])
         value, bias = f"{layer}self_attn.v_proj.weight", f"{layer}self_attn.v_proj.bias"
         producers = [value, bias] if bias in checkpoint.names() else [value]
         tie = _HeadTie(group, head_dim)
-        _search(checkpoint, stats, recipe, scaling, [f"{layer}self_attn.o_proj.weight"], producers, tie)
+        search([f"{layer}self_attn.o_proj.weight"], producers, tie)
         inner = [f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight"]
-        _search(checkpoint, stats, recipe, scaling, inner, [f"{layer}post_attention_layernorm.weight"])
-        _search(checkpoint, stats, recipe, scaling, [f"{layer}mlp.down_proj.weight"], [inner[1]])
+        search(inner, [f"{layer}post_attention_layernorm.weight"])
+        search([f"{layer}mlp.down_proj.weight"], [inner[1]])
     return scaling
 
 
@@ -117,12 +122,12 @@ class _HeadTie:
 def _search(
     checkpoint: Checkpoint,
     stats: Callable[[str], LayerStats | None],
-    recipe: Recipe,
+    schemes: dict[str, Scheme],
     scaling: Scaling,
-    weights: list[str],
     producers: list[str],
-    tie: _HeadTie | None = None,
+    tie: _HeadTie | None,
 ) -> None:
+    weights = list(schemes)
     known = stats(weights[0])
     if known is None:
         return
@@ -136,11 +141,7 @@ def _search(
         wide = narrow if tie is None else tie.widen(narrow)
         error = 0.0
         for name, matrix in zip(weights, matrices):
-            kind = tensor_class(name)
-            if kind is None:
-                raise ValueError(f"{name} belongs to no tensor class")
-            scheme = recipe.scheme(kind, name)
-            difference = dequantize(quantize(matrix * wide, scheme, _divided(known, wide))) / wide - matrix
+            difference = dequantize(quantize(matrix * wide, schemes[name], _divided(known, wide))) / wide - matrix
             error += float(np.einsum("oi,ij,oj->", difference, known.hessian, difference, optimize=True))
         if error < best_error:
             best, best_error, best_exponent = narrow, error, exponent

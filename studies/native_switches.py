@@ -58,12 +58,12 @@ class Row:
 def variants() -> dict[str, ExportOptions]:
     """By name; `… plain` comes first of its weights."""
     found = {}
-    eight = ExportOptions(precision="int8", ops="native", vision_attention="float32")
+    eight = ExportOptions(precision="int8", backend="native", vision_attention="float32")
     found["int8 plain"] = eight
     found["int8, attention bfloat16"] = replace(eight, vision_attention="bfloat16")
     found["int8, attention int8"] = replace(eight, vision_attention="int8")
     found["int8, KV int8"] = replace(eight, kv_dtype="int8")
-    four = ExportOptions(precision="int4", ops="native", vision_attention="float32", exact_int4=True)
+    four = ExportOptions(precision="int4", backend="native", vision_attention="float32", exact_int4=True)
     recipe = fit(Recipe.for_precision("int4"), for_native)
     found["int4 plain"] = four
     found["int4, widened for many rows"] = replace(four, exact_int4=False)

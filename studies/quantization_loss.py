@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.families import find
 from gog_edge.export.parity.calibrate import calibrate
 from gog_edge.export.parity.metrics import compare_logits
 from gog_edge.export.parity.reference import Reference
@@ -34,8 +33,9 @@ from gog_edge.export.quantize.calibration import Calibration
 from gog_edge.export.quantize.fit import fit, for_native
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
-from gog_edge.export.quantize.tensor_class import tensor_class
 from gog_edge.export.quantize.weights import quantize
+from gog_edge.families import find
+from gog_edge.families.roles import tensor_classes
 from gog_edge.files import write_text
 from studies.awq import Scaling, find_scaling
 
@@ -127,6 +127,7 @@ class Study:
     def __init__(self, checkpoint: Checkpoint, calibration: Calibration, measured: Sequence[Talk]) -> None:
         self.checkpoint, self.calibration, self.measured = checkpoint, calibration, measured
         self._scalings: dict[Any, Scaling] = {}
+        self._classes = tensor_classes(checkpoint.config)
         self._expected = self._logits(None)
 
     def run(self, variant: Variant) -> Row:
@@ -139,7 +140,7 @@ class Study:
             known = self.calibration(name)
             if scaling is not None:
                 weight, known = scaling.apply(name, weight), scaling.stats(name, known)
-            kind = tensor_class(name)
+            kind = self._classes.get(name)
             if kind is None:
                 return weight
             scheme = variant.recipe.scheme(kind, name)

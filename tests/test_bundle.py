@@ -28,11 +28,10 @@ from gog_edge.manifest import (
 
 MANIFEST = Manifest(
     format="gog-edge-bundle",
-    format_version=1,
+    format_version=2,
     name="test",
     family="qwen3_vl",
-    target="cpu",
-    flavour="ort",
+    backend="ort",
     precision="fp32",
     preprocessing=Preprocessing(16, 2, 2, 1024, 65536, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     vision=VisionSpec(depth=2, hidden=32, heads=2, head_dim=16, out_hidden=48),
@@ -152,7 +151,7 @@ def damage_escape(root: Path) -> None:
         (damage_truncate, "has 3 bytes instead of 7"),
         (damage_remove, "lacks embedding.bin"),
         (damage_json, "can't be read"),
-        (damage_version, "has bundle format 99, this gog-edge reads 1"),
+        (damage_version, "has bundle format 99, this gog-edge reads 2"),
         (damage_key, "manifest.decoder.heads: missing"),
         (damage_escape, "lies outside of the bundle"),
     ],
@@ -178,3 +177,24 @@ def test_a_checkpoint_gets_the_right_hint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BundleError, match="run: gog-edge export"):
         Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "flavour", "domain", "backend"),
+    [
+        ("cpu", "ort", "com.microsoft", "ort"),
+        ("cpu", "ort", "ai.gog_edge", "native"),
+        ("cpu", "standard", "", "portable"),
+        ("cuda", "ort", "com.microsoft", "cuda"),
+        ("tensorrt-rtx", "standard", "", "tensorrt-rtx"),
+    ],
+)
+def test_bundles_of_format_1_are_read(tmp_path: Path, target: str, flavour: str, domain: str, backend: str) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    data = json.loads(path.read_text("utf-8"))
+    del data["backend"]
+    data |= {"format_version": 1, "target": target, "flavour": flavour}
+    data["graphs"]["vision"]["domains"] = {domain: 1}
+    path.write_text(json.dumps(data), "utf-8")
+    assert Bundle.open(tmp_path / "b").manifest.backend == backend

@@ -27,6 +27,8 @@ BASE = {
     "files",
     "paths",
     "tensorfile",
+    "registry",
+    "shapes",
 }
 FORMAT = BASE | {"manifest", "bundle", "shapes"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}

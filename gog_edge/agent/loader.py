@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from gog_edge import families
 from gog_edge.agent.agent import Agent
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
@@ -78,7 +79,7 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) 
     """The dialect that a bundle names (or `dialect` instead), bound to its chat template and family.
 
     Raises:
-        DialectError: there is no such dialect, or it is wrong.
+        DialectError: there is no such dialect, or it is wrong. BundleError: the bundle's family is not known here.
     """
     if isinstance(dialect, Dialect):
         return dialect
@@ -87,7 +88,8 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) 
     if dialect is None and bundle.has(str(name)):
         name = bundle.path(str(name))
     template = bundle.read_text(TEMPLATE) if bundle.has(TEMPLATE) else None
-    return load_dialect(name, family=manifest.family, chat_template=template, named_tokens=manifest.named_tokens)
+    frame = families.named(manifest.family).box_frame
+    return load_dialect(name, frame=frame, chat_template=template, named_tokens=manifest.named_tokens)
 
 
 def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:

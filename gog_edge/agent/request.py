@@ -77,7 +77,7 @@ def spelled_out(
 
     def decorate(method: Callable[[S, AskRequest], R]) -> Callable[Concatenate[S, P], R]:
         @functools.wraps(method)
-        def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
             return method(self, build(*args, **kwargs))
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

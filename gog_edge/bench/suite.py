@@ -12,7 +12,7 @@ from gog_edge.bench.machine.probes import EnergyMeter
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import Subject, TurnTimes
-from gog_edge.bench.workloads import Conversation
+from gog_edge.bench.workloads import Workload
 from gog_edge.bundle import Bundle
 from gog_edge.errors import GogEdgeError
 
@@ -75,7 +75,7 @@ def load_subjects(
 
 
 def run_conversation(
-    conversation: Conversation,
+    conversation: Workload,
     subjects: Sequence[Subject],
     repeats: int | None = None,
     progress: Progress | None = None,
@@ -119,13 +119,13 @@ def run_conversation(
     return {name: s for name, s in samples.items() if name not in failed}, failed
 
 
-def _seed(conversation: Conversation, turn: int, run: int, salt: int) -> int:
+def _seed(conversation: Workload, turn: int, run: int, salt: int) -> int:
     """Of the pixels and words of one turn: no two turns of any scenario share a prefix that a cache could know."""
     return zlib.crc32(f"{conversation.name} {conversation.x} {turn} {run} {salt}".encode())
 
 
 def cells(
-    conversation: Conversation, samples: dict[str, Samples], bundle: Bundle | None, roofline: Roofline | None
+    conversation: Workload, samples: dict[str, Samples], bundle: Bundle | None, roofline: Roofline | None
 ) -> Iterator[Cell]:
     """Samples as cells, our own with the roofline's limit beside them."""
     limits: dict[tuple[int, str], float] = {}
@@ -167,7 +167,7 @@ def cells(
         yield from _beside(conversation, subject, found, read)
 
 
-def _place(conversation: Conversation, number: int, what: str) -> tuple[str, float | None]:
+def _place(conversation: Workload, number: int, what: str) -> tuple[str, float | None]:
     """(the cell's label, its place on a curve). A turn with a place of its own needs no number."""
     if number == -1 or len(conversation.turns) == 1:
         return what, conversation.x
@@ -176,7 +176,7 @@ def _place(conversation: Conversation, number: int, what: str) -> tuple[str, flo
 
 
 def _rates(
-    conversation: Conversation, subject: str, found: Samples, limits: dict[tuple[int, str], float]
+    conversation: Workload, subject: str, found: Samples, limits: dict[tuple[int, str], float]
 ) -> Iterator[Cell]:
     """Tokens a second: of decoding, where a turn writes enough of them, and of prefill where it stands alone."""
     for number, turn in enumerate(conversation.turns):
@@ -194,7 +194,7 @@ def _rates(
             yield Cell(conversation.name, subject, label, "tok/s", rates, lower_is_better=False, x=x, limit=bound)
 
 
-def _beside(conversation: Conversation, subject: str, found: Samples, read: dict[int, float]) -> Iterator[Cell]:
+def _beside(conversation: Workload, subject: str, found: Samples, read: dict[int, float]) -> Iterator[Cell]:
     """Decoding as a share of the bandwidth that was measured right before or after the same run."""
     for number, turn in enumerate(conversation.turns):
         seconds = found.stages.get((number, "decode"), [])

@@ -26,7 +26,7 @@ class TurnSpec:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Workload:
     """A named conversation. `x`: its place on a growth curve.
 
     `warmup`: runs that are not counted. `repeats`: counted runs.
@@ -39,7 +39,7 @@ class Conversation:
     repeats: int = 5
     warmup: int = 1
 
-    def until(self, most: float | None) -> Conversation | None:
+    def until(self, most: float | None) -> Workload | None:
         """Without the places on a growth curve beyond `most`; None where nothing is left."""
         if most is None:
             return self
@@ -68,20 +68,20 @@ def _growing() -> tuple[TurnSpec, ...]:
     return tuple(TurnSpec(words=n - b, tokens=DECODED, x=n) for n, b in zip(LENGTHS, before))
 
 
-CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
-    "encode": (Conversation("encode", "one 1024x768 image", (TurnSpec(images=((1024, 768),)),)),),
-    "prefill": (Conversation("prefill", "1,024 tokens of text", (TurnSpec(words=1024),)),),
-    "decode": (Conversation("decode", "64 tokens behind 1,024", (TurnSpec(words=1024, tokens=64),), repeats=3),),
-    "agent": (Conversation("agent", "frame, question, call; crop, results, answer", AGENT, repeats=3),),
-    "agent-text": (Conversation("agent-text", "its language part: words instead of pictures", AGENT_TEXT, repeats=3),),
-    "agent-five": (Conversation("agent-five", "the same with four crops", (AGENT[0], *(AGENT[1],) * 4), repeats=2),),
+WORKLOADS: dict[str, tuple[Workload, ...]] = {
+    "encode": (Workload("encode", "one 1024x768 image", (TurnSpec(images=((1024, 768),)),)),),
+    "prefill": (Workload("prefill", "1,024 tokens of text", (TurnSpec(words=1024),)),),
+    "decode": (Workload("decode", "64 tokens behind 1,024", (TurnSpec(words=1024, tokens=64),), repeats=3),),
+    "agent": (Workload("agent", "frame, question, call; crop, results, answer", AGENT, repeats=3),),
+    "agent-text": (Workload("agent-text", "its language part: words instead of pictures", AGENT_TEXT, repeats=3),),
+    "agent-five": (Workload("agent-five", "the same with four crops", (AGENT[0], *(AGENT[1],) * 4), repeats=2),),
     "growth-context": (
-        Conversation(
+        Workload(
             "growth-context", "one conversation that grows: decoding behind n tokens", _growing(), repeats=1, warmup=0
         ),
     ),
     "growth-pixels": tuple(
-        Conversation(
+        Workload(
             "growth-pixels",
             "one picture of n megapixels",
             (TurnSpec(images=(size,), words=16),),
@@ -92,7 +92,7 @@ CONVERSATIONS: dict[str, tuple[Conversation, ...]] = {
         for size in SIZES
     ),
     "growth-images": tuple(
-        Conversation(
+        Workload(
             "growth-images",
             "n images of 448x336",
             (TurnSpec(images=((448, 336),) * n, words=16),),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gog_edge.bench.scenarios.parts import Given
     from gog_edge.bench.subject import Subject
     from gog_edge.bench.suite import Samples
-    from gog_edge.bench.workloads import Conversation
+    from gog_edge.bench.workloads import Workload
     from gog_edge.bundle import Bundle
 
     MakeCells = Callable[[Roofline | None], list[Cell]]
@@ -98,9 +98,9 @@ def run(
     from gog_edge.bench.peers.create import PeerOptions, create_all
     from gog_edge.bench.report import terminal as text
     from gog_edge.bench.scenarios.parts import PIECES
-    from gog_edge.bench.workloads import CONVERSATIONS
+    from gog_edge.bench.workloads import WORKLOADS
 
-    known = {**{n: c[0].about for n, c in CONVERSATIONS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
+    known = {**{n: c[0].about for n, c in WORKLOADS.items()}, **{n: _about(p) for n, p in PIECES.items()}}
     if list_them:
         for name, about in known.items():
             stdout().print(f"{name:16} {about}")
@@ -189,7 +189,7 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
     if bundle is None:
         return {}
     m = bundle.manifest
-    return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "target": m.target}
+    return {"name": m.name, "fingerprint": bundle.fingerprint, "precision": m.precision, "backend": m.backend}
 
 
 def _scenarios(
@@ -204,7 +204,7 @@ def _scenarios(
     from gog_edge.bench.result import Cell
     from gog_edge.bench.scenarios.parts import PIECES, Given
     from gog_edge.bench.suite import load_subjects, run_conversation
-    from gog_edge.bench.workloads import CONVERSATIONS
+    from gog_edge.bench.workloads import WORKLOADS
 
     subjects: list[Subject] = []
     repeats, peers = wanted.repeats, wanted.peers
@@ -233,7 +233,7 @@ def _scenarios(
                     loaded, seconds = load_subjects(peers, skipped, tell)
                     subjects.extend(loaded)
                     yield _fixed(seconds)
-                for whole in CONVERSATIONS[name]:
+                for whole in WORKLOADS[name]:
                     conversation = whole.until(wanted.most)
                     if conversation is None:
                         continue
@@ -256,7 +256,7 @@ def _fixed(cells: list[Cell]) -> MakeCells:
 
 
 def _conversation_cells(
-    conversation: Conversation, samples: dict[str, Samples], bundle: Bundle | None, limits: Roofline | None
+    conversation: Workload, samples: dict[str, Samples], bundle: Bundle | None, limits: Roofline | None
 ) -> list[Cell]:
     from gog_edge.bench.suite import cells
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.progress import Progress as Bar
@@ -11,6 +11,7 @@ from rich.progress import TaskID
 
 from gog_edge.cli.console import human_bytes, progress_bar, stderr
 from gog_edge.errors import UsageError
+from gog_edge.manifest import Backend
 
 if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
@@ -20,34 +21,47 @@ if TYPE_CHECKING:
     from gog_edge.export.quantize.recipe import Recipe
 
 
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+# Spellings that were options of their own before, and what to write now.
+_BEFORE = {"cpu": "native or ort", "standard": "portable", "stock": "ort"}
+
+
+def _gone(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    """Refuse an old option with the new one."""
+    if value is not None:
+        new = _BEFORE.get(value, value if value in get_args(Backend) else "auto")
+        raise UsageError(f"{option.opts[0]} {value} is now --backend {new} (see gog-edge export --help)")
+
+
 @click.command("export")
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
 @click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), default="int4", show_default=True)
 @click.option(
-    "--target", type=click.Choice(["cpu", "cuda", "tensorrt-rtx", "tensorrt"]), default="cpu", show_default=True
-)
-@click.option(
-    "--flavour", type=click.Choice(["ort", "standard"]), help="Kind of graphs; default: what the target needs."
-)
-@click.option(
-    "--ops",
-    type=click.Choice(["auto", "stock", "native"]),
+    "--backend",
+    type=click.Choice(["auto", *get_args(Backend)]),
     default="auto",
     show_default=True,
-    help="CPU operators: our own (native: faster, compiled where the bundle runs) or ONNX Runtime's (stock: run "
-    "anywhere). auto: native if they can be compiled here.",
+    help="What will run the bundle. native: a CPU, with our own operators: the fastest there; compiled where it runs. "
+    "ort: any CPU, with ONNX Runtime's operators. cuda: an NVIDIA GPU, with ONNX Runtime. tensorrt: a Jetson or a "
+    "server's GPU. tensorrt-rtx: GeForce and RTX GPUs; built on any machine. portable: ONNX's own operators alone, for "
+    "other runtimes. auto: native if it can be compiled here and has integer weights, else ort.",
 )
+@click.option("--target", hidden=True, expose_value=False, callback=_gone)
+@click.option("--flavour", hidden=True, expose_value=False, callback=_gone)
+@click.option("--ops", hidden=True, expose_value=False, callback=_gone)
 @click.option(
-    "--kv", type=click.Choice(["float32", "float16", "int8"]), help="Type of the KV cache; default: by operators."
+    "--kv", type=click.Choice(["float32", "float16", "int8"]), help="Type of the KV cache; default: by backend."
 )
 @click.option(
     "--vision-attention",
     type=click.Choice(["bfloat16", "int8", "float32"]),
-    help="Arithmetic of the vision tower's attention, with native operators only; default: int8 for int4 and int8.",
+    help="Arithmetic of the vision tower's attention, with backend native only; default: int8 for int4 and int8.",
 )
 @click.option(
-    "--exact-int4", is_flag=True, help="Native int4: no widening to int8 groups in prefill; slower, see docs/graphs.md."
+    "--exact-int4",
+    is_flag=True,
+    help="Backend native, int4: no widening to int8 groups in prefill; slower, see docs/graphs.md.",
 )
 @click.option(
     "--method",
@@ -86,8 +100,8 @@ if TYPE_CHECKING:
 def command(checkpoint: str, output: Path, lora: str | None, revision: str | None, **rest: Any) -> None:
     """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
 
-    CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT target) a bundle that already has
-    standard graphs: then only engines are built, for the device of this machine.
+    CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT backend) a bundle that already has
+    portable graphs: then only engines are built, for the device of this machine.
     """
     try:
         from gog_edge.bundle import MANIFEST, Bundle
@@ -113,20 +127,20 @@ def command(checkpoint: str, output: Path, lora: str | None, revision: str | Non
             stats=_stats(opened, rest),
         )
     _say(bundle)
-    if rest["target"] in ("tensorrt", "tensorrt-rtx") and not rest["no_engines"]:
+    if rest["backend"] in TENSORRT and not rest["no_engines"]:
         _engines(bundle, output, rest)
 
 
 def _options(rest: dict[str, Any]) -> ExportOptions:
     from gog_edge.export.options import ExportOptions
 
-    names = ("precision", "target", "flavour", "dialect", "name", "max_context", "min_pixels", "max_pixels")
-    ops: Any = rest["ops"] if rest["ops"] != "auto" else _best_ops(rest)
+    names = ("precision", "dialect", "name", "max_context", "min_pixels", "max_pixels")
+    backend: Any = rest["backend"] if rest["backend"] != "auto" else _best_backend(rest["precision"])
     return ExportOptions(
         **{name: rest[name] for name in names},
         recipe=_recipe(rest),
         int8=rest["int8"],
-        ops=ops,
+        backend=backend,
         kv_dtype=rest["kv"],
         vision_attention=rest["vision_attention"],
         exact_int4=rest["exact_int4"],
@@ -150,22 +164,24 @@ def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
     if rest["calibration"] is None:
         return None
     from gog_edge.export.quantize.calibration import Calibration
+    from gog_edge.families.roles import decoder_inputs
 
-    return Calibration.open(rest["calibration"]).check(checkpoint.shape, checkpoint.names())
+    decoder = {name for names in decoder_inputs(checkpoint.config) for name in names}
+    return Calibration.open(rest["calibration"]).check(checkpoint.shape, decoder)
 
 
-def _best_ops(rest: dict[str, Any]) -> str:
-    """native where it can run and means something: quantised weights, CPU, graphs for ONNX Runtime."""
-    if rest["target"] != "cpu" or rest["flavour"] == "standard" or rest["precision"] not in ("int4", "int8"):
-        return "stock"
+def _best_backend(precision: str) -> Backend:
+    """native where it can be compiled and means something (integer weights), else ort."""
+    if precision not in ("int4", "int8"):
+        return "ort"
     from gog_edge.native.dispatch import FALLBACK, available
 
     reason = available()
     if reason is None:
         return "native"
     why = reason.replace(f": {FALLBACK}", "")
-    stderr().print(f"[dim]stock operators are used, native ones are faster: {why}[/]")
-    return "stock"
+    stderr().print(f"[dim]backend ort is used, native would be faster: {why}[/]")
+    return "ort"
 
 
 class _Drawn:
@@ -208,9 +224,9 @@ def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
     from gog_edge.export.tensorrt.add import add_engines
     from gog_edge.export.tensorrt.build import BuildOptions
 
-    if rest["target"] not in ("tensorrt", "tensorrt-rtx"):
+    if rest["backend"] not in TENSORRT:
         raise UsageError(
-            f"{bundle.root} is a bundle already: only engines can be added, with --target tensorrt or tensorrt-rtx"
+            f"{bundle.root} is a bundle already: only engines can be added, with --backend tensorrt or tensorrt-rtx"
         )
     capacity = min(rest["capacity"], bundle.manifest.decoder.max_context)
     options = BuildOptions(
@@ -223,7 +239,7 @@ def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:
         strip_weights=rest["strip_weights"],
     )
     console = stderr()
-    bundle = add_engines(bundle, output, rest["target"], options, console.print)
+    bundle = add_engines(bundle, output, rest["backend"], options, console.print)
     for engine in bundle.manifest.engines:
         console.print(
             f"{engine.file}: {human_bytes(engine.report['plan_bytes'])} in {engine.report['build_seconds']} s"
@@ -238,5 +254,5 @@ def _say(bundle: Bundle) -> None:
     spent = m.provenance
     cost = f"{spent['seconds']} s, peak memory {human_bytes(spent['peak_rss_bytes'])}"
     stderr().print(
-        f"[green]exported[/] {m.name}: {m.precision} for {m.target}, {size} in {bundle.root}  [dim]({cost})[/]"
+        f"[green]exported[/] {m.name}: {m.precision} for {m.backend}, {size} in {bundle.root}  [dim]({cost})[/]"
     )

@@ -53,7 +53,7 @@ def _summary(bundle: Bundle) -> Table:
     table.add_column(style="bold")
     table.add_column()
     rows = {
-        "family": f"{m.family}, {m.precision}, target {m.target} ({m.flavour} graphs)",
+        "family": f"{m.family}, {m.precision}, backend {m.backend}",
         "decoder": f"{d.layers} layers x {d.hidden}, {d.heads} heads / {d.kv_heads} KV heads of {d.head_dim}, "
         f"vocabulary {d.vocab:,}, context {d.max_context:,}, KV {d.kv_dtype}",
         "vision": f"{v.depth} layers x {v.hidden}, patches of {m.preprocessing.patch_size} px, "

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gog_edge.dialects.hooks import Box, BoxFrame, Hooks
+from gog_edge.dialects.hooks import Box, Hooks
 from gog_edge.dialects.spec import CoordinateSpec
-from gog_edge.errors import DialectError, RegionError
-from gog_edge.types import Region, RegisteredImage
+from gog_edge.errors import RegionError
+from gog_edge.types import BoxFrame, Region, RegisteredImage
 
 # How a number of a frame is written, as a regular expression.
 _WRITTEN = {
@@ -26,12 +26,10 @@ _WRITTEN = {
 }
 _BOX = re.compile(r"[\[(]*\s*" + r"[\s,;)(\]\[]+".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]*")
 
-FAMILY_FRAMES: dict[str, BoxFrame] = {"qwen3_vl": "thousand", "qwen2_5_vl": "shown"}
-
 
 @dataclass(frozen=True)
 class CoordinateFrame:
-    """Conversions of one dialect, with the family already decided."""
+    """Conversions of one dialect. `frame`: its own, or the family's where it leaves that to the family."""
 
     spec: CoordinateSpec
     frame: BoxFrame
@@ -152,20 +150,6 @@ class CoordinateFrame:
         if self.spec.max_aspect and aspect > self.spec.max_aspect:
             raise RegionError(f"the box {_show(numbers)} is {aspect:.0f} times as long as wide")
         return box
-
-
-def resolve_frame(spec: CoordinateSpec, family: str, hooks: Hooks) -> CoordinateFrame:
-    """The dialect's frame, or the one the model family was trained on.
-
-    Raises:
-        DialectError: the dialect leaves the frame to the family, and the family is unknown.
-    """
-    if spec.frame != "family":
-        return CoordinateFrame(spec, spec.frame, hooks)
-    if family not in FAMILY_FRAMES:
-        known = ", ".join(sorted(FAMILY_FRAMES))
-        raise DialectError(f"coordinates.frame: no frame is known for the family {family!r} (known: {known}); set it")
-    return CoordinateFrame(spec, FAMILY_FRAMES[family], hooks)
 
 
 def read_box(value: Any) -> list[float]:

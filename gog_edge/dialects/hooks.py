@@ -5,11 +5,9 @@ several systems share are in the file (`spec`). Hooks are code of this package: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from gog_edge.types import Control, Region, Segment
+from gog_edge.types import BoxFrame, Control, Region, Segment
 
-BoxFrame = Literal["unit", "thousand", "shown", "original"]
 Box = tuple[float, float, float, float]
 
 

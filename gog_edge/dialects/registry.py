@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gog_edge.dialects.coordinates import FAMILY_FRAMES, resolve_frame
+from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.hooks import HOOKS, Hooks
 from gog_edge.dialects.reader import read_table
@@ -29,6 +29,7 @@ from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
 from gog_edge.errors import DialectError, UsageError
 from gog_edge.serde import suggest
+from gog_edge.types import BoxFrame
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,7 +50,7 @@ def names() -> list[str]:
 def load(
     name_or_path: str | Path = DEFAULT,
     *,
-    family: str = "",
+    frame: BoxFrame = "thousand",
     chat_template: str | None = None,
     named_tokens: Mapping[str, str] | None = None,
     hooks: Hooks | None = None,
@@ -58,8 +59,7 @@ def load(
 
     Args:
         name_or_path: a shipped name (see `names()`) or a TOML file.
-        family: the checkpoint's family ("qwen3_vl", "qwen2_5_vl"); decides the coordinate frame where the dialect
-            leaves it to the family. Empty: qwen3_vl.
+        frame: in what the checkpoint's family writes boxes (`Family.box_frame`), where the dialect leaves it to that.
         hooks: what the system alone does, instead of the hooks that the file names.
         chat_template: the checkpoint's `chat_template.jinja`; None: the package's ChatML template.
         named_tokens: values of `eos_token` and its kin in the template; the dialect's variables stand above them.
@@ -73,8 +73,9 @@ def load(
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
     variables = {**(named_tokens or {}), **spec.chat.variables}
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    own = hooks or HOOKS[spec.hooks]()
-    dialect = Dialect(spec, template, resolve_frame(spec.coordinates, family or next(iter(FAMILY_FRAMES)), own))
+    coordinates = spec.coordinates
+    meant = frame if coordinates.frame == "family" else coordinates.frame
+    dialect = Dialect(spec, template, CoordinateFrame(coordinates, meant, hooks or HOOKS[spec.hooks]()))
     try:
         _ = dialect.sampling  # its values are checked where they are put together
     except UsageError as error:

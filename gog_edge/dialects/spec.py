@@ -108,7 +108,7 @@ class CoordinateSpec:
 
     `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
     smart_resize or before it with `scale_first`), original (pixels of the target image at native size), family
-    (thousand for qwen3_vl, shown for qwen2_5_vl). `inverted`: swap the corners, or refuse. A box is cut to the image.
+    (thousand for Qwen3-VL, shown for Qwen2.5-VL). `inverted`: swap the corners, or refuse. A box is cut to the image.
     `whole_pixels` of the target: outward (the crop takes every pixel that the box touches), nearest (edges rounded,
     half to even), or down (edges cut, the image's last row and column left out). `min_side`: smallest
     side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.

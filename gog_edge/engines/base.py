@@ -204,7 +204,7 @@ class EngineInfo:
 
 
 def causal_bias(past: int, count: int, capacity: int) -> F32:
-    """attention_bias [1, 1, count, capacity] of the `standard` decoder: 0 where a token may look, else -inf.
+    """attention_bias [1, 1, count, capacity] of the decoder of portable graphs: 0 where a token may look, else -inf.
 
     Token i of the run may look at cache slots 0 .. past + i. The lowest finite float32 stands for -inf, so that
     no row of a softmax can become NaN.

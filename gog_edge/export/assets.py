@@ -10,8 +10,9 @@ from gog_edge.export.checkpoint.generation_settings import end_tokens
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.template_files import chat_template
 from gog_edge.export.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
-from gog_edge.export.families.base import ModelConfig
-from gog_edge.manifest import Family, SpecialTokens
+from gog_edge.families.base import ModelConfig
+from gog_edge.manifest import SpecialTokens
+from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
@@ -47,7 +48,7 @@ def write_template(checkpoint: Checkpoint, folder: Path) -> None:
         (folder / TEMPLATE).write_text(template, "utf-8")
 
 
-def write_dialect(dialect: str, folder: Path, family: Family, named_tokens: Mapping[str, str]) -> str:
+def write_dialect(dialect: str, folder: Path, frame: BoxFrame, named_tokens: Mapping[str, str]) -> str:
     """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
     one is met now and not at the first question. Call after `write_template`.
 
@@ -60,16 +61,16 @@ def write_dialect(dialect: str, folder: Path, family: Family, named_tokens: Mapp
     own = folder / TEMPLATE
     template = own.read_text("utf-8") if own.is_file() else None
     if not dialect.endswith(".toml"):
-        load(dialect, family=family, chat_template=template, named_tokens=named_tokens)
+        load(dialect, frame=frame, chat_template=template, named_tokens=named_tokens)
         return dialect
     path = Path(dialect).expanduser()
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
-    load(path, family=family, chat_template=template, named_tokens=named_tokens)
+    load(path, frame=frame, chat_template=template, named_tokens=named_tokens)
     copied = folder / DIALECT
     copied.write_bytes(path.read_bytes())
     try:
-        load(copied, family=family, chat_template=template, named_tokens=named_tokens)
+        load(copied, frame=frame, chat_template=template, named_tokens=named_tokens)
     except DialectError as e:
         raise UsageError(f"dialect file {dialect} needs files beside it; put everything into one file ({e})") from e
     return DIALECT

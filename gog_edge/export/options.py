@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gog_edge.errors import UsageError
-from gog_edge.export.quantize.fit import Change, fit, for_cuda, for_native, for_standard, for_stock
-from gog_edge.export.quantize.recipe import Recipe, TensorClass
-from gog_edge.manifest import Flavour, PrecisionName, Target
+from gog_edge.export.quantize.fit import Change, fit, for_cuda, for_native, for_ort, for_portable
+from gog_edge.export.quantize.recipe import Recipe
+from gog_edge.families.target import TensorClass
+from gog_edge.manifest import Backend, PrecisionName
 
 PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")
-TARGETS: tuple[Target, ...] = ("cpu", "cuda", "tensorrt-rtx", "tensorrt")
 KvDType = Literal["float32", "float16", "int8"]
-Ops = Literal["stock", "native"]
 Compute = Literal["float32", "float16"]
 VisionAttention = Literal["bfloat16", "int8", "float32"]
-
-FITS: dict[str, Change] = {"stock": for_stock, "native": for_native}
 VISION_ATTENTION: tuple[VisionAttention, ...] = ("bfloat16", "int8", "float32")
-_KV_DTYPES: dict[bool, tuple[KvDType, ...]] = {False: ("float32", "float16"), True: ("float16", "int8")}
+
+
+@dataclass(frozen=True)
+class BackendRules:
+    """What a backend's operators can do. `fit`: makes a scheme one that they know. `compute`: types they multiply
+    matrices in, the usual one first. `kv_dtype`: types of the KV cache that they read."""
+
+    fit: Change
+    compute: tuple[Compute, ...]
+    kv_dtype: tuple[KvDType, ...]
+
+
+_FLOATS: tuple[KvDType, ...] = ("float32", "float16")
+_GPU = BackendRules(for_portable, ("float16", "float32"), _FLOATS)
+BACKENDS: dict[Backend, BackendRules] = {
+    "native": BackendRules(for_native, ("float32",), ("float16", "int8")),
+    "ort": BackendRules(for_ort, ("float32",), _FLOATS),
+    "cuda": replace(_GPU, fit=for_cuda),
+    "tensorrt": _GPU,
+    "tensorrt-rtx": _GPU,
+    "portable": BackendRules(for_portable, ("float32", "float16"), _FLOATS),
+}
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of one export; None means: what suits the target.
+    """Options of one export; None means: what suits the backend.
 
-    `ops`: stock operators of ONNX Runtime, or this package's own (`gog_edge.native.contract`: faster, CPUs only,
-    compiled on the machine that runs the bundle).
-    `vision_attention`: arithmetic of the vision tower's attention, native operators only (docs/graphs.md has costs).
-    `exact_int4`: native int4 layers keep every block's own scale in prefill, too, instead of widening blocks to int8
-    groups: prefill is a quarter slower.
+    `backend`: what the graphs are made of and run on (`gog_edge.manifest.Backend`).
+    `vision_attention`: arithmetic of the vision tower's attention, backend native only (docs/graphs.md has costs).
+    `exact_int4`: int4 layers of backend native keep every block's own scale in prefill, too, instead of widening blocks
+    to int8 groups: prefill is a quarter slower.
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
     `int8`: classes of the decoder's layers that an int4 export keeps at 8 bits (docs/quantization.md: attention).
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
@@ -40,11 +57,9 @@ class ExportOptions:
     """
 
     precision: PrecisionName = "int4"
-    target: Target = "cpu"
-    flavour: Flavour | None = None
+    backend: Backend = "ort"
     recipe: Recipe | None = None
     int8: tuple[TensorClass, ...] = ()
-    ops: Ops = "stock"
     compute: Compute | None = None
     kv_dtype: KvDType | None = None
     vision_attention: VisionAttention | None = None
@@ -61,59 +76,43 @@ class ExportOptions:
 class Resolved:
     """Options without gaps."""
 
-    flavour: Flavour
-    ops: Ops
     compute: Compute
     kv_dtype: KvDType
     vision_attention: VisionAttention
-    exact_int4: bool
     recipe: Recipe
 
 
 def resolve(options: ExportOptions) -> Resolved:
-    """Fill in what follows from the target.
+    """Fill in what follows from the backend.
 
     Raises:
         UsageError: options that contradict each other or are unknown.
     """
     for name, value, known in (
         ("precision", options.precision, PRECISIONS),
-        ("target", options.target, TARGETS),
-        ("ops", options.ops, tuple(FITS)),
+        ("backend", options.backend, tuple(BACKENDS)),
         ("vision_attention", options.vision_attention or "bfloat16", VISION_ATTENTION),
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r} is unknown: choose {', '.join(known)}")
     if options.max_context is not None and options.max_context < 1:
         raise UsageError(f"max_context must be at least 1, not {options.max_context}")
-    flavour = _flavour(options)
-    native, gpu = options.ops == "native", options.target != "cpu"
-    compute: Compute = options.compute or ("float16" if gpu and options.precision != "fp32" else "float32")
-    if not gpu and compute == "float16" and flavour == "ort":
-        raise UsageError("float16 arithmetic is slow or missing on CPUs: use compute float32 for target cpu")
-    kv_dtype: KvDType = options.kv_dtype or ("float16" if native else compute)
-    if kv_dtype not in _KV_DTYPES[native]:
-        raise UsageError(f"ops {options.ops} keep the KV cache in {' or '.join(_KV_DTYPES[native])}, not {kv_dtype}")
+    backend, rules, native = options.backend, BACKENDS[options.backend], options.backend == "native"
+    compute = options.compute or ("float32" if options.precision == "fp32" else rules.compute[0])
+    if compute not in rules.compute:
+        raise UsageError(f"backend {backend} computes in {' or '.join(rules.compute)}, not {compute}")
+    kv_dtype = options.kv_dtype or (compute if compute in rules.kv_dtype else rules.kv_dtype[0])
+    if kv_dtype not in rules.kv_dtype:
+        raise UsageError(f"backend {backend} keeps the KV cache in {' or '.join(rules.kv_dtype)}, not {kv_dtype}")
     if options.vision_attention not in (None, "float32") and not native:
-        raise UsageError(f"ops {options.ops} attend in float32: vision_attention needs ops native")
+        raise UsageError(f"backend {backend} attends in float32: vision_attention needs backend native")
     if options.exact_int4 and not native:
-        raise UsageError("exact_int4 is a switch of native operators: stock ones never widen blocks")
+        raise UsageError(f"exact_int4 is a switch of backend native: {backend} never widens blocks")
     # int8 beside int8 weights costs nothing that can be measured (docs/graphs.md) and is the fastest
     quantised = options.precision in ("int4", "int8")
     own: VisionAttention = "int8" if quantised else "bfloat16" if options.precision == "fp16" else "float32"
     attention = options.vision_attention or (own if native else "float32")
-    change = for_standard if flavour == "standard" else for_cuda if gpu else FITS[options.ops]
     if options.int8 and options.precision != "int4":
         raise UsageError(f"int8 keeps layers of an int4 export at 8 bits; this one is {options.precision}")
     recipe = (options.recipe or Recipe.for_precision(options.precision)).at_int8(options.int8)
-    return Resolved(flavour, options.ops, compute, kv_dtype, attention, options.exact_int4, fit(recipe, change))
-
-
-def _flavour(options: ExportOptions) -> Flavour:
-    tensorrt = options.target in ("tensorrt", "tensorrt-rtx")
-    flavour: Flavour = options.flavour or ("standard" if tensorrt else "ort")
-    if tensorrt and flavour != "standard":
-        raise UsageError(f"target {options.target} needs flavour standard, not {flavour}")
-    if options.ops == "native" and (options.target != "cpu" or flavour != "ort"):
-        raise UsageError("native operators run on CPUs only: use ops stock for other targets and flavours")
-    return flavour
+    return Resolved(compute, kv_dtype, attention, fit(recipe, rules.fit))

@@ -16,40 +16,44 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gog_edge import families
 from gog_edge._version import __version__
 from gog_edge.bundle import Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
-from gog_edge.export import assets, families
+from gog_edge.export import assets
 from gog_edge.export.checkpoint.generation_settings import read_generation
 from gog_edge.export.checkpoint.image_settings import read_preprocessing
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
-from gog_edge.export.families.base import EMBEDDING, FamilyDefinition, ModelConfig
-from gog_edge.export.families.decoder import build_decoder, decoder_shapes
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.fuse import fuse
-from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
+from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import TensorSource, check_shape
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
-from gog_edge.export.graph.standard import StandardTarget
-from gog_edge.export.graph.target import Target
+from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.manifest import FORMAT_VERSION, GraphSpec, Manifest
+from gog_edge.families.base import Family, ModelConfig
+from gog_edge.families.roles import watch
+from gog_edge.families.target import Target
+from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
 Gate = Callable[[Bundle], dict[str, Any]]
 VERIFY_FILE = "verify.json"
-_TARGETS: dict[str, tuple[type[StandardTarget], type[LinearStore]]] = {
-    "stock": (OrtTarget, OrtLinear),
+_ORT, _PORTABLE = (OrtTarget, OrtLinear), (PortableTarget, PortableLinear)
+_GRAPHS: dict[Backend, tuple[type[PortableTarget], type[LinearStore]]] = {
     "native": (NativeTarget, NativeLinear),
+    "ort": _ORT,
+    "cuda": _ORT,
+    "tensorrt": _PORTABLE,
+    "tensorrt-rtx": _PORTABLE,
+    "portable": _PORTABLE,
 }
 
 
@@ -113,7 +117,7 @@ class _Export:
         self,
         checkpoint: Checkpoint,
         weights: TensorSource,
-        family: FamilyDefinition,
+        family: Family,
         config: ModelConfig,
         options: ExportOptions,
         resolved: Resolved,
@@ -131,34 +135,34 @@ class _Export:
 
     def write(self, writer: BundleWriter) -> Manifest:
         """All files but the manifest, and what the manifest will say."""
-        checkpoint, config, options, root = self.checkpoint, self.config, self.options, writer.root
+        checkpoint, family, config, options, root = self.checkpoint, self.family, self.config, self.options, writer.root
         self.progress.stage("files", 0)
         tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
         tokens = assets.special_tokens(checkpoint, config, tokenizer)
-        preprocessing = read_preprocessing(checkpoint, config.vision, options)
+        preprocessing = read_preprocessing(checkpoint, family.processor, config.vision, options)
         assets.write_template(checkpoint, root)
         dialect = assets.write_dialect(
-            options.dialect or _own_dialect(checkpoint), root, config.family, tokenizer.named
+            options.dialect or _own_dialect(checkpoint), root, family.box_frame, tokenizer.named
         )
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
-        scheme = self.resolved.recipe.scheme("embedding", EMBEDDING)
+        scheme = self.resolved.recipe.scheme("embedding", family.embedding)
         embedding, digest, table = write_embedding(
-            self.weights, EMBEDDING, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
+            self.weights, family.embedding, decoder.spec.vocab, decoder.spec.hidden, scheme, root, self.progress.advance
         )
         writer.record(EMBEDDING_FILE, digest)
-        shared = {EMBEDDING: table} if scheme.bits == 32 else {}
+        shared = {family.embedding: table} if scheme.bits == 32 else {}
+        caches = family.caches(decoder.spec)
         graphs = {
-            "vision": self._graph(writer, "vision", {}, lambda t: self.family.build_vision(t, config.vision)),
-            "decoder": self._graph(writer, "decoder", shared, lambda t: build_decoder(t, decoder)),
+            "vision": self._graph(writer, "vision", {}, lambda t: family.build_vision(t, config.vision)),
+            "decoder": self._graph(writer, "decoder", shared, lambda t: family.build_decoder(t, decoder, caches)),
         }
         return Manifest(
             format="gog-edge-bundle",
             format_version=FORMAT_VERSION,
             name=options.name or default_name(checkpoint),
-            family=config.family,
-            target=options.target,
-            flavour=self.resolved.flavour,
+            family=family.name,
+            backend=options.backend,
             precision=options.precision,
             preprocessing=preprocessing,
             vision=config.vision.spec,
@@ -175,14 +179,13 @@ class _Export:
     def _graph(
         self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
     ) -> GraphSpec:
-        self.progress.stage(name, self._values(name))
-        standard = self.resolved.flavour == "standard"
-        target_class, store_class = (StandardTarget, StandardLinear) if standard else _TARGETS[self.resolved.ops]
+        self.progress.stage(name, watch(build).values)
+        target_class, store_class = _GRAPHS[self.options.backend]
         with WeightFile(writer.root / f"{name}.onnx.data") as data:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
             if isinstance(store, NativeLinear):
-                store.exact = self.resolved.exact_int4
+                store.exact = self.options.exact_int4
             target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention
@@ -193,16 +196,6 @@ class _Export:
         unit = self.config.vision.merge**2  # mergers see one row where the tower has m*m
         values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
         return replace(g.save(writer.root / f"{name}.onnx"), weights=values)
-
-    def _values(self, graph: str) -> int:
-        """Weight values that the graph's linear layers will report as they are done."""
-        visual = graph == "vision"
-        prefix = "model.visual." if visual else "model.language_model.layers."
-        shapes = [self.weights.shape(n) for n in self.weights.names() if n.startswith(prefix)]
-        total = sum(int(np.prod(shape)) for shape in shapes if len(shape) == 2)
-        total += sum(int(np.prod(shape)) // shape[2] for shape in shapes if len(shape) == 5)  # folded patch embedding
-        spec = self.config.decoder.spec
-        return total if visual else total + spec.vocab * spec.hidden
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
@@ -219,8 +212,11 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
         )
     family = families.find(checkpoint.config)
     config = family.parse(checkpoint.config)
-    config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == EMBEDDING))
-    for name, shape in {**family.vision_shapes(config.vision), **decoder_shapes(config.decoder)}.items():
+    config = replace(
+        config,
+        decoder=replace(config.decoder, tied=checkpoint.head_of(family.embedding, family.head) == family.embedding),
+    )
+    for name, shape in {**family.vision_shapes(config.vision), **family.decoder_shapes(config.decoder)}.items():
         check_shape(checkpoint, name, shape)
     return config
 

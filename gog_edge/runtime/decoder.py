@@ -13,14 +13,12 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
-from gog_edge.manifest import DecoderSpec
-from gog_edge.runtime.rope import decoder_rope
+from gog_edge.manifest import Manifest
+from gog_edge.runtime.rope import Rotary
 
 I32 = NDArray[np.int32]
 
 _DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
-_AHEAD = 256  # places whose angles are made together; a run of written text is far shorter
-_FEW = 32
 
 
 class TokenEmbedding:
@@ -73,12 +71,12 @@ class TokenEmbedding:
 class Decoder:
     """The policy's language model over an engine's runner. Thread-safe for distinct caches."""
 
-    def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, spec: DecoderSpec) -> None:
+    def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, manifest: Manifest) -> None:
         self._runner = runner
         self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
-        self._spec = spec
-        self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int32)))
+        self._spec = manifest.decoder
+        self._rotary = Rotary(manifest)
 
     @property
     def vocab(self) -> int:
@@ -124,22 +122,6 @@ class Decoder:
                 if deepstack is None:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
-        cos, sin = self._angles(positions)
+        cos, sin = self._rotary(positions)
         inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
         return self._runner.run(inputs, cache, past, budget)
-
-    def _angles(self, positions: I32) -> tuple[F32, F32]:
-        """cos and sin [s, head_dim/2]; those of written text, which counts on by one on all axes, are made ahead."""
-        count = positions.shape[1]
-        first = int(positions[0, 0])
-        if count > _FEW or not (positions == np.arange(first, first + count)).all():
-            return self._rotate(positions)
-        start, cos, sin = self._text
-        at = first - start
-        if not 0 <= at <= len(cos) - count:
-            cos, sin = self._rotate(np.arange(first, first + _AHEAD) + np.zeros((3, 1), np.int64))
-            self._text, at = (first, cos, sin), 0
-        return cos[at : at + count], sin[at : at + count]
-
-    def _rotate(self, positions: NDArray[Any]) -> tuple[F32, F32]:
-        return decoder_rope(self._spec, positions.astype(np.int64))

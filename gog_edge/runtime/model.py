@@ -18,7 +18,6 @@ from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.runtime.vision import VisionEncoder
 
 TOKENIZER = "tokenizer.json"
-_STOCK = {"", "ai.onnx", "com.microsoft"}
 _DECODER_ROLES = ("head", "attention", "mlp", "down_proj")
 
 
@@ -75,12 +74,12 @@ class Model:
     def rows_independent(self) -> bool:
         """Whether a token's logits do not depend on which other tokens are computed in the same run.
 
-        DynamicQuantizeMatMul (8 bits without blocks, stock operators) quantises the activations of a whole run with
+        DynamicQuantizeMatMul (8 bits without blocks, backend ort) quantises the activations of a whole run with
         one scale: there a guess that turns out wrong would change the tokens beside it. Everything else computes row
         by row (native operators bit for bit, the others up to the order of float32 sums).
         """
         manifest = self.manifest
-        if manifest.flavour != "ort" or set(manifest.graphs["decoder"].domains) - _STOCK:
+        if manifest.backend not in ("ort", "cuda"):
             return True
         schemes = (manifest.quantization.get(role) for role in _DECODER_ROLES)
         return not any(isinstance(s, dict) and s.get("bits") == 8 and not s.get("block") for s in schemes)
@@ -110,7 +109,7 @@ class Model:
             bundle=bundle,
             engine=engine,
             tokenizer=tokenizer or Tokenizer.load(bundle.path(TOKENIZER)),
-            decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest.decoder),
+            decoder=Decoder(engine.decoder, TokenEmbedding(bundle), manifest),
             vision=VisionEncoder(bundle, engine.vision, FeatureCache(options.feature_cache_bytes, disk)),
             prefixes=PrefixCache(folder / "prefixes", identity) if options.prefix_cache else None,
             max_context=context,

@@ -1,129 +1,23 @@
-"""Where every patch and token sits: all index and rotary arithmetic of both families, on the host, in numpy.
+"""The rotary angles and index arrays that the graphs take as inputs, made on the host, cached, as the family says.
 
-The graphs hold no index computation; they take these arrays as inputs. Frames: a vision *grid* is
-(rows, columns) of patches of one resized image; its patches lie in merge-block order
-(rows/m, columns/m, m, m), so that each run of m*m rows becomes one image token. Decoder positions are
-M-RoPE triples (time, height, width), one column a token.
-
-All frequencies are float32, as in transformers, so that angles of far positions round alike.
+The graphs hold no index computation. What is computed stands in `gog_edge.families`; here it is kept for the grids and
+positions that come again. Decoder positions are M-RoPE triples (time, height, width), one column a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import ImageError
-from gog_edge.manifest import DecoderSpec, Manifest, VisionSpec
+from gog_edge import families
+from gog_edge.families.layout import F32
+from gog_edge.manifest import Manifest, VisionSpec
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-I32 = NDArray[np.int32]
-
-
-def token_count(rows: int, columns: int, merge: int) -> int:
-    """Image tokens of a grid of `rows` x `columns` patches.
-
-    Raises:
-        ImageError: the grid is empty or not a multiple of the merge size.
-    """
-    if rows < merge or columns < merge or rows % merge or columns % merge:
-        raise ImageError(f"a patch grid of {rows}x{columns} is not a positive multiple of the merge size {merge}")
-    return (rows // merge) * (columns // merge)
-
-
-def merge_order(rows: int, columns: int, merge: int) -> tuple[I64, I64]:
-    """(row, column) in the grid of every patch in merge-block order, each [rows*columns].
-
-    Raises:
-        ImageError: the grid is not a multiple of the merge size.
-    """
-    token_count(rows, columns, merge)
-    grid = np.arange(rows * columns, dtype=np.int64).reshape(rows // merge, merge, columns // merge, merge)
-    order = grid.transpose(0, 2, 1, 3).reshape(-1)
-    return order // columns, order % columns
-
-
-def inverse_frequencies(dim: int, theta: float) -> F32:
-    """theta ** (-2i/dim) for i in [0, dim/2), float32 [dim/2] (Su et al. 2021, eq. 15)."""
-    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    frequencies: F32 = (np.float32(1.0) / np.power(np.float32(theta), exponent)).astype(np.float32)
-    return frequencies
-
-
-def vision_rope(rows: int, columns: int, merge: int, head_dim: int, theta: float = 10000.0) -> tuple[F32, F32]:
-    """cos and sin [n, head_dim/2]: the first quarter of a head turns with the row, the second with the column."""
-    frequencies = inverse_frequencies(head_dim // 2, theta)
-    row, column = merge_order(rows, columns, merge)
-    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1).astype(np.float32)
-    return np.cos(angles), np.sin(angles)
-
-
-def _taps(index: I64, size: int, side: int) -> tuple[I64, I64, F32]:
-    """Lower and upper table index of each position on an axis and the upper one's weight, corners aligned."""
-    source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
-    low = np.floor(source)
-    upper_weight = (source - low).astype(np.float32)
-    low_index = low.astype(np.int64)
-    return low_index, np.minimum(low_index + 1, side - 1), upper_weight
-
-
-def position_corners(rows: int, columns: int, merge: int, side: int) -> tuple[I64, F32]:
-    """Bilinear corners of the learned `side` x `side` position table for every patch (Qwen3-VL).
-
-    Corners are aligned: the grid's first and last row meet the table's. Returns indices into the flattened
-    table and weights, both [4, n], in the order (low, low), (low, high), (high, low), (high, high) of
-    (row, column); the weights of a patch sum to 1.
-    """
-    row, column = merge_order(rows, columns, merge)
-    r0, r1, wr = _taps(row, rows, side)
-    c0, c1, wc = _taps(column, columns, side)
-    index = np.stack([r0 * side + c0, r0 * side + c1, r1 * side + c0, r1 * side + c1])
-    one = np.float32(1)
-    weight = np.stack([(one - wr) * (one - wc), (one - wr) * wc, wr * (one - wc), wr * wc])
-    return index, weight.astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows of local attention over rows in merge-block order; W windows, L = rows of the longest one.
-
-    gather [W, L] int64: row of each slot (padding slots point at row 0).
-    mask [W, L] int32: 1 for a real slot, 0 for padding (padding is at the end of a window).
-    scatter [n] int64: slot of each row in the flattened [W*L].
-    """
-
-    gather: I64
-    mask: I32
-    scatter: I64
-
-
-def windows(rows: int, columns: int, merge: int, side: int) -> Windows:
-    """Cut the merged grid into squares of `side` x `side` tokens, cut short at the right and lower border."""
-    token_count(rows, columns, merge)
-    if side < 1:
-        raise ImageError(f"a window of {side} tokens has no rows")
-    unit = merge * merge
-    tokens = np.arange((rows // merge) * (columns // merge), dtype=np.int64).reshape(rows // merge, columns // merge)
-    blocks = [
-        tokens[y : y + side, x : x + side].reshape(-1)
-        for y in range(0, tokens.shape[0], side)
-        for x in range(0, tokens.shape[1], side)
-    ]
-    longest = max(block.size for block in blocks) * unit
-    gather = np.zeros((len(blocks), longest), np.int64)
-    mask = np.zeros((len(blocks), longest), np.int32)
-    scatter = np.empty(tokens.size * unit, np.int64)
-    for i, block in enumerate(blocks):
-        patch_rows = (block[:, None] * unit + np.arange(unit)).reshape(-1)
-        gather[i, : patch_rows.size] = patch_rows
-        mask[i, : patch_rows.size] = 1
-        scatter[patch_rows] = i * longest + np.arange(patch_rows.size)
-    return Windows(gather, mask, scatter)
+_PLACES = 256  # whose angles are made together; a run of written text is far shorter
+_FEW = 32
 
 
 def vision_inputs(manifest: Manifest, rows: int, columns: int) -> dict[str, NDArray[Any]]:
@@ -133,50 +27,43 @@ def vision_inputs(manifest: Manifest, rows: int, columns: int) -> dict[str, NDAr
 
     Raises:
         ImageError: the grid is not a positive multiple of the merge size.
+        BundleError: the bundle's family is not known here.
     """
-    return dict(_vision_inputs(manifest.vision, manifest.preprocessing.merge_size, rows, columns))
+    return dict(_vision_inputs(manifest.family, manifest.vision, manifest.preprocessing.merge_size, rows, columns))
 
 
 @lru_cache(maxsize=16)
-def _vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> dict[str, NDArray[Any]]:
-    cos, sin = vision_rope(rows, columns, merge, vision.head_dim, vision.rope_theta)
-    inputs: dict[str, NDArray[Any]] = {"rope_cos": cos, "rope_sin": sin}
-    if vision.position_side:
-        inputs["pos_index"], inputs["pos_weight"] = position_corners(rows, columns, merge, vision.position_side)
-    if vision.window:
-        cut = windows(rows, columns, merge, vision.window)
-        inputs |= {"window_gather": cut.gather, "window_mask": cut.mask, "window_scatter": cut.scatter}
+def _vision_inputs(family: str, vision: VisionSpec, merge: int, rows: int, columns: int) -> dict[str, NDArray[Any]]:
+    inputs = families.named(family).vision_inputs(vision, merge, rows, columns)
     for array in inputs.values():
         array.flags.writeable = False
     return inputs
 
 
-def mrope_axes(section: tuple[int, int, int], interleaved: bool) -> I64:
-    """Axis (0 time, 1 height, 2 width) that turns each rotary frequency, [head_dim/2].
+class Rotary:
+    """The decoder's rotary angles, as its family turns them. Thread-safe."""
 
-    Chunked (Qwen2.5-VL): the first section[0] frequencies follow time, then height, then width.
-    Interleaved (Qwen3-VL): t h w t h w …; time takes what the two others leave.
-    """
-    if not interleaved:
-        return np.repeat(np.arange(3, dtype=np.int64), section)
-    axes = np.zeros(sum(section), np.int64)
-    for axis in (1, 2):
-        axes[axis : section[axis] * 3 : 3] = axis
-    return axes
+    def __init__(self, manifest: Manifest) -> None:
+        """Raises BundleError where the bundle's family is not known here."""
+        self._frequencies, self._axes = families.named(manifest.family).rotary(manifest.decoder)
+        self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int64)))
 
+    def __call__(self, positions: NDArray[np.integer[Any]]) -> tuple[F32, F32]:
+        """cos and sin [s, rotary pairs] of M-RoPE `positions` [3, s].
 
-def decoder_rope(decoder: DecoderSpec, positions: I64) -> tuple[F32, F32]:
-    """cos and sin [s, head_dim/2] of M-RoPE `positions` [3, s], sections already applied."""
-    frequencies, axes = _rope_tables(
-        decoder.head_dim, decoder.rope_theta, decoder.mrope_section, decoder.mrope_interleaved
-    )
-    angles = positions[axes].T.astype(np.float32) * frequencies
-    return np.cos(angles), np.sin(angles)
+        Those of written text, which counts on by one on all axes, are made ahead of time.
+        """
+        count = positions.shape[1]
+        first = int(positions[0, 0])
+        if count > _FEW or not (positions == np.arange(first, first + count)).all():
+            return self._rotate(positions)
+        start, cos, sin = self._text
+        at = first - start
+        if not 0 <= at <= len(cos) - count:
+            cos, sin = self._rotate(np.arange(first, first + _PLACES) + np.zeros((3, 1), np.int64))
+            self._text, at = (first, cos, sin), 0
+        return cos[at : at + count], sin[at : at + count]
 
-
-@lru_cache(maxsize=8)
-def _rope_tables(dim: int, theta: float, section: tuple[int, int, int], interleaved: bool) -> tuple[F32, I64]:
-    """Frequencies and axes, which every token needs again; read-only."""
-    frequencies, axes = inverse_frequencies(dim, theta), mrope_axes(section, interleaved)
-    frequencies.flags.writeable = axes.flags.writeable = False
-    return frequencies, axes
+    def _rotate(self, positions: NDArray[np.integer[Any]]) -> tuple[F32, F32]:
+        angles = positions[self._axes].T.astype(np.float32) * self._frequencies
+        return np.cos(angles), np.sin(angles)

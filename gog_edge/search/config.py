@@ -27,7 +27,7 @@ from gog_edge.search.base import IMAGE, PAGE, TEXT, SearchProvider
 from gog_edge.search.cache import ResultCache
 from gog_edge.search.reading import ReadingProvider
 from gog_edge.search.replay import FvqaReplay, JsonlReplay, Recorder
-from gog_edge.search.resilience import Limits, Resilient
+from gog_edge.search.resilience import CallLimits, Resilient
 from gog_edge.search.web.address import AddressPolicy
 from gog_edge.search.web.json_api import UPLOAD, ApiSpec, JsonApiProvider, Operation, fixed_host
 from gog_edge.search.web.mcp import McpClient, McpProvider, ToolCall
@@ -245,7 +245,7 @@ def _shell(
     if entry.get("kind") == "fetch":
         own.setdefault("failures", 1 << 30)  # pages lie on many hosts: some dead ones say nothing about the others
     try:
-        limits = Limits(**own)
+        limits = CallLimits(**own)
     except SearchError as e:
         raise UsageError(f"{label}: {e}") from e
     hours = float(entry.get("cache_hours", 24.0))

@@ -56,13 +56,14 @@ def limits_of(fingerprint: str) -> PixelLimits:
 
 def vision_runner(bundle: Bundle) -> VisionRunner:
     """Only the vision graph where the engine can do that: an index needs no decoder in memory."""
-    if bundle.manifest.target in ("cpu", "cuda"):
+    from gog_edge.engines.registry import create_engine, default_engine
+
+    device = default_engine(bundle.manifest)
+    if device in ("cpu", "cuda"):
         from gog_edge.engines.ort.engine import OrtVision
         from gog_edge.engines.ort.graph import OrtGraph
         from gog_edge.engines.ort.options import OrtOptions, find_device
 
         options = OrtOptions()
-        return OrtVision(OrtGraph(bundle, "vision", find_device(bundle.manifest.target), options), options.shrink)
-    from gog_edge.engines.registry import create_engine
-
+        return OrtVision(OrtGraph(bundle, "vision", find_device(device), options), options.shrink)
     return create_engine(None, bundle).vision

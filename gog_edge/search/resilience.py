@@ -32,7 +32,7 @@ MAX_RETRY_AFTER = 60.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class CallLimits:
     """How a provider may be used.
 
     Args:
@@ -71,7 +71,7 @@ class Resilient(BaseProvider):
     def __init__(
         self,
         inner: SearchProvider,
-        limits: Limits | None = None,
+        limits: CallLimits | None = None,
         *,
         cache: ResultCache | None = None,
         identity: str = "",
@@ -81,7 +81,7 @@ class Resilient(BaseProvider):
     ) -> None:
         self.inner = inner
         self.name, self.kinds, self.early = inner.name, inner.kinds, early
-        self.limits = limits or Limits()
+        self.limits = limits or CallLimits()
         self._cache, self._identity = cache, identity or inner.name
         self._rng = rng or random.Random()
         self._slots = threading.BoundedSemaphore(self.limits.concurrency)
@@ -225,7 +225,7 @@ class _Bucket:
 class _Breaker:
     """Closed, open, half open. Thread-safe."""
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: CallLimits, clock: Clock) -> None:
         self._limits, self._clock = limits, clock
         self._lock = threading.Lock()
         self._failures, self._reason = 0, ""

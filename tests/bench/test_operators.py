@@ -30,7 +30,7 @@ def native_bundle(tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.Te
     from gog_edge.export.pipeline import export_bundle
 
     out = tmp_path_factory.mktemp("bundles") / "native"
-    export_bundle(tiny_checkpoints["qwen3_vl"], out, ExportOptions(precision="int4", ops="native"))
+    export_bundle(tiny_checkpoints["qwen3_vl"], out, ExportOptions(precision="int4", backend="native"))
     return out
 
 

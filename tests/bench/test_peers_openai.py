@@ -18,12 +18,12 @@ from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.result import Report
 from gog_edge.bench.subject import Words, picture
 from gog_edge.bench.suite import cells, run_conversation
-from gog_edge.bench.workloads import Conversation, TurnSpec
+from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError
 
 IMAGE_TOKENS = 12
-TALK = Conversation("talk", "a test", (TurnSpec(((64, 48),), 9, 4), TurnSpec(words=6, tokens=3)), repeats=2)
+TALK = Workload("talk", "a test", (TurnSpec(((64, 48),), 9, 4), TurnSpec(words=6, tokens=3)), repeats=2)
 
 
 class StandIn(ThreadingHTTPServer):

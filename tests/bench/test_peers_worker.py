@@ -11,7 +11,7 @@ import pytest
 from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.subject import Words, picture
 from gog_edge.bench.suite import cells, load_subjects, run_conversation
-from gog_edge.bench.workloads import Conversation, TurnSpec
+from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.errors import BenchError
 
 # Answers as a peer would; the fourth turn, or "seed" 4, makes it misbehave in the way that its model names.
@@ -98,7 +98,7 @@ def test_what_is_missing_names_the_mend(python: Path, way: str, said: str) -> No
     [("crash", r"code 7: Traceback: the model broke"), ("hang", r"no answer to 'turn' within"), ("rubbish", "no JSON")],
 )
 def test_a_worker_that_goes_wrong_is_out_and_the_others_go_on(python: Path, way: str, said: str) -> None:
-    talk = Conversation("talk", "a test", (TurnSpec(words=4, tokens=2),), repeats=1, warmup=3)
+    talk = Workload("talk", "a test", (TurnSpec(words=4, tokens=2),), repeats=1, warmup=3)
     peers = [subject(python), subject(python, way, turn_seconds=1.0)]
     try:
         loaded, seconds = load_subjects(peers, {})

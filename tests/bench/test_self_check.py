@@ -34,8 +34,8 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def standard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("standard"), flavour="standard")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("portable"), backend="portable")
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def by_name(report: checks.SelfCheck) -> dict[str, checks.Check]:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_a_gpu_nothing_claims_to_have_run(standard: Bundle) -> None:
+def test_without_a_gpu_nothing_claims_to_have_run(portable: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     pytest.importorskip("cuda.core")
-    report = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS)
+    report = checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS)
     assert len(report.checks) == 4 and not report.failed
     for check in report.checks:
         assert not check.ran
@@ -111,8 +111,8 @@ def bundle_ort(tiny_bundle: Path) -> Path:
     return tiny_bundle
 
 
-def test_with_a_gpu_everything_runs(standard: Bundle, gpu: FakeDriver) -> None:
-    report = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS)
+def test_with_a_gpu_everything_runs(portable: Bundle, gpu: FakeDriver) -> None:
+    report = checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS)
     found = by_name(report)
     assert not report.failed and all(check.ran for check in report.checks)
     assert found["crop kernel"].ok and found["crop kernel"].facts["crops"] == 3
@@ -141,7 +141,7 @@ def test_a_wrong_crop_fails(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("fault", ["rotary", "position", "nan"])
-def test_a_wrong_engine_fails(standard: Bundle, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_engine_fails(portable: Bundle, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = TrtDecoder._stage
 
     def wrong(self: TrtDecoder, inputs: Any, past: int, count: int, last_k: int) -> int:
@@ -156,20 +156,20 @@ def test_a_wrong_engine_fails(standard: Bundle, fault: str, monkeypatch: pytest.
         return right(self, inputs, past, count, last_k)
 
     monkeypatch.setattr(TrtDecoder, "_stage", wrong)
-    report = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS)
+    report = checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS)
     assert report.failed and by_name(report)["engine parity"].ok is False, by_name(report)["engine parity"].facts
 
 
-def test_the_cpus_results_can_be_kept(standard: Bundle, gpu: FakeDriver, tmp_path: Path) -> None:
+def test_the_cpus_results_can_be_kept(portable: Bundle, gpu: FakeDriver, tmp_path: Path) -> None:
     kept = tmp_path / "reference.gogt"
-    first = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS, reference=kept)
+    first = checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS, reference=kept)
     assert kept.is_file()
-    again = checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS, reference=kept)
+    again = checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS, reference=kept)
     assert by_name(first)["engine parity"].facts == by_name(again)["engine parity"].facts
-    built = with_engines(standard, ("tensorrt-rtx", "1", "89"))
-    assert checks._identity(built) == checks._identity(standard)  # engines may be built on another machine
+    built = with_engines(portable, ("tensorrt-rtx", "1", "89"))
+    assert checks._identity(built) == checks._identity(portable)  # engines may be built on another machine
     with pytest.raises(BenchError, match="give --tokens 4"):
-        checks.self_check(standard.root, "tensorrt-rtx", tokens=TOKENS + 1, reference=kept)
+        checks.self_check(portable.root, "tensorrt-rtx", tokens=TOKENS + 1, reference=kept)
     with pytest.raises(BenchError, match="not the self-check reference of this bundle"):
         Talk.load(kept, "another")
 
@@ -204,9 +204,9 @@ def test_the_command_has_two_spellings(
 
 @pytest.mark.usefixtures("gpu")
 def test_a_difference_is_exit_code_1(
-    standard: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checks, "agrees", lambda metrics, precision: False)
-    arguments = ["bench", "self-check", "--bundle", str(standard.root), "--engine", "tensorrt-rtx", "--tokens", "4"]
+    arguments = ["bench", "self-check", "--bundle", str(portable.root), "--engine", "tensorrt-rtx", "--tokens", "4"]
     assert run(arguments) == 1
     assert "engine parity: FAILED" in capsys.readouterr().out

@@ -18,13 +18,13 @@ from gog_edge.bench.report.terminal import format_place
 from gog_edge.bench.result import Report, load
 from gog_edge.bench.subject import Part, Picture, TurnTimes, Words, picture
 from gog_edge.bench.suite import BESIDE, cells, run_conversation
-from gog_edge.bench.workloads import CONVERSATIONS, Conversation, TurnSpec
+from gog_edge.bench.workloads import WORKLOADS, TurnSpec, Workload
 from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 
-SHORT = Conversation("short", "a test", (TurnSpec(((64, 64),), 5, 3), TurnSpec(words=4, tokens=2)), repeats=2)
+SHORT = Workload("short", "a test", (TurnSpec(((64, 64),), 5, 3), TurnSpec(words=4, tokens=2)), repeats=2)
 MACHINE = Roofline(1, 10.0, {"fp32": 100.0})
 
 
@@ -112,7 +112,7 @@ def test_a_tower_with_windows_is_held_against_them(tiny_bundle: Path, windowed_b
 
 
 def test_decoding_is_held_against_the_bandwidth_beside_its_own_run(tiny_bundle: Path) -> None:
-    talk = Conversation("decode", "a test", (TurnSpec(words=8, tokens=9),), repeats=2, warmup=1)
+    talk = Workload("decode", "a test", (TurnSpec(words=8, tokens=9),), repeats=2, warmup=1)
     rates = iter([5.0, 10.0, 2.0, 4.0])  # before and after each run; the first run does not count
     log: list[str] = []
     subjects = [FakePeer("gog-edge", 1.0, log), FakePeer("peer", 2.0, log)]
@@ -137,7 +137,7 @@ def test_the_probe_reads_again_in_its_own_process() -> None:
 
 
 def test_every_shipped_conversation_asks_for_something() -> None:
-    for several in CONVERSATIONS.values():
+    for several in WORKLOADS.values():
         for conversation in several:
             for turn in conversation.turns:
                 assert turn.parts(1) and turn.tokens >= 1
@@ -179,18 +179,18 @@ def test_no_two_turns_share_pixels_or_words() -> None:
     """Of any run or scenario: a peer with a cache of prefixes once answered `decode` from what `prefill` had left."""
     listener = Listener()
     for name in ("short", "other"):
-        run_conversation(Conversation(name, "a test", SHORT.turns, repeats=2), [listener], salt=3)
+        run_conversation(Workload(name, "a test", SHORT.turns, repeats=2), [listener], salt=3)
     words = [p.seed for p in listener.given if isinstance(p, Words)]
     assert len(words) == 2 * 3 * 2 == len(set(words))
     pixels = [p.pixels.tobytes() for p in listener.given if isinstance(p, Picture)]
     assert len(pixels) == 6 == len(set(pixels))
     again = Listener()
-    run_conversation(Conversation("short", "a test", SHORT.turns, repeats=2), [again], salt=4)
+    run_conversation(Workload("short", "a test", SHORT.turns, repeats=2), [again], salt=4)
     assert not {p.seed for p in again.given if isinstance(p, Words)} & set(words)
 
 
 def test_a_growing_conversation_is_a_curve() -> None:
-    grown = CONVERSATIONS["growth-context"][0]
+    grown = WORKLOADS["growth-context"][0]
     samples, _ = run_conversation(grown, [FakePeer("gog-edge", 1.0, [])])
     found = [c for c in cells(grown, samples, None, None) if c.stage == "decode"]
     assert [c.x for c in found] == [1024, 2048, 4096, 8192, 16384]
@@ -201,11 +201,11 @@ def test_a_growing_conversation_is_a_curve() -> None:
 
 
 def test_a_curve_can_be_cut_short() -> None:
-    (grown,) = CONVERSATIONS["growth-context"]
+    (grown,) = WORKLOADS["growth-context"]
     short = grown.until(4096)
     assert short is not None and [t.x for t in short.turns] == [1024, 2048, 4096]
     assert grown.until(None) is grown and grown.until(5) is None
-    assert [c.until(2) is not None for c in CONVERSATIONS["growth-images"]] == [True, True, False, False]
+    assert [c.until(2) is not None for c in WORKLOADS["growth-images"]] == [True, True, False, False]
     assert SHORT.until(1) == SHORT
 
 
@@ -235,10 +235,10 @@ def test_our_own_memory_is_this_process_alone(tiny_bundle: Path) -> None:
 def test_memory_needed_counts_weights_cache_and_one_image(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     weights = sum(f.size for n, f in bundle.manifest.files.items() if n.endswith((".data", ".bin")))
-    none = memory_needed(bundle, Conversation("c", "", (TurnSpec(words=0, tokens=0),)))
-    text = memory_needed(bundle, Conversation("c", "", (TurnSpec(words=100, tokens=20),)))
-    one = memory_needed(bundle, Conversation("c", "", (TurnSpec(((64, 64),), 100, 20),)))
-    two = memory_needed(bundle, Conversation("c", "", (TurnSpec(((64, 64),), 50, 10), TurnSpec(((64, 64),), 50, 10))))
+    none = memory_needed(bundle, Workload("c", "", (TurnSpec(words=0, tokens=0),)))
+    text = memory_needed(bundle, Workload("c", "", (TurnSpec(words=100, tokens=20),)))
+    one = memory_needed(bundle, Workload("c", "", (TurnSpec(((64, 64),), 100, 20),)))
+    two = memory_needed(bundle, Workload("c", "", (TurnSpec(((64, 64),), 50, 10), TurnSpec(((64, 64),), 50, 10))))
     assert none == weights
     assert text - none == kv_bytes_read(bundle.manifest.decoder, 120)
     rows = stage_limits(bundle, MACHINE, TurnSpec(((64, 64),)), 0)[1] - 1  # the image's tokens

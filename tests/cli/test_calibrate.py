@@ -27,7 +27,7 @@ def test_calibrated_export_passes_the_gate_and_loses_less(tmp_path: Path, capsys
     losses = {}
     for name, more in (("mse", []), ("gptq", ["--calibration", str(stats)])):
         out = tmp_path / name
-        arguments = ["export", str(root), "-o", str(out), "--ops", "stock", "--verify", *more]
+        arguments = ["export", str(root), "-o", str(out), "--backend", "ort", "--verify", *more]
         assert run(arguments) == 0, capsys.readouterr().err
         report = json.loads(Bundle.open(out).read_text("verify.json"))
         stages = {s["name"]: s["metrics"] for s in report["stages"]}

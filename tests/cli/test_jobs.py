@@ -17,7 +17,7 @@ def test_export_then_inspect(
     assert run(["export", str(tiny_checkpoints["qwen2_5_vl"]), "-o", str(bundle), "--precision", "int4"]) == 0
     assert run(["inspect", str(bundle), "--hashes", "--graphs"]) == 0
     text = capsys.readouterr().out
-    assert "qwen2_5_vl, int4, target cpu" in text
+    assert "qwen2_5_vl, int4, backend " in text
     assert "window_gather" in text
     assert run(["inspect", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "int4"
@@ -29,10 +29,10 @@ def test_export_then_inspect(
         (["export", "no-such-folder", "-o", "out"], "no-such-folder"),
         (["export", "{bundle}", "-o", "out"], "is a bundle already"),
         (["export", "{checkpoint}", "-o", "out", "--verify-image", "x.jpg"], "--verify-image needs --verify"),
-        (
-            ["export", "{checkpoint}", "-o", "out", "--target", "tensorrt-rtx", "--flavour", "ort"],
-            "needs flavour standard",
-        ),
+        (["export", "{checkpoint}", "-o", "out", "--ops", "stock"], "--ops stock is now --backend ort"),
+        (["export", "{checkpoint}", "-o", "out", "--flavour", "standard"], "standard is now --backend portable"),
+        (["export", "{checkpoint}", "-o", "out", "--target", "cpu"], "--target cpu is now --backend native or ort"),
+        (["export", "{checkpoint}", "-o", "out", "--target", "tensorrt"], "tensorrt is now --backend tensorrt"),
         (["ask", "{photo}", "--bundle", "{bundle}"], "an image and a question are needed"),
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--trace", "x.pdf"], "must end in .html or .json"),
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--engine", "cpuu"], "did you mean 'cpu'?"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from gog_edge import dialects
 from gog_edge.dialects import Dialect
+from gog_edge.families import named
 from gog_edge.types import Action, ActionKind, Control, Observation, Region, RegisteredImage, Segment, Turn
 
 Part = tuple[str, list[Segment]]
@@ -181,7 +182,7 @@ def families(name: str) -> list[Part]:
     """The same box written for both families, where the family decides on the frame."""
     out: list[Part] = []
     for family in ("qwen3_vl", "qwen2_5_vl"):
-        dialect = dialects.load(name, family=family)
+        dialect = dialects.load(name, frame=named(family).box_frame)
         if dialect.spec.coordinates.frame == "family" and "gaze" in _kinds(dialect):
             text = dialect.write(Action(ActionKind.GAZE, "", Region(100, 80, 500, 400), 0, "the tower"), [PHOTO])
             out += [(f"policy: {family}", [Control(text)]), read(dialect.parse(text, [PHOTO]))]

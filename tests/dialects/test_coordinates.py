@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box, resolve_frame, split_box
+from gog_edge import dialects
+from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box, split_box
 from gog_edge.dialects.hooks import HOOKS, Hooks, OpenSearchVL, PixelReasoner, VragRL
 from gog_edge.dialects.spec import CoordinateSpec
-from gog_edge.errors import DialectError, RegionError
+from gog_edge.errors import RegionError
+from gog_edge.families import named
 from gog_edge.types import Region, RegisteredImage
 
 FRAMES = ("unit", "thousand", "shown", "original")
@@ -166,9 +168,7 @@ def test_boxes_among_words() -> None:
     assert boxes_of([1, 2, 3, 4]) == [[1, 2, 3, 4]]
 
 
-def test_family_frames() -> None:
-    assert resolve_frame(CoordinateSpec(), "qwen3_vl", Hooks()).frame == "thousand"
-    assert resolve_frame(CoordinateSpec(), "qwen2_5_vl", Hooks()).frame == "shown"
-    assert resolve_frame(dataclasses.replace(CoordinateSpec(), frame="unit"), "other", Hooks()).frame == "unit"
-    with pytest.raises(DialectError, match="family 'other'"):
-        resolve_frame(CoordinateSpec(), "other", Hooks())
+def test_a_familys_frame_holds_where_the_dialect_leaves_it_to_the_family() -> None:
+    assert [named(name).box_frame for name in ("qwen3_vl", "qwen2_5_vl")] == ["thousand", "shown"]
+    assert dialects.load("gog", frame="shown").frame.frame == "shown"
+    assert dialects.load("mini-o3").frame.frame == dialects.load("mini-o3", frame="shown").frame.frame == "unit"

@@ -38,11 +38,11 @@ def test_opening_is_short_and_holds_image_then_question() -> None:
 
 
 def test_gaze_in_both_families() -> None:
-    turn = dialects.load("gog", family="qwen3_vl").parse(f"<think>\nhm\n</think>\n\n{CALL}", [IMAGE])
+    turn = dialects.load("gog", frame="thousand").parse(f"<think>\nhm\n</think>\n\n{CALL}", [IMAGE])
     assert turn.thought == "hm"
     assert turn.actions[0].kind is ActionKind.GAZE
     assert turn.actions[0].region == Region(100, 80, 500, 400)
-    turn = dialects.load("gog", family="qwen2_5_vl").parse(CALL, [IMAGE])
+    turn = dialects.load("gog", frame="shown").parse(CALL, [IMAGE])
     region = turn.actions[0].region
     assert region is not None
     assert region.as_tuple() == pytest.approx((100 / 0.96, 100 / 0.96, 500 / 0.96, 500 / 0.96))
@@ -80,10 +80,10 @@ def test_forced_answer_is_parsed_with_its_prefix() -> None:
 
 
 def test_boxes_round_trip() -> None:
-    for family in ("qwen3_vl", "qwen2_5_vl"):
-        gog = dialects.load("gog", family=family)
+    for frame in ("thousand", "shown"):
+        gog = dialects.load("gog", frame=frame)
         assert gog.format_box(Region(100, 80, 500, 400), IMAGE) == (
-            "[100, 100, 500, 500]" if family == "qwen3_vl" else "[96, 77, 480, 384]"
+            "[100, 100, 500, 500]" if frame == "thousand" else "[96, 77, 480, 384]"
         )
 
 

@@ -109,7 +109,7 @@ def test_a_thinking_checkpoint_reasons_in_its_own_tags() -> None:
 
 
 def test_deepmmsearch_regions() -> None:
-    dialect = dialects.load("deepmmsearch-r1", family="qwen2_5_vl")
+    dialect = dialects.load("deepmmsearch-r1", frame="shown")
     action = only(dialect.parse("<img_search>the red car</img_search>", [PHOTO]))
     assert action.kind is ActionKind.INVALID and "[x1, y1, x2, y2] the red car" in action.text
     action = only(dialect.parse("<img_search>[96, 96, 480, 480] the red car</img_search>", [PHOTO]))

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import causal_bias
+from gog_edge.families.layout import token_count
 from gog_edge.runtime import rope
 from tests.layout.sequence import sequence_positions, text_positions
 
@@ -46,7 +47,7 @@ def conversation(bundle: Bundle, grids: list[tuple[int, int]], seed: int = 0, wo
     patches = []
     for rows, columns in grids:
         ids += [int(i) for i in rng.integers(3, 500, words)]
-        count = rope.token_count(rows, columns, pre.merge_size)
+        count = token_count(rows, columns, pre.merge_size)
         ids += [tokens.vision_start, *[tokens.image_pad] * count, tokens.vision_end]
         patches.append(rng.standard_normal((rows * columns, pre.patch_values), np.float32))
     ids += [int(i) for i in rng.integers(3, 500, words + 2)]
@@ -77,6 +78,7 @@ class Runner:
         self.vision = session(self.bundle, "vision", self.optimise)
         self.decoder = session(self.bundle, "decoder", self.optimise)
         self.spec = self.bundle.manifest.decoder
+        self.rotary = rope.Rotary(self.bundle.manifest)
         self.table = embedding(self.bundle)
         for tensor in self.bundle.manifest.graphs["decoder"].inputs:
             if tensor.name.startswith("past_key_values"):
@@ -110,7 +112,7 @@ class Runner:
     ) -> np.ndarray:
         """Append rows x [s, H] to the cache; logits [last_k, V]."""
         count = len(x)
-        cos, sin = rope.decoder_rope(self.spec, positions)
+        cos, sin = self.rotary(positions)
         feeds: dict[str, Any] = {
             "inputs_embeds": x[None],
             "rope_cos": cos,

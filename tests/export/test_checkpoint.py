@@ -17,7 +17,7 @@ from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.shards import narrow_bf16, widen
-from gog_edge.export.families.base import tied_embeddings
+from gog_edge.families.base import tied_embeddings
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded
 
 RNG = np.random.default_rng(3)

@@ -92,10 +92,10 @@ def export(root: Path, out: Path, **options: Any) -> Bundle:
     return export_bundle(root, out, ExportOptions(**{"precision": "fp32", **options}))
 
 
-@pytest.mark.parametrize("flavour", ["ort", "standard"])
-def test_fp32_equals_transformers(case: tuple[Path, Reference], flavour: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["ort", "portable"])
+def test_fp32_equals_transformers(case: tuple[Path, Reference], backend: str, tmp_path: Path) -> None:
     root, reference = case
-    bundle = export(root, tmp_path / "b", flavour=flavour)
+    bundle = export(root, tmp_path / "b", backend=backend)
     talk = conversation(bundle, GRIDS)
     arguments = reference.arguments(talk, bundle.manifest.preprocessing.patch_size)
     want = reference.logits(arguments)
@@ -150,21 +150,21 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("precision", "flavour", "least"),
+    ("precision", "backend", "least"),
     [
         ("fp16", "ort", 0.99999),
-        ("fp16", "standard", 0.99999),
+        ("fp16", "portable", 0.99999),
         ("int8", "ort", 0.999),
-        ("int8", "standard", 0.999),
+        ("int8", "portable", 0.999),
         ("int4", "ort", 0.96),
-        ("int4", "standard", 0.96),
+        ("int4", "portable", 0.96),
     ],
 )
 def test_quantised_graphs_stay_near(
-    case: tuple[Path, Reference], precision: str, flavour: str, least: float, tmp_path: Path
+    case: tuple[Path, Reference], precision: str, backend: str, least: float, tmp_path: Path
 ) -> None:
     root, reference = case
-    bundle = export(root, tmp_path / "b", precision=precision, flavour=flavour)
+    bundle = export(root, tmp_path / "b", precision=precision, backend=backend)
     talk = conversation(bundle, GRIDS[:1])
     want = reference.logits(reference.arguments(talk, bundle.manifest.preprocessing.patch_size))
     runner = Runner(bundle)
@@ -180,7 +180,7 @@ def test_native_operators_stay_near(
     case: tuple[Path, Reference], precision: str, kv_dtype: str, least: float, tmp_path: Path
 ) -> None:
     root, reference = case
-    bundle = export(root, tmp_path / "b", precision=precision, ops="native", kv_dtype=kv_dtype)
+    bundle = export(root, tmp_path / "b", precision=precision, backend="native", kv_dtype=kv_dtype)
     talk = conversation(bundle, GRIDS)
     want = reference.logits(reference.arguments(talk, bundle.manifest.preprocessing.patch_size))
     runner = Runner(bundle)
@@ -198,7 +198,7 @@ def test_native_operators_stay_near(
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_native_nodes_take_in_their_neighbours(case: tuple[Path, Reference], precision: str, tmp_path: Path) -> None:
     root, _ = case
-    bundle = export(root, tmp_path / "b", precision=precision, ops="native")
+    bundle = export(root, tmp_path / "b", precision=precision, backend="native")
     manifest = bundle.manifest
     for name, layers in (("vision", manifest.vision.depth), ("decoder", manifest.decoder.layers)):
         graph = onnx.load(bundle.path(f"{name}.onnx"), load_external_data=False).graph
@@ -210,11 +210,11 @@ def test_native_nodes_take_in_their_neighbours(case: tuple[Path, Reference], pre
         assert kinds["LayerNormalization"] + kinds["SimplifiedLayerNormalization"] == merged
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "cuda"])
-def test_half_precision_arithmetic(case: tuple[Path, Reference], target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
+def test_half_precision_arithmetic(case: tuple[Path, Reference], backend: str, tmp_path: Path) -> None:
     """What GPUs run: float16 matrices and cache, float32 residual stream; here on ONNX Runtime's CPU kernels."""
     root, reference = case
-    bundle = export(root, tmp_path / "b", precision="fp16", target=target)
+    bundle = export(root, tmp_path / "b", precision="fp16", backend=backend)
     assert bundle.manifest.decoder.kv_dtype == "float16"
     talk = conversation(bundle, GRIDS[:1])
     want = reference.logits(reference.arguments(talk, bundle.manifest.preprocessing.patch_size))

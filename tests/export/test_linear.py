@@ -16,17 +16,17 @@ from numpy.typing import DTypeLike
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph import matrix, packing
 from gog_edge.export.graph.builder import GraphBuilder
-from gog_edge.export.graph.linear import LinearStore, OrtLinear, StandardLinear
+from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import FoldedPatches, Stacked, chunks
 from gog_edge.export.graph.weightfile import ALIGNMENT, WeightFile
-from gog_edge.export.quantize.fit import for_standard, for_stock
+from gog_edge.export.quantize.fit import for_ort, for_portable
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
 
-DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "standard": {"": 24}}
-FIT = {"ort": for_stock, "standard": for_standard}
-STORES: dict[str, type[LinearStore]] = {"ort": OrtLinear, "standard": StandardLinear}
+DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "portable": {"": 24}}
+FIT = {"ort": for_ort, "portable": for_portable}
+STORES: dict[str, type[LinearStore]] = {"ort": OrtLinear, "portable": PortableLinear}
 
 
 class Tensors:
@@ -53,15 +53,15 @@ def recipe(scheme: Scheme) -> Recipe:
 
 
 def run_linear(
-    flavour: str, folder: Path, source: Tensors, names: tuple[str, ...], x: np.ndarray, scheme: Scheme
+    backend: str, folder: Path, source: Tensors, names: tuple[str, ...], x: np.ndarray, scheme: Scheme
 ) -> Any:
     """y of one linear layer, built, saved, loaded and run."""
     rows = sum(source.shape(name)[0] for name in names)
     biases = tuple(n.replace("weight", "bias") for n in names if n.replace("weight", "bias") in source.names())
-    scheme = scheme if scheme.is_float else FIT[flavour](scheme)
+    scheme = scheme if scheme.is_float else FIT[backend](scheme)
     with WeightFile(folder / "w.data") as data:
-        g = GraphBuilder("g", data, DOMAINS[flavour])
-        store = STORES[flavour](g, source, recipe(scheme))
+        g = GraphBuilder("g", data, DOMAINS[backend])
+        store = STORES[backend](g, source, recipe(scheme))
         weight = Stacked(source, names, rows, x.shape[1])
         value = g.input("x", "float32", ("n", x.shape[1]))
         y = store.linear(value, weight, biases, "mlp")
@@ -69,7 +69,7 @@ def run_linear(
     g.save(folder / "w.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    if flavour == "standard":  # as written: ONNX Runtime would fuse DequantizeLinear + MatMul and quantise activations
+    if backend == "portable":  # as written: ONNX Runtime would fuse DequantizeLinear + MatMul and quantise activations
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(folder / "w.onnx", options, ["CPUExecutionProvider"]).run(None, {"x": x})[0]
 
@@ -87,18 +87,18 @@ SCHEMES = [
 ]
 
 
-@pytest.mark.parametrize("flavour", ["ort", "standard"])
+@pytest.mark.parametrize("backend", ["ort", "portable"])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("shape", [(24, 64), (17, 96), (33, 50), (1, 16)])
 def test_a_linear_layer_computes_its_dequantised_weight(
-    flavour: str, scheme: Scheme, shape: tuple[int, int], tmp_path: Path
+    backend: str, scheme: Scheme, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(1)
     weight, bias = rng.standard_normal(shape, np.float32), rng.standard_normal(shape[0], np.float32)
     x = rng.standard_normal((5, shape[1]), np.float32)
-    got = run_linear(flavour, tmp_path, Tensors(a__weight=weight, a__bias=bias), ("a.weight",), x, scheme)
+    got = run_linear(backend, tmp_path, Tensors(a__weight=weight, a__bias=bias), ("a.weight",), x, scheme)
     exact = x @ weight.T + bias
-    if flavour == "standard":  # symmetric with positive scales, or 8 bits where blocks do not fill the axis
+    if backend == "portable":  # symmetric with positive scales, or 8 bits where blocks do not fill the axis
         bits = 8 if scheme.bits == 4 and shape[1] % scheme.block else scheme.bits
         block = (scheme.block or 128) if bits == 4 else 0
         stored = Scheme(bits, block, positive=True) if bits < 16 else scheme
@@ -106,7 +106,7 @@ def test_a_linear_layer_computes_its_dequantised_weight(
         stored = scheme
     want = x @ dequantize(quantize(weight, stored)).T + bias
     # Integer kernels quantise the activations too (8 bits): that error is bounded by half a step of each row.
-    integer = flavour == "ort" and not scheme.is_float
+    integer = backend == "ort" and not scheme.is_float
     step = np.abs(x).max() / 127 if integer else 0
     allowance = step * np.abs(weight).sum(1) * 0.6 + 1e-4 * np.abs(exact).max()
     assert (np.abs(got - want) <= allowance).all()

@@ -25,7 +25,7 @@ def test_gog_nano_builds_for_all_targets(precision: str, weights: str, tmp_path:
     targets = offered(library)
     portable = [t for t in targets if int(t) >= FIRST_PORTABLE]
     assert targets[0] == "75" and len(portable) >= 5
-    options = ExportOptions(precision=precision, target="tensorrt-rtx")  # type: ignore[arg-type]
+    options = ExportOptions(precision=precision, backend="tensorrt-rtx")  # type: ignore[arg-type]
     plain = export_bundle(NANO, tmp_path / "b", options)
     bundle = add_engines(plain, tmp_path / "b", "tensorrt-rtx", BuildOptions(capacity=2048, chunk=256))
     wanted = ["+".join(portable)] if precision == "int4" else ["75", "+".join(portable)]

@@ -35,7 +35,7 @@ def _attributes(file: Path, kind: str) -> list[dict[str, int]]:
     ],
 )
 def test_vision_attention(options: dict[str, Any], precision: str, checkpoint: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops="native", **options))
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(backend="native", **options))
     found = _attributes(bundle.path("vision.onnx"), "VisionAttention")
     assert {a["precision"] for a in found} == {VISION_PRECISIONS[precision]}
     assert bundle.manifest.provenance["vision_attention"] == precision
@@ -43,7 +43,7 @@ def test_vision_attention(options: dict[str, Any], precision: str, checkpoint: P
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops="native", exact_int4=exact))
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(backend="native", exact_int4=exact))
     found = _attributes(bundle.path("decoder.onnx"), "LinearW4")
     assert found
     assert {a.get("exact", 0) for a in found} == {int(exact)}

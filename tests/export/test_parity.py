@@ -21,6 +21,7 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.families.roles import tensor_classes
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -68,12 +69,12 @@ def test_fp32_decodes_the_same_64_tokens_in_each_of_three_turns(
 
 @pytest.mark.parametrize("name", ["tiny-qwen3-vl-untied", "tiny-qwen2.5-vl-tied"])
 @pytest.mark.parametrize(
-    ("precision", "flavour"), [("fp32", "standard"), ("fp16", "ort"), ("int8", "ort"), ("int4", "ort")]
+    ("precision", "backend"), [("fp32", "portable"), ("fp16", "ort"), ("int8", "ort"), ("int4", "ort")]
 )
 def test_every_precision_passes_its_own_gate(
-    checkpoints: dict[str, Path], tmp_path: Path, name: str, precision: str, flavour: str
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, precision: str, backend: str
 ) -> None:
-    options = ExportOptions(precision=precision, flavour=flavour)  # type: ignore[arg-type]
+    options = ExportOptions(precision=precision, backend=backend)  # type: ignore[arg-type]
     checkpoint = Checkpoint.open(checkpoints[name])
     bundle = export_bundle(checkpoint, tmp_path / "b", options, gate=gate(checkpoint, seed=4))
     report = json.loads(bundle.read_text("verify.json"))
@@ -291,16 +292,17 @@ def test_graph_stage_sees_what_the_loss_of_int4_would_hide(checkpoints: dict[str
 def test_fake_quantisation_is_only_made_where_it_repeats(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = checkpoints["tiny-qwen3-vl"]
     bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
-    transform = fake_quantisation(bundle)
+    classes = tensor_classes(Checkpoint.open(checkpoint).config)
+    transform = fake_quantisation(bundle, classes)
     assert transform is not None
     weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     assert len(np.unique(transform("model.language_model.layers.0.mlp.up_proj.weight", weight)[0, :32])) <= 16
     np.testing.assert_array_equal(transform("model.language_model.norm.weight", weight), weight)
-    standard = dataclasses.replace(bundle.manifest, flavour="standard")
-    assert fake_quantisation(Bundle(bundle.root, standard)) is None
+    standard = dataclasses.replace(bundle.manifest, backend="portable")
+    assert fake_quantisation(Bundle(bundle.root, standard), classes) is None
     broken = dataclasses.replace(bundle.manifest, quantization={"name": 3})
     with pytest.raises(ParityError, match="recipe can't be read"):
-        fake_quantisation(Bundle(bundle.root, broken))
+        fake_quantisation(Bundle(bundle.root, broken), classes)
 
 
 def test_missing_torch_is_said_before_anything_runs(

@@ -57,16 +57,16 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize("flavour", ["ort", "standard"])
+@pytest.mark.parametrize("backend", ["ort", "portable"])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_the_manifest_is_the_graphs_interface(checkpoint: Path, precision: Any, flavour: Any, tmp_path: Path) -> None:
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision=precision, flavour=flavour))
+def test_the_manifest_is_the_graphs_interface(checkpoint: Path, precision: Any, backend: Any, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision=precision, backend=backend))
     assert list(bundle.verify())
     for name in ("vision", "decoder"):
         spec = bundle.manifest.graphs[name]
         model = onnx.load(bundle.path(spec.file), load_external_data=False)
         assert {o.domain: o.version for o in model.opset_import} == spec.domains
-        if flavour == "standard":
+        if backend == "portable":
             onnx.checker.check_model(str(bundle.path(spec.file)))  # nodes by their schema, external data in full
             assert spec.domains == {"": 24}
             assert {node.domain for node in model.graph.node} == {""}
@@ -88,8 +88,8 @@ def test_weights_count_the_work_of_a_row(tmp_path: Path) -> None:
     blocks = sum(s for n, s in sizes.items() if "visual.blocks." in n)
     merger = sum(s for n, s in sizes.items() if "visual.merger." in n)
     patch = int(np.prod(source.shape("model.visual.patch_embed.proj.weight"))) // 2
-    for flavour in ("ort", "standard"):
-        graphs = export_bundle(root, tmp_path / "b", ExportOptions(flavour=flavour)).manifest.graphs  # type: ignore[arg-type]
+    for backend in ("ort", "portable"):
+        graphs = export_bundle(root, tmp_path / "b", ExportOptions(backend=backend)).manifest.graphs  # type: ignore[arg-type]
         assert graphs["decoder"].weights == decoder
         assert abs(graphs["vision"].weights - (blocks + patch + merger / 4)) < 2
 
@@ -129,10 +129,10 @@ class Counting:
 
 
 def test_progress_adds_up(checkpoint: Path, tmp_path: Path) -> None:
-    for flavour in ("ort", "standard"):
+    for backend in ("ort", "portable"):
         counting = Counting()
-        options = ExportOptions(precision="int4", flavour=flavour)  # type: ignore[arg-type]
-        export_bundle(checkpoint, tmp_path / flavour, options, progress=counting)
+        options = ExportOptions(precision="int4", backend=backend)  # type: ignore[arg-type]
+        export_bundle(checkpoint, tmp_path / backend, options, progress=counting)
         assert list(counting.totals) == ["files", "embedding", "vision", "decoder", "commit"]
         assert counting.done == counting.totals
 
@@ -257,9 +257,8 @@ def _nested(root: Path, **changes: Any) -> dict[str, Any]:
     ("options", "message"),
     [
         ({"precision": "int2"}, "precision 'int2' is unknown"),
-        ({"target": "npu"}, "target 'npu' is unknown"),
-        ({"target": "tensorrt", "flavour": "ort"}, "needs flavour standard"),
-        ({"compute": "float16"}, "float16 arithmetic"),
+        ({"backend": "npu"}, "backend 'npu' is unknown"),
+        ({"compute": "float16"}, "backend ort computes in float32, not float16"),
         ({"max_context": 0}, "max_context must be"),
     ],
 )
@@ -268,13 +267,12 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
         resolve(ExportOptions(**options))
 
 
-def test_options_follow_the_target() -> None:
-    assert resolve(ExportOptions()).flavour == "ort"
-    rtx = resolve(ExportOptions(target="tensorrt-rtx"))
-    assert (rtx.flavour, rtx.compute, rtx.kv_dtype) == ("standard", "float16", "float16")
-    assert resolve(ExportOptions(target="tensorrt", precision="fp32")).compute == "float32"
+def test_options_follow_the_backend() -> None:
+    rtx = resolve(ExportOptions(backend="tensorrt-rtx"))
+    assert (rtx.compute, rtx.kv_dtype) == ("float16", "float16")
+    assert resolve(ExportOptions(backend="tensorrt", precision="fp32")).compute == "float32"
     row = Scheme(8)
-    cuda = resolve(ExportOptions(target="cuda", recipe=Recipe("r", row, row, row, row, row, row, row)))
+    cuda = resolve(ExportOptions(backend="cuda", recipe=Recipe("r", row, row, row, row, row, row, row)))
     assert cuda.recipe.attention.block == 128  # DynamicQuantizeMatMul has no CUDA kernel
     assert cuda.recipe.embedding == row
 
@@ -392,33 +390,33 @@ def test_a_wrong_dialect_is_met_at_export(checkpoint: Path, tmp_path: Path) -> N
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("ops", ["stock", "native"])
-def test_layers_may_keep_eight_bits(checkpoint: Path, ops: Any, tmp_path: Path) -> None:
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(ops=ops, int8=("attention",)))
+@pytest.mark.parametrize("backend", ["ort", "native"])
+def test_layers_may_keep_eight_bits(checkpoint: Path, backend: Any, tmp_path: Path) -> None:
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(backend=backend, int8=("attention",)))
     stored = bundle.manifest.quantization
     assert (stored["attention"]["bits"], stored["mlp"]["bits"], stored["down_proj"]["bits"]) == (8, 4, 4)
     assert stored["name"] == "int4-attention8"
     nodes = onnx.load(bundle.path("decoder.onnx"), load_external_data=False).graph.node
     bits = [a.i for n in nodes for a in n.attribute if n.op_type == "MatMulNBits" and a.name == "bits"]
-    wide = bits.count(8) if ops == "stock" else [n.op_type for n in nodes].count("LinearW8")
+    wide = bits.count(8) if backend == "ort" else [n.op_type for n in nodes].count("LinearW8")
     assert wide == 2 * bundle.manifest.decoder.layers + 1  # q, k, v in one matrix; o; the head
 
 
 def test_recipes_are_fitted_to_the_operators() -> None:
     eight, four = Scheme(8, 32), Scheme(4, 48, symmetric=False)
     recipe = Recipe("r", Scheme(8), eight, eight, four, four, Scheme(16), Scheme(8))
-    stock = resolve(ExportOptions(recipe=recipe)).recipe
-    assert (stock.head.block, stock.mlp.block, stock.merger.block) == (128, 32, 0)
-    assert not stock.mlp.symmetric
-    native = resolve(ExportOptions(recipe=recipe, ops="native")).recipe
+    ort = resolve(ExportOptions(recipe=recipe)).recipe
+    assert (ort.head.block, ort.mlp.block, ort.merger.block) == (128, 32, 0)
+    assert not ort.mlp.symmetric
+    native = resolve(ExportOptions(recipe=recipe, backend="native")).recipe
     assert (native.head.block, native.mlp.block, native.mlp.scale_dtype) == (0, 48, "float16")
-    standard = resolve(ExportOptions(recipe=recipe, flavour="standard")).recipe
-    assert standard.mlp.symmetric
-    assert standard.mlp.positive
-    assert standard.head.block == 0
-    cuda = resolve(ExportOptions(recipe=recipe, target="cuda")).recipe
+    portable = resolve(ExportOptions(recipe=recipe, backend="portable")).recipe
+    assert portable.mlp.symmetric
+    assert portable.mlp.positive
+    assert portable.head.block == 0
+    cuda = resolve(ExportOptions(recipe=recipe, backend="cuda")).recipe
     assert (cuda.merger.block, cuda.mlp.scale_dtype) == (128, "float16")
-    for fitted in (stock, native, standard, cuda):
+    for fitted in (ort, native, portable, cuda):
         assert fitted.vision == Scheme(16)
         assert fitted.embedding == Scheme(8)
 
@@ -426,10 +424,10 @@ def test_recipes_are_fitted_to_the_operators() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ops": "fast"}, "ops 'fast' is unknown"),
-        ({"ops": "native", "target": "cuda"}, "run on CPUs only"),
-        ({"ops": "native", "kv_dtype": "float32"}, "keep the KV cache in float16 or int8"),
-        ({"kv_dtype": "int8"}, "keep the KV cache in float32 or float16"),
+        ({"backend": "native", "kv_dtype": "float32"}, "keeps the KV cache in float16 or int8"),
+        ({"kv_dtype": "int8"}, "keeps the KV cache in float32 or float16"),
+        ({"vision_attention": "int8"}, "backend ort attends in float32"),
+        ({"backend": "cuda", "exact_int4": True}, "cuda never widens blocks"),
         ({"precision": "int8", "int8": ("attention",)}, "this one is int8"),
     ],
 )
@@ -438,12 +436,12 @@ def test_operators_and_their_limits(options: dict[str, Any], message: str) -> No
         resolve(ExportOptions(**options))
 
 
-def test_an_odd_head_needs_standard(tmp_path: Path) -> None:
+def test_an_odd_head_needs_portable_graphs(tmp_path: Path) -> None:
     overrides = {"text_config": {"head_dim": 12, "rope_scaling": {"mrope_section": [2, 2, 2]}}}
     root = make_checkpoint("tiny-qwen3-vl", tmp_path / "c", 5, overrides=overrides)
     with pytest.raises(CheckpointError, match="head_dim = 12 is not a multiple of 8"):
         export_bundle(root, tmp_path / "b")
-    assert export_bundle(root, tmp_path / "b", ExportOptions(flavour="standard")).manifest.decoder.head_dim == 12
+    assert export_bundle(root, tmp_path / "b", ExportOptions(backend="portable")).manifest.decoder.head_dim == 12
 
 
 def test_weights_may_come_through_a_view(checkpoint: Path, tmp_path: Path) -> None:

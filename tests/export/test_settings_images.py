@@ -97,7 +97,7 @@ def ours(root: Path, **options: Any) -> Preprocessing:
     dims = config.parse(json.loads((root / "config.json").read_text())).vision
     # the reader wants files only
     checkpoint = Checkpoint(root, json.loads((root / "config.json").read_text()), None, str(root))  # type: ignore[arg-type]
-    return read_preprocessing(checkpoint, dims, ExportOptions(**options))
+    return read_preprocessing(checkpoint, config.processor, dims, ExportOptions(**options))
 
 
 def patches(preprocessing: Preprocessing) -> tuple[np.ndarray, list[int]]:

@@ -1,4 +1,4 @@
-"""The KV cache of stock graphs is written in place: same buffers, other rows untouched, no cost by capacity."""
+"""The KV cache is written in place: same buffers, other rows untouched, no cost by capacity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.export.graph_driver import Runner
 from tests.layout.sequence import text_positions
 
 
-@pytest.fixture(scope="module", params=["ort", "standard"])
+@pytest.fixture(scope="module", params=["ort", "portable"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("b")
     root = make_checkpoint("tiny-qwen2.5-vl", folder / "c", 1, "float32")
-    return export_bundle(root, folder / "b", ExportOptions(precision="fp32", flavour=request.param))
+    return export_bundle(root, folder / "b", ExportOptions(precision="fp32", backend=request.param))
 
 
 def rows(count: int, hidden: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_only_new_rows_are_written_into_the_same_memory(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("bundle", ["ort"], indirect=True)
 def test_a_step_costs_the_same_at_any_capacity(bundle: Bundle) -> None:
-    """Copying the large cache (150 MB) would take tens of milliseconds (`standard` attends over all of it)."""
+    """Copying the large cache (150 MB) would take tens of milliseconds (`portable` attends over all of it)."""
 
     def fastest(capacity: int) -> float:
         runner: Any = Runner(bundle, capacity)

@@ -83,7 +83,7 @@ def test_turing_has_no_4_bit_weights() -> None:
 
 
 def test_the_driver_names_the_device(tmp_path: Path) -> None:
-    """What `--target tensorrt` records; asked in a process of its own, where the stand-in driver is libcuda."""
+    """What `--backend tensorrt` records; asked in a process of its own, where the stand-in driver is libcuda."""
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     run(need("g++", "clang++"), *flags, STAND_IN, "-o", tmp_path / "libcuda.so.1", "-ldl")
     path = os.pathsep.join(part for part in sys.path if part)
@@ -189,7 +189,7 @@ def rtx() -> Library:
 def test_engines_of_both_families(
     rtx: Library, family: str, precision: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    options = ExportOptions(precision=precision, target="tensorrt-rtx")  # type: ignore[arg-type]
+    options = ExportOptions(precision=precision, backend="tensorrt-rtx")  # type: ignore[arg-type]
     plain = export_bundle(tiny_checkpoints[family], tmp_path / "b", options)
     bundle = add_engines(plain, tmp_path / "b", "tensorrt-rtx", SMALL)
     assert [e.graph for e in bundle.manifest.engines] == ["vision", "decoder"]
@@ -219,17 +219,17 @@ def test_the_graphs_of_engines_pass_the_gate_on_the_cpu(
     from gog_edge.export.parity.gate import gate
 
     checkpoint = Checkpoint.open(tiny_checkpoints[family])
-    options = ExportOptions(precision="fp16", target="tensorrt-rtx")
+    options = ExportOptions(precision="fp16", backend="tensorrt-rtx")
     bundle = export_bundle(checkpoint, tmp_path / "b", options, gate=gate(checkpoint))
     report = json.loads((bundle.root / "verify.json").read_text())
-    assert report["flavour"] == "standard"
+    assert report["backend"] == "portable"
     assert {stage["name"] for stage in report["stages"]} >= {"vision", "prefill", "decode", "greedy"}
 
 
 @pytest.mark.tensorrt
 def test_engines_are_replaced_and_kept(rtx: Library, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """A newer plan takes the place of one for the same devices, or for some of them; others stay."""
-    options = ExportOptions(precision="int8", target="tensorrt-rtx")
+    options = ExportOptions(precision="int8", backend="tensorrt-rtx")
     bundle = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", options)
     for wanted in (("86",), ("120",), ("86", "89")):
         bundle = add_engines(
@@ -244,7 +244,7 @@ def test_engines_are_replaced_and_kept(rtx: Library, tiny_checkpoints: dict[str,
 def test_the_command_builds_and_says_what_it_built(
     rtx: Library, tiny_checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = ["--target", "tensorrt-rtx", "--precision", "fp16"]
+    target = ["--backend", "tensorrt-rtx", "--precision", "fp16"]
     sizes = ["--sm", "89, 120", "--capacity", "128", "--image-patches", "64", "--workspace-mb", "256"]
     assert main.run(["export", str(tiny_checkpoints["qwen3_vl"]), "-o", str(tmp_path / "b"), *target, *sizes]) == 0
     said = capsys.readouterr().err
@@ -258,7 +258,7 @@ def test_the_command_builds_and_says_what_it_built(
 @needs_no_gpu
 @pytest.mark.tensorrt
 def test_stripped_plans_need_a_gpu(rtx: Library, tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    plain = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", ExportOptions(target="tensorrt-rtx"))
+    plain = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", ExportOptions(backend="tensorrt-rtx"))
     with pytest.raises(UsageError, match=r"--strip-weights: .* only where a GPU is: there is no NVIDIA driver"):
         add_engines(plain, tmp_path / "b", "tensorrt-rtx", dataclasses.replace(SMALL, strip_weights=True))
 
@@ -267,7 +267,7 @@ def test_stripped_plans_need_a_gpu(rtx: Library, tiny_checkpoints: dict[str, Pat
 def test_a_failed_build_leaves_the_old_bundle(
     rtx: Library, tiny_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", ExportOptions(target="tensorrt-rtx"))
+    old = export_bundle(tiny_checkpoints["qwen3_vl"], tmp_path / "b", ExportOptions(backend="tensorrt-rtx"))
     backwards = {"s": (9, 5, 1), "last_k": (1, 1, 1), "n": (64, 16, 4)}
     monkeypatch.setattr(build, "_profiles", lambda *_: [backwards])
     with pytest.raises(EngineError, match="takes no profile of sizes"):
@@ -277,5 +277,5 @@ def test_a_failed_build_leaves_the_old_bundle(
 
 
 def test_ort_graphs_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs graphs of the standard flavour"):
+    with pytest.raises(UsageError, match="needs portable graphs"):
         add_engines(Bundle.open(tiny_bundle), tmp_path / "b", "tensorrt-rtx", SMALL)

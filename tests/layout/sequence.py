@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import ImageError
-from gog_edge.runtime.rope import I64, token_count
+from gog_edge.families.layout import I64, token_count
 
 
 def text_positions(start: int, count: int) -> I64:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from gog_edge.engines.base import causal_bias
 from gog_edge.errors import ImageError
-from gog_edge.manifest import DecoderSpec
+from gog_edge.families import layout
+from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.runtime import rope
 from tests.layout import sequence
 
@@ -19,7 +22,7 @@ merges = st.integers(1, 3)
 
 @given(sides, sides, merges)
 def test_merge_order_is_a_permutation_of_whole_blocks(h: int, w: int, merge: int) -> None:
-    row, column = rope.merge_order(h * merge, w * merge, merge)
+    row, column = layout.merge_order(h * merge, w * merge, merge)
     assert sorted((row * w * merge + column).tolist()) == list(range(h * w * merge * merge))
     blocks = np.stack([row // merge, column // merge], 1).reshape(h * w, merge * merge, 2)
     assert (blocks == blocks[:, :1]).all()  # m*m rows of one block stand together
@@ -29,27 +32,27 @@ def test_merge_order_is_a_permutation_of_whole_blocks(h: int, w: int, merge: int
 @pytest.mark.parametrize(("rows", "columns"), [(0, 2), (3, 2), (2, 5), (-2, 2)])
 def test_grids_that_do_not_merge_are_refused(rows: int, columns: int) -> None:
     with pytest.raises(ImageError, match="multiple of the merge size"):
-        rope.merge_order(rows, columns, 2)
+        layout.merge_order(rows, columns, 2)
 
 
 @given(sides, sides)
 def test_vision_rope_is_a_rotation_by_row_and_column(h: int, w: int) -> None:
-    cos, sin = rope.vision_rope(2 * h, 2 * w, 2, 16)
+    cos, sin = layout.vision_rope(2 * h, 2 * w, 2, 16)
     assert cos.shape == sin.shape == (4 * h * w, 8)
     np.testing.assert_allclose(cos**2 + sin**2, 1, atol=1e-6)
-    row, column = rope.merge_order(2 * h, 2 * w, 2)
+    row, column = layout.merge_order(2 * h, 2 * w, 2)
     np.testing.assert_allclose(cos[:, 0], np.cos(row), atol=1e-5)  # the first frequency of each half is 1
     np.testing.assert_allclose(sin[:, 4], np.sin(column), atol=1e-5)
 
 
 @given(sides, sides, st.integers(2, 48))
 def test_position_corners_interpolate_linear_functions_exactly(h: int, w: int, side: int) -> None:
-    index, weight = rope.position_corners(2 * h, 2 * w, 2, side)
+    index, weight = layout.position_corners(2 * h, 2 * w, 2, side)
     assert index.min() >= 0
     assert index.max() < side * side
     np.testing.assert_allclose(weight.sum(0), 1, atol=1e-6)
     assert weight.min() >= 0
-    row, column = rope.merge_order(2 * h, 2 * w, 2)
+    row, column = layout.merge_order(2 * h, 2 * w, 2)
     for axis, size, table in ((row, 2 * h, index // side), (column, 2 * w, index % side)):
         want = axis * (side - 1) / max(size - 1, 1)
         np.testing.assert_allclose((table * weight).sum(0), want, atol=1e-4)
@@ -57,7 +60,7 @@ def test_position_corners_interpolate_linear_functions_exactly(h: int, w: int, s
 
 @given(sides, sides, st.integers(1, 5))
 def test_windows_hold_every_row_once(h: int, w: int, side: int) -> None:
-    cut = rope.windows(2 * h, 2 * w, 2, side)
+    cut = layout.windows(2 * h, 2 * w, 2, side)
     rows = 4 * h * w
     assert cut.gather.shape == cut.mask.shape
     assert cut.mask.sum() == rows
@@ -65,7 +68,7 @@ def test_windows_hold_every_row_once(h: int, w: int, side: int) -> None:
     assert (np.diff(cut.mask, axis=1) <= 0).all()  # real slots first
     assert (cut.gather[cut.mask == 0] == 0).all()
     assert (cut.gather.reshape(-1)[cut.scatter] == np.arange(rows)).all()
-    row, column = rope.merge_order(2 * h, 2 * w, 2)
+    row, column = layout.merge_order(2 * h, 2 * w, 2)
     window = np.repeat(np.arange(len(cut.gather)), cut.gather.shape[1])[cut.scatter]
     same = (row[:, None] // (2 * side) == row // (2 * side)) & (column[:, None] // (2 * side) == column // (2 * side))
     assert ((window[:, None] == window) == same).all()
@@ -108,10 +111,11 @@ def test_image_tokens_must_match_their_grids() -> None:
 
 
 def test_mrope_axes_of_the_published_models() -> None:
-    chunked = rope.mrope_axes((16, 24, 24), False)
-    assert chunked.tolist() == [0] * 16 + [1] * 24 + [2] * 24
-    woven = rope.mrope_axes((24, 20, 20), True)
-    assert woven.tolist() == [0, 1, 2] * 20 + [0] * 4
+    def axes(section: tuple[int, int, int], interleaved: bool) -> list[int]:
+        return layout.mrope(DecoderSpec(1, 512, 4, 4, 128, 10, 1e6, section, interleaved, 4096))[1].tolist()
+
+    assert axes((16, 24, 24), False) == [0] * 16 + [1] * 24 + [2] * 24
+    assert axes((24, 20, 20), True) == [0, 1, 2] * 20 + [0] * 4
 
 
 @pytest.mark.parametrize(("past", "count", "capacity"), [(0, 3, 5), (4, 1, 5), (2, 2, 8)])
@@ -125,12 +129,8 @@ def test_causal_bias(past: int, count: int, capacity: int) -> None:
 
 
 def test_vision_inputs_are_cached_and_protected() -> None:
-    from types import SimpleNamespace
-
-    from gog_edge.manifest import VisionSpec
-
     manifest = SimpleNamespace(
-        vision=VisionSpec(2, 32, 2, 16, 8, window=2), preprocessing=SimpleNamespace(merge_size=2)
+        family="qwen2_5_vl", vision=VisionSpec(2, 32, 2, 16, 8, window=2), preprocessing=SimpleNamespace(merge_size=2)
     )
     first = rope.vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
     again = rope.vision_inputs(manifest, 6, 4)  # type: ignore[arg-type]
@@ -152,16 +152,16 @@ def test_transformers_agrees_on_vision(h: int, w: int) -> None:
     torch = pytest.importorskip("torch")
     utils = pytest.importorskip("transformers.vision_utils")
     grid = torch.tensor([[1, 2 * h, 2 * w]])
-    row, column = rope.merge_order(2 * h, 2 * w, 2)
+    row, column = layout.merge_order(2 * h, 2 * w, 2)
     np.testing.assert_array_equal(np.stack([row, column], 1), utils.get_vision_position_ids(grid, 2).numpy())
-    index, weight = rope.position_corners(2 * h, 2 * w, 2, 48)
+    index, weight = layout.position_corners(2 * h, 2 * w, 2, 48)
     their_index, their_weight = utils.get_vision_interpolation_indices_and_weights(
         grid, 48, mode="bilinear", align_corners=True, spatial_merge_size=2
     )
     np.testing.assert_array_equal(index.T, their_index.numpy())
     np.testing.assert_allclose(weight.T, their_weight.numpy(), atol=1e-6)
     order, lengths = utils.get_vision_window_index(grid, 2, 112, 14)
-    cut = rope.windows(2 * h, 2 * w, 2, 4)
+    cut = layout.windows(2 * h, 2 * w, 2, 4)
     assert (np.diff(lengths.numpy()) == cut.mask.sum(1)).all()
     np.testing.assert_array_equal(cut.gather[cut.mask == 1][::4] // 4, order.numpy())
 
@@ -184,10 +184,11 @@ def test_transformers_agrees_on_decoder_rope(kind: str) -> None:
         rotary = module.Qwen2_5_VLRotaryEmbedding(config)
     spec = DecoderSpec(1, 512, 4, 4, 128, 10, 1e6, section, kind == "qwen3_vl", 4096)
     positions = np.random.default_rng(0).integers(0, 30_000, (3, 40))
-    cos, sin = rope.decoder_rope(spec, positions)
+    ours = rope.Rotary(SimpleNamespace(family=kind, decoder=spec))  # type: ignore[arg-type]
+    cos, sin = ours(positions)
     theirs = rotary(torch.zeros(1), torch.tensor(positions)[:, None])
     np.testing.assert_allclose(cos, theirs[0][0, :, :64].numpy(), atol=2e-3)  # angles of 30000 are coarse in float32
     np.testing.assert_allclose(sin, theirs[1][0, :, :64].numpy(), atol=2e-3)
-    near = rope.decoder_rope(spec, positions % 100)
+    near = ours(positions % 100)
     theirs = rotary(torch.zeros(1), torch.tensor(positions % 100)[:, None])
     np.testing.assert_allclose(near[0], theirs[0][0, :, :64].numpy(), atol=1e-5)

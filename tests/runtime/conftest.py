@@ -21,13 +21,13 @@ from tests.runtime.virtual_clock import VirtualClock
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """tiny-qwen3-vl, fp32, flavour ort."""
+    """tiny-qwen3-vl, fp32, backend ort."""
     return make_bundle(tmp_path_factory.mktemp("qwen3"))
 
 
 @pytest.fixture(scope="session")
 def bundle25(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """tiny-qwen2.5-vl, fp32, flavour ort."""
+    """tiny-qwen2.5-vl, fp32, backend ort."""
     return make_bundle(tmp_path_factory.mktemp("qwen25"), "tiny-qwen2.5-vl")
 
 

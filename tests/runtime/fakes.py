@@ -23,14 +23,14 @@ IMAGE_VALUE = 777.0
 Script = Sequence[str] | Callable[[str], Sequence[str]]
 
 
-def make_bundle(folder: Path, name: str = "tiny-qwen3-vl", flavour: str = "ort", **overrides: Any) -> Bundle:
+def make_bundle(folder: Path, name: str = "tiny-qwen3-vl", backend: str = "ort", **overrides: Any) -> Bundle:
     """A tiny seeded random checkpoint, exported in fp32."""
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
     from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     checkpoint = make_checkpoint(name, folder / "checkpoint", dtype="float32", overrides=overrides or None)
-    options = ExportOptions(precision="fp32", flavour=flavour)  # type: ignore[arg-type]
+    options = ExportOptions(precision="fp32", backend=backend)  # type: ignore[arg-type]
     return export_bundle(checkpoint, folder / "bundle", options)
 
 

@@ -1,4 +1,4 @@
-"""What `CudaGpu` does, done by the host: memory is numpy's, a plan is the `standard` graph in ONNX Runtime on the CPU.
+"""What `CudaGpu` does, done by the host: memory is numpy's, a plan is the portable graph in ONNX Runtime on the CPU.
 
 It runs the very session code that a GPU runs, gives real numbers, and is as strict as a device: work waits on its
 stream until somebody synchronizes (so a missing event or wait shows as wrong numbers, not as luck), addresses outside

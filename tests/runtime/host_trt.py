@@ -28,7 +28,7 @@ def specs(bundle: Bundle, **report: Any) -> tuple[EngineSpec, EngineSpec]:
 
 
 def host_engine(bundle: Bundle, gpu: HostGpu | None = None, report: Any = None, **options: Any) -> TrtEngine:
-    """The engine of `bundle` (flavour standard) on the host."""
+    """The engine of `bundle` (backend portable) on the host."""
     options.setdefault("device_crop", False)
     return TrtEngine(bundle, TrtOptions(**options), gpu or HostGpu(), *specs(bundle, **(report or {})))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gog_edge.engines.ort.graph import too_old
 
 
-def test_only_standard_graphs_need_a_newer_onnxruntime() -> None:
-    assert too_old("ort", "1.23.0") == ""
-    assert "1.25 or later" in too_old("standard", "1.24.4")
-    assert too_old("standard", "1.25.0") == ""
-    assert too_old("standard", "1.100.2rc1") == ""
+def test_only_portable_graphs_need_a_newer_onnxruntime() -> None:
+    assert too_old(False, "1.23.0") == ""
+    assert "1.25 or later" in too_old(True, "1.24.4")
+    assert too_old(True, "1.25.0") == ""
+    assert too_old(True, "1.100.2rc1") == ""

@@ -15,7 +15,7 @@ from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.engines.ort.options import OrtOptions, find_device
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.native.dispatch import available
-from gog_edge.runtime.rope import decoder_rope
+from gog_edge.runtime.rope import Rotary
 
 onnx = pytest.importorskip("onnx")
 linux = pytest.mark.skipif(not hasattr(ort_weights.mmap, "MADV_HUGEPAGE"), reason="huge pages are asked for on Linux")
@@ -28,7 +28,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     folder = tmp_path_factory.mktemp("weights")
-    return export_bundle(make_checkpoint("tiny-qwen3-vl", folder / "c", 1), folder / "b", ExportOptions(ops="native"))
+    checkpoint = make_checkpoint("tiny-qwen3-vl", folder / "c", 1)
+    return export_bundle(checkpoint, folder / "b", ExportOptions(backend="native"))
 
 
 def test_reads_what_onnx_reads(bundle: Bundle) -> None:
@@ -65,7 +66,7 @@ def test_same_logits_as_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ort_weights, "_available_memory", lambda: 1 << 40)
     spec = bundle.manifest.decoder
     x = np.random.default_rng(0).standard_normal((5, spec.hidden)).astype(np.float32)
-    cos, sin = decoder_rope(spec, np.broadcast_to(np.arange(5), (3, 5)))
+    cos, sin = Rotary(bundle.manifest)(np.broadcast_to(np.arange(5), (3, 5)))
     results = []
     for weights in ("map", "auto"):
         graph = OrtGraph(bundle, "decoder", find_device("cpu"), OrtOptions(weights=weights))

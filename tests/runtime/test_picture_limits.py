@@ -40,7 +40,7 @@ IMAGES = {
 }
 CROPS = ("vrag-rl", "mini-o3")
 RESULTS = ("vrag-rl", "webwatcher")
-LIMITS = {name: dialects.load(name, family="qwen2_5_vl").limits for name in IMAGES}
+LIMITS = {name: dialects.load(name, frame="shown").limits for name in IMAGES}
 SIDES = st.integers(30, 6000)
 
 
@@ -157,7 +157,7 @@ def mini_o3_crop(box: list[float], pictures: list[Image.Image], inputs: list[tup
 @given(st.sampled_from(CROPS), st.integers(100, 1500), st.integers(100, 1500), st.data())
 def test_a_crop_and_a_crop_of_it_are_the_systems(name: str, width: int, height: int, data: st.DataObject) -> None:
     """From the numbers that the policy writes to the pixels that are cut and the tokens that come of them."""
-    dialect = dialects.load(name, family="qwen2_5_vl")
+    dialect = dialects.load(name, frame="shown")
     pictures, inputs = [Image.new("L", (width, height))], [process_image(width, height, *IMAGES[name])]
     seen = plan(width, height, image_limits(dialect.limits, RunOptions()))
     registry = [seen.registered(0, 0)]
@@ -210,7 +210,7 @@ def test_other_systems_cut_whole_pixels_as_well(name: str, width: int, height: i
     numbers = [v * units / 1000 if units == 1 else v for v in box]
     wanted = [edge(v, (width, height)[i % 2], -1 if i < 2 else 1) for i, v in enumerate(numbers)]
     assume(all(abs(v % 1 - 0.5) > 1e-6 for v in wanted))  # a tie goes by the last bit of their arithmetic
-    dialect = dialects.load(name, family="qwen2_5_vl")
+    dialect = dialects.load(name, frame="shown")
     registry = [RegisteredImage(0, width, height, width, height, None, 0)]
     (action,) = dialect.parse(text.replace("BOX", str(numbers)), registry, user_images=1).actions
     assert action.region is not None, action

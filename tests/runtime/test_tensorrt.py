@@ -53,14 +53,14 @@ CROP = Region(20, 10, 120, 110)
 
 
 @pytest.fixture(scope="module", params=["tiny-qwen3-vl", "tiny-qwen2.5-vl"])
-def standard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("standard"), request.param, "standard")
+def portable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("portable"), request.param, "portable")
 
 
 @pytest.fixture(scope="module")
-def reference(standard: Bundle) -> Iterator[Engine]:
+def reference(portable: Bundle) -> Iterator[Engine]:
     """The very same graphs on the ONNX Runtime engine."""
-    engine = create_engine("cpu", standard, OrtOptions(threads=1, spin=False))
+    engine = create_engine("cpu", portable, OrtOptions(threads=1, spin=False))
     yield engine
     engine.close()
 
@@ -71,8 +71,8 @@ def gpu() -> HostGpu:
 
 
 @pytest.fixture
-def engine(standard: Bundle, gpu: HostGpu) -> Iterator[TrtEngine]:
-    engine = host_engine(standard, gpu)
+def engine(portable: Bundle, gpu: HostGpu) -> Iterator[TrtEngine]:
+    engine = host_engine(portable, gpu)
     yield engine
     engine.close()
 
@@ -102,9 +102,9 @@ def second_turn(session: Session, frame: Frame, count: int = 8) -> list[int]:
 
 
 def test_two_turns_rewind_and_load_give_the_tokens_of_onnxruntime(
-    standard: Bundle, reference: Engine, engine: TrtEngine, frame: Frame, tmp_path: Path
+    portable: Bundle, reference: Engine, engine: TrtEngine, frame: Frame, tmp_path: Path
 ) -> None:
-    wanted, ours = model(standard, reference), model(standard, engine)
+    wanted, ours = model(portable, reference), model(portable, engine)
     expected, tokens = first_turn(wanted, frame)
     session, mine = first_turn(ours, frame)
     assert mine == tokens
@@ -120,14 +120,14 @@ def test_two_turns_rewind_and_load_give_the_tokens_of_onnxruntime(
     assert second_turn(elsewhere, frame) == again
 
 
-def test_logits_agree_closely(standard: Bundle, reference: Engine, engine: TrtEngine, frame: Frame) -> None:
-    expected, _ = first_turn(model(standard, reference), frame, 1)
-    session, _ = first_turn(model(standard, engine), frame, 1)
+def test_logits_agree_closely(portable: Bundle, reference: Engine, engine: TrtEngine, frame: Frame) -> None:
+    expected, _ = first_turn(model(portable, reference), frame, 1)
+    session, _ = first_turn(model(portable, engine), frame, 1)
     assert np.allclose(expected.run(), session.run(), atol=2e-4)
 
 
-def test_guessed_tokens_change_nothing(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
-    ours = model(standard, engine)
+def test_guessed_tokens_change_nothing(portable: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    ours = model(portable, engine)
     _, plain = first_turn(ours, frame, 20)
     session = Session(ours)
     session.add_image(frame)
@@ -141,8 +141,8 @@ def test_the_protocols_extensions_are_seen(engine: TrtEngine, reference: Engine)
     assert not isinstance(reference.decoder, (TakesFeatures, FixedContext))
 
 
-def test_features_stay_on_the_device(standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
-    ours = model(standard, engine)
+def test_features_stay_on_the_device(portable: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
+    ours = model(portable, engine)
     session = Session(ours)
     session.add_image(frame)
     session.append(FIRST)
@@ -150,20 +150,20 @@ def test_features_stay_on_the_device(standard: Bundle, engine: TrtEngine, gpu: H
     session.run()
     features = ours.vision.encode(ours.vision.plan(frame))[0]
     assert isinstance(features, DeviceFeatures) and features._host is None
-    hidden, layers = standard.manifest.decoder.hidden, standard.manifest.decoder.deepstack
+    hidden, layers = portable.manifest.decoder.hidden, portable.manifest.decoder.deepstack
     copies = [call[1] for call in gpu.calls if call[0] == "copy"]
     assert sum(copies) == 4 * features.tokens * hidden * (1 + layers)
     vision_stream, decoder_stream = 0, 1
     assert ("wait", vision_stream, decoder_stream) in gpu.calls
     # only logits come down: nothing is synchronized on the tower's stream
     assert ("synchronize", vision_stream) not in gpu.calls
-    vocab = standard.manifest.decoder.vocab
+    vocab = portable.manifest.decoder.vocab
     assert {call[1] for call in gpu.calls if call[0] == "download"} == {4 * vocab}
 
 
-def test_features_come_to_the_host_when_asked(standard: Bundle, reference: Engine, engine: TrtEngine) -> None:
-    inputs = vision_inputs(standard.manifest, 4, 6)
-    side = standard.manifest.preprocessing.patch_values
+def test_features_come_to_the_host_when_asked(portable: Bundle, reference: Engine, engine: TrtEngine) -> None:
+    inputs = vision_inputs(portable.manifest, 4, 6)
+    side = portable.manifest.preprocessing.patch_values
     inputs["patches"] = np.random.default_rng(0).standard_normal((24, side)).astype(np.float32)
     ours, theirs = engine.vision.run(inputs), reference.vision.run(inputs)
     assert np.allclose(ours.main, theirs.main, atol=1e-5)
@@ -175,17 +175,17 @@ def test_features_come_to_the_host_when_asked(standard: Bundle, reference: Engin
 
 
 def test_without_the_event_the_decoder_would_read_garbage(
-    standard: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch
+    portable: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The host's streams are as lazy as a device's: this guards the guard."""
-    good, _ = first_turn(model(standard, engine), frame, 1)
+    good, _ = first_turn(model(portable, engine), frame, 1)
     monkeypatch.setattr(HostGpu, "wait", lambda self, event, stream: None)
-    bad, _ = first_turn(model(standard, engine), frame, 1)
+    bad, _ = first_turn(model(portable, engine), frame, 1)
     assert not np.allclose(good.run(), bad.run(), atol=1e-2, equal_nan=False)
 
 
-def test_decoding_is_replayed(standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
-    session, _ = first_turn(model(standard, engine), frame, 1)
+def test_decoding_is_replayed(portable: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame) -> None:
+    session, _ = first_turn(model(portable, engine), frame, 1)
     decoder = engine.decoder
     gpu.calls.clear()
     turn(session, 6)
@@ -198,29 +198,29 @@ def test_decoding_is_replayed(standard: Bundle, engine: TrtEngine, gpu: HostGpu,
     assert (decoder.captured, decoder.replayed) == (1, 4)
 
 
-def test_graphs_give_the_same_tokens_as_without(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
-    plain = host_engine(standard, graphs=False)
-    _, expected = first_turn(model(standard, plain), frame, 16)
-    session, ours = first_turn(model(standard, engine), frame, 16)
+def test_graphs_give_the_same_tokens_as_without(portable: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    plain = host_engine(portable, graphs=False)
+    _, expected = first_turn(model(portable, plain), frame, 16)
+    session, ours = first_turn(model(portable, engine), frame, 16)
     assert ours == expected
     assert engine.decoder.replayed > 0 and plain.decoder.replayed == 0
-    other, theirs = first_turn(model(standard, engine), frame, 16)  # another cache: other addresses, other graphs
+    other, theirs = first_turn(model(portable, engine), frame, 16)  # another cache: other addresses, other graphs
     assert theirs == expected and engine.decoder.captured == 2
     assert second_turn(session, frame) == second_turn(other, frame)
     plain.close()
 
 
 def test_a_capture_that_fails_is_said_and_lived_with(
-    standard: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    portable: Bundle, engine: TrtEngine, frame: Frame, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, expected = first_turn(model(standard, engine), frame, 6)
+    _, expected = first_turn(model(portable, engine), frame, 6)
 
     def refuse(self: HostGpu, stream: object) -> None:
         raise EngineError("CUDA failed beginning a capture: no")
 
-    other = host_engine(standard)
+    other = host_engine(portable)
     monkeypatch.setattr(HostGpu, "begin_capture", refuse)
-    _, tokens = first_turn(model(standard, other), frame, 6)
+    _, tokens = first_turn(model(portable, other), frame, 6)
     assert tokens == expected
     assert other.describe().settings["graphs"] is False
     assert "going on without CUDA graphs" in caplog.text
@@ -228,16 +228,16 @@ def test_a_capture_that_fails_is_said_and_lived_with(
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 32, 64])
-def test_chunks_beyond_the_engines_are_cut(standard: Bundle, engine: TrtEngine, frame: Frame, chunk: int) -> None:
-    one, _ = first_turn(model(standard, engine, prefill_chunk=512), frame, 1)
-    other, _ = first_turn(model(standard, engine, prefill_chunk=chunk), frame, 1)
+def test_chunks_beyond_the_engines_are_cut(portable: Bundle, engine: TrtEngine, frame: Frame, chunk: int) -> None:
+    one, _ = first_turn(model(portable, engine, prefill_chunk=512), frame, 1)
+    other, _ = first_turn(model(portable, engine, prefill_chunk=chunk), frame, 1)
     assert np.allclose(one.run(), other.run(), atol=2e-4)
 
 
 def test_the_profile_follows_the_number_of_tokens(
-    standard: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame
+    portable: Bundle, engine: TrtEngine, gpu: HostGpu, frame: Frame
 ) -> None:
-    session, _ = first_turn(model(standard, engine), frame, 3)
+    session, _ = first_turn(model(portable, engine), frame, 3)
     runs = [call[1:] for call in gpu.calls if call[0] == "run" and call[2] != (0,)]
     assert {profile for profile, (count,) in runs if count > 4} == {0}
     assert {profile for profile, (count,) in runs if count <= 4} <= {1}
@@ -254,8 +254,8 @@ def test_a_full_cache_names_the_option(engine: TrtEngine) -> None:
         engine.decoder.new_cache(257)
 
 
-def test_sessions_know_the_capacity(standard: Bundle, engine: TrtEngine) -> None:
-    session = Session(model(standard, engine))
+def test_sessions_know_the_capacity(portable: Bundle, engine: TrtEngine) -> None:
+    session = Session(model(portable, engine))
     assert session.model.max_context == 256
     with pytest.raises(ContextOverflowError, match="exceed the context of 256"):
         session.append([Text("word " * 400)])
@@ -279,36 +279,36 @@ def test_rows_are_written_and_read_back(engine: TrtEngine) -> None:
         cache.write(0, [a[:, :, :1] for a in rows])
 
 
-def test_images_outside_of_the_profile_are_refused(standard: Bundle, engine: TrtEngine) -> None:
-    inputs = vision_inputs(standard.manifest, 2, 2)
-    inputs["patches"] = np.zeros((4, standard.manifest.preprocessing.patch_values), np.float32)
+def test_images_outside_of_the_profile_are_refused(portable: Bundle, engine: TrtEngine) -> None:
+    inputs = vision_inputs(portable.manifest, 2, 2)
+    inputs["patches"] = np.zeros((4, portable.manifest.preprocessing.patch_values), np.float32)
     with pytest.raises(EngineError, match=r"an image of 4 patches .* built for: 16 to 1024 patches"):
         engine.vision.run(inputs)
 
 
-def test_large_images_are_shown_as_large_as_the_engine_takes_them(standard: Bundle, engine: TrtEngine) -> None:
+def test_large_images_are_shown_as_large_as_the_engine_takes_them(portable: Bundle, engine: TrtEngine) -> None:
     """A photo beyond the profile is made smaller, whatever the session's limits say."""
     photo = Frame.open(np.zeros((1500, 2000, 3), np.uint8))
-    plan = model(standard, engine).vision.plan(photo, None, PixelLimits(max_pixels=1 << 23))
+    plan = model(portable, engine).vision.plan(photo, None, PixelLimits(max_pixels=1 << 23))
     assert 900 < plan.grid.patches <= engine.vision.max_patches == 1024
 
 
-def test_no_memory_is_one_line_and_leaks_nothing(standard: Bundle) -> None:
+def test_no_memory_is_one_line_and_leaks_nothing(portable: Bundle) -> None:
     gpu = HostGpu(memory=1 << 20)
     with pytest.raises(EngineError, match="no memory on the device"):
-        host_engine(standard, gpu, {"chunk": 4096, "capacity": 4096})
+        host_engine(portable, gpu, {"chunk": 4096, "capacity": 4096})
     assert not gpu.live
     gpu = HostGpu(memory=1 << 40)
-    engine = host_engine(standard, gpu)
+    engine = host_engine(portable, gpu)
     gpu._memory = sum(b.nbytes for b in gpu.live) + 100
     with pytest.raises(EngineError, match=r"KV cache of 256 tokens .*smaller --capacity"):
         engine.decoder.new_cache(1)
     engine.close()
 
 
-def test_everything_is_freed(standard: Bundle, gpu: HostGpu, frame: Frame) -> None:
-    engine = host_engine(standard, gpu)
-    ours = model(standard, engine)
+def test_everything_is_freed(portable: Bundle, gpu: HostGpu, frame: Frame) -> None:
+    engine = host_engine(portable, gpu)
+    ours = model(portable, engine)
     session, _ = first_turn(ours, frame, 6)
     held = len(gpu.live)
     del session
@@ -329,17 +329,17 @@ def test_everything_is_freed(standard: Bundle, gpu: HostGpu, frame: Frame) -> No
     assert contexts.count("context") == contexts.count("close context")
 
 
-def test_a_living_session_meets_a_closed_engine(standard: Bundle, gpu: HostGpu, frame: Frame) -> None:
-    engine = host_engine(standard, gpu)
-    session, _ = first_turn(model(standard, engine), frame, 6)
+def test_a_living_session_meets_a_closed_engine(portable: Bundle, gpu: HostGpu, frame: Frame) -> None:
+    engine = host_engine(portable, gpu)
+    session, _ = first_turn(model(portable, engine), frame, 6)
     engine.close()
     session.append([Text("more")])
     with pytest.raises(EngineError, match="the engine is closed"):
         session.run()
 
 
-def test_the_budget_ends_a_prefill_between_pieces(standard: Bundle, engine: TrtEngine, frame: Frame) -> None:
-    session = Session(model(standard, engine))
+def test_the_budget_ends_a_prefill_between_pieces(portable: Bundle, engine: TrtEngine, frame: Frame) -> None:
+    session = Session(model(portable, engine))
     session.append([Text("word " * 50)])
 
     class Hasty(SystemClock):
@@ -353,13 +353,13 @@ def test_the_budget_ends_a_prefill_between_pieces(standard: Bundle, engine: TrtE
 
     with pytest.raises(DeadlineReached):
         session.run(budget=Budget(3, clock=Hasty()))
-    assert session.run().shape == (1, standard.manifest.decoder.vocab)
+    assert session.run().shape == (1, portable.manifest.decoder.vocab)
 
 
-def test_another_engines_cache_is_refused(standard: Bundle, reference: Engine, engine: TrtEngine) -> None:
+def test_another_engines_cache_is_refused(portable: Bundle, reference: Engine, engine: TrtEngine) -> None:
     from gog_edge.engines.base import DecoderInputs
 
-    spec = standard.manifest.decoder
+    spec = portable.manifest.decoder
     half = np.zeros((1, spec.head_dim // 2), np.float32)
     inputs = DecoderInputs(np.zeros((1, spec.hidden), np.float32), half, half, None, 1)
     with pytest.raises(EngineError, match="does not belong to the TensorRT engine"):
@@ -395,19 +395,19 @@ class StreamCropDriver(FakeDriver):
 
 
 def test_crops_stay_on_the_device(
-    standard: Bundle, engine: TrtEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portable: Bundle, engine: TrtEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Crop kernel, tower and decoder follow each other without the host between them, and the tokens are the same."""
     monkeypatch.setattr(cuda, "crop_cubin", lambda arch, directory: b"\x7fELF gog_crop")
     small = picture(0, 96, 64)
-    session, expected = first_turn(model(standard, engine), small, 4)
+    session, expected = first_turn(model(portable, engine), small, 4)
     gpu = HostGpu()
     driver = StreamCropDriver(build_grid(tmp_path), gpu)
     gpu._crop = driver
     monkeypatch.setattr(gpu, "crop_driver", lambda: (driver, driver.stream))
-    device = host_engine(standard, gpu, device_crop=True)
+    device = host_engine(portable, gpu, device_crop=True)
     assert device.describe().settings["crops"] == "on the device"
-    theirs, tokens = first_turn(model(standard, device), small, 4)
+    theirs, tokens = first_turn(model(portable, device), small, 4)
     assert tokens == expected
     frame_bytes = small.pixels.nbytes
     assert [c[1] for c in gpu.calls if c[0] == "upload"].count(frame_bytes) == 1
@@ -420,19 +420,19 @@ def test_crops_stay_on_the_device(
     kinds = [c[0] for c in gpu.calls]
     assert kinds.index("launch crop") < kinds.index("run") < kinds.index("event") < kinds.index("wait")
     assert frame_bytes not in [c[1] for c in gpu.calls if c[0] == "upload"]  # the frame is there already
-    patches = standard.manifest.preprocessing.patch_values * 4
+    patches = portable.manifest.preprocessing.patch_values * 4
     assert not [c for c in gpu.calls if c[0] == "upload" and c[1] % patches == 0 and c[1] > 16 * patches]
     device.close()
 
 
-def test_no_crop_kernel_is_said_and_lived_with(standard: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_crop_kernel_is_said_and_lived_with(portable: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(arch: str, directory: Any) -> bytes:
         raise EngineError("the CUDA crop kernel needs NVRTC")
 
     monkeypatch.setattr(cuda, "crop_cubin", missing)
     gpu = HostGpu()
     monkeypatch.setattr(gpu, "crop_driver", lambda: (FakeDriver(ctypes.CDLL(None)), gpu.stream()))
-    engine = host_engine(standard, gpu, device_crop=True)
+    engine = host_engine(portable, gpu, device_crop=True)
     assert engine.describe().settings["crops"] == "on the host: the CUDA crop kernel needs NVRTC"
-    first_turn(model(standard, engine), picture(0, 96, 64), 2)
+    first_turn(model(portable, engine), picture(0, 96, 64), 2)
     engine.close()

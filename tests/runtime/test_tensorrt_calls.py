@@ -32,8 +32,8 @@ GPU_HERE = Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists()
 
 
 @pytest.fixture(scope="module")
-def standard(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("calls"), flavour="standard")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("calls"), backend="portable")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def with_plans(bundle: Bundle, folder: Path) -> Bundle:
         return writer.commit(dataclasses.replace(bundle.manifest, engines=tuple(specs)))
 
 
-def test_the_whole_stack_on_a_stand_in_driver(standard: Bundle, driver: Path, tmp_path: Path) -> None:
+def test_the_whole_stack_on_a_stand_in_driver(portable: Bundle, driver: Path, tmp_path: Path) -> None:
     """cuda-core and cuda-bindings are the real ones; only libcuda and the TensorRT module are stand-ins."""
     pytest.importorskip("cuda.core")
-    bundle = with_plans(standard, tmp_path / "bundle")
+    bundle = with_plans(portable, tmp_path / "bundle")
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(driver),
@@ -98,14 +98,14 @@ def test_every_name_of_the_stand_in_exists_in_tensorrt() -> None:
         assert [n for n in own if n not in have] == [], name
 
 
-def test_a_real_plan_reaches_the_driver(tmp_path: Path, standard: Bundle) -> None:
+def test_a_real_plan_reaches_the_driver(tmp_path: Path, portable: Bundle) -> None:
     """Without a GPU TensorRT gets as far as the missing driver, and says so in our one line."""
     need_rtx()
     if GPU_HERE:
         pytest.skip("this machine has a GPU")
     plan = tmp_path / "decoder.engine"
     plan.write_bytes(b"not a plan, but as long as one" * 100)
-    request = PlanRequest(plan, standard.path("decoder.onnx"), standard.manifest.graphs["decoder"], REPORT)
+    request = PlanRequest(plan, portable.path("decoder.onnx"), portable.manifest.graphs["decoder"], REPORT)
     with pytest.raises(
         EngineError, match=r"tensorrt-rtx .* can't load .*decoder.engine on sm 89: .*build it"
     ) as caught:
@@ -113,16 +113,16 @@ def test_a_real_plan_reaches_the_driver(tmp_path: Path, standard: Bundle) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_of_another_version_is_one_line(tmp_path: Path, standard: Bundle) -> None:
+def test_a_plan_of_another_version_is_one_line(tmp_path: Path, portable: Bundle) -> None:
     plan = tmp_path / "vision.engine"
     plan.write_bytes(b"garbage")
-    request = PlanRequest(plan, standard.path("vision.onnx"), standard.manifest.graphs["vision"], REPORT)
+    request = PlanRequest(plan, portable.path("vision.onnx"), portable.manifest.graphs["vision"], REPORT)
     with pytest.raises(EngineError, match="the plan is of another version; build it with this version"):
         TrtPlan.load(Library("tensorrt-rtx", fake_tensorrt), request, "89")
 
 
 def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
-    standard: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """TensorRT has no kernel strategies and no kernel cache; contexts are made with the allocation strategy alone."""
     made: list[Any] = []
@@ -135,8 +135,8 @@ def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
         return fake_tensorrt.IExecutionContext(self, config)
 
     strategies = fake_tensorrt.DynamicShapesKernelSpecializationStrategy
-    spec = standard.manifest.graphs["vision"]
-    request = PlanRequest(tmp_path, standard.path(spec.file), spec, REPORT, tmp_path / "kernels")
+    spec = portable.manifest.graphs["vision"]
+    request = PlanRequest(tmp_path, portable.path(spec.file), spec, REPORT, tmp_path / "kernels")
     plan_of = HostGpu().load(request)
     names = {n: v for n, v in vars(fake_tensorrt).items() if n != "DynamicShapesKernelSpecializationStrategy"}
     library = Library("tensorrt", SimpleNamespace(**names))
@@ -151,9 +151,9 @@ def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
     assert not (tmp_path / "kernels").exists()
 
 
-def test_the_engine_of_a_bundle_is_found(standard: Bundle) -> None:
+def test_the_engine_of_a_bundle_is_found(portable: Bundle) -> None:
     bundle = with_engines(
-        standard, ("tensorrt-rtx", "1.7", "80+86+89"), ("tensorrt-rtx", "1.7", "89"), ("tensorrt", "10.15", "87")
+        portable, ("tensorrt-rtx", "1.7", "80+86+89"), ("tensorrt-rtx", "1.7", "89"), ("tensorrt", "10.15", "87")
     )
     assert find_engine(bundle, "decoder", "tensorrt-rtx", "1.7", "86").compute_capability == "80+86+89"
     assert find_engine(bundle, "decoder", "tensorrt-rtx", "1.7", "89").compute_capability == "89"  # made for it alone
@@ -161,38 +161,38 @@ def test_the_engine_of_a_bundle_is_found(standard: Bundle) -> None:
     with pytest.raises(
         EngineError,
         match=r"has no tensorrt-rtx 1.7 engine of the vision graph for sm 120 \(it has: 1.7 sm 80\+86\+89, 1.7 sm 89\)"
-        r": export again with --target tensorrt-rtx --sm 120",
+        r": export again with --backend tensorrt-rtx --sm 120",
     ):
         find_engine(bundle, "vision", "tensorrt-rtx", "1.7", "120")
-    with pytest.raises(EngineError, match=r"it has: 10.15 sm 87\): .*--target tensorrt on this device"):
+    with pytest.raises(EngineError, match=r"it has: 10.15 sm 87\): .*--backend tensorrt on this device"):
         find_engine(bundle, "vision", "tensorrt", "10.16", "87")
     with pytest.raises(EngineError, match=r"for sm 110 \(it has: 10.15 sm 87\)"):
         find_engine(bundle, "vision", "tensorrt", "10.15", "110")
     with pytest.raises(EngineError, match=r"it has: none"):
-        find_engine(standard, "vision", "tensorrt", "10.16", "87")
+        find_engine(portable, "vision", "tensorrt", "10.16", "87")
 
 
-def test_a_missing_library_says_how_to_get_it(standard: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_says_how_to_get_it(portable: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match=r"tensorrt is not installed .*JetPack"):
-        create_engine("tensorrt", standard)
+        create_engine("tensorrt", portable)
 
 
-def test_a_missing_driver_is_one_line(standard: Bundle) -> None:
+def test_a_missing_driver_is_one_line(portable: Bundle) -> None:
     need_rtx()
     pytest.importorskip("cuda.core")
     if GPU_HERE:
         pytest.skip("this machine has a GPU")
     with pytest.raises(EngineError, match="no CUDA device 0") as caught:
-        create_engine("tensorrt-rtx", standard)
+        create_engine("tensorrt-rtx", portable)
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_bundles_and_options_are_refused_first(standard: Bundle, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="has ort graphs, tensorrt-rtx needs the standard ones"):
+def test_wrong_bundles_and_options_are_refused_first(portable: Bundle, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="has ort graphs, tensorrt-rtx needs the portable ones"):
         create_engine("tensorrt-rtx", bundle)
     with pytest.raises(UsageError, match="takes TrtOptions, not OrtOptions"):
-        create_engine("tensorrt-rtx", standard, OrtOptions())
+        create_engine("tensorrt-rtx", portable, OrtOptions())
 
 
 class TestTheHostIsStrict:
@@ -253,15 +253,15 @@ class TestTheHostIsStrict:
         assert not target.any()
 
     @pytest.mark.parametrize("fault", ["alias", "address", "profile", "align"])
-    def test_a_run_with_wrong_bindings(self, standard: Bundle, fault: str) -> None:
+    def test_a_run_with_wrong_bindings(self, portable: Bundle, fault: str) -> None:
         gpu = HostGpu()
-        spec = standard.manifest.graphs["decoder"]
-        plan = gpu.load(PlanRequest(standard.root, standard.path(spec.file), spec, REPORT))
+        spec = portable.manifest.graphs["decoder"]
+        plan = gpu.load(PlanRequest(portable.root, portable.path(spec.file), spec, REPORT))
         stream, memory = gpu.stream(), gpu.allocate(1 << 20)
         context: Any = plan.context(1, stream, memory.address, 64, few_shapes=True)
         if fault == "profile":
             with pytest.raises(EngineError, match="outside of profile 1"):
-                context.shape("inputs_embeds", (1, 5, standard.manifest.decoder.hidden))
+                context.shape("inputs_embeds", (1, 5, portable.manifest.decoder.hidden))
             return
         if fault == "align":
             with pytest.raises(EngineError, match="not a multiple of 256"):

@@ -16,7 +16,7 @@ from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.image.frame import Frame
 from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page
 from gog_edge.search.cache import ResultCache
-from gog_edge.search.resilience import Limits, Resilient
+from gog_edge.search.resilience import CallLimits, Resilient
 from gog_edge.search.web.http import RetryableError
 from gog_edge.types import Hit, Region
 
@@ -75,7 +75,7 @@ class Scripted(BaseProvider):
 
 def shell(inner: Scripted, clock: Clock | None = None, cache: ResultCache | None = None, **limits: float) -> Resilient:
     clock = clock or Clock()
-    made = Limits(**limits)  # type: ignore[arg-type]
+    made = CallLimits(**limits)  # type: ignore[arg-type]
     return Resilient(inner, made, cache=cache, clock=clock, rng=random.Random(0))  # type: ignore[arg-type]
 
 
@@ -189,7 +189,7 @@ def test_concurrency_is_bounded() -> None:
         with lock:
             running -= 1
 
-    provider = Resilient(Scripted(*[work] * 8), Limits(concurrency=2))
+    provider = Resilient(Scripted(*[work] * 8), CallLimits(concurrency=2))
     threads = [threading.Thread(target=text, args=(provider,)) for _ in range(8)]
     for t in threads:
         t.start()
@@ -202,7 +202,7 @@ def test_concurrency_is_bounded() -> None:
         begun.set()
         go_on.wait(20)
 
-    blocked = Resilient(Scripted(hold), Limits(concurrency=1))
+    blocked = Resilient(Scripted(hold), CallLimits(concurrency=1))
     thread = threading.Thread(target=text, args=(blocked,))
     thread.start()
     assert begun.wait(20)
@@ -263,4 +263,4 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
 def test_senseless_limits_are_refused() -> None:
     for wrong in ({"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"rate": -1}):
         with pytest.raises(SearchError):
-            Limits(**wrong)  # type: ignore[arg-type]
+            CallLimits(**wrong)  # type: ignore[arg-type]

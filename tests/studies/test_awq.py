@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gog_edge.export.quantize.tensor_class import tensor_class
 
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import dequantize
-from gog_edge.export.quantize.tensor_class import tensor_class
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from studies.awq import ScaledCheckpoint, find_scaling

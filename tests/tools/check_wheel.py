@@ -51,7 +51,7 @@ def main() -> None:
     bundle, index = WORK / "bundle", WORK / "index"
     exporter = Path(sys.executable).with_name("gog-edge")
     # stock operators: the same bundle must run without a compiler
-    call(exporter, "export", NANO, "-o", bundle, "--precision", "int8", "--ops", "stock")
+    call(exporter, "export", NANO, "-o", bundle, "--precision", "int8", "--backend", "ort")
     call(gog, "index", "build", index, NANO / "world" / "documents.jsonl", "--bundle", bundle, "--force")
     image = sorted((NANO / "examples").glob("*.jpg"))[0]
     for native in ("0", "1"):

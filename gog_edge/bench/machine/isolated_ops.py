@@ -57,7 +57,7 @@ class DecoderFile:
 
         self.graph = graph
         if not any(node.domain == DOMAIN for node in self.graph.node):
-            raise BenchError("this bundle was exported without native operators (--ops stock)")
+            raise BenchError("this bundle was exported without native operators: export with --backend native")
         self.inputs = {i.name: i for i in self.graph.input}
         names, arrays = weights.load(path, usable_cores())
         self.weights: dict[str, NDArray[Any]] = dict(zip(names, arrays))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, vision_attention_flops
-from gog_edge.bench.workloads import Conversation, TurnSpec
+from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.bundle import Bundle
 from gog_edge.crop import Grid
 from gog_edge.manifest import Manifest, VisionSpec
@@ -69,7 +69,7 @@ def _fastest(roofline: Roofline) -> str:
     return max(roofline.gemm, key=lambda name: roofline.gemm[name])
 
 
-def memory_needed(bundle: Bundle, conversation: Conversation) -> float:
+def memory_needed(bundle: Bundle, conversation: Workload) -> float:
     """Bytes that an ideal runtime holds: all weights, the KV of the whole conversation, one image's activations.
 
     Activations of an image are those of one encoder layer in float32, a row a patch: pixels, input and residual, q, k

@@ -146,7 +146,7 @@ def _prefill(bundle: Bundle, nodes: Mapping[str, Node], contexts: Sequence[int],
     runs: dict[int, list[Run]] = {n: [] for n in contexts}
     with tempfile.TemporaryDirectory(prefix="gog-edge-bench-") as folder:
         engine = create_engine(None, bundle, OrtOptions(profile=str(Path(folder) / "profile")))
-        decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest.decoder)
+        decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest)
         for n in contexts:
             cache = decoder.new_cache(n + ROWS)
             _fill(cache, n)
@@ -170,7 +170,7 @@ def _decode(
     Kinds are measured alone; `REST` is what a whole step takes beyond them.
     """
     engine = create_engine(None, bundle)
-    decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest.decoder)
+    decoder = Decoder(engine.decoder, TokenEmbedding(bundle), bundle.manifest)
     cache = decoder.new_cache(context + 1)
     _fill(cache, context)
     kinds: dict[str, list[str]] = {}

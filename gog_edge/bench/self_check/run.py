@@ -26,7 +26,7 @@ from gog_edge.bench.subject import picture
 from gog_edge.bundle import Bundle
 from gog_edge.crop import crop_patches, region_grid
 from gog_edge.engines.base import Engine
-from gog_edge.engines.registry import ENGINES, create_engine
+from gog_edge.engines.registry import create_engine, default_engine, find_engine
 from gog_edge.errors import BenchError, EngineError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
@@ -35,7 +35,6 @@ from gog_edge.runtime.session import Session
 from gog_edge.types import ImagePart, Region
 
 FORMAT = "gog-edge-self-check"
-ON_GPU = tuple(name for name in ENGINES if name not in ("cpu", "onnxruntime", "transformers"))
 ARCHITECTURES = ("sm_87", "sm_89", "sm_90", "sm_110", "sm_120")
 _REPEATS = 10
 # (frame width, height, region): odd sizes, borders, magnification, more source rows than shared memory holds
@@ -101,10 +100,8 @@ def self_check(
         UsageError: the engine runs on the CPU, or there is none of this name.
         BundleError, BenchError: the bundle or the reference is wrong.
     """
-    if engine is not None and engine not in ON_GPU:
-        raise UsageError(
-            f"a self-check compares a GPU engine with the CPU: {engine!r} is not one of {', '.join(ON_GPU)}"
-        )
+    if engine is not None and not find_engine(engine).gpu:
+        raise UsageError(f"a self-check compares a GPU engine with the CPU, and {engine!r} needs none")
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     opened = Bundle.open(bundle) if bundle is not None else None
     progress("crop kernel")
@@ -126,7 +123,7 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
     if bundle is None:
         return {}
     m = bundle.manifest
-    names = ("name", "family", "target", "flavour", "precision")
+    names = ("name", "family", "backend", "precision")
     engines = {engine.file: engine.report for engine in m.engines}  # what the build made of the graphs
     return {n: getattr(m, n) for n in names} | {"fingerprint": bundle.fingerprint, "engines": engines}
 
@@ -188,7 +185,7 @@ def _check_engine(
 ) -> tuple[list[Check], dict[str, Any]]:
     name = name or _default_engine(bundle)
     if name is None:
-        why = f"the bundle is for {bundle.manifest.target} and holds no engines: name one with --engine"
+        why = f"the bundle is for {bundle.manifest.backend} and holds no engines: name one with --engine"
         return _not_run(why), {}
     try:
         progress(f"loading {name}")
@@ -221,8 +218,9 @@ def _not_run(why: str) -> list[Check]:
 
 
 def _default_engine(bundle: Bundle) -> str | None:
-    if bundle.manifest.target in ON_GPU:
-        return bundle.manifest.target
+    name = default_engine(bundle.manifest)
+    if find_engine(name).gpu:
+        return name
     return bundle.manifest.engines[0].runtime if bundle.manifest.engines else None
 
 

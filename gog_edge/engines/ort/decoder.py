@@ -1,4 +1,4 @@
-"""The decoder on ONNX Runtime: both graph flavours behind one `run`."""
+"""The decoder on ONNX Runtime: graphs of all backends behind one `run`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gog_edge.manifest import Manifest
 
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
 _LITTLE = 1024  # tokens; where there is no address space for more
-_POSITION = {"ort": ("seqlens_k", "total_sequence_length"), "standard": ("write_indices", "attention_bias")}
+_POSITION = {False: ("seqlens_k", "total_sequence_length"), True: ("write_indices", "attention_bias")}  # portable?
 
 
 class OrtDecoder:
-    """`DecoderRunner` over one graph. Flavour `ort`: GroupQueryAttention counts the cache's rows itself; flavour
-    `standard`: TensorScatter is told where to write, attention what it may see."""
+    """`DecoderRunner` over one graph. Portable: TensorScatter is told where to write, attention what it may see. Else
+    attention counts the cache's rows itself."""
 
     def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int | None) -> None:
         import onnxruntime
@@ -29,7 +29,7 @@ class OrtDecoder:
         self._graph = graph
         self._run_options = onnxruntime.RunOptions
         self._host = graph.device.memory == "cpu"
-        self._standard = manifest.flavour == "standard"
+        self._portable = manifest.portable
         self._max = manifest.decoder.max_context
         self._room = initial_context or free_room(graph)
         self._vocab = manifest.decoder.vocab
@@ -37,12 +37,12 @@ class OrtDecoder:
         self._takes_total = "total_sequence_length" in graph.inputs
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
-        positions = _POSITION[manifest.flavour]
+        positions = _POSITION[manifest.portable]
         known = {*_NEEDED, *positions, "deepstack", *cache_names(graph)}
         odd = sorted((graph.inputs.keys() - known) | ({*_NEEDED, positions[0]} - graph.inputs.keys()))
         if odd:
             raise EngineError(
-                f"the decoder graph's inputs do not fit flavour {manifest.flavour!r} ({', '.join(odd)}); "
+                f"the decoder graph's inputs do not fit backend {manifest.backend!r} ({', '.join(odd)}); "
                 "export the checkpoint again with this version"
             )
 
@@ -97,7 +97,7 @@ class OrtDecoder:
         }
         if self._takes_deepstack:
             feeds["deepstack"] = self._deepstack(inputs, count)
-        if self._standard:
+        if self._portable:
             feeds["write_indices"] = np.array([past], np.int64)
             feeds["attention_bias"] = causal_bias(past, count, capacity)
         else:

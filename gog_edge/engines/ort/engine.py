@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gog_edge.engines.base import EngineInfo, Features
 from gog_edge.engines.ort.decoder import OrtDecoder
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.engines.ort.options import OrtOptions, find_device, usable_cores
+from gog_edge.engines.registry import EngineEntry
 from gog_edge.errors import EngineError, UsageError
 
 
@@ -106,3 +108,9 @@ def create(bundle: Bundle, options: OrtOptions | None = None, *, device: str = "
     if options is not None and not isinstance(options, OrtOptions):
         raise UsageError(f"the onnxruntime engine takes OrtOptions, not {type(options).__name__}")
     return OrtEngine(bundle, options or OrtOptions(), device)
+
+
+CPU = EngineEntry(create)
+CUDA = EngineEntry(partial(create, device="cuda"), "gpu", gpu=True)
+TENSORRT = EngineEntry(partial(create, device="tensorrt"), "gpu", gpu=True)
+NV_TENSORRT_RTX = EngineEntry(partial(create, device="nv-tensorrt-rtx"), "gpu", gpu=True)

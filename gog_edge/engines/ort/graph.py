@@ -65,7 +65,7 @@ class OrtGraph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
-            mend = too_old(bundle.manifest.flavour, onnxruntime.__version__)
+            mend = too_old(bundle.manifest.portable, onnxruntime.__version__)
             raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)
@@ -107,15 +107,15 @@ class OrtGraph:
         return EngineError(f"the {self.name} graph failed: {_line(error)}")
 
 
-def too_old(flavour: str, version: str) -> str:
-    """What to do where ONNX Runtime is too old for a flavour; empty where it is not.
+def too_old(portable: bool, version: str) -> str:
+    """What to do where ONNX Runtime is too old for a bundle's graphs; empty where it is not.
 
-    1.23 runs flavour `ort`; opset 24, which `standard` graphs use, is complete from 1.25 on (both tried).
+    1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on (both tried).
     """
     numbers = tuple(int(part) for part in version.split(".")[:2])
-    if flavour != "standard" or numbers >= (1, 25):
+    if not portable or numbers >= (1, 25):
         return ""
-    return "standard graphs need onnxruntime 1.25 or later"
+    return "portable graphs need onnxruntime 1.25 or later"
 
 
 def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> list[Any]:
@@ -151,7 +151,7 @@ def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -
         raise EngineError(f"{bundle.root} needs operators of {', '.join(foreign)}, which this gog-edge does not have")
     reason = register(session_options)
     if reason is not None:
-        raise EngineError(f"{bundle.root} was exported with native operators: {reason}; or export with --ops stock")
+        raise EngineError(f"{bundle.root} was exported with native operators: {reason}; or export with --backend ort")
     return True
 
 

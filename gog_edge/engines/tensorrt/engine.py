@@ -1,4 +1,4 @@
-"""TensorRT as an engine, both flavours: `tensorrt-rtx` on desktops, `tensorrt` on Jetson and servers.
+"""TensorRT as an engine, both editions: `tensorrt-rtx` on desktops, `tensorrt` on Jetson and servers.
 
 The two graphs run on two streams of one device: the vision tower's (crop kernel, tower) and the decoder's, which waits
 for an event before it reads an image's features. Features, KV cache and deepstack never leave the device on that way;
@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import EngineInfo
+from gog_edge.engines.registry import EngineEntry
 from gog_edge.engines.tensorrt.cuda import CudaGpu, open_gpu
 from gog_edge.engines.tensorrt.decoder import TrtDecoder
 from gog_edge.engines.tensorrt.plan import PlanRequest, RuntimeName, TrtPlan, find_engine, import_library
@@ -132,10 +134,9 @@ def create(bundle: Bundle, options: TrtOptions | None = None, *, runtime: Runtim
     if options is not None and not isinstance(options, TrtOptions):
         raise UsageError(f"the {runtime} engine takes TrtOptions, not {type(options).__name__}")
     options = options or TrtOptions()
-    if bundle.manifest.flavour != "standard":
+    if not bundle.manifest.portable:
         raise EngineError(
-            f"{bundle.root} has {bundle.manifest.flavour} graphs, {runtime} needs the standard ones: export the "
-            f"checkpoint with --target {runtime}"
+            f"{bundle.root} was exported for {bundle.manifest.backend}: export the checkpoint with --backend {runtime}"
         )
     library = import_library(runtime)
     gpu = open_gpu(library, options.device_id)
@@ -143,3 +144,7 @@ def create(bundle: Bundle, options: TrtOptions | None = None, *, runtime: Runtim
         find_engine(bundle, graph, runtime, library.version, gpu.capability) for graph in ("vision", "decoder")
     )
     return TrtEngine(bundle, options, gpu, vision, decoder)
+
+
+TENSORRT = EngineEntry(partial(create, runtime="tensorrt"), "tensorrt", gpu=True)
+TENSORRT_RTX = EngineEntry(partial(create, runtime="tensorrt-rtx"), "tensorrt-rtx", gpu=True)

@@ -1,4 +1,4 @@
-"""TensorRT's Python API, both flavours: finding a bundle's engine, loading plans, refitting, execution contexts."""
+"""TensorRT's Python API, both editions: finding a bundle's engine, loading plans, refitting, execution contexts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Library:
-    """An imported TensorRT flavour."""
+    """An imported edition of TensorRT."""
 
     runtime: RuntimeName
     trt: Any
@@ -53,7 +53,7 @@ class Library:
 
 
 def import_library(runtime: RuntimeName) -> Library:
-    """Import a flavour.
+    """Import an edition.
 
     Raises:
         EngineError: it is not installed, with how to install it.
@@ -82,7 +82,7 @@ def find_engine(bundle: Bundle, graph: GraphName, runtime: RuntimeName, version:
     have = ", ".join(f"{e.version} sm {e.compute_capability}" for e in engines) or "none"
     raise EngineError(
         f"{bundle.root} has no {runtime} {version} engine of the {graph} graph for sm {capability} (it has: {have}): "
-        f"export again with --target {runtime}"
+        f"export again with --backend {runtime}"
         + (f" --sm {capability}" if runtime == "tensorrt-rtx" else " on this device")
     )
 

@@ -11,30 +11,33 @@ from typing import Any
 
 from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.families.base import VisionDims
 from gog_edge.export.options import ExportOptions
+from gog_edge.families.base import Processor, VisionDims
 from gog_edge.manifest import Preprocessing
 from gog_edge.serde import Section
 
-CLASS = "Qwen2VLImageProcessor"
 _BICUBIC = 3  # PIL's number
-# What the class says where the files say nothing. A null in the files is not nothing: it is a value that is false.
-_DEFAULTS: dict[str, Any] = {
-    "do_resize": True,
-    "resample": _BICUBIC,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "patch_size": 14,
-    "merge_size": 2,
-    "temporal_patch_size": 2,
-}
-_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 
 
-def read_preprocessing(checkpoint: Checkpoint, vision: VisionDims, options: ExportOptions) -> Preprocessing:
+def _defaults(usual: Processor) -> dict[str, Any]:
+    """What the class says where the files say nothing. A null in the files is not nothing: it is a value, false."""
+    return {
+        "do_resize": True,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(usual.image_mean),
+        "image_std": list(usual.image_std),
+        "patch_size": usual.patch_size,
+        "merge_size": usual.merge_size,
+        "temporal_patch_size": usual.temporal_patch_size,
+    }
+
+
+def read_preprocessing(
+    checkpoint: Checkpoint, usual: Processor, vision: VisionDims, options: ExportOptions
+) -> Preprocessing:
     """The image processor's settings, checked against the vision tower; the user's pixel limits stand above them.
 
     Raises:
@@ -42,13 +45,13 @@ def read_preprocessing(checkpoint: Checkpoint, vision: VisionDims, options: Expo
             here. UsageError: pixel limits that leave nothing.
     """
     found = _settings(checkpoint)
-    _check_class(found, checkpoint)
-    section = Section({**_DEFAULTS, **found.data}, found.path, found.file)
+    _check_class(found, usual.name, checkpoint)
+    section = Section({**_defaults(usual), **found.data}, found.path, found.file)
     if not _flag(section, "do_resize"):
         raise section.fail("do_resize", "is false; crops of any size are shown, which must be resized: set it to true")
     if isinstance(section.data["resample"], bool) or section.data["resample"] != _BICUBIC:
         raise section.fail("resample", f"is {section.data['resample']!r}; only {_BICUBIC} (bicubic) can be exported")
-    low, high = _limits(section)
+    low, high = _limits(section, usual)
     rescaled, normalised = _flag(section, "do_rescale"), _flag(section, "do_normalize")
     preprocessing = Preprocessing(
         patch_size=_same(section, found, "patch_size", vision.patch),
@@ -88,14 +91,14 @@ def _settings(checkpoint: Checkpoint) -> Section:
     return Section(checkpoint.json(name), file=name)
 
 
-def _check_class(section: Section, checkpoint: Checkpoint) -> None:
+def _check_class(section: Section, usual: str, checkpoint: Checkpoint) -> None:
     named = section.text("image_processor_type", "")
     if not named:
         named = section.text("feature_extractor_type", "").replace("FeatureExtractor", "ImageProcessor")
     if not named:
-        named = Section(checkpoint.config).text("image_processor_type", CLASS)
-    if named.removesuffix("Fast").removesuffix("Pil") != CLASS:
-        raise section.fail("image_processor_type", f"is {named}; only {CLASS} can be exported")
+        named = Section(checkpoint.config).text("image_processor_type", usual)
+    if named.removesuffix("Fast").removesuffix("Pil") != usual:
+        raise section.fail("image_processor_type", f"is {named}; only {usual} can be exported")
 
 
 def _flag(section: Section, key: str) -> bool:
@@ -103,18 +106,19 @@ def _flag(section: Section, key: str) -> bool:
     return section.flag(key, False)
 
 
-def _limits(section: Section) -> tuple[int, int]:
+def _limits(section: Section, usual: Processor) -> tuple[int, int]:
     """(smallest, largest) area in pixels: `min_pixels` and `max_pixels` above those of `size`.
 
     Raises:
         CheckpointError: `size` is of another kind, or lacks one of the two.
     """
-    size: dict[str, Any] = dict(section.section("size").data) if section.has("size") else dict(_SIZE)
+    edges = {"shortest_edge": usual.min_pixels, "longest_edge": usual.max_pixels}
+    size: dict[str, Any] = dict(section.section("size").data) if section.has("size") else dict(edges)
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
         if section.has(key):
             size[edge] = section.integer(key)
             size.pop(key, None)
-    if set(size) != set(_SIZE):
+    if set(size) != set(edges):
         had = ", ".join(sorted(size)) or "nothing"
         raise section.fail("size", f"must have shortest_edge and longest_edge (areas in pixels), not {had}")
     checked = Section(size, f"{section.path}.size".lstrip("."), section.file)
@@ -124,7 +128,7 @@ def _limits(section: Section) -> tuple[int, int]:
 def _same(section: Section, found: Section, key: str, expected: int) -> int:
     value = section.integer(key)
     if value != expected:
-        default = "" if key in found.data else f" (missing: {CLASS}'s default)"
+        default = "" if key in found.data else " (missing: the class's default)"
         raise section.fail(key, f"= {value}{default} contradicts config.json's {expected}")
     return value
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from gog_edge.export.checkpoint.lora import LoraSource
 from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.prequantized import open_prequantized
 from gog_edge.export.checkpoint.shards import ShardSet, Source, foreign_format
-from gog_edge.export.families.base import EMBEDDING, HEAD, tied_embeddings
+from gog_edge.families.base import EMBEDDING, HEAD, tied_embeddings
 
 _ROWS = 4096  # rows compared at once
 
@@ -37,6 +36,7 @@ class Checkpoint:
     adapters: tuple[str, ...] = ()
     adapter_roots: tuple[Path, ...] = ()  # where they lie
     _plain: ShardSet | None = field(default=None, repr=False)
+    _heads: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
@@ -63,31 +63,35 @@ class Checkpoint:
         """
         root = hub.locate(adapter, None)
         flag = tied_embeddings(self.config)
-        shared = flag and EMBEDDING in self and self.head == EMBEDDING
+        shared = flag and EMBEDDING in self and self.head_of() == EMBEDDING
         merged = LoraSource.open(self.source, root, flag, shared)
         config = _untied(self.config) if merged.unties else self.config
         adapters, roots = (*self.adapters, str(adapter)), (*self.adapter_roots, root)
         return Checkpoint(self.root, config, merged, self.origin, adapters, roots, self._plain)
 
-    @cached_property
-    def head(self) -> str:
+    def head_of(self, embedding: str = EMBEDDING, head: str = HEAD) -> str:
         """The tensor that makes the logits: the embedding where config.json ties it and no other head is stored.
 
-        Like transformers: a stored lm_head.weight that differs from the embedding is used, whatever the flags say.
+        Like transformers: a stored head that differs from the embedding is used, whatever the flags say.
 
         Raises:
             CheckpointError: neither is there.
         """
+        if (embedding, head) not in self._heads:
+            self._heads[embedding, head] = self._find_head(embedding, head)
+        return self._heads[embedding, head]
+
+    def _find_head(self, embedding: str, head: str) -> str:
         tied = tied_embeddings(self.config)
-        if HEAD in self:
-            return EMBEDDING if tied and self._equal(HEAD, EMBEDDING) else HEAD
+        if head in self:
+            return embedding if tied and self._equal(head, embedding) else head
         if not tied:
             raise CheckpointError(
-                f"{self.origin} has no tensor {HEAD} and no tie_word_embeddings in config.json that would put the "
+                f"{self.origin} has no tensor {head} and no tie_word_embeddings in config.json that would put the "
                 "embedding in its place (transformers fills it at random): it is incomplete, or the flag is missing"
             )
-        self._check(EMBEDDING)
-        return EMBEDDING
+        self._check(embedding)
+        return embedding
 
     def names(self) -> set[str]:
         """All tensor names, in the transformers 5 spelling."""

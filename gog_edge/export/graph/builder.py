@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gog_edge._version import __version__
-from gog_edge.export.graph.value import Value
 from gog_edge.export.graph.weightfile import Blob, WeightFile
+from gog_edge.families.target import Value
 from gog_edge.manifest import Dim, DType, GraphSpec, TensorSpec
 
 _ELEMENT: dict[str, int] = {

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph import packing
 from gog_edge.export.graph.builder import GraphBuilder
-from gog_edge.export.graph.matrix import Matrix, TensorSource, check_shape, chunks
-from gog_edge.export.graph.target import Role
-from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.matrix import TensorSource, check_shape, chunks
 from gog_edge.export.graph.weightfile import Blob
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
 from gog_edge.export.quantize.weights import quantize, quantize_rows
+from gog_edge.families.target import Matrix, Role, Value
 from gog_edge.manifest import DType
 
 FLOAT32 = Scheme(32)
@@ -172,11 +171,11 @@ class OrtLinear(LinearStore):
         )
 
 
-class StandardLinear(LinearStore):
+class PortableLinear(LinearStore):
     """Opset only: MatMul over float weights or over DequantizeLinear (INT4 in blocks, INT8 per output).
 
     Weights lie as [columns, rows], which is what MatMul takes and what both TensorRT's and ONNX Runtime's
-    DequantizeLinear + MatMul fusions look for. Schemes have been through `fit.for_standard`.
+    DequantizeLinear + MatMul fusions look for. Schemes have been through `fit.for_portable`.
     """
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gog_edge.errors import CheckpointError
+from gog_edge.families.target import Matrix
 
 F32 = NDArray[np.float32]
 CHUNK_VALUES = 1 << 26  # float32 values of a chunk: 256 MiB
@@ -25,24 +26,6 @@ class TensorSource(Protocol):
     def read(self, name: str, dtype: DTypeLike = ...) -> NDArray[Any]: ...
 
     def read_rows(self, name: str, start: int, stop: int, dtype: DTypeLike = ...) -> NDArray[Any]: ...
-
-
-class Matrix(Protocol):
-    """A matrix that can be read in row chunks; `label` names it in nodes and messages."""
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def columns(self) -> int: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def read(self, start: int, stop: int) -> F32: ...
 
 
 def check_shape(source: TensorSource, name: str, expected: tuple[int, ...]) -> None:

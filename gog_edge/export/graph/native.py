@@ -11,9 +11,8 @@ from typing import Literal
 
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.ort import MS, OrtTarget
-from gog_edge.export.graph.standard import StandardTarget, cache_shape
-from gog_edge.export.graph.target import Cache, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.portable import PortableTarget, cache_shape
+from gog_edge.families.target import Cache, LayerCache, Value, Windows
 from gog_edge.manifest import DecoderSpec, DType
 from gog_edge.native.contract import DOMAIN, VERSION, VISION_PRECISIONS
 
@@ -39,19 +38,20 @@ class NativeTarget(OrtTarget):
     vision_precision: Literal["bfloat16", "float32", "int8"] = "bfloat16"
 
     # Plain Add and norm nodes: `fuse` makes them part of the linear nodes on either side.
-    add_rms_norm = StandardTarget.add_rms_norm
-    add_layer_norm = StandardTarget.add_layer_norm
+    add_rms_norm = PortableTarget.add_rms_norm
+    add_layer_norm = PortableTarget.add_layer_norm
 
     def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
         cut = () if windows is None else (windows.gather, windows.mask)
         precision = VISION_PRECISIONS[self.vision_precision]
         return self.g.op("VisionAttention", qkv, cos, sin, *cut, domain=DOMAIN, heads=heads, precision=precision)
 
-    def cache(self, spec: DecoderSpec) -> Cache:
-        g, shape = self.g, cache_shape(spec)
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
+        g = self.g
         seqlens = g.input("seqlens_k", "int32", (1,))
         past, scales = [], []
-        for i in range(spec.layers):
+        for i, layer in enumerate(layers):
+            shape = cache_shape(layer)
             names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
             past.append((g.input(names[0], self.kv_dtype, shape), g.input(names[1], self.kv_dtype, shape)))
             if self.kv_dtype == "int8":

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.export.graph.linear import OrtLinear
-from gog_edge.export.graph.matrix import Matrix, chunks
-from gog_edge.export.graph.target import Role
-from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.matrix import chunks
 from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
 from gog_edge.export.quantize.weights import quantize
+from gog_edge.families.target import Matrix, Role, Value
 from gog_edge.native import contract, packing
 
 Order = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Target `ort`: ONNX Runtime's fused operators; replaces what `standard` says in opset nodes."""
+"""Target `ort`: ONNX Runtime's fused operators; replaces what `portable` says in opset nodes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph.builder import GraphBuilder
-from gog_edge.export.graph.standard import StandardTarget, declare_past, declare_present
-from gog_edge.export.graph.target import Cache, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.portable import PortableTarget, declare_past, declare_present
+from gog_edge.families.target import Cache, LayerCache, Value, Windows
 from gog_edge.manifest import DecoderSpec, DType
 
 MS = "com.microsoft"
@@ -22,6 +21,7 @@ class OrtCache:
 
     g: GraphBuilder
     spec: DecoderSpec
+    layers: tuple[LayerCache, ...]
     dtype: DType
     past: tuple[tuple[Value, Value], ...]
     seqlens_k: Value
@@ -29,10 +29,10 @@ class OrtCache:
 
     def finish(self) -> None:
         """Declare the present values as outputs."""
-        declare_present(self.g, self.spec, self.dtype)
+        declare_present(self.g, self.layers, self.dtype)
 
 
-class OrtTarget(StandardTarget):
+class OrtTarget(PortableTarget):
     """See the module."""
 
     domains = {"": 21, MS: 1}  # noqa: RUF012 (never changed)
@@ -81,15 +81,16 @@ class OrtTarget(StandardTarget):
         y = self.g.op("MultiHeadAttention", q, k, v, None, windows.mask, domain=MS, num_heads=heads)
         return self._ungather(self.g.cast(y, "float32"), windows.scatter)
 
-    def cache(self, spec: DecoderSpec) -> Cache:
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
         if spec.head_dim % 8:
             raise CheckpointError(
                 f"config.json: head_dim = {spec.head_dim} is not a multiple of 8, which ONNX Runtime's "
-                "GroupQueryAttention needs; use flavour standard"
+                "GroupQueryAttention needs: export with --backend portable"
             )
         seqlens = self.g.input("seqlens_k", "int32", (1,))
         total = self.g.input("total_sequence_length", "int32", ())
-        return OrtCache(self.g, spec, self.kv_dtype, declare_past(self.g, spec, self.kv_dtype), seqlens, total)
+        past = declare_past(self.g, layers, self.kv_dtype)
+        return OrtCache(self.g, spec, layers, self.kv_dtype, past, seqlens, total)
 
     def cached_attention(
         self,

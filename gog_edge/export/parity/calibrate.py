@@ -13,14 +13,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.reference import Reference
 from gog_edge.export.parity.rollouts import Talk
 from gog_edge.export.quantize.calibration import Calibration, CalibrationWriter
-
-# Linear layers that share an input: the first of each is listened to.
-_SHARED = {
-    "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
+from gog_edge.families.roles import decoder_inputs
 
 
 def calibrate(
@@ -36,13 +29,11 @@ def calibrate(
     reference = Reference(checkpoint, memory=memory)
     writer = CalibrationWriter()
     handles, needed = [], 0
-    for name, module in reference.model.named_modules():
-        for first, users in _SHARED.items():
-            if name.startswith("model.language_model.layers.") and name.endswith(first):
-                base = name.removesuffix(first)
-                weights = tuple(f"{base}{user}.weight" for user in users)
-                needed += 8 * module.in_features**2
-                handles.append(module.register_forward_pre_hook(_listener(writer, name, weights)))
+    for weights in decoder_inputs(checkpoint.config):
+        name = weights[0].removesuffix(".weight")  # of those that share an input, the first is listened to
+        module = reference.model.get_submodule(name)
+        needed += 8 * module.in_features**2
+        handles.append(module.register_forward_pre_hook(_listener(writer, name, weights)))
     available = psutil.virtual_memory().available
     if needed > available:
         raise UsageError(

@@ -25,7 +25,7 @@ QUESTIONS = ("What is shown here, and what should be searched for?", "Compare th
 
 
 @dataclass
-class Conversation:
+class BundleTalk:
     """What the bundle saw and did.
 
     `features`, `patches`, `starts` (the first token): one per plan. `places`: index of every decoded token; `rows`:
@@ -70,13 +70,13 @@ def masked_tokens(manifest: Manifest, video_token: object) -> list[int]:
     return sorted(i for i in ids if isinstance(i, int) and 0 <= i < manifest.decoder.vocab)
 
 
-def converse(model: Model, frames: Sequence[Frame], tokens: int, masked: list[int]) -> Conversation:
+def converse(model: Model, frames: Sequence[Frame], tokens: int, masked: list[int]) -> BundleTalk:
     """Three turns of `tokens` greedy tokens: the first image; all others and a crop of the first; text only.
 
     Raises:
         ContextOverflowError: the conversation does not fit the bundle's context.
     """
-    talk = Conversation()
+    talk = BundleTalk()
     session = Session(model)
     limits = pixel_limits(model.manifest.preprocessing)
     first = frames[0]

@@ -23,8 +23,8 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, EngineInfo, Features, KvCache
 from gog_edge.errors import EngineError
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.families import find
 from gog_edge.export.parity.reference import PatchMaker, Reference
+from gog_edge.families import find
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Manifest, Preprocessing
 from gog_edge.types import Region
@@ -176,7 +176,8 @@ class HfDecoder:
 
 
 def _check_belongs(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    config = find(checkpoint.config).parse(checkpoint.config)
+    family = find(checkpoint.config)
+    config = family.parse(checkpoint.config)
     own = replace(config.decoder.spec, kv_dtype=manifest.decoder.kv_dtype, max_context=manifest.decoder.max_context)
-    if config.family != manifest.family or own != manifest.decoder or config.vision.spec != manifest.vision:
+    if family.name != manifest.family or own != manifest.decoder or config.vision.spec != manifest.vision:
         raise EngineError(f"bundle {manifest.name} was not exported from {checkpoint.origin}: their shapes differ")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from gog_edge.export.parity.conversation import (
     CHUNK,
     IMAGE_TOKENS,
     QUESTIONS,
-    Conversation,
+    BundleTalk,
     converse,
     generated_frames,
     masked_tokens,
@@ -55,8 +55,9 @@ from gog_edge.export.parity.metrics import (
 from gog_edge.export.progress import Progress, Silent
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import dequantize
-from gog_edge.export.quantize.tensor_class import tensor_class
 from gog_edge.export.quantize.weights import quantize
+from gog_edge.families.roles import tensor_classes
+from gog_edge.families.target import TensorClass
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan
@@ -78,7 +79,7 @@ class ParityReport:
     verdict: Verdict
     stages: tuple[Stage, ...]
     precision: str
-    flavour: str
+    backend: str
     engine: str
     reference: str
     checkpoint: str
@@ -178,7 +179,7 @@ def verify(
         *_vision_stages(expected.features, talk.features, limits),
         *_decoder_stages(expected.logits, talk, limits, masked),
     ]
-    transform = fake_quantisation(bundle)
+    transform = fake_quantisation(bundle, tensor_classes(checkpoint.config))
     if transform is not None:
         progress.stage("verify: quantised reference", 0)
         stages.append(_graph_stage(lambda: make_reference(checkpoint, transform, memory), talk, shown, limits))
@@ -193,7 +194,7 @@ def verify(
         verdict=combine(stages),
         stages=explain(stages, evidence),
         precision=bundle.manifest.precision,
-        flavour=bundle.manifest.flavour,
+        backend=bundle.manifest.backend,
         engine=f"{described.name} {described.version}",
         reference=about,
         checkpoint=Path(checkpoint.origin).name if Path(checkpoint.origin).exists() else checkpoint.origin,
@@ -235,13 +236,13 @@ def gate(
     return run
 
 
-def fake_quantisation(bundle: Bundle) -> Transform | None:
+def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Transform | None:
     """The bundle's quantisation as a change of float weights; None if nothing is quantised or it can't be repeated.
 
-    It can't where calibration decided, and where the standard flavour fits schemes to its operators.
+    It can't where calibration decided, and where portable graphs fit schemes to their operators.
     """
     manifest = bundle.manifest
-    if manifest.precision not in ("int4", "int8") or manifest.flavour != "ort":
+    if manifest.precision not in ("int4", "int8") or manifest.portable:
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")
@@ -251,14 +252,14 @@ def fake_quantisation(bundle: Bundle) -> Transform | None:
         return None
 
     def transform(name: str, weight: F32) -> F32:
-        kind = tensor_class(name)
+        kind = classes.get(name)
         scheme = recipe.scheme(kind, name) if kind else None
         return weight if scheme is None else dequantize(quantize(weight, scheme))
 
     return transform
 
 
-def _torch_side() -> tuple[type[Reference], Callable[[Conversation], tuple[ReferenceImage, ...]]]:
+def _torch_side() -> tuple[type[Reference], Callable[[BundleTalk], tuple[ReferenceImage, ...]]]:
     try:
         from gog_edge.export.parity.reference import Reference
         from gog_edge.export.parity.rollouts import shown_images
@@ -277,7 +278,7 @@ def _options() -> RunOptions:
     return RunOptions(prefix_cache=False, prefill_chunk=CHUNK)
 
 
-def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:
     """`_pixel_stage`; without an image processor to compare with, the stage fails and says so."""
     try:
         return _pixel_stage(bundle, checkpoint, talk, limits)
@@ -286,7 +287,7 @@ def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: 
 
 
 def _graph_stage(
-    make: Callable[[], Reference], talk: Conversation, shown: Sequence[ReferenceImage], limits: Tolerances
+    make: Callable[[], Reference], talk: BundleTalk, shown: Sequence[ReferenceImage], limits: Tolerances
 ) -> Stage:
     try:
         quantised = make()
@@ -295,7 +296,7 @@ def _graph_stage(
     return limits.judge("graph", compare_logits(quantised.logits(talk.tokens, shown), talk.prefill))
 
 
-def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:
     from gog_edge.export.parity.reference import PatchMaker
 
     pre, maker = bundle.manifest.preprocessing, PatchMaker(checkpoint)
@@ -333,7 +334,7 @@ def _vision_stages(
     return tuple(stages)
 
 
-def _decoder_stages(logits: F32, talk: Conversation, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
+def _decoder_stages(logits: F32, talk: BundleTalk, limits: Tolerances, masked: list[int]) -> tuple[Stage, ...]:
     before = np.asarray(talk.places) - 1  # the row that predicts a place is the one before it
     tie = limits.value("greedy", "tie")
     greedy = compare_greedy(logits[before], talk.tokens[talk.places], tie, masked)

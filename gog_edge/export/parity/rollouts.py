@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gog_edge.crop import crop_patches
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.parity.conversation import Conversation, converse, generated_frames, masked_tokens
+from gog_edge.export.parity.conversation import BundleTalk, converse, generated_frames, masked_tokens
 from gog_edge.export.parity.reference import ReferenceImage
 from gog_edge.prompts import Ask, read_questions
 from gog_edge.runtime.session import Session
@@ -83,13 +83,13 @@ def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> 
         return [_talk(talk) for talk in talks]
 
 
-def shown_images(talk: Conversation) -> tuple[ReferenceImage, ...]:
+def shown_images(talk: BundleTalk) -> tuple[ReferenceImage, ...]:
     """The images of a gate's conversation."""
     parts = zip(talk.patches, talk.plans, talk.starts)
     return tuple(ReferenceImage(p, plan.grid.rows, plan.grid.columns, start) for p, plan, start in parts)
 
 
-def _talk(talk: Conversation) -> Talk:
+def _talk(talk: BundleTalk) -> Talk:
     shown = shown_images(talk)
     mask = np.zeros(len(talk.tokens), np.bool_)
     mask[talk.places] = True

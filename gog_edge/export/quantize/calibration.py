@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import UsageError
 from gog_edge.export.quantize.gptq import inverse_factor
-from gog_edge.export.quantize.tensor_class import tensor_class
 
 F32 = NDArray[np.float32]
 INDEX = "calibration.json"
@@ -63,13 +62,12 @@ class Calibration:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UsageError(f"{folder} holds no calibration that this version reads ({e}): calibrate again") from e
 
-    def check(self, shape: Callable[[str], tuple[int, ...]], names: set[str]) -> Calibration:
-        """Itself, if it belongs to a checkpoint with these tensors.
+    def check(self, shape: Callable[[str], tuple[int, ...]], decoder: set[str]) -> Calibration:
+        """Itself, if it belongs to a checkpoint whose decoder layers have these matrices.
 
         Raises:
             UsageError: a layer of either has no counterpart, or another width.
         """
-        decoder = {n for n in names if n.startswith("model.language_model.layers.") and tensor_class(n)}
         strays = sorted(decoder.symmetric_difference(self.files))
         if strays:
             raise UsageError(f"{self.folder} is the calibration of another checkpoint: they differ in {strays[0]}")

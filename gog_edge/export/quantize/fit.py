@@ -20,7 +20,7 @@ def fit(recipe: Recipe, change: Change) -> Recipe:
     return replace(recipe, **schemes)
 
 
-def for_standard(scheme: Scheme) -> Scheme:
+def for_portable(scheme: Scheme) -> Scheme:
     """DequantizeLinear as TensorRT takes it: symmetric, positive scales; int8 per output, int4 in blocks."""
     return replace(scheme, symmetric=True, positive=True, block=scheme.block if scheme.bits == 4 else 0)
 
@@ -32,7 +32,7 @@ def for_native(scheme: Scheme) -> Scheme:
     return replace(scheme, block=scheme.block or 128, scale_dtype="float16")
 
 
-def for_stock(scheme: Scheme) -> Scheme:
+def for_ort(scheme: Scheme) -> Scheme:
     """MatMulNBits: float32 scales and blocks of a power of two; DynamicQuantizeMatMul: int8, one scale an output.
 
     8-bit blocks are at least 128 long: MatMulNBits is 1.6 times as fast as with 32, and 8 bits lose nothing by it.
@@ -46,7 +46,7 @@ def for_stock(scheme: Scheme) -> Scheme:
 
 def for_cuda(scheme: Scheme) -> Scheme:
     """MatMulNBits only: DynamicQuantizeMatMul has no CUDA kernel; scales are float16 like the activations."""
-    stock = for_stock(replace(scheme, block=scheme.block or 128))
+    stock = for_ort(replace(scheme, block=scheme.block or 128))
     return replace(stock, scale_dtype="float16")
 
 

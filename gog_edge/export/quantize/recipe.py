@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from gog_edge.export.quantize.scheme import CALIBRATED, Method, Scheme
-
-TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+from gog_edge.families.target import TensorClass
 
 _F32, _F16 = Scheme(32), Scheme(16)
 

@@ -1,1 +1,1 @@
-"""Building TensorRT engines out of a bundle's standard graphs."""
+"""Building TensorRT engines out of a bundle's portable graphs."""

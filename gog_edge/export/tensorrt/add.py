@@ -1,4 +1,4 @@
-"""Adding TensorRT engines to a bundle that has `standard` graphs: atomically, without copying its weights."""
+"""Adding TensorRT engines to a bundle that has portable graphs: atomically, without copying its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_engines(
 
     Raises:
         EngineError: the library is missing or a build fails; the old bundle stays as it was.
-        UsageError: a device that can't be built for, or a bundle without standard graphs.
+        UsageError: a device that can't be built for, or a bundle without portable graphs.
     """
     old = bundle.manifest.engines
     with BundleWriter(out) as writer:

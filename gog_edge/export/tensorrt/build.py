@@ -1,6 +1,6 @@
-"""TensorRT engines from the `standard` graphs: TensorRT-RTX ahead of time without a GPU, TensorRT on the device itself.
+"""TensorRT engines from portable graphs: TensorRT-RTX ahead of time without a GPU, TensorRT on the device itself.
 
-Both flavours have the same Python API under another module name, so there is one code path. Targets of TensorRT-RTX
+Both editions have the same Python API under another module name, so there is one code path. Targets of TensorRT-RTX
 are named by compute capability (sm 75 … 121) and one plan serves several (`tensorrt_targets`); TensorRT builds for the
 GPU of the machine it runs on.
 
@@ -65,10 +65,10 @@ def build_engines(
 
     Raises:
         EngineError: the library is missing, a graph does not parse, or a build fails; the log file is named.
-        UsageError: a compute capability that can't be built for, or graphs of another flavour.
+        UsageError: a compute capability that can't be built for, or graphs of another backend.
     """
-    if manifest.flavour != "standard":
-        raise UsageError(f"TensorRT needs graphs of the standard flavour, this bundle has {manifest.flavour}")
+    if not manifest.portable:
+        raise UsageError(f"TensorRT needs portable graphs, this bundle was exported for {manifest.backend}")
     library = import_library(runtime)
     (root / "engines").mkdir(exist_ok=True)
     built = []

@@ -44,7 +44,7 @@ def plans(
         return ((),)
     unknown = [w for w in wanted if w not in known]
     if unknown:
-        hint = " (Jetson: build on the device with --target tensorrt)" if unknown[0] in _JETSON else ""
+        hint = " (Jetson: build on the device with --backend tensorrt)" if unknown[0] in _JETSON else ""
         raise UsageError(f"{library.runtime} {library.version} has no sm {unknown[0]}: one of {', '.join(known)}{hint}")
     chosen = sorted(set(wanted), key=int) if wanted else list(known)
     old = [c for c in chosen if int(c) < FIRST_PORTABLE]

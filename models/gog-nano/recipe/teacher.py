@@ -32,7 +32,7 @@ LOW = 0.75  # cosine of the best picture under which the teacher does not believ
 @cache
 def dialect() -> Dialect:
     template = (ROOT / "recipe" / "chat_template.jinja").read_text(encoding="utf-8")
-    return load(ROOT / "dialect.toml", family="qwen3_vl", chat_template=template)
+    return load(ROOT / "dialect.toml", frame="thousand", chat_template=template)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .wire import Image, Part, Turn, WorkerError, clock, serve
+from .wire import Image, Part, TurnTimes, WorkerError, clock, serve
 
 
 class HfCrop:
@@ -31,7 +31,7 @@ class HfCrop:
         self.processor = kind(patch_size=options["patch"], merge_size=2, image_mean=half, image_std=half)
         return {"seconds": clock() - start, "about": f"transformers {transformers.__version__}, {kind.__name__}"}
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         import numpy as np
         import torch
 
@@ -45,7 +45,7 @@ class HfCrop:
         start = clock()
         found = self.processor(images=[frame[:, y0:y1, x0:x1]], size=size, return_tensors="pt")
         seconds = clock() - start
-        return Turn(seconds, {"crop": seconds}, int(found["pixel_values"].shape[0]), tokens)
+        return TurnTimes(seconds, {"crop": seconds}, int(found["pixel_values"].shape[0]), tokens)
 
     def reset(self) -> None:
         return

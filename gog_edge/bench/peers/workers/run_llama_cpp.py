@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .run_openai import OpenAi
-from .wire import Image, Part, Turn, WorkerError, clock, folder, serve
+from .wire import Image, Part, TurnTimes, WorkerError, clock, folder, serve
 
 CONTEXT = 20480
 START_SECONDS = 600.0
@@ -57,7 +57,7 @@ class LlamaCpp(OpenAi):
         about = f"{found['about']}{f', {towers.name}' if towers else ''}, {threads} threads"
         return {"seconds": clock() - start, "about": about}
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         before = len(self.lines)
         turn = super().turn(parts, tokens)
         encoded = encoding_seconds(self.lines[before:])

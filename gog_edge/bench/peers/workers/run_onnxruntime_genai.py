@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from .wire import Image, Part, Turn, WorkerError, clock, folder, serve, token_ids
+from .wire import Image, Part, TurnTimes, WorkerError, clock, folder, serve, token_ids
 
 CONTEXT = 4096  # its KV cache is as long as the limit that it is given; grown for longer conversations only
 
@@ -48,7 +48,7 @@ class OrtGenai:
         about = f"onnxruntime-genai {onnxruntime_genai.__version__}, decoder only, {threads} threads"
         return {"seconds": seconds, "about": about}
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         ids: list[int] = []
         for part in parts:
             if isinstance(part, Image):
@@ -62,7 +62,7 @@ class OrtGenai:
         stages = {"prefill": first - start}
         if tokens > 1:
             stages["decode"] = end - first
-        return Turn(end - start, stages, len(ids), self.generator.token_count() - before, len(ids))
+        return TurnTimes(end - start, stages, len(ids), self.generator.token_count() - before, len(ids))
 
     def reset(self) -> None:
         import onnxruntime_genai

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from .wire import Image, Part, Turn, WorkerError, clock, serve, text_of
+from .wire import Image, Part, TurnTimes, WorkerError, clock, serve, text_of
 
 
 class OpenAi:
@@ -55,7 +55,7 @@ class OpenAi:
             return False
         return True
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         content: list[dict[str, Any]] = []
         for part in parts:
             if isinstance(part, Image):
@@ -74,7 +74,7 @@ class OpenAi:
         self.prompt_seconds = stages.get("prefill", 0.0)
         if any(isinstance(p, Image) for p in parts):
             stages.pop("prefill", None)  # it holds the encoding of the pictures
-        return Turn(total, stages, new, reply.generated, reply.computed)
+        return TurnTimes(total, stages, new, reply.generated, reply.computed)
 
     def reset(self) -> None:
         self.messages, self.length = [], 0

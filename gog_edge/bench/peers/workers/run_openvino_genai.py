@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .wire import Image, Part, Turn, clock, folder, serve, text_of
+from .wire import Image, Part, TurnTimes, clock, folder, serve, text_of
 
 
 class OpenVino:
@@ -40,7 +40,7 @@ class OpenVino:
         backend = options.get("backend") or "its default backend"
         return {"seconds": seconds, "about": f"openvino-genai {openvino_genai.__version__}, {backend}"}
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         images = [_tensor(p) for p in parts if isinstance(p, Image)]
         texts = [text_of(p.count, p.seed, self._count) for p in parts if not isinstance(p, Image)]
         start = clock()
@@ -62,7 +62,7 @@ class OpenVino:
         new = prompt - self.length if prompt > self.length else prompt
         generated = int(metrics.get_num_generated_tokens())
         self.length = self.length + new + generated
-        return Turn(end - start, stages, new, generated)
+        return TurnTimes(end - start, stages, new, generated)
 
     def reset(self) -> None:
         self.pipe.finish_chat()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .wire import Image, Part, Turn, WorkerError, clock, folder, serve, token_ids
+from .wire import Image, Part, TurnTimes, WorkerError, clock, folder, serve, token_ids
 
 
 class Transformers:
@@ -48,7 +48,7 @@ class Transformers:
             "about": f"transformers {transformers.__version__}, torch {torch.__version__}, {self.model.dtype}",
         }
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         import numpy as np
         import torch
 
@@ -86,7 +86,7 @@ class Transformers:
             stages |= {"crop": ready - start, "encode": self.encoding}
         if tokens == 1:
             del stages["decode"]
-        return Turn(end - start, stages, new, tokens, len(ids))
+        return TurnTimes(end - start, stages, new, tokens, len(ids))
 
     def reset(self) -> None:
         self.past, self.length, self.pending, self.rope = None, 0, [], 0

@@ -62,7 +62,7 @@ Part = Union[Image, Words]
 
 
 @dataclass
-class Turn:
+class TurnTimes:
     """What a turn took. `stages`: seconds by stage, only those that the peer can tell apart. `new_tokens`: how much
     longer the turn made the conversation before it wrote; `computed`: tokens that really were run for that, 0 where
     the peer does not say."""
@@ -81,7 +81,7 @@ class Worker(Protocol):
         """Make ready to answer; `seconds` without imports, and what the report should say of the peer."""
         ...
 
-    def turn(self, parts: Sequence[Part], tokens: int) -> Turn:
+    def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
         """Append `parts`, write exactly `tokens` tokens."""
         ...
 

@@ -1,4 +1,4 @@
-"""Target `standard`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider, parses in TensorRT.
+"""Target `portable`: ONNX opset 24 only, no vendor operators; runs on ONNX Runtime's CPU provider, parses in TensorRT.
 
 The residual stream and all norms are float32; matrices and attention compute in `compute` (float32 or float16): that
 keeps Qwen's large residual values in range, and TensorRT folds the casts into the neighbouring kernels.
@@ -15,20 +15,20 @@ import numpy as np
 
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.linear import LinearStore
-from gog_edge.export.graph.matrix import FoldedPatches, Matrix, Stacked, TensorSource, check_shape
-from gog_edge.export.graph.target import Cache, Role, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.export.graph.matrix import FoldedPatches, Stacked, TensorSource, check_shape
+from gog_edge.families.target import Cache, LayerCache, Matrix, Role, Value, Windows
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
 INT64_MAX = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class StandardCache:
+class PortableCache:
     """Inputs of the preallocated cache and where the present values are written."""
 
     g: GraphBuilder
     spec: DecoderSpec
+    layers: tuple[LayerCache, ...]
     dtype: DType
     past: tuple[tuple[Value, Value], ...]
     write_indices: Value
@@ -37,34 +37,33 @@ class StandardCache:
 
     def finish(self) -> None:
         """Declare the present values as outputs."""
-        declare_present(self.g, self.spec, self.dtype)
+        declare_present(self.g, self.layers, self.dtype)
 
 
-def cache_shape(spec: DecoderSpec) -> tuple[Dim, ...]:
+def cache_shape(layer: LayerCache) -> tuple[Dim, ...]:
     """[batch, KV heads, capacity, head_dim]."""
-    return (1, spec.kv_heads, "cap", spec.head_dim)
+    return (1, layer.heads, "cap", layer.head_dim)
 
 
-def declare_past(g: GraphBuilder, spec: DecoderSpec, dtype: DType) -> tuple[tuple[Value, Value], ...]:
+def declare_past(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> tuple[tuple[Value, Value], ...]:
     """Inputs past_key_values.{i}.key / .value of all layers."""
-    shape = cache_shape(spec)
     return tuple(
         (
-            g.input(f"past_key_values.{i}.key", dtype, shape),
-            g.input(f"past_key_values.{i}.value", dtype, shape),
+            g.input(f"past_key_values.{i}.key", dtype, cache_shape(layer)),
+            g.input(f"past_key_values.{i}.value", dtype, cache_shape(layer)),
         )
-        for i in range(spec.layers)
+        for i, layer in enumerate(layers)
     )
 
 
-def declare_present(g: GraphBuilder, spec: DecoderSpec, dtype: DType) -> None:
+def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
     """Outputs present.{i}.key / .value of all layers."""
-    for i in range(spec.layers):
+    for i, layer in enumerate(layers):
         for half in ("key", "value"):
-            g.result(f"present.{i}.{half}", dtype, cache_shape(spec))
+            g.result(f"present.{i}.{half}", dtype, cache_shape(layer))
 
 
-class StandardTarget:
+class PortableTarget:
     """See the module."""
 
     domains: dict[str, int] = {"": 24}  # noqa: RUF012 (never changed; subclasses replace it)
@@ -210,7 +209,7 @@ class StandardTarget:
         flat = self.g.op("Reshape", y, self.g.op("Concat", self._ints(-1), shape, axis=0))
         return self.g.op("Gather", flat, scatter, axis=0)
 
-    def cache(self, spec: DecoderSpec) -> Cache:
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
         write = self.g.input("write_indices", "int64", (1,))
         bias = self.g.input("attention_bias", "float32", (1, 1, "s", "cap"))
         if self.compute == "float16":  # the lowest float32 must not become -inf: a softmax row could be NaN
@@ -221,8 +220,8 @@ class StandardTarget:
         heads = spec.kv_heads if spec.kv_heads > 1 else spec.heads
         if heads < spec.heads:
             bias = self.g.op("Concat", *[bias] * (spec.heads // heads), axis=2)
-        past = declare_past(self.g, spec, self.kv_dtype)
-        return StandardCache(self.g, spec, self.kv_dtype, past, write, bias, heads)
+        past = declare_past(self.g, layers, self.kv_dtype)
+        return PortableCache(self.g, spec, layers, self.kv_dtype, past, write, bias, heads)
 
     def cached_attention(
         self,
@@ -234,7 +233,7 @@ class StandardTarget:
         norms: tuple[str, str] | None,
         eps: float,
     ) -> Value:
-        assert isinstance(cache, StandardCache), "a cache made by another target"
+        assert isinstance(cache, PortableCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         q, k, v = self._split(qkv, (wide, narrow, narrow))

@@ -1,8 +1,10 @@
-"""What a family may ask of a target. A target decides with which operators, layouts and types it is done.
+"""What a family may ask of a target, which is given by the exporter: no family knows ONNX.
 
 Rows are patches or tokens and matrices are 2-D [rows, features] everywhere outside of a target; `t.linear(x, matrix)`
-computes x @ matrix.T (+ bias). Implementations, each replacing what it knows better: `standard.StandardTarget` (opset
-only), `ort.OrtTarget` (ONNX Runtime's fused operators), `native.NativeTarget` (this package's own operators).
+computes x @ matrix.T (+ bias). A target decides with which operators, layouts and types it is done. Implementations,
+each replacing what it knows better: `gog_edge.export.graph.portable.PortableTarget` (opset only), `ort.OrtTarget`
+(ONNX Runtime's fused operators), `native.NativeTarget` (this package's own operators); `roles.Recorder` computes
+nothing and notes which weight plays which role.
 """
 
 from __future__ import annotations
@@ -11,17 +13,66 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from gog_edge.export.graph.matrix import Matrix
-from gog_edge.export.graph.value import Value
+import numpy as np
+from numpy.typing import NDArray
+
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# Tensor classes of a recipe; "patch_embed" is always float.
+# What a matrix is for: a recipe has a scheme for each but "patch_embed", which is always float.
 Role = Literal["patch_embed", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor flowing through a graph that is being built: its name and element type."""
+
+    name: str
+    dtype: DType = "float32"
+
+
+class Matrix(Protocol):
+    """A weight matrix [rows = outputs, columns = inputs], read in row chunks; `label` names it in nodes and messages.
+
+    `names`: of the checkpoint's tensors that it is stacked of.
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class AttentionCache:
+    """Keys and values of one layer, a row a token: [heads, tokens, head_dim] each."""
+
+    heads: int
+    head_dim: int
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers that one more token adds."""
+        return 2 * self.heads * self.head_dim
+
+
+# What one decoder layer keeps between runs. Layers that keep something else (the last rows of a convolution, a
+# recurrent state) get a kind of their own here, and targets and engines learn to declare and hold it.
+LayerCache = AttentionCache
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Graph inputs of window attention; see gog_edge.runtime.rope.Windows."""
+    """Graph inputs of window attention; see gog_edge.families.layout.Windows."""
 
     gather: Value
     mask: Value
@@ -29,7 +80,7 @@ class Windows:
 
 
 class Cache(Protocol):
-    """The KV cache's graph inputs; `finish` declares its outputs, which must come last."""
+    """The caches' graph inputs; `finish` declares their outputs, which must come last."""
 
     def finish(self) -> None: ...
 
@@ -88,7 +139,9 @@ class Target(Protocol):
         """qkv [n, 3*hidden] -> [n, hidden]; rotary included; inside each window only where windows are given."""
         ...
 
-    def cache(self, spec: DecoderSpec) -> Cache: ...
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
+        """Graph inputs for what each layer keeps."""
+        ...
 
     def cached_attention(
         self,

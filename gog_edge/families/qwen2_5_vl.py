@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gog_edge.export.families.base import (
+from gog_edge.families.base import (
+    EMBEDDING,
+    HEAD,
+    QWEN2_VL_PROCESSOR,
     DecoderDims,
-    FamilyDefinition,
+    Family,
     ModelConfig,
     Shapes,
     VisionDims,
@@ -22,8 +25,9 @@ from gog_edge.export.families.base import (
     tied_embeddings,
     vision_heads,
 )
-from gog_edge.export.graph.target import Target, Windows
-from gog_edge.export.graph.value import Value
+from gog_edge.families.decoder import build_decoder, decoder_shapes
+from gog_edge.families.layout import Inputs, mrope, rotary_inputs, windows
+from gog_edge.families.target import Target, Value, Windows
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.serde import Section
 
@@ -40,7 +44,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     text = root.section("text_config") if root.has("text_config") else root  # the hub's configs are flat
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
-    return ModelConfig("qwen2_5_vl", vision, decoder, *read_tokens(root, text))
+    return ModelConfig(vision, decoder, *read_tokens(root, text))
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -191,4 +195,27 @@ def vision_shapes(dims: VisionDims) -> Shapes:
     return shapes | linear_shapes(f"{VISUAL}.merger.mlp.2", dims.spec.out_hidden, wide)
 
 
-FAMILY = FamilyDefinition("qwen2_5_vl", ("qwen2_5_vl",), parse, build_vision, vision_shapes)
+def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
+    """Rotary tables of the patches, and the windows that they attend in."""
+    cut = windows(rows, columns, merge, vision.window)
+    return rotary_inputs(vision, merge, rows, columns) | {
+        "window_gather": cut.gather,
+        "window_mask": cut.mask,
+        "window_scatter": cut.scatter,
+    }
+
+
+FAMILY = Family(
+    name="qwen2_5_vl",
+    parse=parse,
+    build_vision=build_vision,
+    vision_shapes=vision_shapes,
+    decoder_shapes=decoder_shapes,
+    build_decoder=build_decoder,
+    embedding=EMBEDDING,
+    head=HEAD,
+    processor=QWEN2_VL_PROCESSOR,
+    box_frame="shown",
+    vision_inputs=vision_inputs,
+    rotary=mrope,
+)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gog_edge.export.families.base import (
+from gog_edge.families.base import (
+    EMBEDDING,
+    HEAD,
+    QWEN2_VL_PROCESSOR,
     DecoderDims,
-    FamilyDefinition,
+    Family,
     ModelConfig,
     Shapes,
     VisionDims,
@@ -22,8 +25,9 @@ from gog_edge.export.families.base import (
     tied_embeddings,
     vision_heads,
 )
-from gog_edge.export.graph.target import Target
-from gog_edge.export.graph.value import Value
+from gog_edge.families.decoder import build_decoder, decoder_shapes
+from gog_edge.families.layout import Inputs, mrope, position_corners, rotary_inputs
+from gog_edge.families.target import Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.serde import Section
 
@@ -42,7 +46,7 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         raise root.fail("text_config", "is missing (a flat Qwen3-VL configuration means nothing to transformers)")
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
-    return ModelConfig("qwen3_vl", vision, decoder, *read_tokens(root, text))
+    return ModelConfig(vision, decoder, *read_tokens(root, text))
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -220,4 +224,23 @@ def vision_shapes(dims: VisionDims) -> Shapes:
     return shapes
 
 
-FAMILY = FamilyDefinition("qwen3_vl", ("qwen3_vl",), parse, build_vision, vision_shapes)
+def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
+    """Rotary tables of the patches, and where they lie in the learned position table."""
+    index, weight = position_corners(rows, columns, merge, vision.position_side)
+    return rotary_inputs(vision, merge, rows, columns) | {"pos_index": index, "pos_weight": weight}
+
+
+FAMILY = Family(
+    name="qwen3_vl",
+    parse=parse,
+    build_vision=build_vision,
+    vision_shapes=vision_shapes,
+    decoder_shapes=decoder_shapes,
+    build_decoder=build_decoder,
+    embedding=EMBEDDING,
+    head=HEAD,
+    processor=QWEN2_VL_PROCESSOR,
+    box_frame="thousand",
+    vision_inputs=vision_inputs,
+    rotary=mrope,
+)

@@ -1,13 +1,12 @@
-"""The language decoder of both families (Qwen2.5 and Qwen3): they differ in biases, q/k norms and DeepStack only.
+"""The language decoder that Qwen2.5-VL and Qwen3-VL share: they differ in biases, q/k norms and DeepStack only.
 
 Reads top to bottom: attention, MLP, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
 """
 
 from __future__ import annotations
 
-from gog_edge.export.families.base import EMBEDDING, HEAD, DecoderDims, Shapes
-from gog_edge.export.graph.target import Cache, Target
-from gog_edge.export.graph.value import Value
+from gog_edge.families.base import EMBEDDING, HEAD, DecoderDims, Shapes
+from gog_edge.families.target import Cache, LayerCache, Target, Value
 
 MODEL = "model.language_model"
 
@@ -41,15 +40,15 @@ def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     return t.linear(x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (), role="down_proj")
 
 
-def build_decoder(t: Target, dims: DecoderDims) -> None:
-    """inputs_embeds and the cache in, logits of the last `last_k` tokens and the cache out."""
+def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:
+    """inputs_embeds and the caches in, logits of the last `last_k` tokens and the caches out."""
     spec = dims.spec
     embeds = t.input("inputs_embeds", "float32", (1, "s", spec.hidden))
     cos = t.input("rope_cos", "float32", ("s", spec.head_dim // 2))
     sin = t.input("rope_sin", "float32", ("s", spec.head_dim // 2))
     deepstack = t.input("deepstack", "float32", (spec.deepstack, "s", spec.hidden)) if spec.deepstack else None
     last_k = t.input("last_k", "int64", (1,))
-    cache = t.cache(spec)
+    cache = t.cache(spec, caches)
     x = t.reshape(embeds, (-1, spec.hidden))
     delta: Value | None = None  # output of the last sub-layer, not yet added to x
     for i in range(spec.layers):

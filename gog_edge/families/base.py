@@ -1,20 +1,22 @@
-"""What a family knows about a checkpoint: dimensions beyond those the runtime needs, and how to build both graphs.
+"""What a family is: everything about a checkpoint that its `model_type` decides.
 
-The runtime's half (VisionSpec, DecoderSpec) goes into the manifest; the rest stays in the exporter.
+A family is one file: it reads config.json, names the weights, says how a picture is prepared and how boxes are written,
+computes the arrays that its graphs take as inputs, and builds both graphs on a `Target` that the exporter hands in. The
+exporter and the runtime ask it and know no family by name. VisionSpec and DecoderSpec go into the manifest, so that the
+runtime can ask again; the rest of a ModelConfig stays in the exporter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gog_edge.manifest import DecoderSpec, Family, VisionSpec
+from gog_edge.families.layout import F32, I64, Inputs
+from gog_edge.families.target import AttentionCache, LayerCache, Target
+from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.serde import Section
-
-if TYPE_CHECKING:
-    from gog_edge.export.graph.target import Target
-
+from gog_edge.types import BoxFrame
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -50,14 +52,13 @@ class DecoderDims:
     qkv_bias: bool
     out_bias: bool
     qk_norm: bool
-    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
+    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head_of`)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """config.json, understood."""
 
-    family: Family
     vision: VisionDims
     decoder: DecoderDims
     image_token: int | None  # None: config.json does not say, the tokenizer will
@@ -68,17 +69,64 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class FamilyDefinition:
-    """One model family: how its config reads and how its vision tower is built (the decoder is shared).
+class Processor:
+    """The image processor class that the family's checkpoints name, and what the class assumes where their files say
+    nothing: mean and standard deviation of (red, green, blue) in 0..1, the areas in pixels that a resized image keeps
+    within, and the sizes of a patch."""
 
-    `vision_shapes`: every tensor of the tower and its shape, checked before anything is written.
+    name: str
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    min_pixels: int
+    max_pixels: int
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+
+
+QWEN2_VL_PROCESSOR = Processor(
+    "Qwen2VLImageProcessor",
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
+    min_pixels=56 * 56,
+    max_pixels=28 * 28 * 1280,
+)
+
+
+def attention_everywhere(decoder: DecoderSpec) -> tuple[LayerCache, ...]:
+    """Caches of a decoder whose layers all attend."""
+    return (AttentionCache(decoder.kv_heads, decoder.head_dim),) * decoder.layers
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family, by the `model_type` of config.json.
+
+    `parse`: config.json -> dimensions; CheckpointError names the key that is missing, wrong or can't be exported right.
+    `vision_shapes`, `decoder_shapes`: every tensor of the tower and of the decoder with its shape, checked before
+    anything is written.
+    `build_vision`, `build_decoder`: write the graph on a target; weight names and roles stand where they are used.
+    `embedding`, `head`: weight names of the token table and of the output matrix (unused where they are tied).
+    `box_frame`: in what the family was trained to write boxes, for dialects that leave it to the family.
+    `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
+    `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
+    `caches`: decoder -> what each layer keeps between runs, first layer first.
     """
 
-    name: Family
-    model_types: tuple[str, ...]
+    name: str
     parse: Callable[[dict[str, Any]], ModelConfig]
     build_vision: Callable[[Target, VisionDims], None]
     vision_shapes: Callable[[VisionDims], Shapes]
+    decoder_shapes: Callable[[DecoderDims], Shapes]
+    build_decoder: Callable[[Target, DecoderDims, tuple[LayerCache, ...]], None]
+    embedding: str
+    head: str
+    processor: Processor
+    box_frame: BoxFrame
+    vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
+    rotary: Callable[[DecoderSpec], tuple[F32, I64]]
+    caches: Callable[[DecoderSpec], tuple[LayerCache, ...]] = attention_everywhere
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
@@ -181,7 +229,7 @@ def linear_shapes(name: str, outputs: int, inputs: int) -> Shapes:
 
 
 def tied_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether config.json asks for the embedding as lm_head; tensors that differ overrule it (`Checkpoint.head`).
+    """Whether config.json asks for the embedding as lm_head; tensors that differ overrule it (`Checkpoint.head_of`).
 
     transformers 5 reads the root; the text_config that transformers 4 wrote counts for Qwen2.5-VL alone.
 

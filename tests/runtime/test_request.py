@@ -1,0 +1,56 @@
+"""The request: declared once, spelled out for users."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from gog_edge import AskRequest
+from gog_edge.agent.agent import Agent, Conversation
+from gog_edge.errors import UsageError
+from gog_edge.image.frame import Frame
+from tests.runtime.conftest import MakeAgent
+from tests.runtime.test_loop import ANSWER
+
+
+@pytest.mark.parametrize("method", ["ask", "stream"])
+def test_methods_take_the_fields_of_a_request(method: str) -> None:
+    fields = list(inspect.signature(AskRequest).parameters.values())
+    assert [p.name for p in fields[:2]] == ["image", "question"]
+    assert list(inspect.signature(getattr(Agent, method)).parameters.values())[1:] == fields
+    assert list(inspect.signature(getattr(Conversation, method)).parameters.values())[1:] == fields[1:]
+    assert "AskRequest" in str(getattr(Agent, method).__doc__) or method == "stream"
+
+
+def test_a_request_and_its_arguments_are_the_same(make_agent: MakeAgent, frame: Frame) -> None:
+    agent = make_agent([ANSWER])
+    spelled = agent.ask(image=frame, question="q", max_turns=1)
+    with agent.session(frame) as conversation:
+        again = conversation.ask("q", max_turns=1)
+        events = list(conversation.events(AskRequest(None, "q", max_turns=1)))
+    whole = list(agent.events(AskRequest([frame], "q", max_turns=1)))
+    assert spelled.text == again.text == events[-1].answer.text == whole[-1].answer.text == "fish"  # type: ignore[union-attr]
+    with pytest.raises(TypeError, match="deadlin"):
+        agent.ask(frame, "q", deadlin=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"question": "  "}, "the question is empty"),
+        ({"deadline": 0}, "a deadline of 0 s"),
+        ({"deadline": float("nan")}, "a deadline of nan s"),
+        ({"max_turns": 0}, "max_turns is 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    make_agent: MakeAgent, frame: Frame, wrong: dict[str, Any], says: str
+) -> None:
+    agent = make_agent([ANSWER])
+    with pytest.raises(UsageError, match=says):
+        agent.ask(frame, **{"question": "q", **wrong})
+    with pytest.raises(UsageError, match="no image was given"):
+        agent.ask([], "q")
+    assert agent.model.engine.decoder.runs == []  # type: ignore[attr-defined]
