@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent as Agent
     from gog_edge.agent.loader import load as load
     from gog_edge.agent.options import RunOptions as RunOptions
+    from gog_edge.agent.request import AskRequest as AskRequest
     from gog_edge.bundle import Bundle as Bundle
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import GogEdgeError as GogEdgeError
     from gog_edge.image.frame import Frame as Frame
-    from gog_edge.runtime.sampling import Sampling as Sampling
+    from gog_edge.sampling_options import Sampling as Sampling
     from gog_edge.types import Action as Action
     from gog_edge.types import ActionKind as ActionKind
     from gog_edge.types import Answer as Answer
@@ -41,6 +42,7 @@ _HOMES = {
     "ActionKind": "gog_edge.types",
     "Agent": "gog_edge.agent.agent",
     "Answer": "gog_edge.types",
+    "AskRequest": "gog_edge.agent.request",
     "Budget": "gog_edge.deadline",
     "Bundle": "gog_edge.bundle",
     "Event": "gog_edge.types",
@@ -50,7 +52,7 @@ _HOMES = {
     "Observation": "gog_edge.types",
     "Region": "gog_edge.types",
     "RunOptions": "gog_edge.agent.options",
-    "Sampling": "gog_edge.runtime.sampling",
+    "Sampling": "gog_edge.sampling_options",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
     "Usage": "gog_edge.types",

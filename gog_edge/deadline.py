@@ -1,21 +1,76 @@
-"""What may end a question from outside: wall time and the caller. One object a question, shared by its threads.
+"""Time as a question sees it: the clock it reads, what may end it from outside, and what is kept for its answer.
 
-Work that can be interrupted registers a callback (`on_stop`): cancelling, or the clock, then ends a running graph
-within milliseconds instead of after a whole prefill chunk.
+A `Budget` carries a clock and everything that decides by time asks the budget's. Tests hand in a clock of their own
+whose time passes only when every thread waits, so what a deadline does can be checked to the token on any machine.
+Work that can be interrupted registers a callback (`Budget.on_stop`): cancelling, or the clock, then ends a running
+graph within milliseconds instead of after a whole prefill chunk.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from gog_edge.clock import SYSTEM, Clock
 from gog_edge.errors import CancelledError, GogEdgeError
+
+ANSWER_TOKENS = 32  # a forced answer is given time for this many tokens
+_MARGIN_S = 0.05
+_FIRST_SHARE = 0.25  # of the whole time, kept for the answer before anything was measured
+_MOST_SHARE = 0.5
+
+
+class WaitedEvent(Protocol):
+    """The part of `threading.Event` that is used."""
+
+    def set(self) -> None: ...
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether it was set within `timeout` seconds of the clock (None: no limit)."""
+        ...
+
+
+class Clock(Protocol):
+    """A monotonic clock. Thread-safe."""
+
+    def now(self) -> float:
+        """Seconds since some point in the past."""
+        ...
+
+    def event(self) -> WaitedEvent:
+        """An event whose waiting is timed by this clock."""
+        ...
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call `call` from another thread in `seconds`; returns what cancels it."""
+        ...
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def event(self) -> WaitedEvent:
+        return threading.Event()
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        timer = threading.Timer(seconds, call)
+        timer.daemon = True
+        timer.start()
+        return timer.cancel
+
+
+SYSTEM = SystemClock()
 
 
 class DeadlineReached(GogEdgeError):
@@ -23,7 +78,8 @@ class DeadlineReached(GogEdgeError):
 
 
 class Budget:
-    """Cancellation and a deadline. Thread-safe; use as a context manager so that its timer ends with the question.
+    """Cancellation and a deadline: one object a question, shared by its threads. Use it as a context manager, so that
+    its timer ends with the question.
 
     Args:
         seconds: wall time from now; None means no limit.
@@ -32,21 +88,20 @@ class Budget:
     """
 
     def __init__(
-        self,
-        seconds: float | None = None,
-        *,
-        parent: Budget | None = None,
-        clock: Clock | None = None,
+        self, seconds: float | None = None, *, parent: Budget | None = None, clock: Clock | None = None
     ) -> None:
         self.clock: Clock = clock or (parent.clock if parent else SYSTEM)
         own = math.inf if seconds is None else self.clock.now() + max(seconds, 0.0)
         self._at: float = min(own, parent._at if parent else math.inf)
-        self._cancelled = threading.Event()
-        self._callbacks: dict[int, Callable[[], None]] = {}
         self._lock = threading.Lock()
-        self._next = 0
-        self._parent = parent
+        self._cancelled = False
+        self._watches: set[_Watch] = set()
+        self._narrower: weakref.WeakSet[Budget] = weakref.WeakSet()
         self._stop_timer: Callable[[], None] | None = None
+        if parent is not None:
+            with parent._lock:  # a parent that is cancelled tells those that it knows; this one knows itself
+                parent._narrower.add(self)
+                self._cancelled = parent._cancelled
 
     @property
     def at(self) -> float:
@@ -55,7 +110,7 @@ class Budget:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set() or (self._parent is not None and self._parent.cancelled)
+        return self._cancelled
 
     @property
     def expired(self) -> bool:
@@ -68,8 +123,13 @@ class Budget:
     def cancel(self) -> None:
         """End this work (not the parent's): `check` raises from now on, what runs is interrupted. Idempotent, from
         any thread."""
-        self._cancelled.set()
-        self._fire()
+        with self._lock:
+            self._cancelled = True
+            narrower, watches = list(self._narrower), list(self._watches)
+        for budget in narrower:
+            budget.cancel()
+        for watch in watches:
+            watch.callback()
 
     def check(self) -> None:
         """Go on or not.
@@ -78,9 +138,9 @@ class Budget:
             CancelledError: `cancel` was called.
             DeadlineReached: the wall time is over.
         """
-        if self.cancelled:
+        if self._cancelled:
             raise CancelledError("the question was cancelled by the caller")
-        if self._at != math.inf and self.expired:
+        if self._at != math.inf and self.clock.now() >= self._at:
             raise DeadlineReached("the deadline of the question has passed")
 
     def wait(self, future: Future[Any], timeout: float = math.inf) -> bool:
@@ -100,32 +160,23 @@ class Budget:
             self.check()
         return future.done()
 
-    @contextlib.contextmanager
-    def on_stop(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Call `callback` (once, from another thread) if the question is cancelled or runs out of time meanwhile."""
-        with self._lock:
-            key = self._next
-            self._next += 1
-            self._callbacks[key] = callback
-        nested = self._parent.on_stop(callback) if self._parent is not None else contextlib.nullcontext()
-        try:
-            with nested:
-                if self.cancelled:
-                    callback()
-                yield
-        finally:
-            with self._lock:
-                self._callbacks.pop(key, None)
+    def on_stop(self, callback: Callable[[], None]) -> _Watch:
+        """A context that calls `callback`, from another thread, if the question is cancelled or runs out of time
+        meanwhile."""
+        return _Watch(self, callback)
 
-    def _fire(self) -> None:
+    def _expire(self) -> None:
+        """The timer's: interrupt what runs under this budget and those below it."""
         with self._lock:
-            callbacks = list(self._callbacks.values())
-        for callback in callbacks:
-            callback()
+            narrower, watches = list(self._narrower), list(self._watches)
+        for budget in narrower:
+            budget._expire()
+        for watch in watches:
+            watch.callback()
 
     def __enter__(self) -> Budget:
         if self._at != math.inf and self._stop_timer is None:
-            self._stop_timer = self.clock.later(self.remaining(), self._fire)
+            self._stop_timer = self.clock.later(self.remaining(), self._expire)
         return self
 
     def __exit__(
@@ -136,4 +187,55 @@ class Budget:
             self._stop_timer = None
 
 
+class _Watch:
+    """A callback while its context is open."""
+
+    __slots__ = ("_budget", "callback")
+
+    def __init__(self, budget: Budget, callback: Callable[[], None]) -> None:
+        self._budget, self.callback = budget, callback
+
+    def __enter__(self) -> None:
+        budget = self._budget
+        with budget._lock:
+            budget._watches.add(self)
+        if budget._cancelled:
+            self.callback()
+
+    def __exit__(self, *_: object) -> None:
+        with self._budget._lock:
+            self._budget._watches.discard(self)
+
+
 UNLIMITED = Budget()
+
+
+@dataclass
+class Pace:
+    """How fast this machine is: seconds per prefilled and per written token, smoothed; None until measured."""
+
+    prefill_s: float | None = None
+    token_s: float | None = None
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A prefill of `tokens` took `seconds`."""
+        if tokens >= 8:  # fewer say more about one step's overhead than about the rate
+            rate = seconds / tokens
+            self.prefill_s = rate if self.prefill_s is None else self.prefill_s + 0.5 * (rate - self.prefill_s)
+
+    def wrote(self, seconds: float | None) -> None:
+        """Seconds of a decoding step, smoothed elsewhere."""
+        self.token_s = seconds if seconds is not None else self.token_s
+
+    def reading(self, tokens: int) -> float:
+        """Seconds that reading `tokens` will take; 0 while nothing is known."""
+        return tokens * (self.prefill_s or self.token_s or 0.0)
+
+    def reserve(self, forced_tokens: int, total: float) -> float:
+        """Seconds to keep for the forced answer of a question that has `total` seconds in all."""
+        if math.isinf(total):
+            return 0.0
+        if self.token_s is None:
+            return _FIRST_SHARE * total
+        wanted = self.reading(forced_tokens) + ANSWER_TOKENS * self.token_s + _MARGIN_S
+        return min(wanted, _MOST_SHARE * total)

@@ -164,7 +164,8 @@ class Manifest:
     quantization: dict[str, Any] = field(default_factory=dict)  # recipe: method, block, per tensor class
     engines: tuple[EngineSpec, ...] = ()
     dialect: str = "gog"  # name of a shipped dialect, or dialect.toml in the bundle
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)  # how tokens are chosen: keys of generation_config.json
+    named_tokens: dict[str, str] = field(default_factory=dict)  # "eos_token" …: what chat templates may write by name
     provenance: dict[str, Any] = field(default_factory=dict)  # checkpoint, versions, time, LoRA …
     files: dict[str, FileDigest] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from gog_edge.errors import CheckpointError
+from gog_edge.errors import CheckpointError, UsageError
 
 T = TypeVar("T")
 Field = Mapping[str, Any]  # the metadata of a dataclass field
@@ -105,7 +105,10 @@ class _Decoder:
                 values[name] = self.value(_hints(kind)[name], data[name], _join(path, name), f.metadata)
             elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
                 raise SerdeError(f"{_join(path, name)}: missing; add it")
-        return kind(**values)
+        try:
+            return kind(**values)
+        except UsageError as e:  # a value that checks itself
+            raise SerdeError(f"{path}: {e}") from e
 
     def _union(self, options: Sequence[Any], data: Any, path: str, field: Field) -> Any:
         problems = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Union
 
-from gog_edge.errors import RegionError
+from gog_edge.errors import RegionError, UsageError
 
 # In what a policy writes boxes: shares of the image, thousandths of it, pixels as shown to it, pixels of the original.
 BoxFrame = Literal["unit", "thousand", "shown", "original"]
@@ -173,12 +173,40 @@ Segment = Union[Control, Text, ImagePart]
 
 
 @dataclass(frozen=True)
+class PixelLimits:
+    """How large pictures are shown: smallest and largest area in pixels; 0 means the checkpoint's own.
+
+    `upscale`: the picture counts as that many times larger a side before the rules are applied (policies trained on
+    enlarged crops). `scale_first`: the two areas, and `min_side`, bound a step before the processor
+    (`crop.scale_between`), whose own rounding to patches then stays within the checkpoint's limits. Only sizes take
+    two steps: pixels are resampled once, straight to the grid.
+
+    Raises:
+        UsageError: a negative limit, or an upscale that is not above 0 and at most 16.
+    """
+
+    min_pixels: int = 0
+    max_pixels: int = 0
+    upscale: float = 1.0
+    scale_first: bool = False
+    min_side: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.min_pixels, self.max_pixels, self.min_side) < 0:
+            raise UsageError(
+                f"pixel limits {self.min_pixels}..{self.max_pixels}, side {self.min_side}: none may be negative"
+            )
+        if not 0 < self.upscale <= 16:
+            raise UsageError(f"upscale is {self.upscale}: above 0, at most 16 is needed")
+
+
+@dataclass(frozen=True)
 class RegisteredImage:
     """Geometry of one image of a session, for dialects: what the policy was shown and where it was cut from.
 
     `width`, `height`: the original frame's pixels (for a crop: of the frame it was cut from).
     `shown_width`, `shown_height`: pixels as the policy counts them: after smart_resize, or before it where the dialect
-    scales pictures first (`[limits] scale_first`).
+    scales pictures first (`PixelLimits.scale_first`).
     `region`: the crop's box in the original frame, or None for a whole image.
     `source`: registry index of the original frame; equal to `index` for a whole image.
     """

@@ -36,8 +36,8 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.files import write_text
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.positions import Positions
 from gog_edge.runtime.rope import vision_inputs
+from gog_edge.runtime.sequence import TokenSequence
 
 F32 = NDArray[np.float32]
 _CHUNK = 512
@@ -95,24 +95,23 @@ def read(bundle: Bundle, talks: Sequence[Talk]) -> tuple[F32, F32]:
 
 def _logits(model: Model, talk: Talk, features: Sequence[Features]) -> F32:
     pad, merge = model.manifest.tokens.image_pad, model.manifest.preprocessing.merge_size
-    positions, at, shown = Positions(), 0, 0
-    while at < len(talk.tokens):
+    sequence, shown = TokenSequence(model.manifest.tokens), 0
+    while (at := sequence.length) < len(talk.tokens):
         if talk.tokens[at] == pad:
             image = talk.images[shown]
-            positions.append_image(image.rows // merge, image.columns // merge, shown)
+            sequence.append_image(image.rows // merge, image.columns // merge, shown)
             shown += 1
         else:
-            positions.append_text(1)
-        at = len(positions)
+            sequence.append_ids([int(talk.tokens[at])])
     cache = model.decoder.new_cache(at)
     rows = []
     for start in range(0, at, _CHUNK):
         stop = min(start + _CHUNK, at)
         placed = []
-        for span in positions.spans_between(start, stop):
+        for span in sequence.spans_between(start, stop):
             first, last = max(span.start, start), min(span.stop, stop)
             placed.append(PlacedImage(first - start, first - span.start, last - first, features[span.image]))
-        ids, where = talk.tokens[start:stop].astype(np.int32), positions.view(start, stop)
+        ids, where = talk.tokens[start:stop].astype(np.int32), sequence.positions(start, stop)
         rows.append(model.decoder.forward(cache, start, ids, where, placed, last_k=stop - start))
     return np.concatenate(rows)
 
@@ -127,7 +126,7 @@ def study(checkpoint: Checkpoint, source: Source, count: int) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        talks, _ = sample(checkpoint, source, count, folder)
+        talks = sample(checkpoint, source, count, folder)
         _, expected = read(Bundle.open(folder / "fp32"), talks)
         plain: F32 | None = None
         for name, options in variants().items():

@@ -29,6 +29,7 @@ from gog_edge.prompts import read_questions
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
+from gog_edge.sampling_options import GREEDY
 from gog_edge.types import Control
 
 _OPENING, _END = "<|im_start|>assistant\n", "<|im_end|>"
@@ -152,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         costs = [float(part) / 1e3 for part in given.costs.split(",")] if given.costs else []
         if given.count < 1 or any(not cost > 0 for cost in costs):
             raise UsageError("--count and --costs must be positive")
-        options = RunOptions(grammar="off", prefetch=NO_PREFETCH, prefix_cache=False, speculation=Speculation(0))
+        options = RunOptions(
+            sampling=GREEDY, grammar="off", prefetch=NO_PREFETCH, prefix_cache=False, speculation=Speculation(0)
+        )
         with gog_edge.load(given.bundle, index=given.index, options=options) as agent:
             transcripts = record(agent, given.questions, given.images, given.count)
             costs = costs or step_costs(agent.model, Speculation().max_draft + 1)

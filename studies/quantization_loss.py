@@ -36,7 +36,7 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.families import find
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 from gog_edge.files import write_text
 
 F32 = NDArray[np.float32]
@@ -124,11 +124,8 @@ SETS: dict[str, Callable[[], list[Variant]]] = {
 class Study:
     """Reference logits of the measured conversations, and what variants make of them."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, calibration: Calibration, measured: Sequence[Talk], image_token: int
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, calibration: Calibration, measured: Sequence[Talk]) -> None:
         self.checkpoint, self.calibration, self.measured = checkpoint, calibration, measured
-        self._image_token = image_token
         self._scalings: dict[Any, Scaling] = {}
         self._classes = tensor_classes(checkpoint.config)
         self._expected = self._logits(None)
@@ -170,7 +167,7 @@ class Study:
         reference = Reference(self.checkpoint, transform)
         rows = []
         for talk in self.measured:
-            logits = reference.logits(talk.tokens, talk.images, self._image_token)
+            logits = reference.logits(talk.tokens, talk.images)
             rows.append(logits[np.flatnonzero(talk.written) - 1])
         return np.concatenate(rows)
 
@@ -212,9 +209,9 @@ def _study(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         source = Source.of(given)
-        talks, image_token = sample(checkpoint, source, given.count, folder)
-        calibration = calibrate(checkpoint, talks[0::2], image_token, folder / "calibration")
-        study = Study(checkpoint, calibration, talks[1::2], image_token)
+        talks = sample(checkpoint, source, given.count, folder)
+        calibration = calibrate(checkpoint, talks[0::2], folder / "calibration")
+        study = Study(checkpoint, calibration, talks[1::2])
         print(f"{'variant':34} {'KL mean':>9} {'KL p99':>9} {'top-1':>7} {'bits':>6} {'s':>6}")
         tables: dict[str, list[dict[str, Any]]] = {}
         for name in given.set or sorted(SETS):

@@ -21,8 +21,8 @@ BASE = {
     "errors",
     "types",
     "serde",
+    "sampling_options",
     "sanitize",
-    "clock",
     "deadline",
     "files",
     "paths",
@@ -31,13 +31,14 @@ BASE = {
     "registry",
     "shapes",
 }
-FORMAT = BASE | {"manifest", "bundle"}
+FORMAT = BASE | {"manifest", "bundle", "shapes"}
 MODEL = FORMAT | {"families", "image", "native", "crop", "engines"}
 
 # unit (a folder or a module of the package) -> what it may import besides itself
 LAW: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
     "manifest": BASE,
+    "shapes": BASE | {"manifest"},
     "bundle": BASE | {"manifest"},
     "image": BASE,
     "families": FORMAT,

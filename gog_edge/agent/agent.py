@@ -10,38 +10,35 @@ Cancelling: give a `Budget` and call its `cancel` from any thread (or close the 
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from gog_edge.agent.conversation import Conversation, check_arguments, last_answer
-from gog_edge.agent.dispatch import run_in_thread
+from gog_edge.agent.dispatch import SearchDispatcher
+from gog_edge.agent.grammar import TurnGrammar
+from gog_edge.agent.loop import AgentLoop, events, last_answer
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
 from gog_edge.agent.picture_limits import image_limits
-from gog_edge.agent.tools import QuestionContext
-from gog_edge.deadline import Budget
+from gog_edge.agent.request import AskRequest, Images, open_frames, spelled_out, without_image
+from gog_edge.agent.tools import ToolExecutor
+from gog_edge.deadline import Budget, Pace
 from gog_edge.dialects import Dialect
-from gog_edge.errors import EngineError, GrammarError, UsageError
-from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.errors import EngineError, SessionError, UsageError
+from gog_edge.image.frame import Frame
+from gog_edge.manifest import Manifest
+from gog_edge.runtime.generate import TurnWriter
 from gog_edge.runtime.model import Model
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.telemetry import Trace
-from gog_edge.runtime.vision import PixelLimits
+from gog_edge.runtime.session_state import load_session, save_session
+from gog_edge.runtime.speculation import SpeculationStats
+from gog_edge.runtime.telemetry import NO_TRACE, Trace
+from gog_edge.sampling_options import Sampling
 from gog_edge.search.base import SearchProvider
-from gog_edge.types import Answer, Event
-
-if TYPE_CHECKING:
-    from gog_edge.runtime.constraint import TokenGrammar
-    from gog_edge.runtime.generate import Constraint
-
-log = logging.getLogger("gog_edge.agent")
-
-Images = ImageSource | Sequence[ImageSource]
+from gog_edge.types import Answer, Event, PixelLimits
 
 
 class Agent:
@@ -66,89 +63,50 @@ class Agent:
         self.dialect = dialect
         self.providers = tuple(providers)
         self.options = options or RunOptions()
+        self.sampling = chosen_sampling(self.options.sampling, dialect, model.manifest)
         self.pace = Pace()  # of this machine: what one question measures serves the next one's deadline
         self._owned = tuple(owned)
         self._idle: list[Session] = []
         self._lock = threading.Lock()
         self._running: set[Budget] = set()
         self._closed = False
-        self._lark = self._choose_grammar()
-        self._compiled: Future[TokenGrammar] | None = None
-        if self._lark is not None:
-            self._compiled = run_in_thread(self._compile, "grammar", daemon=False)
+        self.grammar = TurnGrammar(model, dialect, self.options.grammar)
 
     # -- asking ----------------------------------------------------------------------------------------------
 
-    def ask(
-        self,
-        image: Images,
-        question: str,
-        *,
-        deadline: float | None = None,
-        max_turns: int | None = None,
-        budget: Budget | None = None,
-        trace: Trace | None = None,
-        urls: Sequence[str] = (),
-        key: str = "",
-    ) -> Answer:
-        """Answer one question about one or more images.
+    @spelled_out(AskRequest)
+    def ask(self, request: AskRequest) -> Answer:
+        """Answer one question about one or more images; for the arguments see `AskRequest`.
 
         The KV cache of the last question is kept: another one about the same image pays for its own words only.
 
-        Args:
-            image: whatever `Frame.open` takes, or a sequence of such.
-            deadline: seconds; then the best answer so far comes back, with `stop` DEADLINE.
-            max_turns: rounds before the policy is made to answer (default: the options', then the dialect's).
-            budget: to cancel from another thread; its own time limit holds, too.
-            trace: records what happens.
-            urls: public addresses of the images, for web providers that only take addresses.
-            key: the data set's id of the question, for providers that replay recorded searches.
-
         Raises:
             ImageError: an image can't be read. ContextOverflowError: the question does not fit into the context.
-            EngineError: the engine failed. UsageError: the question is empty, or the agent is closed.
+            EngineError: the engine failed. UsageError: an argument makes no sense, or the agent is closed.
         """
-        events = self.stream(
-            image,
-            question,
-            deadline=deadline,
-            max_turns=max_turns,
-            budget=budget,
-            trace=trace,
-            urls=urls,
-            key=key,
-        )
-        return last_answer(events)
+        return last_answer(self.events(request))
 
-    def stream(
-        self,
-        image: Images,
-        question: str,
-        *,
-        deadline: float | None = None,
-        max_turns: int | None = None,
-        budget: Budget | None = None,
-        trace: Trace | None = None,
-        urls: Sequence[str] = (),
-        key: str = "",
-    ) -> Iterator[Event]:
+    @spelled_out(AskRequest)
+    def stream(self, request: AskRequest) -> Iterator[Event]:
         """Like `ask`, as events; the last one is the `AnswerEvent`. Closing the iterator cancels the question.
 
         Nothing runs before the first event is asked for, and the time of the deadline counts from there.
         """
-        check_arguments(question, deadline, max_turns)
-        with Budget(deadline, parent=budget) as own:
-            conversation = self._borrow(image, trace)
+        return self.events(request)
+
+    def events(self, request: AskRequest) -> Iterator[Event]:
+        """`stream`, for a request that is made already."""
+        return events(self._asking(request))
+
+    @contextmanager
+    def _asking(self, request: AskRequest) -> Iterator[AgentLoop]:
+        with Budget(request.deadline, parent=request.budget) as budget:
+            conversation = self._borrow(request)
             try:
-                yield from conversation.stream(
-                    question,
-                    max_turns=max_turns,
-                    budget=own,
-                    trace=trace,
-                    context=QuestionContext(question, tuple(urls), key),
-                )
+                with conversation.asking(replace(request, deadline=None, budget=budget)) as loop:
+                    yield loop
             except EngineError:
-                conversation.discard()
+                conversation.close()  # its session can't be trusted any more
                 raise
             finally:
                 self._give_back(conversation)
@@ -156,7 +114,7 @@ class Agent:
     def session(self, image: Images) -> Conversation:
         """Several questions about the same image or images, one after the other; can be saved and resumed."""
         self._check_open()
-        return Conversation(self, Session(self.model), _frames(image))
+        return Conversation(self, Session(self.model), open_frames(image))
 
     def resume(self, path: str | Path, image: Images | None = None) -> Conversation:
         """A conversation that was saved, in this or another process.
@@ -168,7 +126,7 @@ class Agent:
             SessionError: missing, damaged, or made with another bundle.
         """
         self._check_open()
-        return Conversation.load(self, path, _frames(image) if image is not None else [])
+        return Conversation.load(self, path, open_frames(image) if image is not None else [])
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -201,28 +159,6 @@ class Agent:
 
     # -- for conversations -----------------------------------------------------------------------------------
 
-    def constraint(self) -> Callable[[], Constraint | None] | None:
-        """Makes the constraint of a turn; None where turns are not constrained.
-
-        Raises (when called):
-            GrammarError: the options insist on the grammar, and it can't be compiled for this tokenizer.
-        """
-        lark, compiled = self._lark, self._compiled
-        if lark is None or compiled is None:
-            return None
-
-        def make() -> Constraint | None:
-            try:
-                constraint: Constraint = compiled.result().constraint(lark)
-            except GrammarError as e:
-                if self.options.grammar == "on":
-                    raise
-                log.warning("turns are not constrained: %s", e)
-                return None
-            return constraint
-
-        return make
-
     def image_limits(self) -> PixelLimits:
         """How large whole images are shown: the options', else the dialect's, else the checkpoint's."""
         return image_limits(self.dialect.limits, self.options)
@@ -238,14 +174,11 @@ class Agent:
         with self._lock:
             self._running.discard(budget)
 
-    def _borrow(self, image: Images, trace: Trace | None) -> Conversation:
+    def _borrow(self, request: AskRequest) -> Conversation:
         """A conversation on an idle session (its KV may serve), or on a new one."""
         self._check_open()
-        if trace is not None:
-            with trace.span("decode_image"):
-                frames = _frames(image)
-        else:
-            frames = _frames(image)
+        with (request.trace or NO_TRACE).span("decode_image"):
+            frames = open_frames(request.image)
         digests = [f.digest for f in frames]
         with self._lock:
             same = [s for s in self._idle if s.digests[: len(digests)] == digests] or self._idle
@@ -264,32 +197,157 @@ class Agent:
         if self._closed:
             raise UsageError("the agent is closed: load the bundle again")
 
-    # -- grammar ---------------------------------------------------------------------------------------------
 
-    def _choose_grammar(self) -> str | None:
-        from gog_edge.runtime.constraint import available
+class Conversation:
+    """Several questions about the same images, which are encoded and prefilled once. Made by `Agent.session` or
+    `Agent.resume`. One question at a time; other threads wait their turn.
 
-        wanted = self.options.grammar
-        if wanted == "off":
-            return None
-        lark = self.dialect.grammar()
-        if wanted == "on":
-            if lark is None:
-                raise GrammarError(f"dialect {self.dialect.name!r} offers no grammar; run with the grammar off")
-            if not available():
-                raise GrammarError("the grammar needs llguidance: pip install 'gog-edge[grammar]', or run without it")
-        return lark if available() else None
+    Questions are independent of each other: each begins behind what its prompt has in common with the one before (the
+    system prompt and the images, where the dialect puts them first). `save` keeps the KV cache, so a conversation goes
+    on in another process where it stopped.
+    """
 
-    def _compile(self) -> TokenGrammar:
-        from gog_edge.runtime.constraint import TokenGrammar
+    def __init__(self, agent: Agent, session: Session, frames: Sequence[Frame]) -> None:
+        self.agent = agent
+        self.frames = tuple(frames)
+        self.speculation = SpeculationStats()
+        self._session: Session | None = session
+        self._busy = threading.Lock()
 
-        manifest = self.model.manifest
-        return TokenGrammar(self.model.tokenizer.backend, manifest.tokens.eos, manifest.decoder.vocab)
+    @property
+    def session(self) -> Session:
+        """The tokens and KV cache underneath.
+
+        Raises:
+            UsageError: the conversation is closed.
+        """
+        if self._session is None:
+            raise UsageError("the conversation is closed")
+        return self._session
+
+    @spelled_out(without_image(AskRequest))
+    def ask(self, request: AskRequest) -> Answer:
+        """Answer a question; arguments and errors as `Agent.ask`."""
+        return last_answer(self.events(request))
+
+    @spelled_out(without_image(AskRequest))
+    def stream(self, request: AskRequest) -> Iterator[Event]:
+        """Answer a question as events; closing the iterator cancels it. Arguments and errors as `Agent.stream`."""
+        return self.events(request)
+
+    def events(self, request: AskRequest) -> Iterator[Event]:
+        """`stream`, for a request that is made already; its image is not looked at."""
+        return events(self.asking(request))
+
+    @contextmanager
+    def asking(self, request: AskRequest) -> Iterator[AgentLoop]:
+        """A question that is ready to run, with its prompt in the session.
+
+        Raises:
+            ContextOverflowError: the question does not fit into the context. UsageError: the conversation is closed.
+        """
+        with self._busy, Budget(request.deadline, parent=request.budget) as budget:
+            self.agent.started(budget)
+            try:
+                loop = self._prepare(request, budget)
+                try:
+                    yield loop
+                finally:
+                    stats = self.speculation
+                    loop.session.trace.meta["speculation"] = {**asdict(stats), "accept_rate": stats.accept_rate}
+                    budget.cancel()  # what was started early and not used ends here
+                    loop.tools.finish()
+            finally:
+                self.agent.ended(budget)
+
+    def save(self, path: str | Path, *, kv: bool = True, frames: bool = True) -> Path:
+        """Write the conversation to a file (see `session_state.save_session`).
+
+        Raises:
+            SessionError: the disk is full or the folder can't be written; an older file stays.
+        """
+        with self._busy:
+            extra = {"dialect": self.agent.dialect.name, "images": len(self.frames)}
+            return save_session(self.session, path, kv=kv, frames=frames, extra=extra)
+
+    @classmethod
+    def load(cls, agent: Agent, path: str | Path, frames: Sequence[Frame]) -> Conversation:
+        """See `Agent.resume`."""
+        session, extra = load_session(path, agent.model, frames=frames)
+        if extra.get("dialect") != agent.dialect.name:
+            raise SessionError(
+                f"{path} was made with dialect {extra.get('dialect')!r}, this agent speaks {agent.dialect.name!r}"
+            )
+        count = int(extra.get("images", len(session.images)))
+        return cls(agent, session, [session.frame(i) for i in range(count)])
+
+    def release(self) -> Session | None:
+        """Give the session up; None if the conversation is closed."""
+        session, self._session = self._session, None
+        return session
+
+    def close(self) -> None:
+        """Let go of the KV cache. Idempotent."""
+        self._session = None
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self, request: AskRequest, budget: Budget) -> AgentLoop:
+        agent, session, options = self.agent, self.session, self.agent.options
+        dialect = _with_results(agent.dialect, options)
+        session.trace = trace = request.trace if request.trace is not None else Trace()
+        trace.question = request.question
+        trace.meta.update(
+            bundle=agent.model.manifest.name, dialect=dialect.name, fingerprint=agent.model.bundle.fingerprint
+        )
+        dispatcher = SearchDispatcher(agent.providers, options.search_timeout, budget, trace)
+        start_usage = session.usage
+        limits = agent.image_limits()
+        plans = [agent.model.vision.plan(frame, None, limits) for frame in self.frames]
+        asked = request.question
+        if options.early_knowledge:
+            asked += dispatcher.background(plans[0].frame, request, dialect.limits.results or 3)
+        geometry = [plan.registered(i, i) for i, plan in enumerate(plans)]
+        session.restart(plans, dialect.opening(asked, len(plans), geometry), reserve=options.answer_reserve)
+        guessing = options.speculation
+        if guessing.max_draft and not agent.model.rows_independent:
+            trace.note("no tokens are guessed: this bundle's decoder would write other text with guesses")
+            guessing = replace(guessing, max_draft=0)
+        writer = TurnWriter(session, Sampler(agent.sampling), guessing)
+        self.speculation = writer.speculation
+        return AgentLoop(
+            session=session,
+            dialect=dialect,
+            writer=writer,
+            tools=ToolExecutor(session, dialect, dispatcher, options, request, budget, len(plans)),
+            options=options,
+            budget=budget,
+            max_turns=request.max_turns or options.max_turns or dialect.limits.turns or 8,
+            start_usage=start_usage,
+            grammar=agent.grammar.constraint,
+            pace=agent.pace,
+        )
 
 
-def _frames(image: Images) -> list[Frame]:
-    if isinstance(image, (list, tuple)):
-        if not image:
-            raise UsageError("no image was given: a question needs at least one")
-        return [Frame.open(source) for source in image]
-    return [Frame.open(image)]  # type: ignore[arg-type]  # a sequence of images was handled above
+def chosen_sampling(said: Sampling, dialect: Dialect, manifest: Manifest) -> Sampling:
+    """How tokens are chosen: what the user said, then the dialect, then the checkpoint.
+
+    Raises:
+        UsageError: the bundle's own values make no sense.
+    """
+    return said.over(dialect.sampling, Sampling.of_checkpoint(manifest.generation))
+
+
+def _with_results(dialect: Dialect, options: RunOptions) -> Dialect:
+    """The dialect with room for as many results as the options ask for, related entries included."""
+    limits = dialect.spec.limits
+    wanted = options.results or limits.results
+    if not wanted or not (options.results or options.expand):
+        return dialect
+    return replace(dialect, spec=replace(dialect.spec, limits=replace(limits, results=wanted + options.expand)))

@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace, redact
+from gog_edge.sanitize import Neutraliser
 from gog_edge.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
 from gog_edge.types import Hit
 
 log = logging.getLogger("gog_edge.search")
 
+_TITLE_CHARS, _BACKGROUND_CHARS = 200, 400
 _GRACE_S = 0.25  # a provider is waited for this much longer than its deadline, so that its own message is used
 
 
@@ -43,7 +46,7 @@ Key = tuple[Any, ...]
 Call = Callable[[SearchProvider, Deadline], Outcome]
 
 
-class SearchDesk:
+class SearchDispatcher:
     """Searches of one question. Used by the question's own thread; the work runs in threads of its own."""
 
     def __init__(self, providers: Sequence[SearchProvider], timeout: float, budget: Budget, trace: Trace) -> None:
@@ -134,6 +137,29 @@ class SearchDesk:
         if not future.done():
             return Outcome(error=f"the search took longer than {self._timeout:g} s")
         return future.result()
+
+    def background(self, frame: Frame, request: AskRequest, results: int) -> str:
+        """What searching with the question and the image finds before the policy starts, as outside text of the prompt
+        (Early Knowledge Alignment); empty where nothing is found.
+
+        Raises:
+            CancelledError, DeadlineReached: the question ended meanwhile.
+        """
+        jobs = []
+        if self.can(IMAGE):
+            url = request.urls[0] if request.urls else ""
+            jobs.append(self.image(ImageQuery(frame, None, "", url, request.key), results))
+        if self.can(TEXT):
+            jobs.append(self.text(request.question, results))
+        hits: list[Hit] = []
+        for job in jobs:
+            hits += [h for h in self.wait(job, self._budget).hits if h not in hits]
+        if not hits:
+            return ""
+        clean = Neutraliser()  # outside text, as in the results of a turn
+        kept = hits[: 2 * results]
+        lines = [f"- {clean.line(h.title, _TITLE_CHARS)}: {clean.line(h.text, _BACKGROUND_CHARS)}" for h in kept]
+        return "\n\nPossibly related, found by searching:\n" + "\n".join(lines)
 
     def _image(self, query: ImageQuery, k: int, *, early: bool = False) -> Future[Outcome]:
         def search(provider: SearchProvider, deadline: Deadline) -> Outcome:

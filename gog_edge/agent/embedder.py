@@ -8,9 +8,10 @@ from gog_edge.agent.loader import bundle_dialect
 from gog_edge.bundle import Bundle
 from gog_edge.errors import UsageError
 from gog_edge.runtime.feature_cache import FeatureCache
-from gog_edge.runtime.vision import PixelLimits, VisionEmbedder, VisionEncoder
+from gog_edge.runtime.vision import VisionEmbedder, VisionEncoder
 from gog_edge.search.base import Embedder
 from gog_edge.search.embedders import limits_of, vision_runner
+from gog_edge.types import PixelLimits
 
 
 def open_embedder(
@@ -44,5 +45,5 @@ def open_embedder(
 
 
 def _crop_limits(bundle: Bundle) -> PixelLimits:
-    shown = bundle_dialect(bundle).limits
-    return PixelLimits(shown.crop_min_pixels, shown.crop_max_pixels)
+    shown = bundle_dialect(bundle).limits.crop
+    return PixelLimits(shown.min_pixels, shown.max_pixels)

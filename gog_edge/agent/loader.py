@@ -88,7 +88,8 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) 
     if dialect is None and bundle.has(str(name)):
         name = bundle.path(str(name))
     template = bundle.read_text(TEMPLATE) if bundle.has(TEMPLATE) else None
-    return load_dialect(name, frame=families.named(manifest.family).box_frame, chat_template=template)
+    frame = families.named(manifest.family).box_frame
+    return load_dialect(name, frame=frame, chat_template=template, named_tokens=manifest.named_tokens)
 
 
 def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:

@@ -3,23 +3,25 @@
 Ends: the policy answers; a limit is met and it is made to answer; time runs out (then it is made to answer while
 there is time left for that, and what it wrote of the answer counts); the caller cancels. Of the round that meets the
 turn limit the calls are not carried out: there would be no turn to read the results.
+
+A token climbs four generators: `TurnWriter.turn`, `AgentLoop._write`, `AgentLoop.run`, `events`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 from gog_edge.agent.evidence import supporting
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
 from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
-from gog_edge.agent.tools import Actor
-from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.agent.tools import ToolExecutor
+from gog_edge.deadline import Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
-from gog_edge.errors import CancelledError, ContextOverflowError, GrammarError
-from gog_edge.runtime.generate import Constraint, Piece, TurnOptions, TurnResult, TurnWriter
+from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError
+from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.session import Mark, Session
 from gog_edge.types import (
     ActionEvent,
@@ -42,31 +44,28 @@ from gog_edge.types import (
 _FORCED_GUESS = 48  # tokens of the forced-answer turn, before it was encoded once
 _WORTH_S = 0.02  # less time than this is not worth going on for
 _NO_ROOM = "the results do not fit into the context"
+_CLOSES_BOX = frozenset("]>}\n")  # of any dialect
 
 
 @dataclass
-class Question:
-    """The state of one question. `events()` runs it once; the opening is in the session already.
+class AgentLoop:
+    """The state of one question. `run()` runs it once; the opening is in the session already.
 
-    `start_usage`: what the session had counted before this question. `grammar`: makes a turn's constraint, or None.
+    `start_usage`: what the session had counted before this question. `grammar`: makes a turn's constraint, if any.
     """
 
     session: Session
     dialect: Dialect
     writer: TurnWriter
-    actor: Actor
+    tools: ToolExecutor
     options: RunOptions
     budget: Budget
     max_turns: int
     start_usage: Usage
-    grammar: Callable[[], Constraint | None] | None = None
-    pace: Pace = field(default_factory=Pace)
+    grammar: Callable[[], Constraint | None]
+    pace: Pace
     steps: list[Step] = field(default_factory=list)
-    _began: float = 0.0
-    _total: float = math.inf
     _errors: int = 0
-    _step_began: float = 0.0
-    _step_usage: Usage = field(default_factory=Usage)
     _step_searches: int = 0
     _forced_tokens: int = _FORCED_GUESS
     _open: Mark | None = None  # in front of an observation that is not complete yet
@@ -74,31 +73,22 @@ class Question:
     _read_at: int = 0  # tokens that are computed once it was read
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
-    def events(self) -> Iterator[Event]:
-        """Run; the last event is the `AnswerEvent`.
+    def __post_init__(self) -> None:
+        self._total = self.budget.remaining()
+        self._began = self._step_began = self.budget.clock.now()
+        self._step_usage = self.start_usage
+
+    def run(self) -> Generator[Event, None, Answer]:
+        """The question's events, and its answer.
 
         Raises:
+            CancelledError, DeadlineReached: the budget ended; `answer` tells what there is.
             EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
         """
-        self._total = self.budget.remaining()
-        self._step_usage = self.start_usage
-        self._began = self._step_began = self._now()
-        try:
-            answer = yield from self._loop()
-        except CancelledError:
-            answer = self._answer("", StopReason.CANCELLED)
-        except DeadlineReached:
-            answer = self._answer("", StopReason.DEADLINE)
-        finally:
-            self._forget_open()
-        self.session.trace.answer = answer
-        yield AnswerEvent(answer)
-
-    # -- the loop --------------------------------------------------------------------------------------------
-
-    def _loop(self) -> Generator[Event, None, Answer]:
-        self.actor.expect_glance()
-        for number in range(self.max_turns):
+        self.tools.expect_glance()
+        reason: StopReason | None = None
+        number = 0
+        while reason is None:
             self.session.trace.step = number
             result = TurnResult()
             in_time = yield from self._write(number, result)
@@ -108,73 +98,86 @@ class Question:
                     yield ActionEvent(number, action)
             if _says(turn):
                 self._close_step(number, turn, ())
-                return self._answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
-            reason = StopReason.DEADLINE if not in_time else self._met_limit(number, turn)
-            if reason is not None:
-                self._close_step(number, turn, ())
-                return (yield from self._force(number + 1, reason))
-            try:
-                observations = yield from self._act(number, turn)
-            except DeadlineReached:
-                self._close_step(number, turn, ())
-                return (yield from self._force(number + 1, StopReason.DEADLINE))
-            reason = self._append(number, turn, observations)
-            if reason is not None:
-                return (yield from self._force(number + 1, reason))
-        return (yield from self._force(self.max_turns, StopReason.FORCED))
-
-    def _write(self, number: int, result: TurnResult) -> Generator[Event, None, bool]:
-        """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
-        the answer's time is left goes on to the real deadline."""
-        constraint = self.grammar() if self.grammar is not None else None
-        late = False
-        while not late:  # the pace may be a guess when the turn begins; it is known better from piece to piece
-            with self._soft() as soft:
+                return self.answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
+            reason = self._met_limit(number, turn) if in_time else StopReason.DEADLINE
+            observations: list[Observation] = []
+            if reason is None:
                 try:
-                    for event in self._pieces(number, result, constraint, soft):
-                        yield event
-                        late = result.end is None and self._late()
-                        if late:
+                    observations = self._act(number, turn)
+                except DeadlineReached:
+                    reason = StopReason.DEADLINE
+            if reason is not None:
+                self._close_step(number, turn, ())
+            else:
+                for observation in observations:
+                    yield ObservationEvent(number, observation)
+                reason = self._append(number, turn, observations)
+            number += 1
+        exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
+        self.session.trace.step = number
+        if not self._ask_for_answer(reason):
+            return self.answer("", exhausted)
+        result = TurnResult()
+        in_time = yield from self._write(number, result, forced=True)
+        turn = self._parse(result.text, forced=True)
+        for action in turn.actions:
+            yield ActionEvent(number, action)
+        self._close_step(number, turn, ())
+        text = _said(turn)
+        return self.answer(text, StopReason.DEADLINE if not in_time else reason if text else exhausted)
+
+    def answer(self, text: str, stop: StopReason) -> Answer:
+        """`text` as the question's answer, with all that came about so far."""
+        usage = replace(_minus(self.session.usage, self.start_usage), searches=self.tools.searches)
+        seconds = self.budget.clock.now() - self._began
+        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
+
+    def forget_open(self) -> None:
+        """What was read ahead for an observation that never came is no part of the conversation."""
+        if self._open is not None:
+            self.session.rewind(self._open)
+            self._open = None
+
+    # -- a turn ----------------------------------------------------------------------------------------------
+
+    def _write(self, number: int, result: TurnResult, *, forced: bool = False) -> Generator[Event, None, bool]:
+        """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
+        the answer's time is left goes on to the real deadline, as a `forced` one does from the start."""
+        session, eos = self.session, self.session.model.manifest.tokens.eos
+        constraint = self.grammar() if not forced else None
+        timed = not forced and not math.isinf(self._total)
+        while True:  # the pace may be a guess when the turn begins; it is known better from token to token
+            with self._soft() if timed else Budget(parent=self.budget) as budget:
+                options = TurnOptions(self._most_tokens(result), eos, self.dialect.stop, budget)
+                began, unread = budget.clock.now(), len(session) - session.computed
+                try:
+                    for token in self.writer.turn(options, constraint, result):
+                        if unread and not token.forced:
+                            self.pace.prefilled(unread, budget.clock.now() - began)
+                            unread = 0
+                        yield TokenEvent(number, token.text, token.forced)
+                        if timed and result.end is None and self._late():
                             break
+                        if not _CLOSES_BOX.isdisjoint(token.text) and (box := self._box(number, result.text)):
+                            yield box
+                        budget.check()
                     else:
                         return True
                 except DeadlineReached:
-                    late = self._late()
-        self.session.trace.note("only the time for an answer is left")
-        if not _says(self._parse(result.text)):
-            return False
-        try:
-            yield from self._pieces(number, result, constraint, self.budget)
-        except DeadlineReached:
-            return False
-        return True
-
-    def _pieces(
-        self, number: int, result: TurnResult, constraint: Constraint | None, budget: Budget
-    ) -> Iterator[Event]:
-        session = self.session
-        options = TurnOptions(self._most_tokens(result), session.model.manifest.tokens.eos, self.dialect.stop, budget)
-        waiting, began = len(session) - session.computed, self._now()
-        reading = True
-        for piece in self._held(options, constraint, result):
-            if reading and not piece.forced:
-                self.pace.prefilled(waiting, self._now() - began)
-                reading = False
-            self.pace.wrote(self.writer.seconds_per_token)
-            yield TokenEvent(number, piece.text, piece.forced)
-            if any(mark in piece.text for mark in "]>}\n"):  # a box may be closed now, see dialects/early.py
-                yield from self._box(number, result.text)
-            budget.check()
-
-    def _held(self, options: TurnOptions, constraint: Constraint | None, result: TurnResult) -> Iterator[Piece]:
-        """A turn under its grammar; one that can't be followed any more is let go, unless it is insisted on."""
-        try:
-            yield from self.writer.turn(options, constraint, result)
-        except GrammarError as e:
-            if self.options.grammar == "on":
-                raise
-            self.session.trace.note(f"the grammar is left: {e}")
-            yield from self.writer.turn(options, None, result)
+                    if not timed:
+                        return False
+                except GrammarError as e:  # one that can't be followed is let go, unless it is insisted on
+                    if self.options.grammar == "on":
+                        raise
+                    session.trace.note(f"the grammar is left: {e}")
+                    constraint = None
+                finally:
+                    self.pace.wrote(self.writer.seconds_per_token)
+            if timed and self._late():
+                session.trace.note("only the time for an answer is left")
+                if not _says(self._parse(result.text)):
+                    return False
+                timed = False
 
     def _most_tokens(self, result: TurnResult) -> int:
         """Tokens that the turn may have in all, `result`'s included; what a forced answer needs is kept free."""
@@ -187,15 +190,16 @@ class Question:
             most.append(total - self._written + have)
         return max(min(most), 1)
 
-    def _box(self, number: int, text: str) -> Iterator[Event]:
+    def _box(self, number: int, text: str) -> BoxEvent | None:
         """Start early what a closed box needs."""
-        found = self.dialect.early_box(text, self.session.images)
-        if found is not None and found not in self._boxes:
-            self._boxes.add(found)
-            yield BoxEvent(number, found[0], found[1])
-            self.actor.expect_crop(found[0], found[1])
+        found = self.dialect.partial(text, self.session.images)
+        if found is None or found in self._boxes:
+            return None
+        self._boxes.add(found)
+        self.tools.expect_crop(*found)
+        return BoxEvent(number, *found)
 
-    def _act(self, number: int, turn: Turn) -> Generator[Event, None, list[Observation]]:
+    def _act(self, number: int, turn: Turn) -> list[Observation]:
         """Carry out a turn's calls, in the time that an answer leaves."""
         self._open = self.session.mark()
         ahead = None
@@ -208,10 +212,7 @@ class Question:
                 self.writer.seconds_per_token or PAUSE_S,
             )
         with self._soft() as soft:
-            observations = self.actor.perform(turn.actions, soft, ahead)
-        for observation in observations:
-            yield ObservationEvent(number, observation)
-        return observations
+            return self.tools.perform(turn.actions, soft, ahead)
 
     def _append(self, number: int, turn: Turn, observations: Sequence[Observation]) -> StopReason | None:
         """Append what came back; a reason to stop if there is no room or no time to read it.
@@ -243,47 +244,26 @@ class Question:
         return self.dialect.observe(
             turn,
             observations,
-            question=self.actor.context.question,
+            question=self.tools.request.question,
             step=number + 1,
             images=self.session.images,
             last=number + 2 >= self.max_turns,
         )
 
-    def _forget_open(self) -> None:
-        """What was read ahead for an observation that never came is no part of the conversation."""
-        if self._open is not None:
-            self.session.rewind(self._open)
-            self._open = None
-
-    # -- the forced answer -----------------------------------------------------------------------------------
-
-    def _force(self, number: int, reason: StopReason) -> Generator[Event, None, Answer]:
-        """Make the policy answer now."""
+    def _ask_for_answer(self, reason: StopReason) -> bool:
+        """Write the turn that asks for an answer now; whether there is such a turn, and room for it."""
         session, forced = self.session, self.dialect.spec.forced
-        session.trace.step = number
-        self._forget_open()
-        exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
+        self.forget_open()
         if not forced.user and not forced.prefill:
-            return self._answer("", exhausted)
+            return False
         if reason is StopReason.DEADLINE and self._before is not None and session.computed < self._read_at:
             session.rewind(self._before)  # results that there was no time to read
         try:
-            self._forced_tokens = session.append(self.dialect.forced_answer(self.actor.context.question))
+            self._forced_tokens = session.append(self.dialect.forced_answer(self.tools.request.question))
         except ContextOverflowError as e:
             session.trace.note(f"no room for a forced answer: {e}")
-            return self._answer("", exhausted)
-        result = TurnResult()
-        late = False
-        try:
-            yield from self._pieces(number, result, None, self.budget)
-        except DeadlineReached:
-            late = True
-        turn = self._parse(result.text, forced=True)
-        for action in turn.actions:
-            yield ActionEvent(number, action)
-        self._close_step(number, turn, ())
-        text = _said(turn)
-        return self._answer(text, StopReason.DEADLINE if late else reason if text else exhausted)
+            return False
+        return True
 
     # -- limits and time -------------------------------------------------------------------------------------
 
@@ -311,10 +291,9 @@ class Question:
         left = self.budget.remaining()
         return Budget(None if math.isinf(left) else left - self._reserve(), parent=self.budget)
 
-    def _now(self) -> float:
-        return self.budget.clock.now()
-
     def _late(self) -> bool:
+        """Only the time of a forced answer is left."""
+        self.pace.wrote(self.writer.seconds_per_token)
         return self.budget.remaining() - self._reserve() < _WORTH_S
 
     def _reserve(self) -> float:
@@ -333,20 +312,49 @@ class Question:
 
     def _parse(self, text: str, *, forced: bool = False) -> Turn:
         with self.session.trace.span("parse"):
-            return self.dialect.parse(text, self.session.images, forced=forced, user_images=self.actor.user_images)
+            return self.dialect.parse(text, self.session.images, forced=forced, user_images=self.tools.user_images)
 
     def _close_step(self, number: int, turn: Turn, observations: Sequence[Observation]) -> None:
-        now, usage, searches = self._now(), self.session.usage, self.actor.searches
+        now, usage, searches = self.budget.clock.now(), self.session.usage, self.tools.searches
         spent = replace(_minus(usage, self._step_usage), searches=searches - self._step_searches)
         step = Step(number, turn, tuple(observations), spent, now - self._step_began)
         self.steps.append(step)
         self.session.trace.steps.append(step)
         self._step_began, self._step_usage, self._step_searches = now, usage, searches
 
-    def _answer(self, text: str, stop: StopReason) -> Answer:
-        usage = replace(_minus(self.session.usage, self.start_usage), searches=self.actor.searches)
-        seconds = self._now() - self._began
-        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
+
+def events(opening: AbstractContextManager[AgentLoop]) -> Iterator[Event]:
+    """Open a question, run it, close it; the last event is the `AnswerEvent`. Closing the iterator cancels it.
+
+    Raises:
+        EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
+    """
+    with opening as loop:
+        try:
+            answer = yield from loop.run()
+        except CancelledError:
+            answer = loop.answer("", StopReason.CANCELLED)
+        except DeadlineReached:
+            answer = loop.answer("", StopReason.DEADLINE)
+        finally:
+            loop.forget_open()
+        loop.session.trace.answer = answer
+        yield AnswerEvent(answer)
+
+
+def last_answer(events: Iterator[Event]) -> Answer:
+    """Run a question to its end.
+
+    Raises:
+        EngineError: it ended without an answer event. And whatever the question raises.
+    """
+    answer: Answer | None = None
+    for event in events:
+        if isinstance(event, AnswerEvent):
+            answer = event.answer
+    if answer is None:
+        raise EngineError("the question ended without an answer event")
+    return answer
 
 
 def _said(turn: Turn) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from gog_edge.errors import UsageError
-from gog_edge.runtime.sampling import Sampling
+from gog_edge.runtime.model import ModelOptions
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 
 
 @dataclass(frozen=True)
@@ -33,30 +32,26 @@ NO_PREFETCH = Prefetch(False, False, False, False)
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """How questions are run. Zero and None mean: what the dialect or the checkpoint says.
+class RunOptions(ModelOptions):
+    """How questions are run, besides what `ModelOptions` say. Zero and None mean: what the dialect or the checkpoint
+    says.
 
     Args:
-        sampling: greedy by default.
+        sampling: how tokens are chosen; what it leaves out is the dialect's, then that of the checkpoint's
+            generation_config.json, then greedy.
         speculation: prompt lookup; it never changes greedy answers.
         prefetch: early search, encoding and reading.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
             "on" insists on it, "off" never does.
         max_turns: rounds before the forced answer.
         turn_tokens, total_tokens: generated in one turn, in one question.
-        max_context: tokens of one conversation; at most the checkpoint's own.
         answer_reserve: tokens of the context that observations must leave free for the answer.
-        prefill_chunk: tokens per prefill run.
         image_min_pixels, image_max_pixels, crop_min_pixels, crop_max_pixels: of resized images and crops.
         search_timeout: seconds that one search may take.
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
         expand: entries related to the results (over the index's own relations) that a local index appends.
-        feature_cache_bytes: of vision features kept in memory.
-        feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
-        prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
         keep_sessions: idle sessions whose KV cache is kept for the next question (its image may be the same).
-        cache_dir: folder of caches (default: $GOG_EDGE_CACHE, else the user's cache folder).
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -66,9 +61,7 @@ class RunOptions:
     max_turns: int = 0
     turn_tokens: int = 0
     total_tokens: int = 0
-    max_context: int = 0
     answer_reserve: int = 64
-    prefill_chunk: int = 512
     image_min_pixels: int = 0
     image_max_pixels: int = 0
     crop_min_pixels: int = 0
@@ -77,20 +70,11 @@ class RunOptions:
     results: int = 0
     early_knowledge: bool = False
     expand: int = 0
-    feature_cache_bytes: int = 256 << 20
-    feature_cache_disk: int = 0
-    prefix_cache: bool = True
     keep_sessions: int = 1
-    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
-                raise UsageError(f"{f.name} is {value}: it can't be negative")
+        super().__post_init__()
         if self.grammar not in ("auto", "on", "off"):
             raise UsageError(f"grammar is {self.grammar!r}: auto, on or off is needed")
-        if self.prefill_chunk < 1:
-            raise UsageError("prefill_chunk is 0: at least 1 token has to be run at a time")
         if self.search_timeout <= 0:
             raise UsageError("search_timeout is 0: a positive number of seconds is needed")

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from gog_edge.agent.dispatch import Outcome, SearchDesk, run_in_thread
+from gog_edge.agent.dispatch import Outcome, SearchDispatcher, run_in_thread
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.picture_limits import crop_limits, thumbnail_limits
+from gog_edge.agent.picture_limits import crop_limits
 from gog_edge.agent.prefetch import ReadAhead
+from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget, DeadlineReached
 from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.vision import PixelLimits, VisionEmbedder
+from gog_edge.runtime.vision import VisionEmbedder
 from gog_edge.search.base import IMAGE, ImageQuery
-from gog_edge.types import Action, ActionKind, Hit, Observation, Region
+from gog_edge.types import Action, ActionKind, Hit, Observation, PixelLimits, Region
 
 log = logging.getLogger("gog_edge.agent")
 
@@ -29,25 +30,15 @@ _SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.TEXT_SEARCH, ActionK
 _IMAGE_SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE)
 
 
-@dataclass(frozen=True)
-class QuestionContext:
-    """What providers may need beside pixels. `urls`: public addresses of the question's images, in order;
-    `key`: the data set's id of the question (replayed caches)."""
-
-    question: str
-    urls: tuple[str, ...] = ()
-    key: str = ""
-
-
 @dataclass
-class Actor:
+class ToolExecutor:
     """Carries out the actions of one question."""
 
     session: Session
     dialect: Dialect
-    desk: SearchDesk
+    dispatcher: SearchDispatcher
     options: RunOptions
-    context: QuestionContext
+    request: AskRequest
     budget: Budget
     user_images: int
     used: dict[ActionKind, int] = field(default_factory=dict)
@@ -65,18 +56,18 @@ class Actor:
         Raises:
             EngineError: the engine failed. CancelledError, DeadlineReached: the question ended meanwhile.
         """
-        wanted = self.options.prefetch.glance and self.desk.can(IMAGE) and bool(self.session.images)
-        embedder = getattr(self.desk.first(IMAGE), "embedder", None)
+        wanted = self.options.prefetch.glance and self.dispatcher.can(IMAGE) and bool(self.session.images)
+        embedder = getattr(self.dispatcher.first(IMAGE), "embedder", None)
         own_tower = isinstance(embedder, VisionEmbedder)
         query = self._query(Action(ActionKind.GLANCE), "") if wanted else None
         if query is not None and not own_tower:
-            self.desk.image_early(query, self._results(None))
+            self.dispatcher.image_early(query, self._results(None))
         self.session.encode_images(self.budget)
         if query is None or not isinstance(embedder, VisionEmbedder):
             return
         plan = self.session.image(0).plan
         if plan is not None and embedder.plan(query.frame, query.region).key == plan.key:
-            self.desk.image_early(query, self._results(None))
+            self.dispatcher.image_early(query, self._results(None))
 
     def expect_crop(self, region: Region, image: int) -> None:
         """A box was closed: encode the crop and search with it, in the background."""
@@ -86,7 +77,7 @@ class Actor:
         action = Action(ActionKind.GAZE, region=region, image=image)
         kinds = {a.kind for a in self.dialect.spec.actions}
         if self.options.prefetch.crop_search and "gaze" in kinds:
-            self.desk.image_early(self._query(action, ""), self._results(None))
+            self.dispatcher.image_early(self._query(action, ""), self._results(None))
         shown = self.dialect.shows_crop(ActionKind.GAZE if "gaze" in kinds else ActionKind.ZOOM)
         if self.options.prefetch.crop and shown:
             self._encoding.append(run_in_thread(lambda: self._encode_early(action), "encode"))
@@ -152,12 +143,12 @@ class Actor:
 
     def _start(self, action: Action) -> Future[Outcome] | None:
         if action.kind is ActionKind.TEXT_SEARCH:
-            return self.desk.text(action.text, self._results(action.limit))
+            return self.dispatcher.text(action.text, self._results(action.limit))
         if action.kind is ActionKind.VISIT:
-            return self.desk.page(action.text, action.label or self.context.question)
+            return self.dispatcher.page(action.text, action.label or self.request.question)
         if action.kind in _IMAGE_SEARCHES:
             try:
-                return self.desk.image(self._query(action, action.label), self._results(action.limit))
+                return self.dispatcher.image(self._query(action, action.label), self._results(action.limit))
             except SessionError as e:
                 failed: Future[Outcome] = Future()
                 failed.set_result(Outcome(error=str(e)))
@@ -168,7 +159,7 @@ class Actor:
         self, waiting: Observation, search: Future[Outcome] | None, budget: Budget, waited: float
     ) -> Observation:
         action = waiting.action
-        outcome = self.desk.wait(search, budget, waited=waited) if search is not None else Outcome()
+        outcome = self.dispatcher.wait(search, budget, waited=waited) if search is not None else Outcome()
         thumbnails: tuple[int | None, ...] = ()
         if outcome.hits and self.dialect.shows_thumbnails(action.kind):
             wanted = action.limit or self.dialect.limits.results
@@ -196,11 +187,11 @@ class Actor:
 
     def _register_pictures(self, hits: Sequence[Hit], provider: str, budget: Budget) -> tuple[int | None, ...]:
         """The results' pictures in the registry; None for those that can't be had."""
-        limits = thumbnail_limits(self.dialect.limits)
-        jobs = [self.desk.picture(hit, provider) for hit in hits]
+        limits = self.dialect.limits.thumbnail
+        jobs = [self.dispatcher.picture(hit, provider) for hit in hits]
         out: list[int | None] = []
         for job in jobs:
-            frame = self.desk.wait_picture(job, budget) if job is not None else None
+            frame = self.dispatcher.wait_picture(job, budget) if job is not None else None
             try:
                 out.append(self.session.add_image(frame, limits=limits).index if frame is not None else None)
             except GogEdgeError as e:  # too thin to be shown
@@ -211,9 +202,9 @@ class Actor:
     def _query(self, action: Action, label: str) -> ImageQuery:
         session = self.session
         geometry = session.image(action.image).geometry
-        url = self.context.urls[geometry.source] if geometry.source < len(self.context.urls) else ""
+        url = self.request.urls[geometry.source] if geometry.source < len(self.request.urls) else ""
         region = action.region or geometry.region
-        return ImageQuery(session.frame(action.image), region, label, url, self.context.key)
+        return ImageQuery(session.frame(action.image), region, label, url, self.request.key)
 
     def _results(self, asked: int | None) -> int:
         # The dialect's number has room for related entries, which nobody is asked for.

@@ -12,7 +12,7 @@ import click
 
 from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
 from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 from gog_edge.serde import encode
@@ -40,8 +40,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--deadline", type=SECONDS, help="2s or 500ms; then the best answer so far.")
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy, the default.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of sampling.")
+@sampling_options
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
@@ -71,17 +70,19 @@ def command(
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
-    from gog_edge.agent.conversation import last_answer
+    from gog_edge.agent.loop import last_answer
+    from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
 
     *files, question = images
-    run = _options(**options)
+    run = _options(options)
     began = time.perf_counter()
     with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent:
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
-        events = agent.stream(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        request = AskRequest(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
         print_json({"question": question, **encode(answer)})
@@ -96,11 +97,10 @@ def command(
         click.get_current_context().exit(EXIT_NO_ANSWER)
 
 
-def _options(temperature: float, seed: int, **same_names: Any) -> RunOptions:
+def _options(given: dict[str, Any]) -> RunOptions:
     from gog_edge.agent.options import RunOptions
-    from gog_edge.runtime.sampling import Sampling
 
-    return RunOptions(sampling=Sampling(temperature=temperature, seed=seed), **same_names)
+    return RunOptions(sampling=take_sampling(given), **given)
 
 
 def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:

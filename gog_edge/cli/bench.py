@@ -119,9 +119,9 @@ def run(
         raise UsageError(f"nothing was measured: {'; '.join(skipped.values())}")
     stdout().print(text.render(report))
     if html is not None:
-        from gog_edge.bench.report import html
+        from gog_edge.bench.report import html as pages
 
-        html.write([report], html)
+        pages.write([report], html)
     if as_json:
         _print_line(report)
 
@@ -318,13 +318,14 @@ def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots, one for all of them.")
 def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     """Show JSON reports again; several of one machine are put together with --markdown."""
-    from gog_edge.bench.report import html, summary
+    from gog_edge.bench.report import html as pages
+    from gog_edge.bench.report import summary
     from gog_edge.bench.report import terminal as text
     from gog_edge.bench.result import load
 
     found = [load(path) for path in reports]
     if html is not None:
-        html.write(found, html)
+        pages.write(found, html)
     if markdown:
         stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
     elif html is None:

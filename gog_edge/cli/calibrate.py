@@ -19,7 +19,7 @@ from gog_edge.errors import UsageError
 @click.option("--index", type=click.Path(path_type=Path), help="Local index that is searched for the questions.")
 @click.option("--count", default=32, show_default=True, type=click.IntRange(min=1), help="Conversations at most.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
-@click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
+@click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 def command(
     checkpoint: str,
@@ -29,7 +29,7 @@ def command(
     index: Path | None,
     count: int,
     dialect: str | None,
-    lora: Path | None,
+    lora: str | None,
     revision: str | None,
 ) -> None:
     """Let the policy of CHECKPOINT answer questions and note what its layers see.
@@ -51,7 +51,7 @@ def command(
     console = stderr()
     with tempfile.TemporaryDirectory(prefix="gog-edge-calibrate-") as scratch:
         with console.status("the policy answers"):
-            talks, image_token = sample(opened, Source(questions, images, index, dialect), count, Path(scratch))
+            talks = sample(opened, Source(questions, images, index, dialect), count, Path(scratch))
         with console.status("the HF model reads"):
-            done = calibrate(opened, talks, image_token, output)
+            done = calibrate(opened, talks, output)
     console.print(f"{output}: {done.meta['conversations']} conversations, {done.meta['tokens']} tokens")

@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 
 from gog_edge.cli.console import plain, print_json, progress_bar, stderr, stdout
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 
@@ -43,8 +43,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, help="0 is greedy.")
-@click.option("--seed", type=int, default=0)
+@sampling_options
 @click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
 @click.option(
@@ -131,8 +130,7 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         without=tuple(sorted(without)),
         inject=agent["inject"] or "",
         grammar=agent["grammar"],
-        temperature=agent["temperature"],
-        seed=agent["seed"],
+        sampling=take_sampling(agent),
         max_turns=agent["max_turns"],
         early_knowledge=agent["early_knowledge"],
         expand=agent["expand"],
@@ -154,6 +152,7 @@ def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerS
     agent = dataclasses.asdict(spec.agent)
     for name in ("threads", "bundle"):
         agent.pop(name)
+    agent |= agent.pop("sampling")
     opened = Bundle.open(Path(spec.agent.bundle))
     return {
         "dataset": dataset.name,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
     from gog_edge.export.checkpoint.reader import Checkpoint
     from gog_edge.export.options import ExportOptions
+    from gog_edge.export.parity.gate import ParityReport
     from gog_edge.export.quantize.recipe import Recipe
 
 
@@ -76,7 +77,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-@click.option("--lora", type=click.Path(path_type=Path), help="A PEFT adapter to merge.")
+@click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
 @click.option("--max-context", type=click.IntRange(min=1), help="Lower the checkpoint's limit of tokens.")
@@ -96,7 +97,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
 @click.option("--no-engines", is_flag=True, help="TensorRT: graphs only; engines are built later, on the device.")
 @click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load; needs a GPU.")
-def command(checkpoint: str, output: Path, lora: Path | None, revision: str | None, **rest: Any) -> None:
+def command(checkpoint: str, output: Path, lora: str | None, revision: str | None, **rest: Any) -> None:
     """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
 
     CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT backend) a bundle that already has
@@ -122,7 +123,7 @@ def command(checkpoint: str, output: Path, lora: Path | None, revision: str | No
             output,
             _options(rest),
             progress=_Drawn(bar),
-            gate=_gate(opened, rest["verify_image"]) if rest["verify"] else None,
+            gate=_gate(opened, rest["verify_image"], bar) if rest["verify"] else None,
             stats=_stats(opened, rest),
         )
     _say(bundle)
@@ -163,7 +164,7 @@ def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
     if rest["calibration"] is None:
         return None
     from gog_edge.export.quantize.calibration import Calibration
-    from gog_edge.families.roles import decoder_inputs
+    from gog_edge.families.weights import decoder_inputs
 
     decoder = {name for names in decoder_inputs(checkpoint.config) for name in names}
     return Calibration.open(rest["calibration"]).check(checkpoint.shape, decoder)
@@ -203,13 +204,19 @@ class _Drawn:
             self.bar.update(self.task, total=1, completed=1)
 
 
-def _gate(checkpoint: Checkpoint, images: tuple[Path, ...]) -> Any:
-    """The parity gate as the pipeline wants it."""
+def _gate(checkpoint: Checkpoint, images: tuple[Path, ...], bar: Bar) -> Any:
+    """The parity gate as the pipeline wants it; it says how every stage went."""
     try:
         from gog_edge.export.parity.gate import gate
     except ImportError as e:
         raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
-    return gate(checkpoint, images=images)
+
+    def show(report: ParityReport) -> None:
+        bar.console.print(f"verified against {report.reference}", markup=False)
+        for line in report.lines():
+            bar.console.print(f"  {line}", markup=False, soft_wrap=True)
+
+    return gate(checkpoint, images=images, show=show)
 
 
 def _engines(bundle: Bundle, output: Path, rest: dict[str, Any]) -> None:

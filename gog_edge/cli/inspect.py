@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import click
 from rich.table import Table
 
 from gog_edge.bundle import MANIFEST, Bundle
-from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
+from gog_edge.cli.console import human_bytes, plain, print_json, progress_bar, stdout
+from gog_edge.errors import DialectError
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 from gog_edge.serde import encode
 
@@ -25,7 +27,8 @@ def command(bundle: Path, hashes: bool, graphs: bool, as_json: bool) -> None:
     if hashes:
         _check_hashes(opened)
     if as_json:
-        print_json({"path": str(bundle), "fingerprint": opened.fingerprint, **encode(opened.manifest)})
+        about = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
+        print_json({**about, **encode(opened.manifest)})
         return
     out = stdout()
     out.print(_summary(opened))
@@ -59,6 +62,7 @@ def _summary(bundle: Bundle) -> Table:
         + (f", {v.deepstack} DeepStack levels" if v.deepstack else ""),
         "image budget": f"{m.preprocessing.min_pixels:,} to {m.preprocessing.max_pixels:,} px",
         "dialect": m.dialect,
+        "sampling": _sampling(bundle),
         "quantization": _quantization(m.quantization),
         "engines": "\n".join(f"{e.graph}, {_engine(e)}" for e in m.engines) or "none",
         "fingerprint": bundle.fingerprint,
@@ -67,6 +71,21 @@ def _summary(bundle: Bundle) -> Table:
     for key, value in rows.items():
         table.add_row(key, value)
     return table
+
+
+def _sampling(bundle: Bundle) -> str:
+    """How tokens are chosen if the user says nothing, and which layer says so."""
+    from gog_edge.agent.loader import bundle_dialect
+    from gog_edge.sampling_options import Sampling
+
+    try:
+        own = bundle_dialect(bundle).sampling
+    except DialectError as e:
+        return f"not known: {plain(str(e))}"
+    checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)
+    said = [f.name for f in fields(own) if f.name != "seed" and getattr(own, f.name) is not None]
+    where = f"; by the dialect: {', '.join(said)}" if said else ""
+    return f"{own.over(checkpoint).describe()}{where}; options such as --temperature stand above"
 
 
 def _engine(engine: EngineSpec) -> str:

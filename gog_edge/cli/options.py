@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from gog_edge.sampling_options import Sampling
+
     _FloatParam = click.ParamType[float]
 else:
     _FloatParam = click.ParamType  # generic since click 8.3 only
 
-
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}
 
 
@@ -32,3 +35,32 @@ class Seconds(_FloatParam):
 
 
 SECONDS = Seconds()
+
+
+_SAMPLING = (
+    ("temperature", click.FloatRange(min=0), "0 is greedy."),
+    ("top-k", click.IntRange(min=0), "Draw from the K most likely tokens; 0: from all."),
+    ("top-p", click.FloatRange(0, 1, min_open=True), "Draw from the fewest tokens that have this probability; 1: all."),
+    ("min-p", click.FloatRange(0, 1, max_open=True), "Drop tokens less likely than this share of the likeliest."),
+    ("repetition-penalty", click.FloatRange(0, min_open=True), "Of tokens that occurred before; 1 is off."),
+)
+
+
+def sampling_options(command: _Command) -> _Command:
+    """`--temperature` and its kin, `--seed`; what is not given is the dialect's or the checkpoint's."""
+    command = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of sampling.")(
+        command
+    )
+    for name, kind, text in reversed(_SAMPLING):
+        command = click.option(f"--{name}", type=kind, help=f"{text} Default: what the policy was published with.")(
+            command
+        )
+    return command
+
+
+def take_sampling(given: dict[str, Any]) -> Sampling:
+    """The options of `sampling_options`, taken out of a command's keyword arguments."""
+    from gog_edge.sampling_options import Sampling
+
+    names = [*(name.replace("-", "_") for name, _, _ in _SAMPLING), "seed"]
+    return Sampling(**{name: given.pop(name) for name in names})

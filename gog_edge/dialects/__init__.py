@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from gog_edge.dialects.dialect import Dialect
 from gog_edge.dialects.registry import DEFAULT, load, names
-from gog_edge.dialects.spec import Limits
+from gog_edge.dialects.spec import DialectLimits
 
-__all__ = ["DEFAULT", "Dialect", "Limits", "load", "names"]
+__all__ = ["DEFAULT", "Dialect", "DialectLimits", "load", "names"]

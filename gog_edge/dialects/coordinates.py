@@ -9,13 +9,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from gog_edge.dialects.hooks import Box, Hooks
 from gog_edge.dialects.spec import CoordinateSpec
 from gog_edge.errors import RegionError
 from gog_edge.types import BoxFrame, Region, RegisteredImage
 
+# How a number of a frame is written, as a regular expression.
+_WRITTEN = {
+    "unit": r"0|1|0\.[0-9]{1,4}|1\.0{1,4}",
+    "thousand": r"0|[1-9][0-9]{0,2}|1000",
+    "shown": r"0|[1-9][0-9]{0,4}",
+    "original": r"0|[1-9][0-9]{0,4}",
+}
 _BOX = re.compile(r"[\[(]*\s*" + r"[\s,;)(\]\[]+".join([r"(-?\d+(?:\.\d+)?)"] * 4) + r"\s*[\])]*")
 
 
@@ -25,6 +33,7 @@ class CoordinateFrame:
 
     spec: CoordinateSpec
     frame: BoxFrame
+    hooks: Hooks = field(default_factory=Hooks)
 
     def extent(self, image: RegisteredImage, frame: BoxFrame | None = None) -> tuple[float, float]:
         """Width and height of the target's view in the policy's units."""
@@ -40,35 +49,30 @@ class CoordinateFrame:
     def to_region(self, numbers: Sequence[float], image: RegisteredImage) -> Region:
         """The policy's four numbers as a box of the original frame, after the dialect's rules.
 
-        Order of the rules: layout, inverted corners, fallback frame, padding, clamping (or refusal), smallest
-        side, largest aspect; whole pixels last, or before sizes that are refused.
+        Order of the rules: inverted corners, the frame that is meant, padding, cutting to the image, smallest side,
+        largest aspect; whole pixels last, or before sizes that are refused.
 
         Raises:
             RegionError: not four finite numbers, an empty box, or a box that the dialect refuses.
         """
         if len(numbers) != 4 or not all(math.isfinite(v) for v in numbers):
             raise RegionError(f"a box is four finite numbers, not {list(numbers)}")
-        x0, y0, x1, y1 = (float(v) for v in numbers)
-        if self.spec.layout == "xywh":
-            x1, y1 = x0 + x1, y0 + y1
+        a, b, c, d = (float(v) for v in numbers)
+        x0, y0, x1, y1 = self.hooks.corners((a, b, c, d))
         if x1 < x0 or y1 < y0:
             if self.spec.inverted == "refuse":
                 raise RegionError(f"the box {_show(numbers)} is inverted: the first corner is the top left one")
             x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
         if x0 == x1 or y0 == y1:
             raise RegionError(f"the box {_show(numbers)} is empty")
-        width, height = self.extent(image, self._frame_of(x1, y1, image))
+        extents = [self.extent(image, frame) for frame in self.hooks.frames(self.frame)]
+        width, height = next((e for e in extents if x1 <= e[0] and y1 <= e[1]), extents[-1])
         view = image.view
-        slack = self.spec.slack
-        if not self.spec.clamp and (
-            x0 < -slack * width or y0 < -slack * height or x1 > width * (1 + slack) or y1 > height * (1 + slack)
-        ):
-            raise RegionError(f"the box {_show(numbers)} leaves the image")
         # Multiplied before divided: 480 of 960 shown pixels is exactly half of 1000.
         local = Region(
             x0 * view.width / width, y0 * view.height / height, x1 * view.width / width, y1 * view.height / height
         )
-        px, py = self._padding(view.width), self._padding(view.height)
+        px, py = self.hooks.padding(view)
         grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
         kept = _clamped(grown, view, numbers)
         if self.spec.min_side_rule == "refuse":  # whole pixels are judged, but a small box grows from what was written
@@ -83,39 +87,40 @@ class CoordinateFrame:
         Raises:
             RegionError: the box lies outside of the image's view.
         """
+        return self.hooks.numbers(self._corners(region, image))
+
+    def _corners(self, region: Region, image: RegisteredImage) -> Box:
         view = image.view
         local = Region(region.x0 - view.x0, region.y0 - view.y0, region.x1 - view.x0, region.y1 - view.y0)
         local = _clamped(local, view, local.as_tuple())
         width, height = self.extent(image)
-        box = local.scale(width / view.width, height / view.height)
-        if self.spec.layout == "xywh":
-            return (box.x0, box.y0, box.width, box.height)
-        return box.as_tuple()
+        return local.scale(width / view.width, height / view.height).as_tuple()
 
-    def format_box(self, region: Region, image: RegisteredImage) -> str:
-        """The box as the policy writes it, such as `[120, 80, 640, 512]`.
+    def format_box(self, region: Region, image: RegisteredImage | None) -> str:
+        """The box as the policy writes it, such as `[120, 80, 640, 512]`; without an image, pixels of the original.
 
         Corners are rounded to the dialect's digits and kept apart by at least one unit, so that `to_region` reads it.
 
         Raises:
             RegionError: the box lies outside of the image's view.
         """
-        return "[" + ", ".join(self.numbers(region, image)) + "]"
+        numbers = self.numbers(region, image) if image is not None else [f"{v:.0f}" for v in region.as_tuple()]
+        return "[" + ", ".join(numbers) + "]"
 
     def numbers(self, region: Region, image: RegisteredImage) -> list[str]:
         """The four numbers of `format_box` as strings."""
-        a, b, c, d = self.from_region(region, image)
-        if self.spec.layout == "xywh":
-            c, d = a + c, b + d
-        x0, x1 = self._rounded(a, c)
-        y0, y1 = self._rounded(b, d)
-        if self.spec.layout == "xywh":
-            x1, y1 = x1 - x0, y1 - y0
-        return [f"{v:.{self.spec.decimals}f}" for v in (x0, y0, x1, y1)]
+        a, b, c, d = self._corners(region, image)
+        (x0, x1), (y0, y1) = self._rounded(a, c), self._rounded(b, d)
+        return [f"{v:.{self.spec.decimals}f}" for v in self.hooks.numbers((x0, y0, x1, y1))]
 
-    def _padding(self, side: float) -> float:
-        share = self.spec.pad_image * side
-        return self.spec.pad + (min(share, self.spec.pad_image_pixels) if self.spec.pad_image_pixels else share)
+    def json_numbers(self, region: Region, image: RegisteredImage) -> list[int | float]:
+        """The same as numbers of a JSON list."""
+        return [float(v) if "." in v else int(v) for v in self.numbers(region, image)]
+
+    @property
+    def number_pattern(self) -> str:
+        """A regular expression of the numbers that a box can be written in."""
+        return "|".join(dict.fromkeys(_WRITTEN[frame] for frame in self.hooks.frames(self.frame)))
 
     def _rounded(self, low: float, high: float) -> tuple[float, float]:
         """Both ends in the dialect's digits; a side that would vanish gets the unit it lies in."""
@@ -125,13 +130,6 @@ class CoordinateFrame:
             return near
         floor = math.floor(low / unit) * unit
         return floor, floor + unit
-
-    def _frame_of(self, x1: float, y1: float, image: RegisteredImage) -> BoxFrame:
-        """The frame the numbers are in: `fallback` when they are larger than `frame` allows."""
-        if self.spec.fallback == "none":
-            return self.frame
-        width, height = self.extent(image)
-        return self.spec.fallback if x1 > width or y1 > height else self.frame
 
     def _whole(self, box: Region, view: Region, numbers: Sequence[float]) -> Region:
         """The box with edges on pixels of the target, as the dialect's system cuts it."""

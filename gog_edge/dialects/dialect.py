@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
 from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame
-from gog_edge.dialects.early import open_box
-from gog_edge.dialects.format import write_action
 from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
-from gog_edge.dialects.parsers import Problem
-from gog_edge.dialects.safety import Neutraliser
-from gog_edge.dialects.spec import BodySpec, DialectSpec, Limits
+from gog_edge.dialects.spec import DialectLimits, DialectSpec
+from gog_edge.dialects.syntax import CallProblem, Syntax, syntaxes_of
 from gog_edge.dialects.templates import ChatTemplate, Message, join_segments
 from gog_edge.dialects.turns import TurnReader
 from gog_edge.dialects.wording import Value
 from gog_edge.errors import DialectError
+from gog_edge.sampling_options import Sampling
+from gog_edge.sanitize import Neutraliser
 from gog_edge.types import (
     Action,
     ActionKind,
@@ -56,9 +55,14 @@ class Dialect:
         return self.spec.name
 
     @property
-    def limits(self) -> Limits:
-        """Budgets of the loop, see `Limits`."""
+    def limits(self) -> DialectLimits:
+        """Budgets of the loop, see `DialectLimits`."""
         return self.spec.limits
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen, as far as the dialect says; raises UsageError where that makes no sense."""
+        return Sampling(**asdict(self.spec.sampling))
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -67,24 +71,13 @@ class Dialect:
 
     def shows_crop(self, kind: ActionKind) -> bool:
         """Whether the observation of `kind` shows the crop: register it and set `Observation.shown`."""
-        body = self._bodies.get(kind)
-        return body is not None and body.show_crop
+        body = self.spec.observe.get(kind.value)
+        return body is not None and bool(body.crop)
 
     def shows_thumbnails(self, kind: ActionKind) -> bool:
         """Whether results of `kind` show pictures: register those that load and set `Observation.thumbnails`."""
-        body = self._bodies.get(kind)
-        return body is not None and body.show_thumbnails
-
-    @property
-    def _bodies(self) -> dict[ActionKind, BodySpec]:
-        observe = self.spec.observe
-        return {
-            ActionKind.GLANCE: observe.glance,
-            ActionKind.GAZE: observe.gaze,
-            ActionKind.ZOOM: observe.zoom,
-            ActionKind.TEXT_SEARCH: observe.text_search,
-            ActionKind.VISIT: observe.visit,
-        }
+        body = self.spec.observe.get(kind.value)
+        return body is not None and body.shows_thumbnails
 
     @property
     def forced_prefix(self) -> str:
@@ -105,8 +98,6 @@ class Dialect:
         shown: list[Segment] = []
         for index in range(image_count):
             geometry = images[index] if index < len(images) else None
-            if index:
-                shown.append(Control(prompt.image_between))
             shown += prompt.image.render(
                 {
                     "image": ImagePart(index),
@@ -115,7 +106,7 @@ class Dialect:
                     "height": geometry.height if geometry else 0,
                 }
             )
-        tools_block = Control(prompt.tools_between.join(tool.json for tool in self.spec.tools))
+        tools_block = Control(self.frame.hooks.tools_text([tool.json for tool in self.spec.tools]))
         values: dict[str, Value] = {
             "question": Text(question.strip()),
             "images": shown,
@@ -133,12 +124,20 @@ class Dialect:
             messages.insert(0, Message("system", tuple(system)))
         in_wording = "tools" in prompt.system.names() | prompt.user.names()
         out = self.template.render(messages, () if in_wording else self.tools)
-        return self._begin(out, self.spec.chat.prefill_first)
+        return out
 
     @cached_property
     def tools(self) -> list[dict[str, Any]]:
         """The tools block's entries."""
         return [json.loads(tool.json) for tool in self.spec.tools]
+
+    @cached_property
+    def syntaxes(self) -> tuple[Syntax, ...]:
+        """How the actions are written."""
+        return syntaxes_of(self.spec, self.frame)
+
+    def _reader(self, images: Sequence[RegisteredImage], user_images: int | None = None) -> TurnReader:
+        return TurnReader(self.spec, self.frame, self.syntaxes, images, user_images)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -159,27 +158,33 @@ class Dialect:
                 the answer itself.
             user_images: how many of the first registry images the user gave.
         """
-        reader = TurnReader(self.spec, self.frame, images, user_images)
+        reader = self._reader(images, user_images)
         return reader.read_forced(text) if forced else reader.read(text)
 
     def invalid(self, reply: str, error: str = "", *, tool: str = "", call: str = "") -> Action:
         """The INVALID action whose text is the dialect's reply `reply` (a key of [replies], such as "limit")."""
-        return TurnReader(self.spec, self.frame, ()).invalid(Problem(reply, error, tool, call))
+        return self._reader(()).invalid(CallProblem(reply, error, tool, call))
 
-    def early_box(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
+    def partial(self, text: str, images: Sequence[RegisteredImage]) -> tuple[Region, int] | None:
         """A box that is already closed in an unfinished call at the end of `text`, with its target image.
 
         For starting crop encoding and search early; the finished call decides. None while there is no such box.
         """
-        return open_box(self.spec, self.frame, text, images)
+        return self._reader(images).partial(text)
 
     def write(self, action: Action, images: Sequence[RegisteredImage]) -> str:
-        """The action as this policy writes it, the inverse of `parse` (for training data and tests).
+        """The action as this policy writes it, in the first form listed for its kind: the inverse of `parse`.
 
         Raises:
             DialectError: the dialect has no such action.
+            RegionError: the region lies outside of the target image.
         """
-        return write_action(self.spec, self.frame, action, images)
+        for form in self.spec.actions:
+            if form.kind == action.kind.value:
+                return next(s for s in self.syntaxes if form in s.actions).format(form, action, images)
+        if action.kind is ActionKind.ANSWER and self.spec.parse.otherwise == "answer":
+            return action.text
+        raise DialectError(f"dialect {self.name!r} can't write the action {action.kind.value!r}")
 
     # -- answering ---------------------------------------------------------------------------------------------
 
@@ -223,32 +228,20 @@ class Dialect:
 
     def grammar(self) -> str | None:
         """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none."""
-        return dialect_grammar(self.spec, self.frame)
+        return dialect_grammar(self.spec, self.frame, self.syntaxes)
 
     @cached_property
     def _observer(self) -> Observer:
-        wordings = [action.open + action.close + action.literal for action in self.spec.actions]
-        observe, parse = self.spec.observe, self.spec.parse
-        wordings += [observe.open, observe.close, parse.think_open, parse.call_open]
-        for body in self._bodies.values():
+        wordings = [syntax.opening + syntax.closing for syntax in self.syntaxes]
+        wordings.append(self.spec.parse.think_open)
+        for body in self.spec.observe.values():
             wordings += [body.each.source, body.body.source]
         return Observer(self.spec, self.frame, Neutraliser(wordings))
 
     def _next_turn(self, body: Sequence[Segment], prefill: str) -> list[Segment]:
-        chat, frame = self.spec.chat, self.template.frame
-        to_user = frame.to_user if chat.to_user == "template" else chat.to_user
-        to_assistant = frame.to_assistant if chat.to_assistant == "template" else chat.to_assistant
-        out = [Control(to_user), *body, Control(to_assistant)]
-        if prefill:  # a forced answer is begun for the policy: no reasoning before it
-            return join_segments([*self._begin(out, ""), Control(prefill)])
-        return self._begin(out, self.spec.chat.prefill_next)
-
-    def _begin(self, segments: Sequence[Segment], prefill: str) -> list[Segment]:
-        """Replace the template's think prefill at the end of `segments`, unless `prefill` is "template"."""
-        out = join_segments(segments)
-        if prefill == "template":
-            return out
-        last = out[-1]
-        if isinstance(last, Control) and self.template.frame.prefill:
-            out[-1] = Control(last.text.removesuffix(self.template.frame.prefill))
-        return join_segments([*out, Control(prefill)])
+        """The user's turn with `body`, and the beginning of the policy's: a forced answer is begun for it, without
+        reasoning before."""
+        hooks, frame = self.frame.hooks, self.template.frame
+        to_assistant = frame.to_assistant.removesuffix(frame.prefill)
+        to_assistant += prefill or hooks.next_prefill(frame.prefill)
+        return join_segments([Control(hooks.to_user(frame.to_user)), *body, Control(to_assistant)])

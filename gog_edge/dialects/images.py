@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gog_edge.dialects.spec import ImagesSpec
@@ -20,12 +20,12 @@ def resolve_image(
     value: Any,
     images: Sequence[RegisteredImage],
     user_images: int | None = None,
-    out_of_range: str = "",
+    other: Callable[[int | None, int], int | None] = lambda number, count: None,
 ) -> int:
     """Registry index of the image a call means; `value` is None when the call names none.
 
     `user_images`: how many of the first registry images the user gave (default: those before the first crop).
-    `out_of_range`: overrides the spec's rule unless empty.
+    `other`: what is meant by a name that no image has, see `Hooks.other_image`.
 
     Raises:
         ImageReferenceError: there is no such image.
@@ -40,13 +40,10 @@ def resolve_image(
     number = _number(spec, value)
     if isinstance(value, str) and value.strip() in spec.aliases:
         number = spec.aliases[value.strip()]
-    if number is not None and 0 <= number < len(allowed):
+    if number is None or not 0 <= number < len(allowed):
+        number = other(number, len(allowed))
+    if number is not None:
         return allowed[number]
-    rule = out_of_range or spec.out_of_range
-    if rule == "default":
-        return allowed[0] if spec.default == "first" else allowed[-1]
-    if number is not None and number >= len(allowed) and rule == "last":
-        return allowed[-1]
     shown = ", ".join(reference(spec, position) for position in range(min(len(allowed), 20)))
     raise ImageReferenceError(f"there is no image {str(value)[:40]!r}; the images are {shown}")
 

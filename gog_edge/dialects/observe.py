@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.images import reference
-from gog_edge.dialects.safety import Neutraliser
 from gog_edge.dialects.spec import BodySpec, DialectSpec
 from gog_edge.dialects.templates import join_segments
 from gog_edge.dialects.wording import Value
+from gog_edge.sanitize import Neutraliser
 from gog_edge.types import Action, ActionKind, Control, Hit, ImagePart, Observation, RegisteredImage, Segment, Text
 
 
@@ -26,15 +26,13 @@ class Observer:
         self, observations: Sequence[Observation], *, question: str, step: int, images: Sequence[RegisteredImage]
     ) -> list[Segment]:
         """The content of the result turn."""
-        observe = self.spec.observe
-        labels = {o.action.label if o.action.kind is ActionKind.INVALID else "" for o in observations}
-        bare = bool(labels) and labels <= set(observe.bare)
-        out: list[Segment] = [] if bare else [Control(observe.open)]
+        replies = {o.action.label if o.action.kind is ActionKind.INVALID else "" for o in observations}
+        out: list[Segment] = []
         for number, observation in enumerate(observations):
             if number:
                 out.append(Control(self._body_spec(observation).between))
             out += self._one(observation, question, step, images)
-        return join_segments(out if bare else [*out, Control(observe.close)])
+        return join_segments(self.frame.hooks.result_turn(out, replies))
 
     def _one(
         self, observation: Observation, question: str, step: int, images: Sequence[RegisteredImage]
@@ -46,7 +44,7 @@ class Observer:
             body = self._reply(observation.action.text)
         elif observation.error:
             body = spec.failed.render(values)
-        elif self._only_looks(observation) and spec.show_crop and observation.shown is None:
+        elif self._only_looks(observation) and spec.crop and observation.shown is None:
             body = spec.failed.render({**values, "error": "the region could not be shown"})
         elif not observation.hits and not observation.text and not self._only_looks(observation):
             body = spec.empty.render(values)
@@ -59,24 +57,12 @@ class Observer:
         return observation.action.kind is ActionKind.ZOOM
 
     def _body_spec(self, observation: Observation) -> BodySpec:
-        observe = self.spec.observe
-        return {
-            ActionKind.GLANCE: observe.glance,
-            ActionKind.GAZE: observe.gaze,
-            ActionKind.ZOOM: observe.zoom,
-            ActionKind.TEXT_SEARCH: observe.text_search,
-            ActionKind.VISIT: observe.visit,
-        }.get(observation.action.kind, observe.invalid)
+        return self.spec.observe.get(observation.action.kind.value, self.spec.observe["invalid"])
 
     def _reply(self, text: str) -> list[Segment]:
         """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""
-        replies = self.spec.replies
-        known = (
-            replies.nothing, replies.malformed, replies.unknown_tool, replies.argument, replies.box, replies.image,
-            replies.refused, replies.limit, replies.ground,
-        )  # fmt: skip
-        for wording in known:
-            matched = wording.match(text)
+        for reply in fields(self.spec.replies):
+            matched = getattr(self.spec.replies, reply.name).match(text)
             if matched is not None:
                 return [Text(self.clean.text(s.text, 400)) if isinstance(s, Text) else s for s in matched]
         return [Text(self.clean.text(text, 400))]
@@ -85,9 +71,7 @@ class Observer:
         """The action's box in the policy's numbers, as far as the geometry is known."""
         if action.region is None:
             return "[]"
-        if action.image < len(images):
-            return self.frame.format_box(action.region, images[action.image])
-        return "[" + ", ".join(f"{v:.0f}" for v in action.region.as_tuple()) + "]"
+        return self.frame.format_box(action.region, images[action.image] if action.image < len(images) else None)
 
     def _values(
         self,
@@ -118,7 +102,7 @@ class Observer:
             "error": self.clean.line(observation.error, limits.title_chars),
         }
         crop: list[Segment] = []
-        if spec.show_crop and shown is not None:
+        if shown is not None:
             crop = spec.crop.render({**values, "image": ImagePart(shown)})
         values["crop"] = crop
         values["results"], values["thumbnails"] = self._results(observation, spec)
@@ -138,10 +122,10 @@ class Observer:
             picture = observation.thumbnails[index] if index < len(observation.thumbnails) else None
             values = self._hit(hit, index + 1, spec)
             values["thumbnail"] = []
-            if spec.show_thumbnails and picture is not None:
+            if spec.shows_thumbnails and picture is not None:
                 values["thumbnail"] = spec.thumbnail.render({"image": ImagePart(picture), "n": index + 1})
                 pictures.append(ImagePart(picture))
-            bare = spec.show_thumbnails and picture is None and bool(spec.bare)
+            bare = spec.shows_thumbnails and picture is None and bool(spec.bare)
             out += (spec.bare if bare else spec.result).render(values)
         return join_segments(out), pictures
 

@@ -6,18 +6,28 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.dialect import Dialect
+from gog_edge.dialects.hooks import HOOKS, Hooks
 from gog_edge.dialects.reader import read_table
-from gog_edge.dialects.spec import SCHEMA, SYSTEM_NAMES, USER_NAMES, ActionSpec, BodySpec, DialectSpec
+from gog_edge.dialects.spec import (
+    OBSERVED,
+    SCHEMA,
+    SYSTEM_NAMES,
+    USER_NAMES,
+    ActionSpec,
+    BodySpec,
+    DialectSpec,
+)
+from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
-from gog_edge.errors import DialectError
+from gog_edge.errors import DialectError, UsageError
 from gog_edge.serde import suggest
 from gog_edge.types import BoxFrame
 
@@ -29,7 +39,6 @@ else:
 DEFAULT = "gog"
 MAX_FILE_BYTES = 1_000_000
 _ROLES = frozenset({"box", "label", "query", "image", "limit", "url", "text", "unused"})
-_KINDS = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 
 
 def names() -> list[str]:
@@ -43,13 +52,17 @@ def load(
     *,
     frame: BoxFrame = "thousand",
     chat_template: str | None = None,
+    named_tokens: Mapping[str, str] | None = None,
+    hooks: Hooks | None = None,
 ) -> Dialect:
     """A ready dialect.
 
     Args:
         name_or_path: a shipped name (see `names()`) or a TOML file.
         frame: in what the checkpoint's family writes boxes (`Family.box_frame`), where the dialect leaves it to that.
+        hooks: what the system alone does, instead of the hooks that the file names.
         chat_template: the checkpoint's `chat_template.jinja`; None: the package's ChatML template.
+        named_tokens: values of `eos_token` and its kin in the template; the dialect's variables stand above them.
 
     Raises:
         DialectError: no such dialect, or the file is wrong; names the key and the mend.
@@ -58,10 +71,17 @@ def load(
     spec = _checked(build(table, str(name_or_path)), base, str(name_or_path))
     if spec.chat.template != "checkpoint":
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
-    variables = dict(spec.chat.variables)
+    variables = {**(named_tokens or {}), **spec.chat.variables}
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
     own = spec.coordinates.frame
-    return Dialect(spec, template, CoordinateFrame(spec.coordinates, frame if own == "family" else own))
+    chosen = hooks or HOOKS[spec.hooks]()
+    coordinates = CoordinateFrame(spec.coordinates, frame if own == "family" else own, chosen)
+    dialect = Dialect(spec, template, coordinates)
+    try:
+        _ = dialect.sampling  # its values are checked where they are put together
+    except UsageError as error:
+        raise DialectError(f"{name_or_path}: sampling.{error}") from error
+    return dialect
 
 
 def build(table: Mapping[str, Any], where: str) -> DialectSpec:
@@ -71,22 +91,24 @@ def build(table: Mapping[str, Any], where: str) -> DialectSpec:
         DialectError: see `load`.
     """
     data = {key: value for key, value in table.items() if key != "extends"}
-    observe = dict(data.get("observe", {}))
-    default = observe.get("default", {})
-    if isinstance(default, Mapping):
-        for kind in _KINDS:
-            own = observe.get(kind, {})
-            if isinstance(own, Mapping):
-                observe[kind] = {**default, **own}
-    data["observe"] = observe
-    spec: DialectSpec
     try:
-        if isinstance(default, Mapping):
-            read_table(BodySpec, default, "observe.default")
-        spec = read_table(DialectSpec, data, "")
+        observe = _table(data.get("observe", {}), "observe", ("default", *OBSERVED))
+        default = _table(observe.get("default", {}), "observe.default")
+        read_table(BodySpec, default, "observe.default")
+        bodies = {kind: _table(observe.get(kind, {}), f"observe.{kind}") for kind in OBSERVED}
+        data["observe"] = {kind: {**default, **own} for kind, own in bodies.items()}
+        return read_table(DialectSpec, data, "")
     except DialectError as error:
         raise DialectError(f"{where}: {error}") from error
-    return spec
+
+
+def _table(value: Any, where: str, known: Sequence[str] = ()) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DialectError(f"{where}: a table is needed")
+    for key in value if known else ():
+        if key not in known:
+            raise DialectError(f"{where}.{key}: unknown key{suggest(key, sorted(known))}")
+    return value
 
 
 def read_file(name_or_path: str | Path) -> tuple[dict[str, Any], Path | None]:
@@ -130,13 +152,20 @@ def _text(name_or_path: str | Path, beside: Path | None) -> tuple[str, Path | No
     if beside is not None and not path.is_absolute():
         path = beside / path
     try:
+        return _contents(path, f"dialect file {name}"), path.parent, str(path.resolve())
+    except DialectError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise DialectError(f"no dialect file {name}; shipped dialects: {', '.join(names())}") from error
+        raise
+
+
+def _contents(path: Path, what: str) -> str:
+    try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise DialectError(f"dialect file {name} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8"), path.parent, str(path.resolve())
-    except FileNotFoundError as error:
-        raise DialectError(f"no dialect file {name}; shipped dialects: {', '.join(names())}") from error
+            raise DialectError(f"{what} is larger than {MAX_FILE_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DialectError(f"dialect file {name} can't be read: {error}") from error
+        raise DialectError(f"{what} can't be read: {error}") from error
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,18 +193,15 @@ def _beside(base: Path | None, name: str, where: str) -> str:
         if base is None:
             raise DialectError(f"{where}: {name!r} has no folder to be relative to; give a full path")
         path = base / path
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise DialectError(f"{where}: {name} is larger than {MAX_FILE_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DialectError(f"{where}: {name} can't be read: {error}") from error
+    return _contents(path, f"{where}: {name}")
 
 
 def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     """Rules between keys, and the prompt files read in."""
     if spec.schema != SCHEMA:
         raise DialectError(f"{where}: schema {spec.schema} is not {SCHEMA}; this version of gog-edge reads {SCHEMA}")
+    if spec.hooks not in HOOKS:
+        raise DialectError(f"{where}: hooks: no hooks {spec.hooks!r}{suggest(spec.hooks, sorted(HOOKS)[1:])}")
     if not spec.prompt.user and not spec.prompt.user_file:
         raise DialectError(f'{where}: prompt.user: missing; add it, for example "{{images}}{{question}}"')
     for index, tool in enumerate(spec.tools):
@@ -200,11 +226,11 @@ def _check_tool(source: str, where: str) -> None:
 
 
 def _check_action(action: ActionSpec, where: str) -> None:
-    needs = {"tool_call": "name", "code": "name", "tag": "open", "json": "open", "literal": "literal", "boxed": "kind"}
-    if not getattr(action, needs[action.via]) and action.kind != "refuse":
-        raise DialectError(f'{where}.{needs[action.via]}: missing; `via = "{action.via}"` needs it')
-    if action.via in ("tag", "json") and not action.close:
-        raise DialectError(f'{where}.close: missing; `via = "{action.via}"` needs it')
+    if action.via not in SYNTAXES:
+        raise DialectError(f"{where}.via: no syntax {action.via!r}{suggest(action.via, list(SYNTAXES))}")
+    for need in SYNTAXES[action.via].needs:
+        if not getattr(action, need) and action.kind != "refuse":
+            raise DialectError(f'{where}.{need}: missing; `via = "{action.via}"` needs it')
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")
@@ -213,26 +239,24 @@ def _check_action(action: ActionSpec, where: str) -> None:
     for role in action.required:
         if role not in action.args:
             raise DialectError(f"{where}.required: {role!r} is not in args{suggest(role, sorted(action.args))}")
-    boxed = "box" in action.args or (action.via == "tag" and action.content in ("box", "box_or_label"))
+    boxed = "box" in action.args or action.content in ("box", "box_or_label")
     if action.kind in ("gaze", "zoom") and not boxed:
         raise DialectError(f"{where}.args.box: missing; kind {action.kind!r} needs a box")
 
 
 def _with_files(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
     """Prompt and instruction files read in."""
-    prompt, observe = spec.prompt, spec.observe
+    prompt, observe = spec.prompt, dict(spec.observe)
     if prompt.system_file:
         text = _beside(base, prompt.system_file, f"{where}: prompt.system_file")
         prompt = dataclasses.replace(prompt, system=_file_wording(text, SYSTEM_NAMES, where))
     if prompt.user_file:
         text = _beside(base, prompt.user_file, f"{where}: prompt.user_file")
         prompt = dataclasses.replace(prompt, user=_file_wording(text, USER_NAMES, where))
-    for kind in _KINDS:
-        body: BodySpec = getattr(observe, kind)
+    for kind, body in spec.observe.items():
         if body.after_file:
             text = _beside(base, body.after_file, f"{where}: observe.{kind}.after_file")
-            changed: Any = {kind: dataclasses.replace(body, after=_file_wording(text, ("question",), where))}
-            observe = dataclasses.replace(observe, **changed)
+            observe[kind] = dataclasses.replace(body, after=_file_wording(text, ("question",), where))
     return dataclasses.replace(spec, prompt=prompt, observe=observe)
 
 

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 from gog_edge.dialects.reader import wording
 from gog_edge.dialects.wording import Wording
+from gog_edge.types import PixelLimits
 
 SCHEMA = 1
 
 KindName = Literal["answer", "text_search", "glance", "gaze", "zoom", "visit", "refuse"]
+OBSERVED = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 FrameName = Literal["family", "unit", "thousand", "shown", "original"]
-
 
 RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
 REPLY_NAMES = ("error", "tool", "call", "missing", "image")
@@ -26,30 +27,21 @@ USER_NAMES = ("question", "images", *SYSTEM_NAMES)
 @dataclass(frozen=True)
 class ChatSpec:
     """[chat] `template`: "checkpoint" (the bundle's, else the package's ChatML) or a file beside the dialect.
-    `variables`: values handed to the template. `to_user`/`to_assistant`: the markers between turns; "template" reads
-    them off the chat template. `prefill_first`/`prefill_next`: how the first / every later assistant turn begins;
-    "template" leaves it to the chat template, any other string replaces its think prefill."""
+    `variables`: values handed to the template."""
 
     template: str = "checkpoint"
     variables: Mapping[str, Any] = field(default_factory=dict)
-    to_user: str = "template"
-    to_assistant: str = "template"
-    prefill_first: str = "template"
-    prefill_next: str = "template"
 
 
 @dataclass(frozen=True)
 class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
-    wording are the `json` of [[tools]] as written, joined by `tools_between`; else they go through the chat template.
-    `image` is written for every user image, `image_between` between two; `several` is added to the system text when
-    there are two or more."""
+    wording are the `json` of [[tools]] as written, one a line; else they go through the chat template.
+    `image` is written for every user image; `several` is added to the system text when there are two or more."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
-    image_between: str = ""
-    tools_between: str = "\n"
     several: str = ""
     system_file: str = ""
     user_file: str = ""
@@ -66,20 +58,19 @@ class ToolSpec:
 class ActionSpec:
     """[[actions]] one thing that the policy can write, and what it means.
 
-    `via`: tool_call (JSON with `name`), json (a bare object between tags), tag (text between tags), literal (exactly
-    this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
+    `via`: tool_call (JSON with `name`), function_xml (Qwen3.5's calls), json (a bare object between tags), tag (text
+    between tags), literal (exactly this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
     `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
     label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
     is a box with words around it, or words alone (answered with `replies.ground`).
     `unused` is a role for keys that the policy writes and nobody reads.
-    `required`: roles that must be present. `listed`: queries, addresses and images are written as lists; `many`: each
-    item of a list is an action of its own (else the first one counts).
-    `bare`: a call without an arguments key; one that has it gets `replies.surplus`.
-    `image_out_of_range`: overrides [images]. `kind` refuse: known, answered with `replies.refused`.
+    `required`: roles that must be present. `lists`: queries, addresses and images are written as lists, of which the
+    `first` item counts or `each` is an action of its own.
+    `kind` refuse: known, answered with `replies.refused`.
     """
 
     kind: KindName
-    via: Literal["tool_call", "json", "tag", "literal", "code", "boxed"]
+    via: str
     name: str = ""
     open: str = ""
     close: str = ""
@@ -87,10 +78,7 @@ class ActionSpec:
     content: Literal["text", "query", "box", "label", "url", "box_or_label", "none"] = "text"
     args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
-    listed: bool = False
-    many: bool = False
-    bare: bool = False
-    image_out_of_range: Literal["", "refuse", "last", "default"] = ""
+    lists: Literal["", "first", "each"] = ""
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,8 @@ class ParseSpec:
     to the whole turn when the reasoning is not closed. `pick`: which calls of a turn count. `answer`: first (a call
     before the answer cancels it), wins (an answer anywhere ends the question), last (only if nothing follows it) or
     alone (only in a turn without a call).
-    `at_end`: a call counts only as the last thing of the turn. `cut`: what follows this text is not read.
-    `call_open`, `call_close`, `name_key`, `arguments_key`: the tool-call block. `otherwise`: what a turn without any
-    action is: an error, or the answer itself.
+    `at_end`: a call counts only as the last thing of the turn.
+    `otherwise`: what a turn without any action is: an error, or the answer itself.
     """
 
     think_open: str = "<think>"
@@ -112,12 +99,7 @@ class ParseSpec:
     pick: Literal["all", "first", "last"] = "all"
     answer: Literal["first", "wins", "last", "alone"] = "first"
     at_end: bool = False
-    cut: str = ""
     otherwise: Literal["error", "answer"] = "error"
-    call_open: str = "<tool_call>"
-    call_close: str = "</tool_call>"
-    name_key: str = "name"
-    arguments_key: str = "arguments"
 
 
 @dataclass(frozen=True)
@@ -125,29 +107,19 @@ class CoordinateSpec:
     """[coordinates] the policy's numbers.
 
     `frame`: unit (0-1), thousand (0-1000), shown (pixels of the target image as the policy saw it, after
-    smart_resize or [limits] `scale_first`), original (pixels of the target image at native size), family (thousand for
-    Qwen3-VL, shown for Qwen2.5-VL). `fallback`: frame used when a number of the box is larger than the frame allows.
-    `layout`: xyxy or xywh. `inverted`: swap the corners, or refuse. `clamp`: cut the box to the image; else a box that
-    leaves it by more than `slack` (share of the frame) is refused. `pad`: pixels of the target added on every side,
-    `pad_image`: share of the image's sides, `pad_image_pixels`: at most so many pixels of it; all before clamping.
+    smart_resize or before it with `scale_first`), original (pixels of the target image at native size), family
+    (thousand for Qwen3-VL, shown for Qwen2.5-VL). `inverted`: swap the corners, or refuse. A box is cut to the image.
     `whole_pixels` of the target: outward (the crop takes every pixel that the box touches), nearest (edges rounded,
     half to even), or down (edges cut, the image's last row and column left out). `min_side`: smallest
     side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.
-    `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits written by `format_box`.
+    `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits that are written.
     """
 
     frame: FrameName = "family"
-    fallback: Literal["none", "unit", "thousand", "shown", "original"] = "none"
-    layout: Literal["xyxy", "xywh"] = "xyxy"
     inverted: Literal["swap", "refuse"] = "swap"
-    clamp: bool = True
-    slack: float = 0.0
     min_side: float = 0.0
     min_side_rule: Literal["grow", "scale", "refuse"] = "grow"
     max_aspect: float = 0.0
-    pad: float = 0.0
-    pad_image: float = 0.0
-    pad_image_pixels: float = 0.0
     whole_pixels: Literal["outward", "nearest", "down"] = "outward"
     decimals: int = 0
 
@@ -158,8 +130,7 @@ class ImagesSpec:
 
     `scope`: user (the question's images), all (crops and result pictures too). `default`: the target of a call that
     names none. `reference`: index0, index1, or a pattern with `{n}` such as `img_{n}`; `first`: the number of
-    registry image 0 in it. `aliases`: words for fixed registry images. `out_of_range`: refuse, take the last image for
-    a number that is too large, or take the default image for any name that is not known.
+    registry image 0 in it. `aliases`: words for fixed registry images. Any other name is refused.
     """
 
     scope: Literal["user", "all"] = "all"
@@ -167,7 +138,6 @@ class ImagesSpec:
     reference: str = "index0"
     first: int = 0
     aliases: Mapping[str, int] = field(default_factory=dict)
-    out_of_range: Literal["refuse", "last", "default"] = "refuse"
 
 
 _BODY = (
@@ -178,14 +148,15 @@ _BODY = (
 
 @dataclass(frozen=True)
 class BodySpec:
-    """[observe.KIND] the observation of one action; unspecified keys come from [observe.default].
+    """[observe.KIND] the observation of one action, of invalid for one that can't be used; keys that a kind does not
+    have come from [observe.default].
 
     `body`: with results. `result`: one result, `result_between` between two; `score`, `detail` (when the result has a
     text) and `thumbnail` are its optional parts; `bare` replaces it when pictures are shown but this result has none.
-    `crop`: written only when the crop is shown. `empty`: no result. `failed`: the provider failed. `each`: the wrapper
+    Pictures are shown where there is a `thumbnail` or `{thumbnails}` in the body, the crop where there is a `crop`.
+    `empty`: no result. `failed`: the provider failed. `each`: the wrapper
     of all of these. `between`: before this observation when it is not the turn's first. `after`: instructions,
-    `after_file` (beside the dialect) replaces them. `show_crop`, `show_thumbnails`: whether the policy sees the crop,
-    the results' pictures.
+    `after_file` (beside the dialect) replaces them.
     """
 
     each: Wording = wording("body", *_BODY)
@@ -202,25 +173,11 @@ class BodySpec:
     after: Wording = wording("question")
     after_file: str = ""
     between: str = ""
-    show_crop: bool = False
-    show_thumbnails: bool = False
 
-
-@dataclass(frozen=True)
-class ObserveSpec:
-    """[observe] the turn that carries results. `open` and `close` surround the observations, except for a turn with
-    nothing but one of the `bare` replies (keys of [replies])."""
-
-    open: str = ""
-    close: str = ""
-    bare: tuple[str, ...] = ()
-    default: Mapping[str, Any] = field(default_factory=dict)
-    glance: BodySpec = field(default_factory=BodySpec)
-    gaze: BodySpec = field(default_factory=BodySpec)
-    zoom: BodySpec = field(default_factory=BodySpec)
-    text_search: BodySpec = field(default_factory=BodySpec)
-    visit: BodySpec = field(default_factory=BodySpec)
-    invalid: BodySpec = field(default_factory=BodySpec)
+    @property
+    def shows_thumbnails(self) -> bool:
+        """Whether the policy sees the pictures of results."""
+        return bool(self.thumbnail) or "thumbnails" in self.body.names()
 
 
 @dataclass(frozen=True)
@@ -228,7 +185,8 @@ class RepliesSpec:
     """[replies] what the policy is told when a call can't be used; `call` is what it wrote. Defaults: `malformed`.
 
     `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (`missing`, or of the
-    wrong type), `surplus` (arguments of a `bare` call), `box`, `image` (`image`: the name that no image has),
+    wrong type), `surplus` (arguments of an action that has none; with this reply such a call is written without an
+    arguments key), `box`, `image` (`image`: the name that no image has),
     `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
     """
 
@@ -255,21 +213,16 @@ class ForcedSpec:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """[limits] Counts are per question; 0 means none. Pixels are width times height of what is shown.
+class DialectLimits:
+    """[limits] Counts are per question; 0 means none.
 
     `turns`: generation rounds before the forced answer; with `forced.append` the last of them is the answer that was
     asked for. `calls`: searches, crops and visits together.
     `image_searches`: glance and gaze. `text_searches`. `zooms`: crops without a search. `results`: shown of a search.
     `turn_tokens`/`total_tokens`: generated in one turn / in all. `errors_in_row`: INVALID turns in a row before the
     forced answer. `title_chars`, `result_chars`, `page_chars`: kept of a title, a result's text, a page.
-    `image_min_pixels`, `image_max_pixels`: of the user's images; `crop_min_pixels`, `crop_max_pixels`: of crops;
-    `thumbnail_min_pixels`, `thumbnail_max_pixels`: of results' pictures; 0 is the checkpoint's own. `crop_upscale`: a
-    crop counts as that many times larger a side before those rules.
-    The processor resizes to patches within these bounds, in one step. `scale_first` lists the pictures (image, crop,
-    thumbnail) that are first scaled to them by one factor, sides cut to whole pixels (largest area, smallest area, then
-    `scale_min_side`, the least short side), and which the processor then resizes within the checkpoint's own bounds;
-    pixels of the frame `shown` are those of the scaled picture.
+    `image`, `crop`, `thumbnail`: tables of `PixelLimits`, for the user's images, crops and results' pictures.
+    With `scale_first` the frame `shown` counts pixels of the scaled picture.
     """
 
     turns: int = 8
@@ -284,15 +237,24 @@ class Limits:
     title_chars: int = 200
     result_chars: int = 600
     page_chars: int = 4000
-    image_min_pixels: int = 0
-    image_max_pixels: int = 0
-    crop_min_pixels: int = 0
-    crop_max_pixels: int = 0
-    crop_upscale: float = 1.0
-    thumbnail_min_pixels: int = 0
-    thumbnail_max_pixels: int = 0
-    scale_first: tuple[Literal["image", "crop", "thumbnail"], ...] = ()
-    scale_min_side: int = 0
+    image: PixelLimits = field(default_factory=PixelLimits)
+    crop: PixelLimits = field(default_factory=PixelLimits)
+    thumbnail: PixelLimits = field(default_factory=PixelLimits)
+
+
+@dataclass(frozen=True)
+class SamplingSpec:
+    """[sampling] how tokens are chosen, where the policy was run otherwise than its generation_config.json says.
+
+    `temperature` (0 is greedy), `top_k`, `top_p`, `min_p`, `repetition_penalty`: a key that is left out is the
+    checkpoint's; what the user asks for comes first.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True)
@@ -306,7 +268,7 @@ class GrammarSpec:
 @dataclass(frozen=True)
 class DialectSpec:
     """The whole file. `schema`: 1. `name`. `description` and `source` are for readers. `stop`: strings that end a turn;
-    they stay in it."""
+    they stay in it. `hooks`: what this system alone does, see `hooks.HOOKS`."""
 
     schema: int
     name: str
@@ -320,8 +282,10 @@ class DialectSpec:
     parse: ParseSpec = field(default_factory=ParseSpec)
     coordinates: CoordinateSpec = field(default_factory=CoordinateSpec)
     images: ImagesSpec = field(default_factory=ImagesSpec)
-    observe: ObserveSpec = field(default_factory=ObserveSpec)
+    observe: Mapping[str, BodySpec] = field(default_factory=dict)
     replies: RepliesSpec = field(default_factory=RepliesSpec)
     forced: ForcedSpec = field(default_factory=ForcedSpec)
-    limits: Limits = field(default_factory=Limits)
+    limits: DialectLimits = field(default_factory=DialectLimits)
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
     grammar: GrammarSpec = field(default_factory=GrammarSpec)
+    hooks: str = ""

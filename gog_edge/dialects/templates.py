@@ -60,7 +60,7 @@ class ChatTemplate:
 
     Args:
         source: the jinja2 text, as in `chat_template.jinja`.
-        variables: extra values for the template, such as `enable_thinking`.
+        variables: extra values for the template, such as `enable_thinking` or `eos_token`.
 
     Raises:
         DialectError: the template has a syntax error or is too large.
@@ -80,7 +80,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise DialectError(f"chat template, line {error.lineno}: {error.message}") from error
         self.takes_tools = "tools" in names
-        self.takes_images = "image" in source and "<|image_pad|>" in source
+        self.takes_images = "image" in source and ("<|image_pad|>" in source or "image_token" in names)
 
     @classmethod
     def default(cls, variables: Mapping[str, Any] | None = None) -> ChatTemplate:
@@ -159,9 +159,9 @@ class ChatTemplate:
     def _run(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], generate: bool) -> str:
         import jinja2
 
-        context = {"messages": messages, "add_generation_prompt": generate, **self._variables}
-        if tools:
-            context["tools"] = tools
+        # transformers always passes tools and documents: a template may ask whether they are defined, or none
+        given = {"tools": tools or None, "documents": None, "add_generation_prompt": generate}
+        context = {"messages": messages, **given, **self._variables}
         pieces: list[str] = []
         size = 0
         try:
@@ -180,7 +180,8 @@ class ChatTemplate:
 @lru_cache(maxsize=1)
 def _environment() -> Any:
     """Jinja2 as `transformers` sets it up, immutable, with bounded repetition."""
-    from jinja2.ext import loopcontrols
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
@@ -191,13 +192,33 @@ def _environment() -> Any:
                 raise DialectError(f"chat template: '{operator}' is allowed for small numbers only")
             return SandboxedEnvironment.call_binop(self, context, operator, left, right)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    class Generation(Extension):
+        """`{% generation %}` marks what the policy writes, for training; here its content is simply written."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # a call block, as in transformers: what is set inside is not seen outside
+            return nodes.CallBlock(self.call_method("written"), [], [], body).set_lineno(line)
+
+        def written(self, caller: Any) -> Any:
+            return caller()
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def raise_exception(message: str) -> NoReturn:
         raise DialectError(f"chat template: {message}")
 
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = _now

@@ -1,30 +1,24 @@
-"""Reading a turn: found calls -> actions of the house, by the rules of [parse]; problems -> the dialect's replies."""
+"""Reading a turn: its calls -> actions of the house, by the rules of [parse]; problems -> the dialect's replies."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box, split_box
+from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box
 from gog_edge.dialects.images import ImageReferenceError, resolve_image
-from gog_edge.dialects.parsers import Found, Problem, find_calls, split_thought
-from gog_edge.dialects.safety import cut
-from gog_edge.dialects.spec import ActionSpec, DialectSpec
+from gog_edge.dialects.spec import ActionSpec, DialectSpec, ParseSpec
+from gog_edge.dialects.syntax import Call, CallProblem, Syntax
+from gog_edge.dialects.syntax.tool_call import OPEN
 from gog_edge.dialects.wording import Wording
 from gog_edge.errors import DialectError, RegionError
-from gog_edge.types import Action, ActionKind, RegisteredImage, Turn
+from gog_edge.sanitize import cut
+from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 
 MAX_ACTIONS = 16
-_KINDS = {
-    "answer": ActionKind.ANSWER,
-    "text_search": ActionKind.TEXT_SEARCH,
-    "glance": ActionKind.GLANCE,
-    "gaze": ActionKind.GAZE,
-    "zoom": ActionKind.ZOOM,
-    "visit": ActionKind.VISIT,
-}
 _IMAGE_KINDS = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.ZOOM)
 
 
@@ -34,42 +28,53 @@ class TurnReader:
 
     spec: DialectSpec
     frame: CoordinateFrame
+    syntaxes: Sequence[Syntax]
     images: Sequence[RegisteredImage]
     user_images: int | None = None
 
     def read_forced(self, text: str) -> Turn:
         """The reply to a forced answer: an answer whatever the text is; empty when it holds nothing but a call."""
-        tags = [a for a in self.spec.actions if a.kind == "answer" and a.via == "tag"]
-        again = any(tag.open in text for tag in tags)  # the policy began the answer once more
+        answering = [s for s in self.syntaxes if s.first.kind == "answer"]
+        again = any(s.opening in text for s in answering)  # the policy began the answer once more
         raw = text if again else self.spec.forced.prefill + text
         thought, begin = split_thought(raw, self.spec.parse)
         body = raw[begin:]
-        found = find_calls(body, self.spec, self._size_of)
-        answers = [f for f in found if f.action is not None and f.action.kind == "answer" and f.problem is None]
-        said = str(answers[-1].values.get("text", "")) if answers else self._untagged(body)
-        calls = [a.open or a.literal for a in self.spec.actions if a.kind != "answer" and (a.open or a.literal)]
-        for opening in [self.spec.parse.call_open, *calls]:
-            said = said.split(opening, 1)[0] if opening else said
+        answers = [call for call in self._calls(body) if _answers(call)]
+        said = str(answers[-1].values.get("text", "")) if answers else self._unwrapped(body)
+        for opening in [OPEN, *(s.opening for s in self.syntaxes if s not in answering)]:
+            said = said.split(opening, 1)[0]
         return Turn(thought, (Action(ActionKind.ANSWER, said.strip()),), raw)
 
     def read(self, raw: str) -> Turn:
         """One turn; never raises."""
         spec = self.spec.parse
-        seen = raw.split(spec.cut, 1)[0] if spec.cut else raw
+        seen = self.frame.hooks.seen(raw)
         thought, begin = split_thought(seen, spec)
         offset = begin if spec.scope == "after_think" else 0
         body = seen[offset:]
-        found = find_calls(body, self.spec, self._size_of)
-        answers = [f for f in found if f.action is not None and f.action.kind == "answer" and f.problem is None]
-        chosen = self._choose(found, answers, body)
+        found = self._calls(body)
+        chosen = self._choose(found, [call for call in found if _answers(call)], body)
         if not chosen:
             if spec.otherwise == "answer" and not self._unfinished(seen):
-                return Turn(thought, (Action(ActionKind.ANSWER, self._untagged(seen[begin:])),), raw)
-            return Turn(thought or seen.strip(), (self.invalid(Problem("nothing")),), raw)
+                return Turn(thought, (Action(ActionKind.ANSWER, self._unwrapped(seen[begin:])),), raw)
+            return Turn(thought or seen.strip(), (self.invalid(CallProblem("nothing")),), raw)
         actions = [action for f in chosen for action in self._actions(f)]
         return Turn(thought or self._before(seen, begin, offset, chosen[0]), tuple(actions[:MAX_ACTIONS]), raw)
 
-    def invalid(self, problem: Problem) -> Action:
+    def partial(self, text: str) -> tuple[Region, int] | None:
+        """The box that is closed in the unfinished call at the end of `text`, and its target image."""
+        for syntax in self.syntaxes:
+            call = syntax.partial(text, self._size_of)
+            if call is None or call.action is None or "box" not in call.values:
+                continue
+            try:
+                action = self._understood(call.action, _split(call.action, call.values)[0])
+            except (RegionError, DialectError):
+                return None
+            return (action.region, action.image) if action.region is not None else None
+        return None
+
+    def invalid(self, problem: CallProblem) -> Action:
         """The INVALID action with the dialect's reply to `problem`."""
         replies = self.spec.replies
         wording: Wording = getattr(replies, problem.reply) or replies.malformed
@@ -87,11 +92,11 @@ class TurnReader:
         spec = self.spec.parse
         return bool(spec.think_open) and spec.think_open in text and spec.think_close not in text
 
-    def _before(self, seen: str, begin: int, offset: int, first: Found) -> str:
+    def _before(self, seen: str, begin: int, offset: int, first: Call) -> str:
         """The reasoning of a policy that writes it without tags: what stands before its first call."""
         return "" if begin else seen[: offset + first.start].replace(self.spec.parse.think_open or "\0", "").strip()
 
-    def _choose(self, found: list[Found], answers: list[Found], body: str) -> list[Found]:
+    def _choose(self, found: list[Call], answers: list[Call], body: str) -> list[Call]:
         spec = self.spec.parse
         calls = [f for f in found if f not in answers]
         if spec.at_end:
@@ -112,10 +117,20 @@ class TurnReader:
             return calls[:1]
         return calls[-1:] if spec.pick == "last" else calls
 
-    def _untagged(self, text: str) -> str:
-        for action in self.spec.actions:
-            if action.kind == "answer" and action.via == "tag":
-                text = text.replace(action.open, "").replace(action.close, "")
+    def _calls(self, text: str) -> list[Call]:
+        """Everything callable in `text`, in order, without overlaps: the syntax listed first wins at one place. The
+        calls of one block share its place."""
+        found = [(c.start, n, c) for n, s in enumerate(self.syntaxes) for c in s.find(text, self._size_of)]
+        out: list[tuple[int, Call]] = []
+        for start, number, call in sorted(found, key=lambda entry: entry[:2]):
+            last = out[-1] if out else None
+            if last is None or start >= last[1].end or (number, start) == (last[0], last[1].start):
+                out.append((number, call))
+        return [call for _, call in out]
+
+    def _unwrapped(self, text: str) -> str:
+        for syntax in self.syntaxes:
+            text = syntax.unwrapped(text) if syntax.first.kind == "answer" else text
         return text.strip()
 
     def _size_of(self, name: str) -> tuple[float, float] | None:
@@ -126,64 +141,73 @@ class TurnReader:
         view = self.images[index].view
         return view.width, view.height
 
-    def _actions(self, found: Found) -> list[Action]:
+    def _actions(self, found: Call) -> list[Action]:
         """The actions of one call: several where a list argument means several."""
         spec = found.action
         if found.problem is not None or spec is None:
-            return [self.invalid(found.problem or Problem("malformed", call=found.call))]
+            return [self.invalid(found.problem or CallProblem("malformed", call=found.text))]
         if spec.kind == "refuse":
-            return [self.invalid(Problem("refused", "", spec.name, found.call))]
-        return [self._one(spec, values, found.call) for values in _split(spec, found.values)]
+            return [self.invalid(CallProblem("refused", "", spec.name, found.text))]
+        return [self._one(spec, values, found.text) for values in _split(spec, found.values)]
 
     def _one(self, spec: ActionSpec, values: Mapping[str, Any], call: str) -> Action:
         try:
             return self._understood(spec, values)
-        except _NeedsBoxError as error:
-            return self.invalid(Problem("ground", "", spec.name, str(error)))
         except ImageReferenceError as error:
-            return self.invalid(Problem("image", str(error), spec.name, call, image=_string(values, "image")))
+            return self.invalid(CallProblem("image", str(error), spec.name, call, image=_string(values, "image")))
         except RegionError as error:
-            return self.invalid(Problem("box", str(error), spec.name, call))
+            return self.invalid(CallProblem("box", str(error), spec.name, call))
         except DialectError as error:
-            return self.invalid(Problem("argument", str(error), spec.name, call, _key(spec, "query", "url")))
+            return self.invalid(CallProblem("argument", str(error), spec.name, call, _key(spec, "query", "url")))
 
     def _understood(self, spec: ActionSpec, values: Mapping[str, Any]) -> Action:
-        kind = _KINDS[spec.kind]
+        kind = ActionKind(spec.kind)
         text = _string(values, "text") or _string(values, "query") or _string(values, "url")
         label = _string(values, "label")
         if kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT) and not text:
             raise DialectError("the call has no text")
         if kind not in _IMAGE_KINDS:
             return Action(kind, text, label=label, limit=_limit(values.get("limit")))
-        image = resolve_image(
-            self.spec.images, values.get("image"), self.images, self.user_images, spec.image_out_of_range
-        )
+        other = partial(self.frame.hooks.other_image, spec.kind)
+        image = resolve_image(self.spec.images, values.get("image"), self.images, self.user_images, other)
         if kind is ActionKind.GLANCE:
             return Action(kind, text, None, image, label, _limit(values.get("limit")))
-        raw = values.get("box")
-        if spec.content == "box_or_label":
-            raw, label = split_box(str(raw or ""))
-            if raw is None:
-                raise _NeedsBoxError(label)
-        if raw is None:
+        if values.get("box") is None:
             raise RegionError("the call has no box")
-        region = self.frame.to_region(read_box(raw), self.images[image])
+        region = self.frame.to_region(read_box(values["box"]), self.images[image])
         return Action(kind, text, region, image, label, _limit(values.get("limit")))
 
 
-class _NeedsBoxError(DialectError):
-    """The policy names a thing where this runtime needs a box."""
+def split_thought(text: str, spec: ParseSpec) -> tuple[str, int]:
+    """(the reasoning without its tags, where the rest begins). Works with and without the opening tag (prefill).
+
+    A thinking checkpoint closes what its chat template has opened by </think>, whatever tags the dialect has.
+    """
+    if not spec.think_close:
+        return "", 0
+    for opening, closing in ((spec.think_open, spec.think_close), ("<think>", "</think>")):
+        close = text.find(closing)
+        if close >= 0:
+            head = text[:close]
+            opened = head.find(opening) if opening else -1
+            thought = head[opened + len(opening) :] if opened >= 0 else head
+            return thought.strip(), close + len(closing)
+    return "", 0
+
+
+def _answers(call: Call) -> bool:
+    return call.action is not None and call.action.kind == "answer" and call.problem is None
 
 
 def _split(spec: ActionSpec, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Values of a call, one dict for every item of a list argument where the action says `many`."""
+    """Values of a call, one dict for every item of a list argument where each one counts."""
     out = [dict(values)]
     for role in ("query", "url"):
         items = values.get(role)
         if isinstance(items, (list, tuple)):
-            kept = list(items) if spec.many else list(items[:1])
+            kept = list(items) if spec.lists == "each" else list(items[:1])
             out = [{**one, role: item} for one in out for item in kept or [""]]
-    if spec.many and "box" in values:
+    if spec.lists == "each" and "box" in values:
         out = [{**one, "box": box} for one in out for box in boxes_of(values["box"])]
     return out[:MAX_ACTIONS]
 

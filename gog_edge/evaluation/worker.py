@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.image.frame import Frame
+from gog_edge.sampling_options import Sampling
 from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
 
@@ -41,8 +42,7 @@ class AgentSpec:
     without: tuple[str, ...] = ()
     inject: str = ""
     grammar: str = "auto"
-    temperature: float = 0.0
-    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
     max_turns: int = 0
     early_knowledge: bool = False
     expand: int = 0
@@ -162,7 +162,6 @@ def open_agent(spec: AgentSpec) -> AgentLike:
     import gog_edge
     from gog_edge.agent.loader import bundle_dialect
     from gog_edge.agent.options import RunOptions
-    from gog_edge.runtime.sampling import Sampling
 
     bundle = gog_edge.Bundle.open(Path(spec.bundle))
     dialect = bundle_dialect(bundle, spec.dialect or None)
@@ -170,7 +169,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         kept = tuple(a for a in dialect.spec.actions if a.kind not in spec.without)
         dialect = replace(dialect, spec=replace(dialect.spec, actions=kept))
     options = RunOptions(
-        sampling=Sampling(temperature=spec.temperature, seed=spec.seed),
+        sampling=spec.sampling,
         grammar=spec.grammar,  # type: ignore[arg-type]
         max_turns=spec.max_turns,
         early_knowledge=spec.early_knowledge,

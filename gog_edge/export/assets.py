@@ -1,18 +1,17 @@
-"""The small files of a bundle: tokenizer, chat template, preprocessing, sampling defaults, special tokens, dialect."""
+"""The small files of a bundle: tokenizer, chat template, special tokens, dialect."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gog_edge.errors import CheckpointError, DialectError, UsageError
+from gog_edge.export.checkpoint.generation_settings import end_tokens
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.checkpoint.tokenizer_files import tokenizer_json
-from gog_edge.export.options import ExportOptions
-from gog_edge.families.base import Family, ModelConfig, VisionDims
-from gog_edge.manifest import Preprocessing, SpecialTokens
-from gog_edge.serde import Section
+from gog_edge.export.checkpoint.template_files import chat_template
+from gog_edge.export.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
+from gog_edge.families.base import ModelConfig
+from gog_edge.manifest import SpecialTokens
 from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"
@@ -20,35 +19,36 @@ TEMPLATE = "chat_template.jinja"
 DIALECT = "dialect.toml"
 
 
-def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> dict[str, int]:
-    """Write tokenizer.json and return its added tokens (content -> id).
+def write_tokenizer(checkpoint: Checkpoint, folder: Path, *, allow_missing: bool) -> TokenizerFiles:
+    """Write tokenizer.json and return what is in it.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
+        CheckpointError: there is none, or it can't be exported right.
     """
-    text = tokenizer_json(checkpoint)
-    if text is None:
+    files = read_tokenizer(checkpoint)
+    if files is None:
         if allow_missing:
-            return {}
+            return TokenizerFiles("")
         raise CheckpointError(
             f"{checkpoint.origin} has neither tokenizer.json nor vocab.json and merges.txt: "
             "copy them into the checkpoint"
         )
-    (folder / TOKENIZER).write_text(text, "utf-8")
-    try:
-        return {str(token["content"]): int(token["id"]) for token in json.loads(text).get("added_tokens") or []}
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{checkpoint.origin}: tokenizer.json can't be read ({e})") from e
+    (folder / TOKENIZER).write_text(files.text, "utf-8")
+    return files
 
 
 def write_template(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the checkpoint's chat template, if it has one (without it the runtime uses plain ChatML)."""
-    template = checkpoint.chat_template()
-    if template:
+    """Write the checkpoint's chat template, if it has one (without it the runtime uses plain ChatML).
+
+    Raises:
+        CheckpointError: see `template_files.chat_template`.
+    """
+    template = chat_template(checkpoint)
+    if template is not None:
         (folder / TEMPLATE).write_text(template, "utf-8")
 
 
-def write_dialect(dialect: str, folder: Path, frame: BoxFrame) -> str:
+def write_dialect(dialect: str, folder: Path, frame: BoxFrame, named_tokens: Mapping[str, str]) -> str:
     """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
     one is met now and not at the first question. Call after `write_template`.
 
@@ -61,69 +61,29 @@ def write_dialect(dialect: str, folder: Path, frame: BoxFrame) -> str:
     own = folder / TEMPLATE
     template = own.read_text("utf-8") if own.is_file() else None
     if not dialect.endswith(".toml"):
-        load(dialect, frame=frame, chat_template=template)
+        load(dialect, frame=frame, chat_template=template, named_tokens=named_tokens)
         return dialect
     path = Path(dialect).expanduser()
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
-    load(path, frame=frame, chat_template=template)
+    load(path, frame=frame, chat_template=template, named_tokens=named_tokens)
     copied = folder / DIALECT
     copied.write_bytes(path.read_bytes())
     try:
-        load(copied, frame=frame, chat_template=template)
+        load(copied, frame=frame, chat_template=template, named_tokens=named_tokens)
     except DialectError as e:
         raise UsageError(f"dialect file {dialect} needs files beside it; put everything into one file ({e})") from e
     return DIALECT
 
 
-def read_preprocessing(
-    checkpoint: Checkpoint, family: Family, vision: VisionDims, options: ExportOptions
-) -> Preprocessing:
-    """preprocessor_config.json in all its spellings, checked against the vision tower.
-
-    Raises:
-        CheckpointError: a value is wrong or contradicts config.json. UsageError: pixel limits that leave nothing.
-    """
-    data: dict[str, Any] = checkpoint.json("preprocessor_config.json")
-    if not data:
-        nested = checkpoint.json("processor_config.json").get("image_processor")
-        data = nested if isinstance(nested, dict) else {}
-    section = Section(data, file="preprocessor_config.json")
-    usual = family.processor
-    size = section.section("size")
-    preprocessing = Preprocessing(
-        patch_size=_same(section, "patch_size", vision.patch),
-        merge_size=_same(section, "merge_size", vision.merge),
-        temporal_patch_size=_same(section, "temporal_patch_size", vision.temporal),
-        min_pixels=options.min_pixels or section.integer("min_pixels", size.integer("shortest_edge", usual.min_pixels)),
-        max_pixels=options.max_pixels or section.integer("max_pixels", size.integer("longest_edge", usual.max_pixels)),
-        image_mean=_triple(section, "image_mean", usual.image_mean),
-        image_std=_triple(section, "image_std", usual.image_std),
-        rescale_factor=section.number("rescale_factor", 1 / 255),
-    )
-    if preprocessing.max_pixels < max(preprocessing.min_pixels, preprocessing.factor**2):
-        raise UsageError(
-            f"max_pixels = {preprocessing.max_pixels} is less than min_pixels = {preprocessing.min_pixels} "
-            f"or one image token ({preprocessing.factor}^2)"
-        )
-    return preprocessing
-
-
-def read_generation(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The sampling defaults of generation_config.json that the runtime knows."""
-    known = ("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
-    data = checkpoint.json("generation_config.json")
-    return {key: data[key] for key in known if isinstance(data.get(key), (bool, int, float))}
-
-
-def special_tokens(checkpoint: Checkpoint, config: ModelConfig, added: dict[str, int]) -> SpecialTokens:
+def special_tokens(checkpoint: Checkpoint, config: ModelConfig, tokenizer: TokenizerFiles) -> SpecialTokens:
     """Ids the session needs: config.json first, then the tokenizer's own names, which must not contradict it.
 
     Raises:
         CheckpointError: an id is unknown, out of the vocabulary, or differs between config and tokenizer.
     """
 
-    vocab = config.decoder.spec.vocab
+    vocab, added = config.decoder.spec.vocab, tokenizer.added
 
     def one(configured: int | None, key: str, content: str) -> int:
         known = added.get(content)
@@ -136,31 +96,10 @@ def special_tokens(checkpoint: Checkpoint, config: ModelConfig, added: dict[str,
             raise CheckpointError(f"config.json: {key} = {found} is beyond the vocabulary of {vocab}")
         return found
 
-    generation = Section(checkpoint.json("generation_config.json"), file="generation_config.json")
-    eos = {*generation.ids("eos_token_id"), *config.eos}
-    eos |= {added[content] for content in ("<|im_end|>", "<|endoftext|>") if content in added}
-    eos = {token for token in eos if token < vocab}
-    if not eos:
-        raise CheckpointError(f"{checkpoint.origin}: no end-of-turn token in generation_config.json or tokenizer.json")
     return SpecialTokens(
         image_pad=one(config.image_token, "image_token_id", "<|image_pad|>"),
         vision_start=one(config.vision_start, "vision_start_token_id", "<|vision_start|>"),
         vision_end=one(config.vision_end, "vision_end_token_id", "<|vision_end|>"),
-        eos=tuple(sorted(eos)),
+        eos=end_tokens(checkpoint, added, vocab, config.eos, tokenizer.named.get("eos_token")),
         pad=config.pad,
     )
-
-
-def _same(section: Section, key: str, expected: int) -> int:
-    value = section.size(key, expected)
-    if value != expected:
-        raise section.fail(key, f"= {value} contradicts config.json's {expected}")
-    return value
-
-
-def _triple(section: Section, key: str, default: tuple[float, ...]) -> tuple[float, float, float]:
-    value = section.data.get(key, default)
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
-    if not numbers or len(value) != 3:
-        raise section.fail(key, f"must be three numbers, not {value!r}")
-    return (float(value[0]), float(value[1]), float(value[2]))

@@ -21,6 +21,8 @@ from gog_edge._version import __version__
 from gog_edge.bundle import Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
 from gog_edge.export import assets
+from gog_edge.export.checkpoint.generation_settings import read_generation
+from gog_edge.export.checkpoint.image_settings import read_preprocessing
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
@@ -37,8 +39,8 @@ from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.base import Family, ModelConfig
-from gog_edge.families.roles import watch
 from gog_edge.families.target import Target
+from gog_edge.families.weights import shapes, watch
 from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
@@ -87,11 +89,16 @@ def export_bundle(
     if checkpoint.quantization and options.recipe is None:
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = families.find(checkpoint.config)
-    config = _limit_context(family.parse(checkpoint.config), options)
+    config = _limit_context(check_checkpoint(checkpoint), options)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
-        provenance = {**_provenance(checkpoint, started), "vision_attention": resolved.vision_attention}
+        provenance = {
+            **_provenance(checkpoint, started),
+            "vision_attention": resolved.vision_attention,
+            "min_pixels": options.min_pixels,
+            "max_pixels": options.max_pixels,
+        }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
             progress.stage("verify", 0)
@@ -130,11 +137,12 @@ class _Export:
         """All files but the manifest, and what the manifest will say."""
         checkpoint, family, config, options, root = self.checkpoint, self.family, self.config, self.options, writer.root
         self.progress.stage("files", 0)
-        added = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
-        tokens = assets.special_tokens(checkpoint, config, added)
-        preprocessing = assets.read_preprocessing(checkpoint, family, config.vision, options)
+        tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        tokens = assets.special_tokens(checkpoint, config, tokenizer)
+        preprocessing = read_preprocessing(checkpoint, family, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(options.dialect or _own_dialect(checkpoint), root, family.box_frame)
+        dialect = options.dialect or _own_dialect(checkpoint)
+        dialect = assets.write_dialect(dialect, root, family.box_frame, tokenizer.named)
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", family.embedding)
@@ -163,7 +171,8 @@ class _Export:
             graphs=graphs,
             quantization=self.resolved.recipe.describe(),
             dialect=dialect,
-            generation=assets.read_generation(checkpoint),
+            generation=read_generation(checkpoint),
+            named_tokens=tokenizer.named,
         )
 
     def _graph(
@@ -189,17 +198,22 @@ class _Export:
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
-    """Read the configuration and check the outer weights; quick, for `doctor` and for refusing early.
+    """Read the configuration and check that every tensor is there in its shape; reads no weights but a doubtful head.
 
     Raises:
         CheckpointError: it can't be exported.
     """
+    root = checkpoint.root.resolve()
+    if (root / "adapter_config.json").is_file() and root not in (path.resolve() for path in checkpoint.adapter_roots):
+        raise CheckpointError(
+            f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is "
+            f"installed: export with --lora {checkpoint.root}, or move adapter_config.json away"
+        )
     family = families.find(checkpoint.config)
     config = family.parse(checkpoint.config)
-    shape = (config.decoder.spec.vocab, config.decoder.spec.hidden)
-    check_shape(checkpoint, family.embedding, shape)
-    if not config.decoder.tied:
-        check_shape(checkpoint, family.head, shape)
+    config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == family.embedding))
+    for name, shape in shapes(family, config).items():
+        check_shape(checkpoint, name, shape)
     return config
 
 

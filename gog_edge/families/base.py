@@ -8,12 +8,12 @@ runtime can ask again; the rest of a ModelConfig stays in the exporter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gog_edge.families.layout import F32, I64, Inputs
-from gog_edge.families.target import AttentionCache, LayerCache, Target
+from gog_edge.families.target import AttentionCache, LayerCache, Role, Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.serde import Section
 from gog_edge.types import BoxFrame
@@ -48,7 +48,7 @@ class DecoderDims:
     qkv_bias: bool
     out_bias: bool
     qk_norm: bool
-    tied: bool
+    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,30 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Processor:
-    """What the family's image processor assumes where preprocessor_config.json says nothing: mean and standard
-    deviation of (red, green, blue) in 0..1, and the areas in pixels that a resized image keeps within."""
+    """The image processor (a class of transformers) that the family's pictures go through, and what that class assumes
+    where a checkpoint's files say nothing: mean and deviation of (red, green, blue) in 0..1, sides in pixels and in
+    patches, and the areas in pixels that a resized image keeps within."""
 
+    name: str
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
     min_pixels: int
     max_pixels: int
+
+
+QWEN2_VL_PROCESSOR = Processor(
+    name="Qwen2VLImageProcessor",
+    image_mean=(0.48145466, 0.4578275, 0.40821073),
+    image_std=(0.26862954, 0.26130258, 0.27577711),
+    patch_size=14,
+    merge_size=2,
+    temporal_patch_size=2,
+    min_pixels=56 * 56,
+    max_pixels=28 * 28 * 1280,
+)
 
 
 def attention_everywhere(decoder: DecoderSpec) -> tuple[LayerCache, ...]:
@@ -86,7 +103,8 @@ class Family:
 
     `parse`: config.json -> dimensions; CheckpointError names the key that is missing, wrong or can't be exported right.
     `build_vision`, `build_decoder`: write the graph on a target; weight names and roles stand where they are used.
-    `embedding`, `head`: weight names of the token table and of the output matrix (unused where they are tied).
+    `embedding`, `head`: weight names of the token table and of the output matrix.
+    `tied`: whether config.json asks for the table as the output matrix; tensors that differ overrule it.
     `box_frame`: in what the family was trained to write boxes, for dialects that leave it to the family.
     `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
     `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
@@ -99,6 +117,7 @@ class Family:
     build_decoder: Callable[[Target, DecoderDims, tuple[LayerCache, ...]], None]
     embedding: str
     head: str
+    tied: Callable[[Mapping[str, Any]], bool]
     processor: Processor
     box_frame: BoxFrame
     vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
@@ -107,7 +126,17 @@ class Family:
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
-    """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says."""
+    """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says.
+
+    Raises:
+        CheckpointError: an id beyond the vocabulary.
+    """
+    vocab = text.integer("vocab_size")
+    for section in (root, text):
+        for key in section.data:
+            beyond = [i for i in (section.ids(key) if key.endswith("_token_id") else ()) if i >= vocab]
+            if beyond:
+                raise section.fail(key, f"= {beyond[0]} is beyond the vocabulary of {vocab} tokens")
 
     def one(key: str) -> int | None:
         return next((s.integer(key, minimum=0) for s in (root, text) if s.has(key)), None)
@@ -119,23 +148,57 @@ def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, i
 
 
 def read_rope(
-    text: Section, default_theta: float, default_section: tuple[int, int, int], head_dim: int
+    root: Section,
+    text: Section,
+    default_theta: float,
+    default_section: tuple[int, int, int],
+    head_dim: int,
+    types: tuple[str, ...],
 ) -> tuple[float, tuple[int, int, int]]:
-    """(theta, M-RoPE section) from `rope_parameters` (new) or `rope_scaling` + `rope_theta` (old spelling).
+    """(theta, M-RoPE section) of the decoder; `types`: the family's names of the plain rope.
 
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
-    rope = text.section("rope_parameters", "rope_scaling")
-    for key in ("rope_type", "type"):
-        rope.choice(key, ("default", "mrope"), "default")
-    theta = rope.number("rope_theta", text.number("rope_theta", default_theta))
+    if text.data is not root.data:  # nested: transformers ignores what stands beside it, or fails on it
+        for key in ("rope_scaling", "rope_parameters"):
+            _check_plain(root.section(key), types)
+    theta, rope = _rope(text, default_theta, types)
     section = rope.integers("mrope_section", default_section)
     if len(section) != 3 or sum(section) != head_dim // 2:
         raise rope.fail(
             "mrope_section", f"must be three numbers with the sum head_dim/2 = {head_dim // 2}, not {list(section)}"
         )
     return theta, (section[0], section[1], section[2])
+
+
+def read_vision_rope(vision: Section) -> float:
+    """theta of the tower, whose rotary embedding is axial.
+
+    Raises:
+        CheckpointError: another rope type.
+    """
+    return _rope(vision, 10000.0, ("axial", "default"))[0]
+
+
+def _rope(section: Section, default_theta: float, types: tuple[str, ...]) -> tuple[float, Section]:
+    """(theta, the object that holds) of a configuration, chosen as transformers does.
+
+    `rope_scaling` (the old spelling) comes before `rope_parameters`, `rope_type` before `type`, and a theta inside
+    before `rope_theta` beside it. What stands in another section (the root beside a text_config) does not count.
+    """
+    rope = section.section("rope_scaling")
+    if not rope.data:
+        rope = section.section("rope_parameters")
+    _check_plain(rope, types)
+    return rope.number("rope_theta", section.number("rope_theta", default_theta)), rope
+
+
+def _check_plain(rope: Section, types: tuple[str, ...]) -> None:
+    for key, value in rope.data.items():
+        if isinstance(value, Mapping):
+            raise rope.fail(key, "is an object; gog-edge exports one rope for all layers only")
+    rope.choice("rope_type" if rope.has("rope_type") else "type", types, types[0])
 
 
 def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:
@@ -156,14 +219,9 @@ def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def text_section(root: Section) -> Section:
-    """The language half: nested under text_config, or flat in the root (the hub's Qwen2.5-VL configs)."""
-    return root.section("text_config") if root.has("text_config") else root
-
-
-def is_tied(root: Section, text: Section) -> bool:
-    """Whether the head is the embedding: said in the root, in text_config, or in both (then either is enough)."""
-    return root.flag("tie_word_embeddings", False) or text.flag("tie_word_embeddings", False)
+def linear(t: Target, x: Value, name: str, outputs: int, inputs: int, role: Role) -> Value:
+    """A linear layer with a bias; [rows, inputs] -> [rows, outputs]."""
+    return t.linear(x, t.matrix((f"{name}.weight",), (outputs,), inputs), (f"{name}.bias",), role=role)
 
 
 def vision_heads(vision: Section, hidden: int) -> tuple[int, int]:

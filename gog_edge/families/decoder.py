@@ -20,7 +20,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     parts = ("q_proj", "k_proj", "v_proj")
     qkv = t.linear(
         x,
-        t.matrix(tuple(f"{name}.{p}.weight" for p in parts), wide + 2 * narrow, spec.hidden),
+        t.matrix(tuple(f"{name}.{p}.weight" for p in parts), (wide, narrow, narrow), spec.hidden),
         tuple(f"{name}.{p}.bias" for p in parts) if dims.qkv_bias else (),
         role="attention",
     )
@@ -28,7 +28,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     out = t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps)
     return t.linear(
         out,
-        t.matrix((f"{name}.o_proj.weight",), spec.hidden, wide),
+        t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide),
         (f"{name}.o_proj.bias",) if dims.out_bias else (),
         role="attention",
     )
@@ -38,8 +38,8 @@ def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     """SwiGLU; gate and up run as one matrix."""
     hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
     weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
-    x = t.gated_linear(x, t.matrix(weights, 2 * inner, hidden), (), role="mlp")
-    return t.linear(x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (), role="down_proj")
+    x = t.gated_linear(x, t.matrix(weights, (inner, inner), hidden), (), role="mlp")
+    return t.linear(x, t.matrix((f"{name}.down_proj.weight",), (hidden,), inner), (), role="down_proj")
 
 
 def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:
@@ -66,6 +66,6 @@ def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) 
         x = t.last_rows(x if delta is None else t.add(x, delta), last_k)
         x = t.rms_norm(x, f"{MODEL}.norm.weight", dims.eps)
         head = EMBEDDING if dims.tied else HEAD
-        logits = t.linear(x, t.matrix((head,), spec.vocab, spec.hidden), (), role="head")
+        logits = t.linear(x, t.matrix((head,), (spec.vocab,), spec.hidden), (), role="head")
     t.output(t.reshape(logits, (1, -1, spec.vocab)), "logits", "float32", (1, "last_k", spec.vocab))
     cache.finish()

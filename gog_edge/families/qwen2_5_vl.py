@@ -6,19 +6,20 @@ merge-block order everywhere: only window attention gathers them into windows an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gog_edge.families.base import (
+    QWEN2_VL_PROCESSOR,
     DecoderDims,
     Family,
     ModelConfig,
-    Processor,
     VisionDims,
-    is_tied,
+    linear,
     read_heads,
     read_rope,
     read_tokens,
-    text_section,
+    read_vision_rope,
     vision_heads,
 )
 from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
@@ -37,10 +38,17 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         CheckpointError: names the key that is missing, wrong, or can't be exported right.
     """
     root = Section(config)
-    text = text_section(root)
+    text = root.section("text_config") if root.has("text_config") else root  # the hub's configs are flat
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig(vision, decoder, *read_tokens(root, text))
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """transformers 4 wrote the flag into text_config; transformers 5 still reads it there for this family."""
+    root = Section(config)
+    inner = root.section("text_config").flag("tie_word_embeddings", False)
+    return root.flag("tie_word_embeddings", False) or inner
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -48,10 +56,12 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     text.choice("hidden_act", ("silu",), "silu")
     if text.flag("use_sliding_window", False):
         raise text.fail("use_sliding_window", "is true; gog-edge exports full attention only")
+    if any(kind != "full_attention" for kind in text.data.get("layer_types") or ()):
+        raise text.fail("layer_types", "has others than full_attention, which is all that gog-edge exports")
     heads, kv_heads, head_dim = read_heads(text, hidden)
     if heads * head_dim != hidden:
         raise text.fail("head_dim", f"= {head_dim} times {heads} heads is not hidden_size {hidden}")
-    theta, section = read_rope(text, 1000000.0, (16, 24, 24), head_dim)
+    theta, section = read_rope(root, text, 1000000.0, (16, 24, 24), head_dim, ("default", "mrope"))
     return DecoderDims(
         spec=DecoderSpec(
             layers=text.integer("num_hidden_layers"),
@@ -70,7 +80,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=True,
         out_bias=False,
         qk_norm=False,
-        tied=is_tied(root, text),
+        tied=tied(root.data),
     )
 
 
@@ -88,8 +98,6 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
     out = vision.integer("out_hidden_size", decoder.spec.hidden)
     if out != decoder.spec.hidden:
         raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
-    rope = vision.section("rope_parameters")
-    rope.choice("rope_type", ("axial", "default"), "axial")
     return VisionDims(
         spec=VisionSpec(
             depth=depth,
@@ -97,7 +105,7 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
             heads=heads,
             head_dim=head_dim,
             out_hidden=out,
-            rope_theta=rope.number("rope_theta", 10000.0),
+            rope_theta=read_vision_rope(vision),
             window=window // merge // patch,
             full_layers=tuple(i for i in full if i < depth),
         ),
@@ -114,9 +122,9 @@ def attention(
 ) -> Value:
     """Attention over all rows, or, given windows, inside each window only."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
-    qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
+    qkv = linear(t, x, f"{name}.qkv", 3 * hidden, hidden, "vision")
     out = t.vision_attention(qkv, cos, sin, heads, windows)
-    return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
+    return linear(t, out, f"{name}.proj", hidden, hidden, "vision")
 
 
 def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
@@ -124,22 +132,20 @@ def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     hidden, inner = dims.spec.hidden, dims.intermediate
     x = t.gated_linear(
         x,
-        t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), 2 * inner, hidden),
+        t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden),
         (f"{name}.gate_proj.bias", f"{name}.up_proj.bias"),
         role="vision",
     )
-    return t.linear(
-        x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (f"{name}.down_proj.bias",), role="vision"
-    )
+    return linear(t, x, f"{name}.down_proj", hidden, inner, "vision")
 
 
 def merger(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     """m*m patches become one token: RMSNorm, Linear, GELU, Linear; [n, hidden] -> [n/m^2, out]."""
     wide, out = dims.spec.hidden * dims.merge**2, dims.spec.out_hidden
     x = t.reshape(t.rms_norm(x, f"{name}.ln_q.weight", dims.eps), (-1, wide))
-    x = t.linear(x, t.matrix((f"{name}.mlp.0.weight",), wide, wide), (f"{name}.mlp.0.bias",), role="merger")
+    x = linear(t, x, f"{name}.mlp.0", wide, wide, "merger")
     x = t.gelu(x, tanh=False)
-    return t.linear(x, t.matrix((f"{name}.mlp.2.weight",), out, wide), (f"{name}.mlp.2.bias",), role="merger")
+    return linear(t, x, f"{name}.mlp.2", out, wide, "merger")
 
 
 def build_vision(t: Target, dims: VisionDims) -> None:
@@ -191,12 +197,8 @@ FAMILY = Family(
     build_decoder=build_decoder,
     embedding=EMBEDDING,
     head=HEAD,
-    processor=Processor(
-        image_mean=(0.48145466, 0.4578275, 0.40821073),
-        image_std=(0.26862954, 0.26130258, 0.27577711),
-        min_pixels=56 * 56,
-        max_pixels=28 * 28 * 1280,
-    ),
+    tied=tied,
+    processor=QWEN2_VL_PROCESSOR,
     box_frame="shown",
     vision_inputs=vision_inputs,
     rotary=mrope,

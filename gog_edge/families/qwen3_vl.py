@@ -6,19 +6,20 @@ Reads top to bottom: config, attention, MLP, block, mergers, tower. Weight names
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gog_edge.families.base import (
+    QWEN2_VL_PROCESSOR,
     DecoderDims,
     Family,
     ModelConfig,
-    Processor,
     VisionDims,
-    is_tied,
+    linear,
     read_heads,
     read_rope,
     read_tokens,
-    text_section,
+    read_vision_rope,
     vision_heads,
 )
 from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
@@ -37,10 +38,17 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         CheckpointError: names the key that is missing, wrong, or can't be exported right.
     """
     root = Section(config)
-    text = text_section(root)
+    text = root.section("text_config")
+    if not text.data:
+        raise root.fail("text_config", "is missing (a flat Qwen3-VL configuration means nothing to transformers)")
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig(vision, decoder, *read_tokens(root, text))
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """The root alone says so: what stands in text_config means nothing to transformers."""
+    return Section(config).flag("tie_word_embeddings", False)
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -49,7 +57,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     if not text.has("head_dim"):  # transformers' default, whatever the hidden size is
         text = Section({**text.data, "head_dim": 128}, text.path)
     heads, kv_heads, head_dim = read_heads(text, hidden)
-    theta, section = read_rope(text, 500000.0, (24, 20, 20), head_dim)
+    theta, section = read_rope(root, text, 500000.0, (24, 20, 20), head_dim, ("default",))
     taps = root.section("vision_config").integers("deepstack_visual_indexes", (8, 16, 24))
     bias = text.flag("attention_bias", False)
     spec = DecoderSpec(
@@ -74,7 +82,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        tied=is_tied(root, text),
+        tied=tied(root.data),
     )
 
 
@@ -93,8 +101,6 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
     out = vision.integer("out_hidden_size", decoder.spec.hidden)
     if out != decoder.spec.hidden:
         raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
-    rope = vision.section("rope_parameters")
-    rope.choice("rope_type", ("axial", "default"), "axial")
     return VisionDims(
         spec=VisionSpec(
             depth=depth,
@@ -102,7 +108,7 @@ def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
             heads=heads,
             head_dim=head_dim,
             out_hidden=out,
-            rope_theta=rope.number("rope_theta", 10000.0),
+            rope_theta=read_vision_rope(vision),
             position_side=math.isqrt(positions),
             deepstack=len(taps),
         ),
@@ -134,21 +140,17 @@ def embed(t: Target, dims: VisionDims) -> Value:
 def attention(t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, name: str) -> Value:
     """Full attention over all n rows of one image."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
-    qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
+    qkv = linear(t, x, f"{name}.qkv", 3 * hidden, hidden, "vision")
     out = t.vision_attention(qkv, cos, sin, heads, None)
-    return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
+    return linear(t, out, f"{name}.proj", hidden, hidden, "vision")
 
 
 def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     """fc1, GELU, fc2."""
     hidden, inner = dims.spec.hidden, dims.intermediate
-    x = t.linear(
-        x, t.matrix((f"{name}.linear_fc1.weight",), inner, hidden), (f"{name}.linear_fc1.bias",), role="vision"
-    )
+    x = linear(t, x, f"{name}.linear_fc1", inner, hidden, "vision")
     x = t.gelu(x, tanh=dims.activation == "gelu_pytorch_tanh")
-    return t.linear(
-        x, t.matrix((f"{name}.linear_fc2.weight",), hidden, inner), (f"{name}.linear_fc2.bias",), role="vision"
-    )
+    return linear(t, x, f"{name}.linear_fc2", hidden, inner, "vision")
 
 
 def merger(t: Target, dims: VisionDims, x: Value, name: str, *, norm_after_merge: bool) -> Value:
@@ -159,10 +161,10 @@ def merger(t: Target, dims: VisionDims, x: Value, name: str, *, norm_after_merge
         x = t.layer_norm(t.reshape(x, (-1, wide)), *norm)
     else:
         x = t.reshape(t.layer_norm(x, *norm), (-1, wide))
-    x = t.linear(x, t.matrix((f"{name}.linear_fc1.weight",), wide, wide), (f"{name}.linear_fc1.bias",), role="merger")
+    x = linear(t, x, f"{name}.linear_fc1", wide, wide, "merger")
     x = t.gelu(x, tanh=False)
     out = dims.spec.out_hidden
-    return t.linear(x, t.matrix((f"{name}.linear_fc2.weight",), out, wide), (f"{name}.linear_fc2.bias",), role="merger")
+    return linear(t, x, f"{name}.linear_fc2", out, wide, "merger")
 
 
 def build_vision(t: Target, dims: VisionDims) -> None:
@@ -207,7 +209,8 @@ FAMILY = Family(
     build_decoder=build_decoder,
     embedding=EMBEDDING,
     head=HEAD,
-    processor=Processor((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), min_pixels=256 * 256, max_pixels=4096 * 4096),
+    tied=tied,
+    processor=QWEN2_VL_PROCESSOR,
     box_frame="thousand",
     vision_inputs=vision_inputs,
     rotary=mrope,

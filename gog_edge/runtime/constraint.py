@@ -7,16 +7,19 @@ gets its own `TokenConstraint`, which masks logits, follows the tokens, and tell
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.dialects.grammar import for_tokenizer
 from gog_edge.errors import GrammarError
 
 _MANY = 1024  # unused ids
+# A tag may be one token or ordinary letters; lines of a grammar that differ say for which tag they are.
+_TOKEN_LINE = re.compile(r"^//@token (\S+) (.*)$")
+_TEXT_LINE = re.compile(r"^(.*?) //@text (\S+)$")
 
 
 def available() -> bool:
@@ -70,6 +73,19 @@ class TokenGrammar:
         if matcher.is_error():
             raise GrammarError(f"the grammar can't be compiled: {matcher.get_error().strip()}")
         return TokenConstraint(matcher, self._known, self.end_tokens)
+
+
+def for_tokenizer(lark: str, added_tokens: set[str]) -> str:
+    """The grammar with every tag written as the token it is in a tokenizer with these added tokens."""
+    out: list[str] = []
+    for line in lark.splitlines():
+        token, text = _TOKEN_LINE.match(line), _TEXT_LINE.match(line)
+        if token:
+            if token.group(1) in added_tokens:
+                out.append(token.group(2))
+        elif not text or text.group(2) not in added_tokens:
+            out.append(text.group(1) if text else line)
+    return "\n".join(out) + "\n"
 
 
 def _dense(source: str, ids: set[int]) -> str:

@@ -3,27 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
+from gog_edge.errors import BundleError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.embedding import TokenEmbedding
 from gog_edge.runtime.rope import Rotary
+
+I32 = NDArray[np.int32]
+
+_DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+_AHEAD = 256  # places whose angles are made together; a run of written text is far shorter
+_FEW = 32
+
+
+class TokenEmbedding:
+    """[rows, columns] table of the bundle: float32, float16, or int8 with one float32 scale a row, memory-mapped, so
+    that only used rows are ever read. Thread-safe."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Map the file.
+
+        Raises:
+            BundleError: its size is not what the manifest says.
+        """
+        spec = bundle.manifest.embedding
+        path = bundle.path(spec.file)
+        dtype = np.dtype(_DTYPES[spec.dtype])
+        table = spec.rows * spec.columns * dtype.itemsize
+        scales = spec.rows * 4 if spec.dtype == "int8" else 0
+        size = path.stat().st_size
+        if size != table + scales:
+            raise BundleError(
+                f"{path} has {size} bytes, a {spec.rows}x{spec.columns} {spec.dtype} embedding has {table + scales}; "
+                "export the checkpoint again"
+            )
+        self.rows, self.columns = spec.rows, spec.columns
+        # as a plain array: a memmap goes through Python whenever it is indexed
+        self._table: NDArray[Any] = np.memmap(path, dtype, "r", 0, (spec.rows, spec.columns)).view(np.ndarray)
+        self._scales: NDArray[np.float32] | None = None
+        if scales:
+            self._scales = np.array(np.memmap(path, np.float32, "r", table, (spec.rows,)))
+
+    def gather(self, ids: I32) -> F32:
+        """[s] ids -> [s, columns] float32.
+
+        Raises:
+            BundleError: an id has no row (the tokenizer does not belong to this table).
+        """
+        places = np.asarray(ids, np.int32).view(np.uint32)  # so that an id below 0 is far out of range
+        try:
+            rows = self._table[places].astype(np.float32)
+        except IndexError:
+            odd = int(ids[places >= self.rows][0])
+            raise BundleError(
+                f"token {odd} has no row in the embedding of {self.rows}: the tokenizer does not fit"
+            ) from None
+        if self._scales is not None:
+            rows *= self._scales[places][:, None]
+        return rows
 
 
 class Decoder:
-    """The policy's language model over an engine's runner. Stateless and thread-safe for distinct caches."""
+    """The policy's language model over an engine's runner. Thread-safe for distinct caches."""
 
     def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, manifest: Manifest) -> None:
         self._runner = runner
         self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
         self._spec = manifest.decoder
-        self._rotary = Rotary(manifest)
+        self._rotate = Rotary(manifest)
+        self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int32)))
 
     @property
     def vocab(self) -> int:
@@ -41,14 +97,15 @@ class Decoder:
         self,
         cache: KvCache,
         past: int,
-        ids: NDArray[np.int32],
-        positions: NDArray[np.int32],
+        ids: I32,
+        positions: I32,
         images: Sequence[PlacedImage] = (),
         *,
         last_k: int = 1,
         budget: Budget = UNLIMITED,
     ) -> F32:
-        """Append `ids` [s] at M-RoPE `positions` [3, s] after `past` rows; logits [last_k, V].
+        """Append `ids` [s] at M-RoPE `positions` [3, s] after `past` rows; logits [last_k, V], which the next run with
+        this cache may overwrite.
 
         Raises:
             EngineError: the engine failed, or gave logits that are not numbers.
@@ -68,6 +125,19 @@ class Decoder:
                 if deepstack is None:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
-        cos, sin = self._rotary(positions)
+        cos, sin = self._angles(positions)
         inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
         return self._runner.run(inputs, cache, past, budget)
+
+    def _angles(self, positions: I32) -> tuple[F32, F32]:
+        """cos and sin [s, head_dim/2]; those of written text, which counts on by one on all axes, are made ahead."""
+        count = positions.shape[1]
+        first = int(positions[0, 0])
+        if count > _FEW or not (positions == np.arange(first, first + count)).all():
+            return self._rotate(positions)
+        start, cos, sin = self._text
+        at = first - start
+        if not 0 <= at <= len(cos) - count:
+            cos, sin = self._rotate(np.arange(first, first + _AHEAD) + np.zeros((3, 1), np.int64))
+            self._text, at = (first, cos, sin), 0
+        return cos[at : at + count], sin[at : at + count]

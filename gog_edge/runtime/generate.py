@@ -6,9 +6,10 @@ What interrupts a turn (deadline, cancellation) leaves the session consistent: e
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
+from gog_edge.runtime.telemetry import TokenRecord
 from gog_edge.runtime.tokenizer import Detokenizer
 
 F32 = NDArray[np.float32]
@@ -52,16 +54,6 @@ class TurnEnd(str, Enum):
     GRAMMAR = "grammar"  # complete by the grammar
     TOKENS = "tokens"  # the token limit
     CONTEXT = "context"  # no room is left
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that came into being, with its tokens. `forced`: by the grammar; `guessed`: by a verified guess."""
-
-    text: str
-    ids: tuple[int, ...]
-    forced: bool = False
-    guessed: bool = False
 
 
 @dataclass
@@ -108,128 +100,125 @@ class TurnWriter:
 
     def turn(
         self, options: TurnOptions, constraint: Constraint | None = None, result: TurnResult | None = None
-    ) -> Iterator[Piece]:
-        """Write a turn, piece by piece; `result` (the caller's) is complete at the end.
+    ) -> Iterator[TokenRecord]:
+        """Write a turn, token by token; `result` (the caller's) is complete at the end.
 
         Raises:
             CancelledError, DeadlineReached: the budget ended; `result` holds what was written.
             EngineError: the engine failed.
             GrammarError: the grammar and the tokens disagree.
         """
+        session, sampler, budget = self._session, self._sampler, options.budget
         result = result if result is not None else TurnResult()
-        writer = _Writer(self._session, result, options)
-        clock = options.budget.clock
-        self._sampler.saw(self._session.tokens.tolist())
-        if constraint is not None:
-            yield from self._force(constraint, writer)
+        text = _TurnText(session, result, options)
+        sampler.restart(session.tokens.tolist() if not sampler.plain else ())
+        if constraint is not None and (forced := self._force(constraint, text)):
+            yield forced
         while result.end is None:
-            options.budget.check()
-            draft, match = self._draft(options.max_tokens - len(result.ids))
-            start = clock.now()
-            pending = len(self._session) - self._session.computed
-            logits = self._session.run(draft, options.budget)
-            seconds = clock.now() - start
-            accepted = yield from self._take(logits, draft, constraint, writer)
+            budget.check()
+            pending = session.sequence.length - session.computed
+            draft, match = self._draft(options.max_tokens - len(result.ids)) if pending == 1 else ([], 0)
+            start = budget.clock.now()
+            logits = session.run(draft, budget)
+            seconds = budget.clock.now() - start
+            accepted = 0
+            for row in range(len(draft) + 1):  # a token a row, for as long as the guess agrees
+                token = self._choose(logits[row], constraint)
+                if token in options.eos:
+                    result.end = TurnEnd.EOS
+                    break
+                guessed = row < len(draft) and token == draft[row]
+                if not guessed and session.room <= 0:
+                    result.end = TurnEnd.CONTEXT
+                    break
+                if constraint is not None:
+                    constraint.accept(token)
+                if not sampler.plain:
+                    sampler.saw((token,))
+                if guessed:
+                    session.accept(1)
+                    accepted += 1
+                else:
+                    session.extend((token,))
+                yield text.write((token,), guessed=guessed)
+                if result.end is not None or not guessed or (constraint is not None and constraint.finished):
+                    break
             if pending <= 1:
                 self._control.ran(len(draft), accepted, match, seconds)
-            if constraint is not None and result.end is None:
-                yield from self._force(constraint, writer)
-        if tail := writer.flush():
+            if constraint is not None and (forced := self._force(constraint, text)):
+                yield forced
+        if tail := text.flush():
             yield tail
 
     def _draft(self, left: int) -> tuple[list[int], int]:
         """A guess for what follows the newest token, and the length of the match it rests on."""
-        session = self._session
-        if self._lookup is None or len(session) - session.computed != 1:
+        most = min(self._control.options.max_draft, left - 1, self._session.room - 1)
+        if self._lookup is None or most <= 0:
             return [], 0
-        most = min(self._control.options.max_draft, left - 1, session.room - 1)
-        if most <= 0:
-            return [], 0
-        guess = self._lookup.draft(session.tokens, most)
+        guess = self._lookup.draft(self._session.sequence.ids, most)
         return guess[: self._control.length(len(guess), self._lookup.match)], self._lookup.match
 
-    def _take(
-        self, logits: F32, draft: Sequence[int], constraint: Constraint | None, writer: _Writer
-    ) -> Generator[Piece, None, int]:
-        """Choose a token a row for as long as the guess agrees; returns how many guesses were right."""
-        session, result = self._session, writer.result
-        for row in range(len(draft) + 1):
-            token = self._choose(logits[row], constraint)
-            if token in writer.options.eos:
-                result.end = TurnEnd.EOS
-                return row
-            guessed = row < len(draft) and token == draft[row]
-            if not guessed and session.room <= 0:
-                result.end = TurnEnd.CONTEXT
-                return row
-            if constraint is not None:
-                constraint.accept(token)
-            self._sampler.saw((token,))
-            if guessed:
-                session.accept(1)
-            else:
-                session.extend((token,))
-            yield writer.write((token,), guessed=guessed)
-            if result.end is not None or not guessed or (constraint is not None and constraint.finished):
-                return row + guessed
-        return len(draft)
-
     def _choose(self, logits: F32, constraint: Constraint | None) -> int:
-        if constraint is None:
-            return self._sampler.choose(logits)
-        scores = logits.copy()
-        with self._session.trace.span("grammar"):
-            constraint.apply(scores)
-        return self._sampler.choose(scores)
+        if constraint is not None:
+            logits = logits.copy()
+            with self._session.trace.span("grammar"):
+                constraint.apply(logits)
+        if self._sampler.plain:
+            best = int(logits.argmax())
+            if isfinite(logits[best]):
+                return best
+        return self._sampler.choose(logits)  # which also says what is wrong with them
 
-    def _force(self, constraint: Constraint, writer: _Writer) -> Iterator[Piece]:
+    def _force(self, constraint: Constraint, text: _TurnText) -> TokenRecord | None:
         """Append what the grammar leaves no choice about, in one piece."""
-        if writer.result.end is not None:
-            return
+        result, written = text.result, None
+        if result.end is not None:
+            return None
         ids = constraint.forced()
-        room = min(self._session.room - 1, writer.options.max_tokens - len(writer.result.ids))
+        room = min(self._session.room - 1, text.options.max_tokens - len(result.ids))
         if len(ids) > room:
-            writer.result.end = TurnEnd.CONTEXT if room == self._session.room - 1 else TurnEnd.TOKENS
-            return
+            result.end = TurnEnd.CONTEXT if room == self._session.room - 1 else TurnEnd.TOKENS
+            return None
         if ids:
             self._session.extend(ids, forced=True)
             self._sampler.saw(ids)
-            yield writer.write(tuple(ids), forced=True)
-        if constraint.finished and writer.result.end is None:
-            writer.result.end = TurnEnd.GRAMMAR
+            written = text.write(tuple(ids), forced=True)
+        if constraint.finished and result.end is None:
+            result.end = TurnEnd.GRAMMAR
+        return written
 
 
-class _Writer:
+class _TurnText:
     """The turn's text as it grows: detokenised, cut at a stop string, counted."""
 
     def __init__(self, session: Session, result: TurnResult, options: TurnOptions) -> None:
-        self.session, self.result, self.options = session, result, options
+        self.result, self.options = result, options
+        self._trace = session.trace
         self._detokenizer = Detokenizer(session.model.tokenizer)
         self._longest = max((len(s) for s in options.stop), default=0)
 
-    def write(self, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> Piece:
+    def write(self, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> TokenRecord:
         """Count tokens and give the text that they complete."""
-        self.result.ids.extend(ids)
-        text = "".join(self._detokenizer.push(i) for i in ids)
-        text = self._cut(text)
-        self.result.text += text
-        if self.result.end is None and len(self.result.ids) >= self.options.max_tokens:
-            self.result.end = TurnEnd.TOKENS
-        self.session.trace.token(text, ids, forced=forced, guessed=guessed)
-        return Piece(text, ids, forced, guessed)
+        result = self.result
+        result.ids.extend(ids)
+        text = "".join(map(self._detokenizer.push, ids))
+        if text and self._longest:
+            text = self._cut(text)
+        result.text += text
+        if result.end is None and len(result.ids) >= self.options.max_tokens:
+            result.end = TurnEnd.TOKENS
+        return self._trace.token(text, ids, forced=forced, guessed=guessed)
 
-    def flush(self) -> Piece | None:
+    def flush(self) -> TokenRecord | None:
         """A character that never got all its bytes."""
         if self.result.end is TurnEnd.STOP:
             return None
         text = self._detokenizer.flush()
         self.result.text += text
-        return Piece(text, ()) if text else None
+        return self._trace.token(text, ()) if text else None
 
     def _cut(self, text: str) -> str:
         """`text` up to the end of the first stop string that it completes."""
-        if not self._longest or not text:
-            return text
         before = self.result.text[-(self._longest - 1) :] if self._longest > 1 else ""
         window = before + text
         found = [(window.find(s) + len(s), s) for s in self.options.stop if s in window]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
-from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import Engine, FixedContext
+from gog_edge.errors import UsageError
 from gog_edge.manifest import Manifest
 from gog_edge.paths import cache_directory
-from gog_edge.runtime.decoder import Decoder
-from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.decoder import Decoder, TokenEmbedding
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
 from gog_edge.runtime.prefix_cache import PrefixCache
 from gog_edge.runtime.tokenizer import Tokenizer
@@ -18,6 +19,38 @@ from gog_edge.runtime.vision import VisionEncoder
 
 TOKENIZER = "tokenizer.json"
 _DECODER_ROLES = ("head", "attention", "mlp", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How much of a model is kept and run at a time. Zero and None mean: what the checkpoint says.
+
+    Args:
+        max_context: tokens of one conversation; at most the checkpoint's own.
+        prefill_chunk: tokens per prefill run.
+        feature_cache_bytes: of vision features kept in memory.
+        feature_cache_disk: bytes of vision features kept in the cache folder across processes; 0 keeps none.
+        prefix_cache: keep the KV of the system prompt and tools in memory and in the cache folder.
+        cache_dir: folder of caches (default: $GOG_EDGE_CACHE, else the user's cache folder).
+
+    Raises:
+        UsageError: a value that makes no sense; names it.
+    """
+
+    max_context: int = 0
+    prefill_chunk: int = 512
+    feature_cache_bytes: int = 256 << 20
+    feature_cache_disk: int = 0
+    prefix_cache: bool = True
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and value < 0:
+                raise UsageError(f"{f.name} is {value}: it can't be negative")
+        if self.prefill_chunk < 1:
+            raise UsageError("prefill_chunk is 0: at least 1 token has to be run at a time")
 
 
 @dataclass(frozen=True)
@@ -52,7 +85,9 @@ class Model:
         return not any(isinstance(s, dict) and s.get("bits") == 8 and not s.get("block") for s in schemes)
 
     @classmethod
-    def assemble(cls, bundle: Bundle, engine: Engine, options: RunOptions, tokenizer: Tokenizer | None = None) -> Model:
+    def assemble(
+        cls, bundle: Bundle, engine: Engine, options: ModelOptions, tokenizer: Tokenizer | None = None
+    ) -> Model:
         """Put the parts of a bundle around an engine.
 
         Args:

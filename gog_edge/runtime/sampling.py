@@ -1,5 +1,8 @@
 """From logits to a token: greedy by default; temperature, top-k, top-p, min-p and repetition penalty with a seed.
 
+What each of them does, and in which order, is what transformers' logits processors do: first the penalty, over the
+prompt and what was generated; then, when sampling, temperature, top-k, top-p, min-p.
+
 One uniform number is drawn per emitted token and nothing else consumes the generator, so a run is reproducible and
 does not depend on whether tokens were verified one at a time or several at once.
 """
@@ -7,52 +10,14 @@ does not depend on whether tokens were verified one at a time or several at once
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import EngineError, UsageError
+from gog_edge.errors import EngineError
+from gog_edge.sampling_options import Sampling
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Args:
-        temperature: 0 is greedy (the most likely token, always).
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set whose probability reaches this; 1 keeps all.
-        min_p: drop tokens less likely than this share of the most likely one.
-        repetition_penalty: divide positive (multiply negative) logits of tokens already in the conversation
-            (Keskar et al. 2019); 1 is off.
-        seed: of the random generator.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, ok, need in (
-            ("temperature", 0 <= self.temperature < 100, "from 0 to 100"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", 0 <= self.min_p < 1, "from 0 to below 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < 100, "above 0"),
-            ("seed", self.seed >= 0, "0 or more"),
-        ):
-            if not ok:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be {need}")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
 
 
 class Sampler:
@@ -61,13 +26,25 @@ class Sampler:
     def __init__(self, options: Sampling, history: Iterable[int] = ()) -> None:
         self.options = options
         self._random = np.random.default_rng(options.seed)
-        self._penalised = options.repetition_penalty != 1.0
-        self._seen: set[int] = set(history) if self._penalised else set()
+        self._penalty = 1.0 if options.repetition_penalty is None else options.repetition_penalty
+        self._seen: set[int] = set()
+        self._ids = np.empty(0, np.int64)  # the same as an array
+        self.plain = options.greedy and self._penalty == 1.0  # the largest of the logits as they are, nothing else
+        self.restart(history)
+
+    def restart(self, tokens: Iterable[int]) -> None:
+        """The conversation is `tokens` now, prompt and image pads included; what was cut off does not count."""
+        if self._penalty != 1.0:
+            self._seen = set(tokens)
+            self._ids = np.fromiter(self._seen, np.int64, len(self._seen))
 
     def saw(self, tokens: Iterable[int]) -> None:
         """Tokens that joined the conversation."""
-        if self._penalised:
-            self._seen.update(tokens)
+        if self._penalty != 1.0:
+            fresh = set(tokens) - self._seen
+            if fresh:
+                self._seen |= fresh
+                self._ids = np.append(self._ids, np.fromiter(fresh, np.int64, len(fresh)))
 
     def choose(self, logits: F32) -> int:
         """A token for logits [V] (not kept, not changed).
@@ -75,7 +52,7 @@ class Sampler:
         Raises:
             EngineError: the logits are not numbers, or every token is ruled out.
         """
-        scores = self._penalise(logits) if self._penalised and self._seen else logits
+        scores = self._penalise(logits) if self._penalty != 1.0 and self._ids.size else logits
         best = int(scores.argmax())
         top = float(scores[best])  # argmax returns the first NaN if there is one
         if not np.isfinite(top):
@@ -85,25 +62,24 @@ class Sampler:
 
     def _penalise(self, logits: F32) -> F32:
         scores = logits.copy()
-        ids = np.fromiter(self._seen, np.int64)
-        ids = ids[ids < scores.size]
+        ids = self._ids[self._ids < scores.size]
         seen = scores[ids]
-        scores[ids] = np.where(seen > 0, seen / self.options.repetition_penalty, seen * self.options.repetition_penalty)
+        scores[ids] = np.where(seen > 0, seen / self._penalty, seen * self._penalty)
         return scores
 
     def _draw(self, scores: F32, top: float) -> int:
         o = self.options
-        weights = np.exp((scores.astype(np.float64) - top) / o.temperature)
-        if o.min_p:
-            weights[weights < o.min_p] = 0.0
+        ids = np.arange(scores.size)
+        if o.top_k and o.top_k < scores.size:  # all that are as likely as the k-th stay
+            ids = np.flatnonzero(scores >= np.partition(scores, -o.top_k)[-o.top_k])
+        weights = np.exp((scores[ids].astype(np.float64) - top) / (o.temperature or 1.0))
         # descending, ties by id: the draw is a function of the logits alone
-        order = np.argsort(-weights, kind="stable")
-        if o.top_k:
-            order = order[: o.top_k]
-        chances = weights[order]
+        order = np.argsort(-weights, kind="stable")[: np.count_nonzero(weights)]
+        ids, chances = ids[order], weights[order]
         total = np.cumsum(chances)
-        if o.top_p < 1:
-            kept = int(np.searchsorted(total, o.top_p * total[-1])) + 1
-            order, total = order[:kept], total[:kept]
+        if o.top_p is not None and o.top_p < 1:
+            total = total[: int(np.searchsorted(total, o.top_p * total[-1])) + 1]
+        if o.min_p:
+            total = total[: int(np.searchsorted(-chances, -o.min_p, side="right"))]
         point = self._random.random() * total[-1]
-        return int(order[min(int(np.searchsorted(total, point, side="right")), len(order) - 1)])
+        return int(ids[min(int(np.searchsorted(total, point, side="right")), len(total) - 1)])

@@ -1,9 +1,15 @@
-"""What a conversation consists of so far: token ids, their positions and the images that they show. Nothing is
-computed here; `Session` runs a transcript and keeps its KV cache.
+"""What a conversation consists of so far: token ids, their M-RoPE positions and the images that they show. Nothing is
+computed here; `Session` runs a sequence and keeps its KV cache.
+
+Text tokens carry one position three times. A still image of gh x gw merged tokens starts at the next free position p:
+its tokens get (p, p + row, p + column), and the text after it goes on at p + max(gh, gw), not at p + gh * gw (the
+rule of Qwen2-VL's `get_rope_index`, for one temporal slice). So the next position is not the token count: `delta` =
+next position - tokens, and it is a function of the length alone, which is what makes truncation exact.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +19,6 @@ from numpy.typing import NDArray
 from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
 from gog_edge.manifest import SpecialTokens
-from gog_edge.runtime.positions import Positions
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
 from gog_edge.types import Region, RegisteredImage
@@ -53,6 +58,24 @@ class SessionImage:
 
 
 @dataclass(frozen=True)
+class ImageSpan:
+    """Where one image lies: `rows` x `columns` merged tokens from token `start`, of registry image `image`."""
+
+    start: int
+    rows: int
+    columns: int
+    image: int
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
+
+
+@dataclass(frozen=True)
 class Size:
     """Tokens that parts will take: `tokens` in all (markers included), `shown` of them stand for images."""
 
@@ -60,26 +83,38 @@ class Size:
     shown: int
 
 
-class Transcript:
+class TokenSequence:
     """Token ids [n], positions [3, n] and the image registry; grows at the end, is cut at the end.
 
     Not thread-safe (the session's lock covers it). An image is written as start marker, one pad a merged token,
-    end marker.
+    end marker. To read: `length` (tokens), `next` (the position that the next text token gets), `spans` (images by
+    place), `shown` (tokens up to the end of the last image).
     """
 
     def __init__(self, special: SpecialTokens) -> None:
-        self.positions = Positions()
+        self.length = self.next = self.shown = 0
+        self.spans: list[ImageSpan] = []
         self.images: list[SessionImage] = []
         self._special = special
         self._ids: I32 = np.zeros(_FIRST, np.int32)
+        self._places: I32 = np.zeros((3, _FIRST), np.int32)
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return self.length
 
     @property
     def ids(self) -> I32:
         """[n]; a view that is valid until the next append."""
-        return self._ids[: len(self)]
+        return self._ids[: self.length]
+
+    @property
+    def delta(self) -> int:
+        """`next` - number of tokens (never positive)."""
+        return self.next - self.length
+
+    def positions(self, start: int, stop: int) -> I32:
+        """[3, stop - start]; a view that is valid until the next append."""
+        return self._places[:, start : min(stop, self.length)]
 
     def image(self, index: int) -> SessionImage:
         """The registry's image `index`.
@@ -100,6 +135,8 @@ class Transcript:
         shown = [_image(images, p.image).tokens for p in parts if not isinstance(p, list)]
         return Size(text + sum(shown) + 2 * len(shown), sum(shown))
 
+    # -- growing ---------------------------------------------------------------------------------------------
+
     def append(self, part: EncodedPart) -> int:
         """Add text, or an image with its markers; returns the image tokens among them.
 
@@ -111,30 +148,91 @@ class Transcript:
             return 0
         image = self.image(part.image)
         self.append_ids([self._special.vision_start])
-        self._put(np.full(image.tokens, self._special.image_pad, np.int32))
-        self.positions.append_image(image.rows, image.columns, part.image)
+        self.append_image(image.rows, image.columns, part.image)
         self.append_ids([self._special.vision_end])
         return image.tokens
 
     def append_ids(self, ids: Sequence[int]) -> None:
         """Add text tokens."""
-        self._put(np.asarray(ids, np.int32))
-        self.positions.append_text(len(ids))
+        self._try(ids)
+        self.length += len(ids)
+        self.next += len(ids)
+
+    def append_image(self, rows: int, columns: int, image: int) -> ImageSpan:
+        """Add `rows` x `columns` merged tokens of registry image `image`, row by row, without markers."""
+        span = ImageSpan(self.length, rows, columns, image)
+        if span.stop > len(self._ids):
+            self._grow(span.count)
+        self._ids[span.start : span.stop] = self._special.image_pad
+        block = self._places[:, span.start : span.stop].reshape(3, rows, columns)
+        block[0] = self.next
+        block[1] = self.next + np.arange(rows, dtype=np.int32)[:, None]
+        block[2] = self.next + np.arange(columns, dtype=np.int32)[None, :]
+        self.length = self.shown = span.stop
+        self.next += max(rows, columns)
+        self.spans.append(span)
+        return span
+
+    def ahead(self, start: int, draft: Sequence[int] = ()) -> tuple[I32, I32]:
+        """Ids and positions from token `start` to the end and on over `draft`, which is no part of the sequence; views
+        that are valid until the next append."""
+        stop = self.length + len(draft)
+        if draft:
+            self._try(draft)
+        return self._ids[start:stop], self._places[:, start:stop]
 
     def truncate(self, length: int) -> None:
-        """Forget tokens from `length` on; the registry stays. Raises as `Positions.truncate`."""
-        self.positions.truncate(length)
+        """Back to the first `length` tokens; the registry stays.
 
-    def restore(self, ids: I32, positions: Positions, images: Sequence[SessionImage]) -> None:
-        """Become a saved transcript, whose parts are known to fit each other."""
-        self.positions, self.images = positions, list(images)
-        self._ids = np.zeros(max(_FIRST, len(ids)), np.int32)
-        self._ids[: len(ids)] = ids
+        Raises:
+            SessionError: `length` is out of range or lies inside an image.
+        """
+        if not 0 <= length <= self.length:
+            raise SessionError(f"can't go back to token {length}: the session has {self.length}")
+        span = self.span_at(length)
+        if span is not None and span.start < length:
+            raise SessionError(f"can't cut at token {length}: it lies inside image {span.image} of the session")
+        while self.spans and self.spans[-1].start >= length:
+            self.spans.pop()
+        last = self.spans[-1] if self.spans else None
+        self.length, self.shown = length, last.stop if last is not None else 0
+        if length == 0:
+            self.next = 0
+        elif last is not None and last.stop == length:
+            self.next = int(self._places[0, last.start]) + max(last.rows, last.columns)
+        else:
+            self.next = int(self._places[0, length - 1]) + 1
+
+    def _try(self, ids: Sequence[int]) -> None:
+        """Write text behind the end."""
+        count, n = len(ids), self.length
+        if n + count > len(self._ids):
+            self._grow(count)
+        self._ids[n : n + count] = ids
+        self._places[:, n : n + count] = np.arange(self.next, self.next + count, dtype=np.int32)
+
+    def _grow(self, count: int) -> None:
+        """Make room for `count` more."""
+        room = max(self.length + count, 2 * len(self._ids))
+        ids, places = np.zeros(room, np.int32), np.zeros((3, room), np.int32)
+        ids[: self.length], places[:, : self.length] = self.ids, self.positions(0, self.length)
+        self._ids, self._places = ids, places
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def span_at(self, token: int) -> ImageSpan | None:
+        """The image that covers `token`, or None."""
+        i = bisect_right(self.spans, token, key=lambda s: s.start) - 1
+        return self.spans[i] if i >= 0 and token < self.spans[i].stop else None
+
+    def spans_between(self, start: int, stop: int) -> list[ImageSpan]:
+        """Images with at least one token in [start, stop)."""
+        return [s for s in self.spans if s.start < stop and s.stop > start]
 
     def common(
         self, parts: Sequence[EncodedPart], images: Sequence[SessionImage], start: int = 0
     ) -> tuple[int, list[EncodedPart]]:
-        """Up to which token this transcript says the same as `parts` do from token `start` on, and what of `parts` is
+        """Up to which token this sequence says the same as `parts` do from token `start` on, and what of `parts` is
         left.
 
         Text is compared token by token, an image by content and size (`images` is the registry of `parts`).
@@ -142,30 +240,22 @@ class Transcript:
         at = start
         for number, part in enumerate(parts):
             if isinstance(part, list):
-                here = self._ids[at : min(at + len(part), len(self))]
+                here = self._ids[at : min(at + len(part), self.length)]
                 differs = np.flatnonzero(here != np.asarray(part[: len(here)], np.int32))
                 same = int(differs[0]) if differs.size else len(here)
                 at += same
                 if same < len(part):
                     return at, [part[same:], *parts[number + 1 :]]
                 continue
-            span = self.positions.span_at(at + 1)
+            span = self.span_at(at + 1)
             old = self.images[span.image] if span is not None else None
             new = images[part.image]
             if span is None or old is None or span.start != at + 1 or span.image != part.image or not old.same(new):
                 return at, list(parts[number:])
             at = span.stop + 1
-            if at > len(self):  # cut right behind the image: its end marker is gone
+            if at > self.length:  # cut right behind the image: its end marker is gone
                 return span.start - 1, list(parts[number:])
         return at, []
-
-    def _put(self, ids: I32) -> None:
-        n = len(self)
-        if n + len(ids) > len(self._ids):
-            grown = np.zeros(max(n + len(ids), 2 * len(self._ids)), np.int32)
-            grown[:n] = self._ids[:n]
-            self._ids = grown
-        self._ids[n : n + len(ids)] = ids
 
 
 def shared(one: Sequence[EncodedPart], other: Sequence[EncodedPart]) -> list[EncodedPart]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, Features, KvCache
@@ -21,12 +20,11 @@ from gog_edge.image.frame import Frame
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.feature_cache import FeatureKey
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.positions import ImageSpan, Positions
-from gog_edge.runtime.sequence import I32, SessionImage, Transcript, shared
+from gog_edge.runtime.sequence import I32, ImageSpan, SessionImage, TokenSequence, shared
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.vision import PixelLimits, VisionPlan
-from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
+from gog_edge.runtime.vision import VisionPlan
+from gog_edge.types import Control, PixelLimits, Region, RegisteredImage, Segment, Usage
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Session:
         self.model = model
         self.trace = trace
         self.lock = threading.RLock()
-        self.transcript = Transcript(model.manifest.tokens)
+        self.sequence = TokenSequence(model.manifest.tokens)
         self._computed = 0
         self._cache: KvCache | None = None
         self._cuts: list[int] = []
@@ -55,23 +53,18 @@ class Session:
         self._rows_at = -1
         self._draft: tuple[int, ...] = ()
         self._share = 0  # length of the prefix whose KV is to be kept once it is computed
-        self._usage = Usage()
+        self._counts = dict.fromkeys(Usage.__dataclass_fields__, 0)
         self.encoded_early: set[FeatureKey] = set()  # crops that are encoded before they are appended
 
     # -- looking ---------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self.transcript)
+        return self.sequence.length
 
     @property
     def tokens(self) -> I32:
         """All token ids [n]; a view that is valid until the next append."""
-        return self.transcript.ids
-
-    @property
-    def positions(self) -> Positions:
-        """The tokens' M-RoPE positions."""
-        return self.transcript.positions
+        return self.sequence.ids
 
     @property
     def computed(self) -> int:
@@ -81,22 +74,22 @@ class Session:
     @property
     def images(self) -> tuple[RegisteredImage, ...]:
         """The registry's geometry, for dialects."""
-        return tuple(i.geometry for i in self.transcript.images)
+        return tuple(i.geometry for i in self.sequence.images)
 
     @property
     def digests(self) -> list[str]:
         """Content of the registry's frames, in order."""
-        return [i.digest for i in self.transcript.images]
+        return [i.digest for i in self.sequence.images]
 
     @property
     def room(self) -> int:
         """Tokens that can still be appended."""
-        return self.model.max_context - len(self)
+        return self.model.max_context - self.sequence.length
 
     @property
     def usage(self) -> Usage:
         """What was computed and saved since the session began."""
-        return self._usage
+        return Usage(**self._counts)
 
     def image(self, index: int) -> SessionImage:
         """The registry's image `index`.
@@ -104,7 +97,7 @@ class Session:
         Raises:
             SessionError: there is none.
         """
-        return self.transcript.image(index)
+        return self.sequence.image(index)
 
     def frame(self, index: int) -> Frame:
         """The original frame that image `index` was cut from.
@@ -139,9 +132,9 @@ class Session:
         """
         plan = self.model.vision.plan(frame, region, limits)
         with self.lock:
-            index = len(self.transcript.images)
+            index = len(self.sequence.images)
             image = SessionImage.planned(plan, index, index if source is None else source)
-            self.transcript.images.append(image)
+            self.sequence.images.append(image)
             self._trace_image(image)
             return image.geometry
 
@@ -164,12 +157,12 @@ class Session:
         """
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
-            size = self.transcript.size(parts, self.transcript.images)
+            size = self.sequence.size(parts, self.sequence.images)
             start = len(self) if behind is None else behind
             self._check_room(size.tokens, reserve, size.shown, start)
             fresh = start == 0
             self._go_on(parts, start)
-            self._usage += Usage(prompt_tokens=size.tokens, image_tokens=size.shown)
+            self._count(prompt_tokens=size.tokens, image_tokens=size.shown)
             if fresh:
                 self._reuse_prefix(segments)
             return size.tokens
@@ -185,7 +178,7 @@ class Session:
         """
         with self.lock:
             parts = shared(self.model.tokenizer.encode(one), self.model.tokenizer.encode(other))
-            size = self.transcript.size(parts, self.transcript.images)
+            size = self.sequence.size(parts, self.sequence.images)
             if behind + size.tokens + reserve > self.model.max_context:
                 return 0
             self._go_on(parts, behind)
@@ -207,15 +200,15 @@ class Session:
         images = [SessionImage.planned(plan, index, index) for index, plan in enumerate(plans)]
         with self.lock:
             parts = self.model.tokenizer.encode(segments)
-            size = self.transcript.size(parts, images)
+            size = self.sequence.size(parts, images)
             self._check_room(size.tokens - len(self), reserve, size.shown)
-            kept, rest = self.transcript.common(parts, images)
+            kept, rest = self.sequence.common(parts, images)
             self.cut(kept)
-            self.transcript.images = images
+            self.sequence.images = images
             for image in images:
                 self._trace_image(image)
             shown = self._write(rest)
-            self._usage += Usage(prompt_tokens=size.tokens - kept, reused_tokens=kept, image_tokens=shown)
+            self._count(prompt_tokens=size.tokens - kept, reused_tokens=kept, image_tokens=shown)
             if kept == 0:
                 self._reuse_prefix(segments)
             return kept
@@ -226,23 +219,28 @@ class Session:
         Raises:
             ContextOverflowError: they do not fit; nothing was appended.
         """
-        new = list(ids)
+        new = tuple(ids)
         with self.lock:
-            self._check_room(len(new), 0, 0)
-            self.transcript.append_ids(new)
+            if self.sequence.length + len(new) > self.model.max_context:
+                self._check_room(len(new), 0, 0)
+            self.sequence.append_ids(new)
             self._draft = ()
-            self._usage += Usage(forced_tokens=len(new)) if forced else Usage(generated_tokens=len(new))
+            self._counts["forced_tokens" if forced else "generated_tokens"] += len(new)
 
     def _go_on(self, parts: Sequence[EncodedPart], start: int) -> None:
         """Let the conversation say `parts` from token `start` on; what says so already stays as it is."""
-        kept, rest = self.transcript.common(parts, self.transcript.images, start)
+        kept, rest = self.sequence.common(parts, self.sequence.images, start)
         self.cut(kept)
         self._write(rest)
 
     def _write(self, parts: Sequence[EncodedPart]) -> int:
-        """Add to the transcript; returns the tokens of images among them."""
+        """Add to the sequence; returns the tokens of images among them."""
         self._draft = ()
-        return sum(self.transcript.append(part) for part in parts)
+        return sum(self.sequence.append(part) for part in parts)
+
+    def _count(self, **more: int) -> None:
+        for name, number in more.items():
+            self._counts[name] += number
 
     def _check_room(self, count: int, reserve: int, image_tokens: int, start: int | None = None) -> None:
         limit, have = self.model.max_context, len(self) if start is None else start
@@ -269,15 +267,14 @@ class Session:
             CancelledError, DeadlineReached: the budget ended; what was computed so far stays.
         """
         with self.lock:
-            length = len(self)
+            length = self.sequence.length
             if length == 0:
                 raise SessionError("the session is empty: append a prompt before running it")
             if not draft and self._rows is not None and self._computed == length and self._rows_at == length - 1:
                 return self._rows[:1]
             start = min(self._computed, length - 1)
-            ids = np.concatenate([self.tokens[start:], np.asarray(draft, np.int32)])
-            tail = np.arange(self.positions.next, self.positions.next + len(draft), dtype=np.int32)
-            where = np.concatenate([self.positions.view(start, length), np.broadcast_to(tail, (3, len(draft)))], axis=1)
+            ids, where = self.sequence.ahead(start, draft)
+            self._rows = None  # an engine may write the next logits over the last ones
             logits = self._chunks(start, ids, where, 1 + len(draft), budget)
             self._rows, self._rows_at, self._draft = logits, length - 1, tuple(draft)
             return logits
@@ -292,9 +289,9 @@ class Session:
             if count > len(self._draft) or self._computed != len(self):
                 raise SessionError(f"{count} draft tokens can't be accepted: the last run tried {len(self._draft)}")
             rows, draft = self._rows, self._draft
-            self.transcript.append_ids(draft[:count])
+            self.sequence.append_ids(draft[:count])
             self._computed = len(self)
-            self._usage += Usage(generated_tokens=count)
+            self._counts["generated_tokens"] += count
             if rows is not None:
                 self._rows, self._rows_at = rows[count:], len(self) - 1
             self._draft = draft[count:]
@@ -306,10 +303,10 @@ class Session:
             EngineError: the engine failed. CancelledError, DeadlineReached: the budget ended.
         """
         with self.lock:
-            for span in self.positions.spans_between(self._computed, len(self)):
+            for span in self.sequence.spans_between(self._computed, len(self)):
                 self._features(span, budget)
 
-    def _chunks(self, start: int, ids: I32, where: NDArray[np.int32], last_k: int, budget: Budget) -> F32:
+    def _chunks(self, start: int, ids: I32, where: I32, last_k: int, budget: Budget) -> F32:
         end, chunk = start + len(ids), max(self.model.chunk, last_k)
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(end)
@@ -322,28 +319,29 @@ class Session:
                 stop = self._share  # so that a stored prefix and a computed one are the same numbers
             final = stop == end
             part = slice(at - start, stop - start)
-            images = self._placed(at, stop, budget)
+            images = self._placed(at, stop, budget) if at < self.sequence.shown else []
             stage = "decode" if stop - at <= last_k and final else "prefill"
             with self.trace.span(stage, tokens=stop - at, past=at):
                 logits = self.model.decoder.forward(
                     self._cache, at, ids[part], where[:, part], images, last_k=last_k if final else 1, budget=budget
                 )
-            self._computed = min(stop, len(self))
-            self._after_chunk(stop)
+            self._computed = min(stop, self.sequence.length)
+            if images or self._share:
+                self._after_chunk(stop)
             if final:
                 return logits
             at = stop
 
     def _placed(self, at: int, stop: int, budget: Budget) -> list[PlacedImage]:
         placed = []
-        for span in self.positions.spans_between(at, stop):
+        for span in self.sequence.spans_between(at, stop):
             first, last = max(span.start, at), min(span.stop, stop)
             features = self._features(span, budget)
             placed.append(PlacedImage(first - at, first - span.start, last - first, features))
         return placed
 
     def _features(self, span: ImageSpan, budget: Budget) -> Features:
-        image = self.transcript.images[span.image]
+        image = self.sequence.images[span.image]
         if image.features is None:
             if image.plan is None:
                 self.frame(span.image)  # raises, and says what is missing
@@ -352,13 +350,13 @@ class Session:
             if image.plan.key in self.encoded_early:  # in the cache, but only because this question put it there
                 self.encoded_early.discard(image.plan.key)
                 cached = False
-            self._usage += Usage(cached_images=1) if cached else Usage(encoded_images=1)
+            self._counts["cached_images" if cached else "encoded_images"] += 1
         return image.features
 
     def _after_chunk(self, stop: int) -> None:
-        for span in self.positions.spans_between(0, stop):
-            if span.stop <= stop and self.transcript.images[span.image].plan is not None:
-                self.transcript.images[span.image].features = None  # in the KV cache now; the feature cache may keep it
+        for span in self.sequence.spans_between(0, stop):
+            if span.stop <= stop and self.sequence.images[span.image].plan is not None:
+                self.sequence.images[span.image].features = None  # in the KV cache now; the feature cache may keep it
         if self._share and stop >= self._share and self._cache is not None and self.model.prefixes is not None:
             self.model.prefixes.save(self.tokens[: self._share].copy(), self._cache.read(0, self._share))
             self._share = 0
@@ -388,14 +386,14 @@ class Session:
         self._cache = self.model.decoder.new_cache(len(self))
         self._cache.write(0, arrays)
         self._computed = count
-        self._usage += Usage(prompt_tokens=-count, reused_tokens=count)
+        self._count(prompt_tokens=-count, reused_tokens=count)
 
     # -- going back ------------------------------------------------------------------------------------------
 
     def mark(self) -> Mark:
         """The present end, to come back to."""
         with self.lock:
-            return Mark(len(self), self.positions.delta, len(self.transcript.images), len(self._cuts))
+            return Mark(len(self), self.sequence.delta, len(self.sequence.images), len(self._cuts))
 
     def rewind(self, mark: Mark) -> None:
         """Back to `mark`: tokens and images since then are forgotten, the KV before it is kept.
@@ -407,9 +405,9 @@ class Session:
             if mark.length > len(self) or any(cut < mark.length for cut in self._cuts[mark.cuts :]):
                 raise SessionError(f"the mark at token {mark.length} is void: the conversation was cut before it")
             self.cut(mark.length)
-            if self.positions.delta != mark.delta:
+            if self.sequence.delta != mark.delta:
                 raise SessionError(f"the mark at token {mark.length} has another position delta; start a new session")
-            del self.transcript.images[max(mark.images, 0) :]
+            del self.sequence.images[max(mark.images, 0) :]
 
     def cut(self, length: int) -> None:
         """Forget every token from `length` on (not inside an image); registered images stay.
@@ -421,7 +419,7 @@ class Session:
             if length == len(self):
                 self._draft = ()
                 return
-            self.transcript.truncate(length)
+            self.sequence.truncate(length)
             self._computed = min(self._computed, length)
             self._share = self._share if self._share <= length else 0
             self._cuts.append(length)

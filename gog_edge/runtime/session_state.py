@@ -21,7 +21,6 @@ from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.positions import Positions
 from gog_edge.runtime.sequence import SessionImage
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
@@ -86,7 +85,7 @@ def save_session(
         arrays |= {f"kv.{i}": a for i, a in enumerate(kv_arrays)}
         if session._rows is not None and computed == len(session) and session._rows_at == len(session) - 1:
             arrays["logits"] = session._rows[:1]
-        for image in session.transcript.images:
+        for image in session.sequence.images:
             index = image.geometry.index
             if frames and image.plan is not None:
                 arrays.setdefault(f"frame.{image.digest}", image.plan.frame.pixels)
@@ -100,11 +99,11 @@ def save_session(
             version=VERSION,
             fingerprint=session.model.bundle.fingerprint,
             engine=session.model.engine.describe().name,
-            spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.positions.spans),
-            images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session.transcript.images),
+            spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.sequence.spans),
+            images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session.sequence.images),
             computed=computed,
             kv_arrays=len(kv_arrays),
-            delta=session.positions.delta,
+            delta=session.sequence.delta,
             extra=dict(extra or {}),
         )
         write_tensors(target, encode(header), arrays)
@@ -155,19 +154,19 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
         raise SessionError(f"the saved session has {len(tokens)} tokens, the context is {limit}: raise max_context")
     stored_kv = saved.computed > 0
     images = [_image(session.model, image, arrays, given, stored_kv=stored_kv) for image in saved.images]
-    positions, at = Positions(), 0
+    sequence = session.sequence
+    sequence.images = images
     for span in saved.spans:
         known = saved.images[span.image : span.image + 1] if span.image >= 0 else ()
-        if span.start < at or [(k.rows, k.columns) for k in known] != [(span.rows, span.columns)]:
+        if span.start < sequence.length or [(k.rows, k.columns) for k in known] != [(span.rows, span.columns)]:
             raise SessionError("the saved session is damaged: its images do not fit its tokens")
-        positions.append_text(span.start - at)
-        at = positions.append_image(span.rows, span.columns, span.image).stop
-    if at > len(tokens) or not 0 <= saved.computed <= len(tokens):
+        sequence.append_ids(tokens[sequence.length : span.start].tolist())
+        sequence.append_image(span.rows, span.columns, span.image)
+    if sequence.length > len(tokens) or not 0 <= saved.computed <= len(tokens):
         raise SessionError("the saved session is damaged: its images or its KV cache reach beyond its tokens")
-    positions.append_text(len(tokens) - at)
-    if positions.delta != saved.delta:
+    sequence.append_ids(tokens[sequence.length :].tolist())
+    if sequence.delta != saved.delta or not np.array_equal(sequence.ids, tokens):
         raise SessionError("the saved session is damaged: its positions do not fit its tokens")
-    session.transcript.restore(tokens, positions, images)
     if saved.computed:
         session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
         session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])

@@ -11,8 +11,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gog_edge.serde import encode
@@ -42,7 +44,8 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """One token of the policy, or a run of tokens that the grammar forced (`ids` longer than one)."""
+    """Text that came into being, with its tokens: one of the policy, or several that the grammar forced. `at`: seconds
+    since the trace began."""
 
     step: int
     at: float
@@ -83,25 +86,15 @@ class Trace:
         """Seconds since the trace began."""
         return time.perf_counter() - self._zero
 
-    @contextlib.contextmanager
-    def span(self, stage: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    def span(self, stage: str, **fields: Any) -> AbstractContextManager[dict[str, Any]]:
         """Time a piece of work; the yielded dict takes more fields. Recorded when it fails, too (`error` set)."""
-        start = self.now()
-        try:
-            yield fields
-        except BaseException as e:
-            fields["error"] = type(e).__name__
-            raise
-        finally:
-            self.add(stage, start, self.now(), **fields)
+        return _Timed(self, stage, fields)
 
-    def add(self, stage: str, start: float, end: float, **fields: Any) -> None:
-        """A span that was timed by hand (`now`)."""
-        self.spans.append(Span(stage, start, end, self.step, threading.current_thread().name, fields))
-
-    def token(self, text: str, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> None:
+    def token(self, text: str, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> TokenRecord:
         """Tokens that the policy (or the grammar) wrote."""
-        self.tokens.append(TokenRecord(self.step, self.now(), text, ids, forced, guessed))
+        record = TokenRecord(self.step, time.perf_counter() - self._zero, text, ids, forced, guessed)
+        self.tokens.append(record)
+        return record
 
     def image(self, image: TracedImage) -> None:
         """An image joined the registry."""
@@ -162,6 +155,28 @@ class Trace:
         return {k: _clean(v, secrets) for k, v in data.items()}
 
 
+class _Timed:
+    """A piece of work that is being timed."""
+
+    __slots__ = ("_fields", "_stage", "_start", "_trace")
+
+    def __init__(self, trace: Trace, stage: str, fields: dict[str, Any]) -> None:
+        self._trace, self._stage, self._fields = trace, stage, fields
+
+    def __enter__(self) -> dict[str, Any]:
+        self._start = time.perf_counter()
+        return self._fields
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end, own = time.perf_counter(), self._trace
+        if kind is not None:
+            self._fields["error"] = kind.__name__
+        zero, thread = own._zero, threading.current_thread().name
+        own.spans.append(Span(self._stage, self._start - zero, end - zero, own.step, thread, self._fields))
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """'1 image', '2 images'; `many` where the plural is irregular."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -170,15 +185,11 @@ def counted(number: int, one: str, many: str = "") -> str:
 class _NoTrace(Trace):
     """Records nothing: for work that belongs to no question."""
 
-    @contextlib.contextmanager
-    def span(self, stage: str, **fields: Any) -> Iterator[dict[str, Any]]:
-        yield fields
+    def span(self, stage: str, **fields: Any) -> AbstractContextManager[dict[str, Any]]:
+        return contextlib.nullcontext(fields)
 
-    def add(self, stage: str, start: float, end: float, **fields: Any) -> None:
-        return
-
-    def token(self, text: str, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> None:
-        return
+    def token(self, text: str, ids: tuple[int, ...], *, forced: bool = False, guessed: bool = False) -> TokenRecord:
+        return TokenRecord(0, 0.0, text, ids, forced, guessed)
 
     def image(self, image: TracedImage) -> None:
         return

@@ -8,13 +8,13 @@ border), and a page that holds `<|im_end|>` or `</tool_response>` yields the let
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gog_edge.errors import BundleError
+from gog_edge.runtime.added_tokens import AddedTokens, Span
 from gog_edge.types import Control, ImagePart, Segment, Text
 
 EncodedPart = list[int] | ImagePart
@@ -36,16 +36,15 @@ class Tokenizer:
 
         try:
             added, plain = _without_added_tokens(source)
-            self.special = {str(t["content"]): int(t["id"]) for t in added}
             self._plain = tokenizers.Tokenizer.from_str(plain)
+            self._added = AddedTokens(added, self._normalize)
+            self.special = self._added.ids
         except Exception as e:  # `tokenizers` raises bare Exception on malformed files
             raise BundleError(f"tokenizer.json can't be read ({e}); export the checkpoint again") from e
         self._source = source
         self._plain.no_padding()
         self._plain.no_truncation()
         self._names = {i: name for name, i in self.special.items()}
-        names = sorted(self.special, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
@@ -74,15 +73,13 @@ class Tokenizer:
     def encode(self, segments: Iterable[Segment]) -> list[EncodedPart]:
         """Segments as runs of ids and images, in order; empty runs are left out."""
         parts: list[EncodedPart] = []
-        run: list[str] = []
+        run: list[Span] = []
         for segment in segments:
             if isinstance(segment, ImagePart):
                 self._flush(run, parts)
                 parts.append(segment)
-            elif isinstance(segment, Text):
-                run.append(segment.text)
             else:
-                self._control(segment, run, parts)
+                run.append((segment.text, not isinstance(segment, Text)))
         self._flush(run, parts)
         return parts
 
@@ -111,22 +108,14 @@ class Tokenizer:
             out.append(self._plain.decode(run, skip_special_tokens=False))
         return "".join(out)
 
-    def _control(self, segment: Control, run: list[str], parts: list[EncodedPart]) -> None:
-        if self._split is None:
-            run.append(segment.text)
-            return
-        for i, piece in enumerate(self._split.split(segment.text)):
-            if i % 2 == 0:
-                run.append(piece)
-                continue
-            self._flush(run, parts)
-            _extend(parts, [self.special[piece]])
-
-    def _flush(self, run: list[str], parts: list[EncodedPart]) -> None:
-        text = "".join(run)
+    def _flush(self, run: list[Span], parts: list[EncodedPart]) -> None:
+        for piece in self._added.split(run):
+            _extend(parts, [piece] if isinstance(piece, int) else self._encode_plain(piece))
         run.clear()
-        if text:
-            _extend(parts, self._encode_plain(text))
+
+    def _normalize(self, text: str) -> str:
+        normalizer = self._plain.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(_storable(text)))
 
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self._plain.encode(_storable(text), add_special_tokens=False).ids

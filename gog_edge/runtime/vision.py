@@ -12,46 +12,11 @@ from gog_edge.bundle import Bundle
 from gog_edge.crop import Grid, crop_patches, pixel_box, region_grid, scale_between
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import CutsCrops, Features, FixedImages, VisionRunner
-from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.feature_cache import FeatureCache, FeatureKey
 from gog_edge.runtime.rope import vision_inputs
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
-from gog_edge.types import Region, RegisteredImage
-
-
-@dataclass(frozen=True)
-class PixelLimits:
-    """Smallest and largest area of a resized image in pixels; 0 means the checkpoint's own. `upscale`: the crop
-    counts as that many times larger a side before the rules are applied (policies trained on enlarged crops).
-
-    `scale_first`: the two areas, and `min_side`, bound a step before the processor (`crop.scale_between`), whose own
-    rounding to patches then stays within the checkpoint's limits. Only sizes take two steps: pixels are resampled
-    once, straight to the grid.
-    """
-
-    min_pixels: int = 0
-    max_pixels: int = 0
-    upscale: float = 1.0
-    scale_first: bool = False
-    min_side: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.min_pixels, self.max_pixels, self.min_side) < 0:
-            raise UsageError(
-                f"pixel limits {self.min_pixels}..{self.max_pixels}, side {self.min_side}: none may be negative"
-            )
-        if not 0 < self.upscale <= 16:
-            raise UsageError(f"upscale is {self.upscale}: above 0, at most 16 is needed")
-
-    def handed(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) at which the checkpoint's processor is handed a picture of `width` x `height` pixels."""
-        if self.upscale != 1:
-            width, height = max(round(width * self.upscale), 1), max(round(height * self.upscale), 1)
-        if not self.scale_first:
-            return width, height
-        low = min(self.min_pixels, self.max_pixels or self.min_pixels)
-        return scale_between(width, height, min_pixels=low, max_pixels=self.max_pixels, min_side=self.min_side)
+from gog_edge.types import PixelLimits, Region, RegisteredImage
 
 
 @dataclass(frozen=True)
@@ -74,6 +39,16 @@ class VisionPlan:
         return RegisteredImage(
             index, frame.width, frame.height, self.shown_width, self.shown_height, self.region, source
         )
+
+
+def _handed(limits: PixelLimits, width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which the checkpoint's processor is handed a picture of `width` x `height` pixels."""
+    if limits.upscale != 1:
+        width, height = max(round(width * limits.upscale), 1), max(round(height * limits.upscale), 1)
+    if not limits.scale_first:
+        return width, height
+    low = min(limits.min_pixels, limits.max_pixels or limits.min_pixels)
+    return scale_between(width, height, min_pixels=low, max_pixels=limits.max_pixels, min_side=limits.min_side)
 
 
 class VisionEncoder:
@@ -104,7 +79,7 @@ class VisionEncoder:
         low = min(bounds[0] or pre.min_pixels, high)
         grid = region_grid(region, frame.width, frame.height, pre, min_pixels=low, max_pixels=high)
         box = pixel_box(region, frame.width, frame.height)
-        handed = limits.handed(box.width, box.height)
+        handed = _handed(limits, box.width, box.height)
         if handed != (box.width, box.height):
             grid = Grid.fit(*handed, pre, min_pixels=low, max_pixels=high)
         return self.plan_grid(frame, region, grid, handed if limits.scale_first else None)

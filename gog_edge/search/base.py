@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.clock import SYSTEM, Clock
+from gog_edge.deadline import SYSTEM, Clock
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.types import Hit, Region
 

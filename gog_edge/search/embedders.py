@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from gog_edge.errors import EngineError, SearchIndexError
 from gog_edge.search.base import Embedder
+from gog_edge.types import PixelLimits
 
 if TYPE_CHECKING:
     from gog_edge.bundle import Bundle
     from gog_edge.engines.base import VisionRunner
-    from gog_edge.runtime.vision import PixelLimits, VisionEncoder
+    from gog_edge.runtime.vision import VisionEncoder
     from gog_edge.search.local.index import LocalIndex
 
 _LIMITS = re.compile(r":(\d+)-(\d+)$")
@@ -49,8 +50,6 @@ def embedder_of(index: str | Path | LocalIndex, vision: VisionEncoder | None = N
 
 def limits_of(fingerprint: str) -> PixelLimits:
     """The pixel limits that the fingerprint of a tower's vectors names."""
-    from gog_edge.runtime.vision import PixelLimits
-
     found = _LIMITS.search(fingerprint)
     return PixelLimits(int(found[1]), int(found[2])) if found else PixelLimits()
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from gog_edge.clock import SYSTEM, Clock
+from gog_edge.deadline import SYSTEM, Clock
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.search.base import BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.cache import ResultCache, decode_hits, decode_page, encode_hits, encode_page

@@ -17,8 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gog_edge._version import __version__
+from gog_edge.agent.loop import last_answer
+from gog_edge.agent.request import AskRequest
 from gog_edge.errors import GogEdgeError, UsageError
-from gog_edge.serve.wire import Question, chat_json, event_json, parse_ask, parse_chat
+from gog_edge.serve.wire import chat_json, event_json, parse_ask, parse_chat
 from gog_edge.types import Answer, AnswerEvent, Event
 
 if TYPE_CHECKING:
@@ -36,41 +38,31 @@ class Service:
         self._turn = asyncio.Lock()
 
     async def ask(self, request: Request) -> Response:
-        question = parse_ask(await _body(request))
-        return await self._answer(question, event_json_answer)
+        return await self._answer(*parse_ask(await _body(request)), event_json_answer)
 
     async def chat(self, request: Request) -> Response:
-        question = parse_chat(await _body(request))
-        return await self._answer(question, lambda answer: chat_json(answer, self.name))
+        return await self._answer(*parse_chat(await _body(request)), lambda answer: chat_json(answer, self.name))
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "bundle": self.name})
 
-    async def _answer(self, question: Question, render: Callable[[Answer], dict[str, Any]]) -> Response:
+    async def _answer(self, asked: AskRequest, stream: bool, render: Callable[[Answer], dict[str, Any]]) -> Response:
         if not self._slots.acquire(blocking=False):
             return JSONResponse({"error": "too many questions are waiting: try again"}, 429, {"Retry-After": "1"})
-        if question.stream:
-            return StreamingResponse(self._events(question), media_type="text/event-stream")
+        if stream:
+            return StreamingResponse(self._events(asked), media_type="text/event-stream")
         try:
             async with self._turn:
-                answer = await asyncio.to_thread(
-                    self.agent.ask,
-                    question.image,
-                    question.text,
-                    deadline=question.deadline,
-                    max_turns=question.max_turns,
-                )
+                answer = await asyncio.to_thread(lambda: last_answer(self.agent.events(asked)))
         finally:
             self._slots.release()
         return JSONResponse(render(answer))
 
-    async def _events(self, question: Question) -> AsyncIterator[str]:
+    async def _events(self, asked: AskRequest) -> AsyncIterator[str]:
         """Events as they happen; closing the connection closes the stream, which cancels the question."""
         try:
             async with self._turn:
-                events = self.agent.stream(
-                    question.image, question.text, deadline=question.deadline, max_turns=question.max_turns
-                )
+                events = self.agent.events(asked)
                 try:
                     while (event := await asyncio.to_thread(_next, events)) is not None:
                         yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"

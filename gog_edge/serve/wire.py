@@ -7,27 +7,17 @@ import binascii
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from gog_edge.agent.request import AskRequest
 from gog_edge.errors import UsageError
 from gog_edge.serde import encode
 from gog_edge.types import Answer, AnswerEvent, Event
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question as it came over the wire. `image`: the encoded file's bytes."""
-
-    image: bytes
-    text: str
-    deadline: float | None = None
-    max_turns: int | None = None
-    stream: bool = False
-
-
-def parse_ask(body: Any) -> Question:
-    """The body of POST /v1/ask: {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}.
+def parse_ask(body: Any) -> tuple[AskRequest, bool]:
+    """The body of POST /v1/ask, {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}: the
+    request, and whether its events are wanted.
 
     Raises:
         UsageError: a field is missing, unknown or of another type.
@@ -40,17 +30,13 @@ def parse_ask(body: Any) -> Question:
     question = body.get("question")
     if not isinstance(question, str) or not question.strip():
         raise UsageError("question is missing or empty")
-    return Question(
-        image=decode_image(body.get("image")),
-        text=question,
-        deadline=_number(body, "deadline"),
-        max_turns=_count(body, "max_turns"),
-        stream=body.get("stream") is True,
-    )
+    image, deadline, max_turns = decode_image(body.get("image")), _number(body, "deadline"), _count(body, "max_turns")
+    return AskRequest(image, question, deadline=deadline, max_turns=max_turns), body.get("stream") is True
 
 
-def parse_chat(body: Any) -> Question:
-    """The body of an OpenAI-style chat completion with one image and one question in its last user message.
+def parse_chat(body: Any) -> tuple[AskRequest, bool]:
+    """The body of an OpenAI-style chat completion with one image and one question in its last user message; what comes
+    back is as of `parse_ask`.
 
     Raises:
         UsageError: there is no image as a data URL, or no text.
@@ -74,7 +60,7 @@ def parse_chat(body: Any) -> Question:
             raise UsageError(f"a content part of type {kind!r} is not understood")
     if len(images) != 1 or not texts:
         raise UsageError(f"one image and a question are needed, not {len(images)} images and {len(texts)} texts")
-    return Question(decode_image(images[0]), "\n".join(texts), stream=body.get("stream") is True)
+    return AskRequest(decode_image(images[0]), "\n".join(texts)), body.get("stream") is True
 
 
 def decode_image(value: Any) -> bytes:

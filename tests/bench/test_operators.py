@@ -18,7 +18,7 @@ from gog_edge.bench.machine.operators import (
     read_profile,
 )
 from gog_edge.bench.machine.roofline import Roofline
-from gog_edge.bench.weight_stream import places, weight_cells
+from gog_edge.bench.machine.weight_bandwidth import places, weight_cells
 from gog_edge.errors import BenchError
 from tests.native.graphs import needs_ops
 

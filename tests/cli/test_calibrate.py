@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
@@ -32,6 +35,40 @@ def test_calibrated_export_passes_the_gate_and_loses_less(tmp_path: Path, capsys
         losses[name] = stages["prefill"]["kl_mean"]
         assert Bundle.open(out).manifest.quantization["mlp"]["method"] == name
     assert losses["gptq"] < 0.7 * losses["mse"]
+
+
+def test_an_image_token_that_the_policy_writes_asks_for_no_image(
+    tmp_path: Path,
+) -> None:
+    """A head that favours <|image_pad|>: transformers would count those tokens as places of images."""
+    import gog_edge
+    from gog_edge.agent.options import RunOptions
+    from gog_edge.export.checkpoint.reader import Checkpoint
+    from gog_edge.export.options import ExportOptions
+    from gog_edge.export.parity.calibrate import calibrate
+    from gog_edge.export.parity.reference import Reference
+    from gog_edge.export.parity.rollouts import record
+    from gog_edge.export.pipeline import export_bundle
+    from gog_edge.prompts import Ask
+
+    root = make_checkpoint("tiny-qwen3-vl-untied", tmp_path / "ck", 1, "float32")
+    pad = json.loads((root / "config.json").read_text())["image_token_id"]
+    values = load_file(root / "model.safetensors")
+    head = values["lm_head.weight"]
+    head *= 0.1
+    head[pad] = 3 * np.random.default_rng(0).standard_normal(head.shape[1])
+    save_file(values, root / "model.safetensors", metadata={"format": "pt"})
+    Image.new("RGB", (90, 60), (200, 30, 90)).save(tmp_path / "own.png")
+    checkpoint = Checkpoint.open(root)
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="fp32"))
+    options = RunOptions(grammar="off", turn_tokens=12, max_turns=1, prefix_cache=False)
+    with gog_edge.load(bundle, options=options) as agent:
+        (talk,) = record(agent, [Ask(tmp_path / "own.png", "what?")])
+    places = np.flatnonzero(talk.written)
+    assert (talk.tokens[places] == pad).any()
+    assert calibrate(checkpoint, [talk], tmp_path / "stats").meta["tokens"] == len(talk.tokens)
+    logits = Reference(checkpoint).logits(talk.tokens, talk.images)
+    assert (logits[places - 1].argmax(-1) == talk.tokens[places]).mean() > 0.7  # the rest was forced by the runtime
 
 
 @pytest.mark.parametrize(

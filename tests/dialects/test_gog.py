@@ -87,9 +87,9 @@ def test_boxes_round_trip() -> None:
         )
 
 
-def test_early_box() -> None:
+def test_partial() -> None:
     gog = dialects.load()
     head = '<think>x</think><tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [100, 100, 500, 500]'
-    assert gog.early_box(head[:-1], [IMAGE]) is None
-    assert gog.early_box(head, [IMAGE]) == (Region(100, 80, 500, 400), 0)
-    assert gog.early_box(CALL, [IMAGE]) is None
+    assert gog.partial(head[:-1], [IMAGE]) is None
+    assert gog.partial(head, [IMAGE]) == (Region(100, 80, 500, 400), 0)
+    assert gog.partial(CALL, [IMAGE]) is None

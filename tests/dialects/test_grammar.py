@@ -7,15 +7,16 @@ import random
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gog_edge import dialects
-from gog_edge.dialects.grammar import for_tokenizer
+from gog_edge.dialects import Dialect
 from gog_edge.errors import GrammarError
 from gog_edge.export.synthetic.text import tokenizer_json
-from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available
+from gog_edge.runtime.constraint import TokenConstraint, TokenGrammar, available, for_tokenizer
 from gog_edge.types import ActionKind
 from tests.dialects.helpers import PHOTO, qwen3
 from tests.dialects.scenes import THINKING
@@ -25,13 +26,17 @@ pytest.importorskip("llguidance")
 WITH_GRAMMAR = [name for name in dialects.names() if dialects.load(name).grammar()]
 
 
-@pytest.fixture(scope="module")
-def small() -> tuple[TokenGrammar, object]:
+def small_grammar() -> tuple[TokenGrammar, Any]:
     """A small byte-level BPE with Qwen's added tokens, like gog-nano's."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(1000)))
     return TokenGrammar(tokenizer, [tokenizer.token_to_id("<|im_end|>")], 1100), tokenizer
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[TokenGrammar, Any]:
+    return small_grammar()
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +123,15 @@ def test_a_thinking_checkpoint_can_end_its_reasoning(name: str, real) -> None:
 
 @pytest.mark.parametrize("name", WITH_GRAMMAR)
 def test_what_the_grammar_admits_is_read(name: str, small) -> None:
+    read_what_is_admitted(dialects.load(name), *small)
+
+
+def read_what_is_admitted(dialect: Dialect, grammar: TokenGrammar, tokenizer: Any) -> None:
     """Random walks through the mask: a finished turn is never malformed, unknown or empty."""
-    grammar, tokenizer = small
-    dialect = dialects.load(name)
-    rng = random.Random(name)
-    parse, actions = dialect.spec.parse, dialect.spec.actions
-    opening = [parse.call_open] * any(a.via == "tool_call" for a in actions)
-    opening += [
-        a.open or a.literal or ("<code>" if a.via == "code" else "\\boxed{") for a in actions if a.via != "tool_call"
-    ]
-    closing = [a.close for a in actions if a.close] + [parse.call_close, parse.think_close, '"', "]", "}", "</code>"]
+    rng = random.Random(dialect.name)
+    opening = [syntax.opening for syntax in dialect.syntaxes]
+    closing = [syntax.closing for syntax in dialect.syntaxes if syntax.closing]
+    closing += [dialect.spec.parse.think_close, '"', "]", "}"]
     finished = 0
     for _ in range(8):
         constraint = grammar.constraint(dialect.grammar())

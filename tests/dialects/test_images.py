@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 
 from gog_edge import dialects
+from gog_edge.dialects.hooks import QwenAgent, WebWatcher
 from gog_edge.dialects.images import ImageReferenceError, reference, resolve_image
 from gog_edge.dialects.spec import ImagesSpec
 from gog_edge.types import ActionKind, Region, RegisteredImage
@@ -35,9 +37,6 @@ def spec(**keys) -> ImagesSpec:
         ({"reference": "observation_{n}", "aliases": {"original_image": 0}}, " observation_2 ", 2),
         ({"default": "last"}, None, 3),
         ({"default": "first"}, "", 0),
-        ({"out_of_range": "last"}, 9, 3),
-        ({"out_of_range": "default"}, "https://a.example/x.png", 0),
-        ({"scope": "user", "out_of_range": "last"}, 9, 1),
         ({"scope": "user", "default": "last"}, None, 1),
     ],
 )
@@ -49,7 +48,7 @@ def test_references(keys, value, wanted: int) -> None:
     ("keys", "value"),
     [
         ({}, 4), ({}, -1), ({"reference": "index1"}, 0), ({}, "two"), ({}, True), ({}, 1.5), ({}, {}), ({}, "9" * 500),
-        ({"scope": "user"}, 2), ({"reference": "img_{n}", "first": 1}, "img_0"), ({"out_of_range": "last"}, "two"),
+        ({"scope": "user"}, 2), ({"reference": "img_{n}", "first": 1}, "img_0"),
     ],
 )  # fmt: skip
 def test_no_such_image(keys, value) -> None:
@@ -58,9 +57,20 @@ def test_no_such_image(keys, value) -> None:
 
 
 def test_user_images_can_be_told() -> None:
-    assert resolve_image(spec(scope="user", out_of_range="last"), 9, [*USER, THUMBNAIL], 2) == 1
+    assert resolve_image(spec(scope="user", default="last"), None, [*USER, THUMBNAIL], 2) == 1
     with pytest.raises(ImageReferenceError, match="no image in this conversation"):
         resolve_image(spec(), 0, [])
+
+
+def test_a_system_may_mean_another_image() -> None:
+    """Qwen-Agent's search takes the last image for a number that is too large; WebWatcher's any name for the first."""
+    last = partial(QwenAgent().other_image, "glance")
+    assert resolve_image(spec(), 9, ALL, None, last) == 3
+    assert resolve_image(spec(scope="user"), 9, ALL, None, last) == 1
+    assert resolve_image(spec(), "https://a.example/x.png", ALL, None, partial(WebWatcher().other_image, "glance")) == 0
+    for value, kind in (("two", "glance"), (9, "zoom"), (-1, "glance")):
+        with pytest.raises(ImageReferenceError, match="there is no image"):
+            resolve_image(spec(), value, ALL, None, partial(QwenAgent().other_image, kind))
 
 
 def test_names_are_those_that_are_read() -> None:

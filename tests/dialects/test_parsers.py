@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gog_edge import dialects
-from gog_edge.dialects.parsers import load_json
+from gog_edge.dialects.syntax.borders import load_json
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 from tests.dialects.helpers import PHOTO
 
@@ -202,7 +202,7 @@ def test_any_text_gives_a_typed_turn(name: str, pieces: list[str]) -> None:
                 view = images[action.image].view
                 assert view.x0 - 1e-6 <= action.region.x0 < action.region.x1 <= view.x1 + 1e-6
         assert dialect.parse(text, images, forced=True).actions[0].kind is ActionKind.ANSWER
-        dialect.early_box(text, images)
+        dialect.partial(text, images)
 
 
 @settings(max_examples=80, deadline=None)
@@ -215,7 +215,7 @@ def test_what_a_dialect_writes_it_reads(data, name: str) -> None:
         max_size=20,
     )
     kind = data.draw(st.sampled_from(sorted({a.kind for a in dialect.spec.actions} - {"refuse"}) or ["answer"]))
-    spec = dialect.spec.coordinates
+    padded = dialect.frame.hooks.padding(PHOTO.view) != (0, 0)
     region = None
     if kind in ("gaze", "zoom"):
         x0, y0 = data.draw(st.integers(0, 600)), data.draw(st.integers(0, 400))
@@ -224,7 +224,7 @@ def test_what_a_dialect_writes_it_reads(data, name: str) -> None:
     action = Action(ActionKind(kind), text, region)
     read = only(dialect.parse(dialect.write(action, [PHOTO]), [PHOTO]))
     assert (read.kind, read.text, read.image) == (action.kind, action.text, 0)
-    if region is not None and read.region is not None and not spec.pad and not spec.pad_image:
+    if region is not None and read.region is not None and not padded:
         for edge in ("x0", "y0", "x1", "y1"):  # two decimals of 0-1 are steps of 10 pixels of 1000
             assert abs(getattr(read.region, edge) - getattr(region, edge)) <= 5.001
 
@@ -239,16 +239,16 @@ def test_json_of_policies() -> None:
     assert json.loads('{"a": NaN}')["a"] != 0  # the reader takes NaN; boxes refuse it
 
 
-def test_early_boxes() -> None:
+def test_partiales() -> None:
     dialect = dialects.load("gog")
     head = '<tool_call>\n{"name": "crop_search", "arguments": {"bbox_2d": [100, 100, 500, 500'
-    assert dialect.early_box(head, [PHOTO]) is None
-    assert dialect.early_box(head + "]", [PHOTO]) == (Region(100, 80, 500, 400), 0)
-    assert dialect.early_box(head + "]}}\n</tool_call>", [PHOTO]) is None
-    assert dialect.early_box(head.replace("500, 500", "100, 500") + "]", [PHOTO]) is None  # an empty box
-    assert dialects.load("vrag-rl").early_box("<bbox>[0, 0, 96, 96]", [PHOTO]) == (Region(0, 0, 156, 156), 0)
+    assert dialect.partial(head, [PHOTO]) is None
+    assert dialect.partial(head + "]", [PHOTO]) == (Region(100, 80, 500, 400), 0)
+    assert dialect.partial(head + "]}}\n</tool_call>", [PHOTO]) is None
+    assert dialect.partial(head.replace("500, 500", "100, 500") + "]", [PHOTO]) is None  # an empty box
+    assert dialects.load("vrag-rl").partial("<bbox>[0, 0, 96, 96]", [PHOTO]) == (Region(0, 0, 156, 156), 0)
     text = '<grounding>{"bbox_2d": [0.1, 0.1, 0.5, 0.5], "source"'
-    assert dialects.load("mini-o3").early_box(text, [PHOTO]) == (Region(100, 80, 500, 400), 0)
+    assert dialects.load("mini-o3").partial(text, [PHOTO]) == (Region(100, 80, 500, 400), 0)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_every_dialects_box_is_seen_before_its_call_ends(name: str) -> None:
     kind = next(ActionKind(a.kind) for a in dialect.spec.actions if a.kind in ("gaze", "zoom"))
     call = dialect.write(Action(kind, "", Region(100, 80, 500, 400), 0, "the tower"), [PHOTO])
     done = only(dialect.parse(call, [PHOTO]))
-    seen = [dialect.early_box(call[:end], [PHOTO]) for end in range(len(call) + 1)]
+    seen = [dialect.partial(call[:end], [PHOTO]) for end in range(len(call) + 1)]
     found = [box for box in seen if box is not None]
     assert found and set(found) == {(done.region, done.image)}
     assert seen[-1] is None  # a finished call speaks for itself

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from gog_edge import dialects
+from gog_edge.dialects.hooks import HOOKS, Hooks
 from gog_edge.errors import DialectError
-from gog_edge.types import Control, Text
+from gog_edge.types import ActionKind, Control, Text
 from tests.dialects.helpers import plain
 
 MINIMAL = 'schema = 1\nname = "mine"\n[prompt]\nuser = "{images}{question}"\n[parse]\notherwise = "answer"\n'
@@ -30,10 +31,11 @@ def test_a_minimal_file(tmp_path: Path) -> None:
 
 
 def test_extends_overrides_few_keys(tmp_path: Path) -> None:
-    mine = load(tmp_path, 'extends = "gog"\nname = "mine"\n[limits]\nturns = 3\n[observe.gaze]\nshow_crop = false\n')
+    mine = load(tmp_path, 'extends = "gog"\nname = "mine"\n[limits]\nturns = 3\n[observe.gaze]\ncrop = ""\n')
     gog = dialects.load("gog")
     assert (mine.name, mine.limits.turns, mine.limits.results) == ("mine", 3, gog.limits.results)
-    assert not mine.spec.observe.gaze.show_crop and mine.spec.observe.gaze.crop == gog.spec.observe.gaze.crop
+    assert not mine.shows_crop(ActionKind.GAZE) and gog.shows_crop(ActionKind.GAZE)
+    assert mine.spec.observe["gaze"].body == gog.spec.observe["gaze"].body
     assert mine.opening("q", 1) == gog.opening("q", 1)
 
 
@@ -47,7 +49,7 @@ def test_extends_a_file_and_keeps_its_files(tmp_path: Path) -> None:
     dialect = load(tmp_path, 'extends = "base/base.toml"\nname = "mine"\n')
     text = plain(dialect.opening("q", 1))
     assert 'system\nSay {"a": 1} on 2' in text and "<tool_call>\n\n# Tools" in text
-    assert dialect.spec.observe.glance.after.source == "Now {question}!"
+    assert dialect.spec.observe["glance"].after.source == "Now {question}!"
 
 
 def test_circles_and_missing_parents(tmp_path: Path) -> None:
@@ -77,7 +79,11 @@ def test_circles_and_missing_parents(tmp_path: Path) -> None:
         (MINIMAL + "[limits]\nturns = -1\n", "limits.turns: -1 is negative"),
         (MINIMAL + "[limits]\nturns = true\n", "limits.turns: a whole number is needed, not true or false"),
         (MINIMAL + '[limits]\nturns = "3"\n', "limits.turns: a whole number is needed, not a string"),
-        (MINIMAL + "[limits]\ncrop_upscale = []\n", "limits.crop_upscale: a number is needed, not a list"),
+        ("observe = 3\n" + MINIMAL, "observe: a table is needed"),
+        (MINIMAL + "[observe]\ngaze = 3\n", "observe.gaze: a table is needed"),
+        (MINIMAL + "[observe.glanse]\nbody = 'x'\n", "observe.glanse: unknown key; did you mean 'glance'"),
+        ("hooks = 'vrag'\n" + MINIMAL, "hooks: no hooks 'vrag'; did you mean 'vrag-rl'"),
+        (MINIMAL + "[limits.crop]\nupscale = []\n", "limits.crop.upscale: a number is needed, not a list"),
         ("limits = 3\n" + MINIMAL, "limits: a table is needed, not a whole number"),
         ("stop = 3\n" + MINIMAL, "stop: a list is needed"),
         (MINIMAL + "[observe.glance]\nresult = '{titel}'\n", r"observe.glance.result: unknown placeholder \{titel\}; did you mean 'title'"),
@@ -124,3 +130,18 @@ def test_every_shipped_dialect_is_complete() -> None:
             assert dialect.name == name and dialect.spec.description
             assert dialect.limits.turns >= 1
             assert dialect.forced_answer("q")
+
+
+def test_hooks_belong_to_one_system_each_and_are_inherited(tmp_path: Path) -> None:
+    used = [dialects.load(name).spec.hooks for name in dialects.names()]
+    assert set(used) == set(HOOKS)
+    assert [hooks for hooks in HOOKS if hooks and hooks not in dialects.names()] == []
+    assert type(dialects.load("gog-mmsearch").frame.hooks) is HOOKS["mmsearch-r1"]  # by extends
+
+    class Mine(Hooks):
+        def seen(self, turn: str) -> str:
+            return turn.removesuffix("?")
+
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL)
+    assert dialects.load(path, hooks=Mine()).parse("a cat?", []).actions[0].text == "a cat"

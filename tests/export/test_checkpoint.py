@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gog_edge.errors import CheckpointError
-from gog_edge.export.checkpoint.reader import Checkpoint, canonical_name, tied_embeddings
+from gog_edge.export.checkpoint.names import canonical_name
+from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.shards import narrow_bf16, widen
+from gog_edge.families import find
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded
 
 RNG = np.random.default_rng(3)
@@ -225,29 +227,24 @@ def test_other_folders_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tied"),
     [
-        ({}, False),
-        ({"tie_word_embeddings": True}, True),
-        ({"text_config": {"tie_word_embeddings": True}}, True),
-        ({"tie_word_embeddings": False, "text_config": {}}, False),
+        ({"model_type": "qwen3_vl"}, False),
+        ({"tie_word_embeddings": True, "model_type": "qwen3_vl"}, True),
+        ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen2_5_vl"}, True),
+        ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen3_vl"}, False),
+        ({"tie_word_embeddings": False, "text_config": {}, "model_type": "qwen2_5_vl"}, False),
     ],
 )
 def test_tied_embeddings(config: dict, tied: bool) -> None:  # type: ignore[type-arg]
-    assert tied_embeddings(config) is tied
+    assert find(config).tied(config) is tied
 
 
-def test_chat_template_is_found_wherever_it_is(tmp_path: Path) -> None:
+def test_files_beside_the_weights(tmp_path: Path) -> None:
     root = write_checkpoint(tmp_path / "c", _weights())
-    checkpoint = Checkpoint.open(root)
-    assert checkpoint.chat_template() is None
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "named"}]
-    (root / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert checkpoint.chat_template() == "named"
-    (root / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert checkpoint.chat_template() == "json"
     (root / "chat_template.jinja").write_text("jinja")
-    assert checkpoint.chat_template() == "jinja"
+    checkpoint = Checkpoint.open(root)
     assert checkpoint.file("chat_template.jinja") == root / "chat_template.jinja"
     assert checkpoint.file("tokenizer.json") is None
+    assert checkpoint.json("tokenizer_config.json") == {}
 
 
 # The hub: a fake client module, so nothing here touches a network.
@@ -280,6 +277,12 @@ def test_hub_id_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert checkpoint.origin == "owner/name"
     with pytest.raises(CheckpointError, match="revision only makes sense"):
         Checkpoint.open(tmp_path / "c", revision="v1")
+
+
+def test_a_repository_of_gguf_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_hub(monkeypatch, tmp_path)
+    with pytest.raises(CheckpointError, match="GGUF"):
+        Checkpoint.open("owner/name-GGUF")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_wrong_values_are_named(name: str, key: str, value: Any, message: str) -
     ("model_type", "message"),
     [
         (None, "model_type is missing"),
-        ("qwen3_v", "did you mean 'qwen3_vl'"),
+        ("qwen3_v", "did you mean qwen3_vl"),
         ("llama", "known: .*qwen2_5_vl, qwen3_vl"),
     ],
 )

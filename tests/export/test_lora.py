@@ -150,7 +150,7 @@ def _adapter(root: Path, config: dict[str, Any] | None = None, tensors: dict[str
         f"{TARGET}.lora_A.weight": np.ones((2, 5), np.float32),
         f"{TARGET}.lora_B.weight": np.ones((6, 2), np.float32),
     }
-    full = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **(config or {})}
+    full = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ".*", **(config or {})}
     (root / "adapter_config.json").write_text(json.dumps(full))
     save_file({**good, **(tensors or {})}, root / "adapter_model.safetensors")
     return root

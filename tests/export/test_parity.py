@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.parity.gate import fake_quantisation, gate, generated_frames, verify
-from gog_edge.export.parity.metrics import Verdict
+from gog_edge.export.parity.metrics import Tolerances, Verdict
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -124,7 +125,7 @@ def test_reference_equals_from_pretrained(checkpoints: dict[str, Path]) -> None:
         with torch.no_grad():
             expected = model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
         np.testing.assert_allclose(
-            Reference(Checkpoint.open(root)).logits(ids, [], 0), expected, rtol=1e-5, atol=1e-5, err_msg=name
+            Reference(Checkpoint.open(root)).logits(ids), expected, rtol=1e-5, atol=1e-5, err_msg=name
         )
 
 
@@ -172,6 +173,102 @@ def test_faults_fail_where_they_are(
         assert verdicts["vision"] is Verdict.PASS
     with pytest.raises(ParityError, match=f"fp32 bundle differs.*{min(stages)}"):
         report.require()
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage", "cause"),
+    [
+        ("rope section", "prefill", "mrope_section"),
+        ("rope theta", "prefill", "rope_theta"),
+        ("head", "prefill", "the first token differs already"),
+        ("tower", "vision", "the tower"),
+        ("tower", "prefill", "as vision"),
+        ("tower", "decode", "as vision"),
+        ("int4", "prefill", "the loss of quantisation, as the graphs are right"),
+    ],
+)
+def test_failures_name_a_likely_cause(
+    checkpoints: dict[str, Path], bundles: dict[str, Bundle], tmp_path: Path, fault: str, stage: str, cause: str
+) -> None:
+    name = "tiny-qwen3-vl"
+    bundle, checkpoint, limits = bundles[name], Checkpoint.open(checkpoints[name]), None
+    if fault == "rope section":
+        bundle = _with_decoder(bundle, mrope_section=(10, 1, 1))
+    elif fault == "rope theta":
+        bundle = _with_decoder(bundle, rope_theta=50.0)
+    elif fault == "int4":
+        bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
+        limits = Tolerances.load("int8")
+        limits = dataclasses.replace(limits, stages={**limits.stages, "graph": Tolerances.load("int4").stages["graph"]})
+    else:
+        from safetensors.numpy import load_file, save_file
+
+        root = Path(shutil.copytree(checkpoints[name], tmp_path / "c"))
+        values = load_file(root / "model.safetensors")
+        if fault == "head":
+            values["lm_head.weight"] = values["model.language_model.embed_tokens.weight"][::-1].copy()
+        else:
+            values["model.visual.blocks.1.mlp.linear_fc1.weight"] *= -1
+        save_file(values, root / "model.safetensors", metadata={"format": "pt"})
+        checkpoint = Checkpoint.open(root)
+    report = verify(bundle, checkpoint, tokens=4, tolerances=limits)
+    stages = {s.name: s for s in report.stages}
+    assert stages[stage].verdict is Verdict.FAIL
+    assert cause in stages[stage].cause
+    assert all(bool(s.cause) == (s.verdict is Verdict.FAIL) for s in report.stages)
+    assert any(f"likely cause: {stages[stage].cause}" in line for line in report.lines())
+    with pytest.raises(ParityError, match="likely cause") as caught:
+        report.require()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_that_can_not_be_compared_is_named(bundles: dict[str, Bundle], checkpoints: dict[str, Path]) -> None:
+    name = "tiny-qwen3-vl"
+    file = checkpoints[name] / "preprocessor_config.json"
+    kept = file.read_bytes()
+    file.unlink()
+    try:
+        report = verify(bundles[name], checkpoints[name], tokens=2)
+    finally:
+        file.write_bytes(kept)
+    pixels = report.stages[0]
+    assert (pixels.name, pixels.verdict) == ("pixels", Verdict.FAIL)
+    assert "image processor" in pixels.note
+    assert report.lines()[0].startswith("fail      pixels")
+    with pytest.raises(ParityError, match=r"pixels: .*image processor"):
+        report.require()
+
+
+def test_the_export_says_how_every_stage_went(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gog_edge.cli.main import run
+
+    command = ["export", str(checkpoints["tiny-qwen3-vl"]), "--precision", "fp32", "--verify", "-o"]
+    assert run([*command, str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().err
+    assert "verified against transformers" in said
+    for stage in ("pixels", "vision", "deepstack", "prefill", "decode", "greedy"):
+        assert f"pass      {stage}" in said
+    strict = Tolerances("fp32", {**Tolerances.load("fp32").stages, "decode": {"at_most": {"kl_mean": -1.0}}})
+    monkeypatch.setattr(Tolerances, "load", lambda precision: strict)
+    assert run([*command, str(tmp_path / "c")]) == 2
+    said = capsys.readouterr().err
+    assert "pass      prefill" in said
+    assert "fail      decode" in said
+    assert not (tmp_path / "c").exists()
+
+
+def test_weights_that_transformers_would_fill_at_random_are_no_reference(
+    bundles: dict[str, Bundle], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    root = Path(shutil.copytree(checkpoints["tiny-qwen3-vl"], tmp_path / "c"))
+    values = load_file(root / "model.safetensors")
+    save_file({f"module.{k}": v for k, v in values.items()}, root / "model.safetensors")
+    with pytest.raises(ParityError, match="weights at random"):
+        verify(bundles["tiny-qwen3-vl"], root, tokens=2)
 
 
 def test_failed_gate_leaves_no_bundle(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_conversations_are_recorded_with_their_pixels(tmp_path: Path) -> None:
         shown = sum(i.rows * i.columns // 4 for i in talk.images)
         assert shown == (talk.tokens == image_token).sum() > 0
         assert 0 < talk.written.sum() < len(talk.tokens)
-        logits = Reference(checkpoint).logits(talk.tokens, talk.images, image_token)
+        logits = Reference(checkpoint).logits(talk.tokens, talk.images)
         places = np.flatnonzero(talk.written)
         agrees = logits[places - 1].argmax(-1) == talk.tokens[places]
         assert agrees[:12].all()  # greedy: what it wrote is what the HF model would have written

@@ -20,7 +20,7 @@ from gog_edge.export.quantize.search import search_mse
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.export.synthetic.configs import model_config
-from gog_edge.families.roles import decoder_inputs, tensor_classes
+from gog_edge.families.weights import decoder_inputs, tensor_classes
 
 RNG = np.random.default_rng(8)
 
@@ -220,7 +220,7 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
 
     checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "ck", 3, "float32"))
     talks = [Talk(RNG.integers(0, 600, 80)) for _ in range(4)]
-    stats = calibrate(checkpoint, talks, 652, tmp_path / "cal")
+    stats = calibrate(checkpoint, talks, tmp_path / "cal")
     text = checkpoint.config.get("text_config") or checkpoint.config
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
@@ -239,8 +239,8 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     assert scaled.shape(down) == checkpoint.shape(down)
     assert scaled.names() == checkpoint.names()
     ids = talks[0].tokens
-    plain = Reference(checkpoint).logits(ids, [], 0)
-    moved = Reference(checkpoint, scaling.apply).logits(ids, [], 0)
+    plain = Reference(checkpoint).logits(ids)
+    moved = Reference(checkpoint, scaling.apply).logits(ids)
     np.testing.assert_allclose(moved, plain, atol=2e-4)
     for weight, exponent in scaling.exponents.items():
         known, then = stats(weight), scaling.stats(weight, stats(weight))
@@ -265,7 +265,7 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
 
     root = make_checkpoint("tiny-qwen2.5-vl", tmp_path / "ck", 3, "float32")
     talks = [Talk(np.arange(30, 70)), Talk(np.arange(100, 125))]
-    stats = calibrate(Checkpoint.open(root), talks, 652, tmp_path / "cal", memory=0)
+    stats = calibrate(Checkpoint.open(root), talks, tmp_path / "cal", memory=0)
     model = transformers.AutoModelForImageTextToText.from_pretrained(root, dtype=torch.float32).eval()
     seen: list[np.ndarray] = []
     down = model.model.language_model.layers[1].mlp.down_proj
@@ -279,7 +279,7 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
     assert known.count == len(x) == 65
     np.testing.assert_allclose(known.hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-6)
     with pytest.raises(UsageError, match="at least one conversation"):
-        calibrate(Checkpoint.open(root), [], 652, tmp_path / "cal")
+        calibrate(Checkpoint.open(root), [], tmp_path / "cal")
 
 
 @pytest.mark.parametrize(

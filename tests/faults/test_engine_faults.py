@@ -18,7 +18,7 @@ from gog_edge.engines.ort.engine import create
 from gog_edge.engines.ort.options import DEVICES, OrtOptions, available_devices
 from gog_edge.engines.registry import ENGINES, create_engine
 from gog_edge.errors import BundleError, EngineError, UsageError
-from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.decoder import TokenEmbedding
 from tests.runtime.fakes import make_bundle
 
 ONE_THREAD = OrtOptions(threads=1, spin=False)

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
-from gog_edge.clock import SYSTEM, Clock
-from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.deadline import SYSTEM, UNLIMITED, Budget, Clock
 from gog_edge.engines.base import DecoderInputs, EngineInfo, Features
 from gog_edge.errors import SearchError
-from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.decoder import TokenEmbedding
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page
 from gog_edge.types import Hit

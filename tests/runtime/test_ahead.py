@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from gog_edge.agent.agent import Agent
-from gog_edge.agent.conversation import Conversation
+from gog_edge.agent.agent import Agent, Conversation
 from gog_edge.agent.options import NO_PREFETCH, Prefetch
 from gog_edge.deadline import Budget
 from gog_edge.dialects import load, names
@@ -84,7 +83,7 @@ def test_the_crop_is_read_before_its_search_is_over(make_agent: MakeAgent, frame
 
         def watched(inputs: Any, cache: Any, *rest: Any) -> Any:
             logits = run(inputs, cache, *rest)
-            spans = conversation.session.positions.spans
+            spans = conversation.session.sequence.spans
             if len(spans) == 2 and cache.ids.count(pad) == sum(s.count for s in spans):
                 read.set()
             return logits
@@ -260,7 +259,7 @@ def test_cancelling_in_the_midst_of_reading_ahead(make_agent: MakeAgent, frame: 
     with agent.session(frame) as conversation:
 
         def cancelled(inputs: Any, cache: Any, past: int, own: Budget) -> Any:
-            if len(conversation.session.positions.spans) == 2:  # the crop is being read
+            if len(conversation.session.sequence.spans) == 2:  # the crop is being read
                 clock.later(0.05, budget.cancel)
             return run(inputs, cache, past, own)
 

@@ -64,8 +64,8 @@ def test_a_guess_changes_neither_tokens_nor_logits(model: Model, frame: Frame, s
     counts = [s.append(SAID[said], behind=at) for s, at in ((plain, None), (ahead, behind))]
     assert counts[0] == counts[1] == len(plain) - behind
     assert ahead.tokens.tolist() == plain.tokens.tolist()
-    assert np.array_equal(ahead.positions.view(0, len(ahead)), plain.positions.view(0, len(plain)))
-    assert ahead.positions.delta == plain.positions.delta
+    assert np.array_equal(ahead.sequence.positions(0, len(ahead)), plain.sequence.positions(0, len(plain)))
+    assert ahead.sequence.delta == plain.sequence.delta
     assert np.allclose(ahead.run(), plain.run(), atol=2e-4)
     assert (ahead.usage.prompt_tokens, ahead.usage.image_tokens) == (
         plain.usage.prompt_tokens,
@@ -136,8 +136,8 @@ def test_whatever_is_guessed_the_conversation_is_what_is_said(
     ahead.append(said, behind=behind)
     plain.append(said)
     assert ahead.tokens.tolist() == plain.tokens.tolist()
-    assert np.array_equal(ahead.positions.view(0, len(ahead)), plain.positions.view(0, len(plain)))
-    assert ahead.positions.spans == plain.positions.spans
+    assert np.array_equal(ahead.sequence.positions(0, len(ahead)), plain.sequence.positions(0, len(plain)))
+    assert ahead.sequence.spans == plain.sequence.spans
 
 
 def test_what_two_ways_of_going_on_share() -> None:

@@ -21,7 +21,7 @@ def test_the_second_question_pays_for_its_own_words_only(make_agent: MakeAgent, 
     with agent.session(frame) as conversation:
         first = conversation.ask("What is it?")
         second = conversation.ask("And what does it eat?")
-        image = conversation.session.positions.spans[0].count
+        image = conversation.session.sequence.spans[0].count
     assert first.usage.encoded_images >= 1
     assert second.usage.encoded_images == 0
     assert second.usage.image_tokens == first.usage.image_tokens - image
@@ -65,22 +65,22 @@ def test_the_prefix_is_computed_once_per_bundle(make_agent: MakeAgent, frame: Fr
 def test_resume_goes_on_where_it_stopped(make_agent: MakeAgent, frame: Frame, tmp_path: Path, kv: bool) -> None:
     own = tmp_path / "own.toml"  # boxes count pixels of a size that is not the grid's
     own.write_text(
-        'extends = "gog"\nname = "own"\n[limits]\nscale_first = ["image", "crop"]\n'
-        "image_min_pixels = 90000\ncrop_min_pixels = 5000\n"
+        'extends = "gog"\nname = "own"\n[limits.image]\nscale_first = true\nmin_pixels = 90000\n'
+        "[limits.crop]\nscale_first = true\nmin_pixels = 5000\n"
     )
     make = partial(make_agent, [GAZE, ANSWER], [FakeProvider([HERON])], dialect=str(own))
     with make().session(frame) as conversation:
         conversation.ask("What is it?")
         conversation.save(tmp_path / "c.gogs", kv=kv)
         tokens = conversation.session.tokens.tolist()
-        delta = conversation.session.positions.delta
+        delta = conversation.session.sequence.delta
         computed = conversation.session.computed  # all, or all but the last token where that was no verified guess
     assert computed >= len(tokens) - 1
     with make().resume(tmp_path / "c.gogs") as resumed:
         assert resumed.session.tokens.tolist() == tokens
-        assert resumed.session.positions.delta == delta
+        assert resumed.session.sequence.delta == delta
         assert resumed.session.computed == (computed if kv else 0)
-        for image in resumed.session.transcript.images:
+        for image in resumed.session.sequence.images:
             assert image.plan is not None
             again = image.plan.registered(image.geometry.index, image.geometry.source)
             assert again == image.geometry

@@ -7,8 +7,7 @@ import pytest
 from gog_edge.dialects import load, names
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
-from gog_edge.types import Action, ActionKind, Hit, Region, StopReason
+from gog_edge.types import Action, ActionKind, Hit, PixelLimits, Region, StopReason
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
 
@@ -100,7 +99,7 @@ def test_the_grammar_changes_no_answer_and_saves_a_step_a_forced_token(
     spec = dialect.spec
     first = next(a for a in ACTIONS.values() if a.kind.value in {s.kind for s in spec.actions})
     head = f"{spec.parse.think_open}look{spec.parse.think_close}\n" if spec.parse.think_open else ""
-    if dialect.template.frame.prefill or spec.chat.prefill_next not in ("template", ""):
+    if dialect.frame.hooks.next_prefill(dialect.template.frame.prefill):
         head = head.removeprefix(spec.parse.think_open)
     with make_agent([""], dialect=name, **SMALL).session(frame) as conversation:
         conversation.session.add_image(frame, limits=PixelLimits(4096, 8192))

@@ -9,11 +9,13 @@ from gog_edge.bundle import Bundle
 from gog_edge.deadline import Budget, DeadlineReached
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.runtime.generate import Piece, TurnEnd, TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.generate import TurnEnd, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.runtime.telemetry import TokenRecord
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control
 from tests.runtime.fakes import ScriptedEngine
 from tests.runtime.virtual_clock import VirtualClock
@@ -23,7 +25,7 @@ HEAD = "<|im_start|>user\nthe words: alpha beta gamma delta<|im_end|>\n<|im_star
 
 def play(
     bundle: Bundle, text: str, *, guesses: int = 0, constraint: object = None, **limits: object
-) -> tuple[TurnResult, list[Piece], Session]:
+) -> tuple[TurnResult, list[TokenRecord], Session]:
     engine = ScriptedEngine(bundle, [text])
     session = Session(Model.assemble(bundle, engine, RunOptions(prefix_cache=False)))
     session.append([Control(HEAD)])

@@ -160,7 +160,7 @@ def test_hostile_results_stay_text(make_agent: MakeAgent, frame: Frame) -> None:
         special = agent.model.manifest.tokens
         tokens = conversation.session.tokens.tolist()
         assert tokens.count(special.vision_start) == 1
-        assert tokens.count(special.image_pad) == sum(s.count for s in conversation.session.positions.spans)
+        assert tokens.count(special.image_pad) == sum(s.count for s in conversation.session.sequence.spans)
         starts = tokens.count(agent.model.tokenizer.special["<|im_start|>"])
         assert starts == 5  # system, user, assistant, result, assistant
         assert tokens.count(agent.model.tokenizer.special["<tool_call>"]) <= 4  # the system prompt's and the policy's

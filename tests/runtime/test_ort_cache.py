@@ -58,7 +58,7 @@ def test_unused_capacity_costs_no_memory() -> None:
 def test_growing_holds_one_buffer_twice_not_all() -> None:
     cache = cache_of(8, 2048)  # 16 buffers of 4 MiB
     cache.write(0, [np.ones((HEADS, 2048, DIM), np.float16)] * 16)
-    before, seen, zeros = resident(), [], cache._zeros
+    before, seen, zeros = resident(), [], ort_cache._zeros
 
     class Watched(np.ndarray):  # type: ignore[type-arg]
         def __setitem__(self, key: Any, value: Any) -> None:
@@ -90,8 +90,8 @@ def test_no_room_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **options: Any) -> Any:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(cache.mmap, "mmap", full)
-    monkeypatch.setattr(cache.np, "zeros", full)
+    monkeypatch.setattr(ort_cache.mmap, "mmap", full)
+    monkeypatch.setattr(ort_cache.np, "zeros", full)
     with pytest.raises(EngineError, match=r"no memory for a KV cache of 128 tokens .*lower the context"):
         cache.reserve(128, 0)
 

@@ -11,8 +11,8 @@ import pytest
 import gog_edge
 from gog_edge.agent.evidence import normalise, supporting
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.pace import Pace
 from gog_edge.bundle import Bundle
+from gog_edge.deadline import Pace
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import DialectError, GrammarError, SearchError, SearchIndexError, UsageError
 from gog_edge.image.frame import Frame

@@ -20,14 +20,14 @@ from PIL import Image
 
 from gog_edge import dialects
 from gog_edge.agent.options import RunOptions
-from gog_edge.agent.picture_limits import crop_limits, image_limits, thumbnail_limits
+from gog_edge.agent.picture_limits import crop_limits, image_limits
 from gog_edge.crop import scale_between
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.errors import DialectError
 from gog_edge.manifest import Preprocessing
 from gog_edge.runtime.feature_cache import FeatureCache
-from gog_edge.runtime.vision import PixelLimits, VisionEncoder, VisionPlan
-from gog_edge.types import ActionKind, Region, RegisteredImage
+from gog_edge.runtime.vision import VisionEncoder, VisionPlan
+from gog_edge.types import ActionKind, PixelLimits, Region, RegisteredImage
 
 OWN = (3136, 12_845_056)  # preprocessor_config.json of Qwen2.5-VL, which all four systems start from
 QWEN = Preprocessing(14, 2, 2, *OWN, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -109,14 +109,14 @@ def test_images_take_two_steps(name: str, width: int, height: int) -> None:
 @given(st.sampled_from(RESULTS), SIDES, SIDES)
 def test_pictures_of_results_take_two_steps(name: str, width: int, height: int) -> None:
     assume(max(width, height) / min(width, height) < 150)
-    seen = plan(width, height, thumbnail_limits(LIMITS[name]))
+    seen = plan(width, height, LIMITS[name].thumbnail)
     scaled = process_image(width, height, *IMAGES[name])
     assert (shown(seen), tokens(seen)) == (scaled, processor(*scaled))
 
 
 def test_pictures_of_mmsearch_r1s_results_are_left_to_the_processor() -> None:
     """SerpAPI's thumbnails lie within the demonstration's bound, which the processor keeps in one step."""
-    limits = thumbnail_limits(LIMITS["mmsearch-r1"])
+    limits = LIMITS["mmsearch-r1"].thumbnail
     assert tokens(plan(259, 194, limits)) == processor(259, 194)
     assert tokens(plan(2000, 1500, limits)) == (27, 20)  # floor(776.0 / 28), floor(582.0 / 28)
 
@@ -226,7 +226,7 @@ def test_vrag_boxes_round_trip_in_the_scaled_picture(width: int, height: int, da
     assume(max(width, height) / min(width, height) < 150)
     dialect = dialects.load("vrag-rl")
     image: RegisteredImage = plan(width, height, image_limits(dialect.limits, RunOptions())).registered(0, 0)
-    spec = dataclasses.replace(dialect.spec.coordinates, pad=0, whole_pixels="outward")
+    spec = dataclasses.replace(dialect.spec.coordinates, whole_pixels="outward")
     assert spec.frame == "shown"
     frame = CoordinateFrame(spec, "shown")
     w, h = process_image(width, height, *IMAGES["vrag-rl"])
@@ -261,6 +261,12 @@ def test_scaling_by_itself() -> None:
 
 def test_what_is_scaled_first_is_checked(tmp_path: Any) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('extends = "gog"\nname = "mine"\n[limits]\nscale_first = ["images"]\n')
-    with pytest.raises(DialectError, match=r"limits.scale_first\[0\]: 'images' is not one of image, crop, thumbnail"):
-        dialects.load(file)
+    for written, message in (
+        ("image]\nscale_first = 3\n", "limits.image.scale_first: true or false is needed, not a whole number"),
+        ("crop]\nupscale = 20\n", "limits.crop: upscale is 20.0: above 0, at most 16 is needed"),
+        ("thumbnail]\nmin_pixels = -1\n", "limits.thumbnail.min_pixels: -1 is negative"),
+        ("images]\nmax_pixels = 9\n", "limits.images: unknown key; did you mean 'image'"),
+    ):
+        file.write_text(f'extends = "gog"\nname = "mine"\n[limits.{written}')
+        with pytest.raises(DialectError, match=message):
+            dialects.load(file)

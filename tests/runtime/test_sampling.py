@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
+from gog_edge.sampling_options import Sampling
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03], np.float32))
 

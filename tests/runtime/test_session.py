@@ -18,12 +18,12 @@ from gog_edge.errors import ContextOverflowError, EngineError, SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.sampling_options import Sampling
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.runtime.conftest import picture
 
 PROMPT: list[Segment] = [
@@ -68,7 +68,7 @@ def test_one_image_span_and_no_control_token_from_the_question(loaded: Loaded, f
     session = start(loaded, frame)
     special = loaded[0].manifest.tokens
     tokens = session.tokens.tolist()
-    (span,) = session.positions.spans
+    (span,) = session.sequence.spans
     assert tokens.count(special.image_pad) == span.count
     assert tokens[span.start - 1] == special.vision_start
     assert tokens[span.stop] == special.vision_end
@@ -86,7 +86,7 @@ def test_guessing_does_not_change_what_is_written(loaded: Loaded, frame: Frame) 
     plain, fast = start(loaded, frame), start(loaded, frame)
     assert write(plain, 96) == write(fast, 96, guesses=6)
     assert plain.tokens.tolist() == fast.tokens.tolist()
-    assert plain.positions.delta == fast.positions.delta
+    assert plain.sequence.delta == fast.sequence.delta
 
 
 def test_decode_positions_go_on_from_the_mrope_delta(loaded: Loaded, frame: Frame) -> None:
@@ -98,7 +98,7 @@ def test_decode_positions_go_on_from_the_mrope_delta(loaded: Loaded, frame: Fram
     once = again.run()
     session.run()
     assert np.allclose(session.run(), once, atol=2e-4)
-    assert session.positions.delta < -1
+    assert session.sequence.delta < -1
 
 
 def test_a_second_image_after_decoding(loaded: Loaded, frame: Frame) -> None:
@@ -147,7 +147,7 @@ def test_a_mark_is_void_once_the_conversation_was_cut_before_it(loaded: Loaded, 
 def test_an_image_can_not_be_cut_in_two(loaded: Loaded, frame: Frame) -> None:
     session = start(loaded, frame)
     with pytest.raises(SessionError, match="inside image 0"):
-        session.cut(session.positions.spans[0].start + 1)
+        session.cut(session.sequence.spans[0].start + 1)
 
 
 def test_drafts_are_tried_not_appended(loaded: Loaded, frame: Frame) -> None:
@@ -219,7 +219,7 @@ def test_restart_keeps_what_both_conversations_share(loaded: Loaded, frame: Fram
     plan = session.model.vision.plan(frame)
     other: list[Segment] = [*PROMPT[:2], Text("who is this"), PROMPT[3]]
     kept = session.restart([plan], other)
-    assert kept == session.positions.spans[0].stop + 1
+    assert kept == session.sequence.spans[0].stop + 1
     fresh = Session(session.model)
     fresh.add_image(frame)
     fresh.append(other)
@@ -227,7 +227,7 @@ def test_restart_keeps_what_both_conversations_share(loaded: Loaded, frame: Fram
     assert np.allclose(session.run(), fresh.run(), atol=2e-4)
     assert session.usage.encoded_images == 1
     changed = session.restart([session.model.vision.plan(picture(8))], other)
-    assert changed == session.positions.spans[0].start - 1
+    assert changed == session.sequence.spans[0].start - 1
     with pytest.raises(SessionError, match="no image 0"):
         session.restart([], other)
     with pytest.raises(ContextOverflowError):

@@ -13,9 +13,8 @@ import pytest
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
-from gog_edge.clock import SystemClock
 from gog_edge.crop import cuda
-from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.deadline import Budget, DeadlineReached, SystemClock
 from gog_edge.engines.base import CutsCrops, Engine, FixedContext, TakesFeatures
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
@@ -26,12 +25,12 @@ from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.rope import vision_inputs
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
-from gog_edge.runtime.vision import PixelLimits
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.sampling_options import Sampling
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle

@@ -13,8 +13,7 @@ import pytest
 
 import gog_edge
 from gog_edge.agent.options import NO_PREFETCH
-from gog_edge.agent.pace import ANSWER_TOKENS
-from gog_edge.deadline import Budget, DeadlineReached
+from gog_edge.deadline import ANSWER_TOKENS, Budget, DeadlineReached
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace

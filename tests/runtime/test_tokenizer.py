@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gog_edge.bundle import Bundle
 from gog_edge.errors import BundleError
 from gog_edge.export.synthetic.text import SPECIALS, tokenizer_json
 from gog_edge.runtime.tokenizer import Detokenizer, Tokenizer
@@ -95,14 +94,3 @@ def test_lone_surrogates_do_not_break_encoding() -> None:
 def test_a_broken_file_is_one_clear_error(source: str) -> None:
     with pytest.raises(BundleError, match=r"tokenizer\.json can't be read"):
         Tokenizer(source)
-
-
-def test_ids_beyond_the_embedding_are_refused(bundle: Bundle) -> None:
-    import numpy as np
-
-    from gog_edge.runtime.embedding import TokenEmbedding
-
-    table = TokenEmbedding(bundle)
-    assert table.gather(np.array([0, 5], np.int32)).shape == (2, table.columns)
-    with pytest.raises(BundleError, match="has no row"):
-        table.gather(np.array([table.rows], np.int32))

@@ -17,8 +17,8 @@ from gog_edge.engines.registry import create_engine
 from gog_edge.errors import CancelledError, RegionError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache, FeatureKey
-from gog_edge.runtime.vision import PixelLimits, VisionEmbedder, VisionEncoder
-from gog_edge.types import Region
+from gog_edge.runtime.vision import VisionEmbedder, VisionEncoder
+from gog_edge.types import PixelLimits, Region
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import ScriptedEngine
 

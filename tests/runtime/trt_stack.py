@@ -17,9 +17,10 @@ from gog_edge.engines.tensorrt import TrtOptions
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler, Sampling
+from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, Region, Text
 from tests.runtime import fake_tensorrt
 

@@ -1,8 +1,8 @@
 """A clock whose time passes only when every thread of a test waits for it: deadlines without a stopwatch.
 
-A thread takes part if it made the clock or was started by `start` (which stands in for `desk.run_in_thread`). As long
-as one of them runs, time stands still; when all wait, it jumps to the earliest thing that is due. So what a machine
-computes takes no time at all, and what a fake engine or provider waits takes exactly what it was told.
+A thread takes part if it made the clock or was started by `start` (which stands in for `dispatch.run_in_thread`). As
+long as one of them runs, time stands still; when all wait, it jumps to the earliest thing that is due. So what a
+machine computes takes no time at all, and what a fake engine or provider waits takes exactly what it was told.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STUCK_S = 60.0  # of real time: somebody waits for what no thread of the clock 
 
 
 class VirtualClock:
-    """See `gog_edge.clock.Clock`."""
+    """See `gog_edge.deadline.Clock`."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()  # its lock is re-entrant: what is due may set events

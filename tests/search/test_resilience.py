@@ -24,7 +24,7 @@ NEVER = Deadline.never()
 
 
 class Clock:
-    """See `gog_edge.clock.Clock`: time passes when somebody waits."""
+    """See `gog_edge.deadline.Clock`: time passes when somebody waits."""
 
     def __init__(self) -> None:
         self.at = 100.0

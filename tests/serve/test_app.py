@@ -95,7 +95,7 @@ def test_a_full_queue_gets_429(tiny_bundle: Path, body: dict[str, Any]) -> None:
     started, release = threading.Event(), threading.Event()
 
     class Slow:
-        def ask(self, *args: object, **kwargs: object) -> object:
+        def events(self, request: gog_edge.AskRequest) -> object:
             started.set()
             release.wait(10)
             raise gog_edge.GogEdgeError("stopped")

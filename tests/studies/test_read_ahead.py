@@ -22,7 +22,7 @@ def test_every_dialect_is_counted(tmp_path: Path) -> None:
         spec = dialects.load(name).spec
         assert set(kinds) == {a.kind for a in spec.actions} & set(SEARCHES)
         for kind, k in kinds.items():
-            assert k["crop"] == (kind == "gaze" and spec.observe.gaze.show_crop), name
+            assert k["crop"] == (kind == "gaze" and bool(spec.observe["gaze"].crop)), name
             assert 0 < k["failed"] <= k["tokens"] and 0 < k["nothing"] <= k["tokens"]
             assert k["results"] == k["tokens"], (name, kind)  # nothing of a usual reply is guessed wrong
     crops = [name for name, kinds in found.items() if any(k["crop"] for k in kinds.values())]

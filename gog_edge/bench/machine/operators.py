@@ -32,8 +32,7 @@ from gog_edge.engines.ort.options import OrtOptions, usable_cores
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch
-from gog_edge.runtime.decoder import Decoder
-from gog_edge.runtime.embedding import TokenEmbedding
+from gog_edge.runtime.decoder import Decoder, TokenEmbedding
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)

@@ -11,6 +11,7 @@ from gog_edge.agent.loader import load as load_agent
 from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.machine.operators import operator_cells
 from gog_edge.bench.machine.roofline import Roofline
+from gog_edge.bench.machine.weight_bandwidth import weight_cells
 from gog_edge.bench.result import Cell
 from gog_edge.bench.scenarios.camera import Stream, camera_cells
 from gog_edge.bench.scenarios.crop import crop_cells
@@ -18,7 +19,6 @@ from gog_edge.bench.scenarios.export import export_cells
 from gog_edge.bench.scenarios.index import index_cells
 from gog_edge.bench.scenarios.reuse import prompt_cells, question_cells
 from gog_edge.bench.scenarios.search import search_cells
-from gog_edge.bench.weight_stream import weight_cells
 from gog_edge.errors import BenchError
 
 

@@ -35,7 +35,7 @@ def question_cells(
     """
     scene = picture(*FRAME, seed=5)
     turns = [subject.turn([Picture(scene.pixels), Words(WORDS, 1)], TOKENS)]
-    mark = int(subject.session.positions.spans[0].stop) + 1
+    mark = int(subject.session.sequence.spans[0].stop) + 1
     for number in range(1, max(counts)):
         subject.session.cut(mark)
         turns.append(subject.turn([Words(WORDS, 1 + number)], TOKENS))

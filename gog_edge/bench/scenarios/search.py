@@ -1,4 +1,4 @@
-"""How much of a slow search is hidden: the runtime's own desk and actor, real turns, a provider that sleeps."""
+"""How much of a slow search is hidden: the runtime's own dispatcher and tools, real turns, a provider that sleeps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gog_edge.agent.dispatch import SearchDesk
+from gog_edge.agent.dispatch import SearchDispatcher
 from gog_edge.agent.loader import bundle_dialect
 from gog_edge.agent.options import NO_PREFETCH, Prefetch
 from gog_edge.agent.prefetch import ReadAhead
-from gog_edge.agent.tools import Actor, QuestionContext
+from gog_edge.agent.request import AskRequest
+from gog_edge.agent.tools import ToolExecutor
 from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import Words, picture
@@ -88,7 +89,7 @@ def gaze_cells(subject: LocalSubject, repeats: int, latencies: Sequence[float]) 
 
 
 def _glance_cells(subject: LocalSubject, repeats: int, seconds: float) -> Iterator[Cell]:
-    desk = _desk(seconds)
+    dispatcher = _dispatcher(seconds)
     waits: dict[str, list[float]] = {OURS: [], PLAIN: []}
     ahead: list[float] = []
     for run in range(repeats):
@@ -96,11 +97,11 @@ def _glance_cells(subject: LocalSubject, repeats: int, seconds: float) -> Iterat
         scene = picture(1024, 768, seed=run)
         query = ImageQuery(Frame.open(scene.pixels))
         start = time.perf_counter()
-        desk.image_early(query, RESULTS)
+        dispatcher.image_early(query, RESULTS)
         subject.turn([scene, Words(60, run)], TOKENS)
         ahead.append(time.perf_counter() - start)
-        waits[OURS].append(_wait(desk, query))
-        waits[PLAIN].append(_wait(desk, query))  # the early one is used up: this starts anew
+        waits[OURS].append(_wait(dispatcher, query))
+        waits[PLAIN].append(_wait(dispatcher, query))  # the early one is used up: this starts anew
     yield Cell("search", OURS, "glance: start to end of the call", "s", tuple(ahead), x=seconds)
     for name, samples in waits.items():
         yield Cell("search", name, "wait for glance", "s", tuple(samples), x=seconds)
@@ -108,14 +109,14 @@ def _glance_cells(subject: LocalSubject, repeats: int, seconds: float) -> Iterat
     yield Cell("search", OURS, "glance hidden", "%", hidden, lower_is_better=False, x=seconds)
 
 
-def _wait(desk: SearchDesk, query: ImageQuery) -> float:
+def _wait(dispatcher: SearchDispatcher, query: ImageQuery) -> float:
     start = time.perf_counter()
-    desk.wait(desk.image(query, RESULTS), UNLIMITED)
+    dispatcher.wait(dispatcher.image(query, RESULTS), UNLIMITED)
     return time.perf_counter() - start
 
 
-def _desk(seconds: float) -> SearchDesk:
-    return SearchDesk([SleepingProvider(seconds)], 10 * seconds + 10, UNLIMITED, Trace())
+def _dispatcher(seconds: float) -> SearchDispatcher:
+    return SearchDispatcher([SleepingProvider(seconds)], 10 * seconds + 10, UNLIMITED, Trace())
 
 
 class _Gaze:
@@ -135,18 +136,19 @@ class _Gaze:
         session.rewind(self._closed)
         subject.model.vision.cache.clear()
         options = replace(subject.options, prefetch=prefetch)
-        actor = Actor(session, self._dialect, _desk(seconds), options, QuestionContext("What is it?"), UNLIMITED, 1)
+        request = AskRequest(None, "What is it?")
+        tools = ToolExecutor(session, self._dialect, _dispatcher(seconds), options, request, UNLIMITED, 1)
         start = time.perf_counter()
         if prefetch.crop and GAZE.region is not None:
-            actor.expect_crop(GAZE.region, GAZE.image)
+            tools.expect_crop(GAZE.region, GAZE.image)
         subject.turn([], AFTER_BOX)
         called, behind = time.perf_counter(), len(session)
         ahead = ReadAhead(session, self._wording, behind, options.answer_reserve) if prefetch.observation else None
-        observations = actor.perform([GAZE], UNLIMITED, ahead)
+        observations = tools.perform([GAZE], UNLIMITED, ahead)
         session.append(self._wording(observations), behind=behind)
         session.run()
         read = time.perf_counter()
-        actor.finish()
+        tools.finish()
         return called - start, read - start
 
     def _wording(self, observations: Sequence[Observation]) -> list[Segment]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from gog_edge.manifest import TensorSpec
 
 PAST, PRESENT = "past_key_values.", "present."
 _GRAIN = 64  # capacities are multiples of this many tokens
+_FEW = 16  # tokens of a run that is likely to be followed by one like it
 _ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
 _SMALL_PAGES = hasattr(mmap, "MADV_NOHUGEPAGE")
 
@@ -44,8 +46,20 @@ def free_room(graph: OrtGraph) -> int:
     return 65536 if native and _SMALL_PAGES else 4096
 
 
+@dataclass(frozen=True)
+class BoundRun:
+    """A run that is bound: it reads `inputs`, where they are kept, and writes `logits` [1, last_k, V]."""
+
+    binding: Any
+    inputs: dict[str, NDArray[Any]]
+    logits: NDArray[np.float32]
+
+
 class OrtKvCache:
-    """Buffers [1, kv_heads, capacity, …], host or device, and the I/O binding that holds them."""
+    """Buffers [1, kv_heads, capacity, …], host or device, and the I/O bindings that hold them.
+
+    `ready`: runs that need nothing but new values, by the number of their tokens and of their logits' rows.
+    """
 
     def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int) -> None:
         self._graph = graph
@@ -53,35 +67,33 @@ class OrtKvCache:
         self._specs = [graph.inputs[name] for name in self._names]
         self._max = max_tokens
         self._host = graph.device.memory == "cpu"
-        self._capacity = 0
+        self.capacity = 0
         self._arrays: list[NDArray[Any]] = []  # host caches only: what the OrtValues show
         self._values: list[Any] = []
-        self.binding: Any = None
+        self._binding: Any = None
+        self._logits: NDArray[np.float32] | None = None
+        self.ready: dict[tuple[int, int], BoundRun] = {}
         self.reserve(max(tokens, 1), 0)
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
 
     @property
     def nbytes(self) -> int:
         return sum(
-            int(np.dtype(DTYPES[s.dtype]).itemsize) * math.prod(self._shape(s, self._capacity)) for s in self._specs
+            int(np.dtype(DTYPES[s.dtype]).itemsize) * math.prod(self._shape(s, self.capacity)) for s in self._specs
         )
 
     def reserve(self, tokens: int, keep: int) -> None:
         """Room for `tokens`; see `KvCache.reserve`."""
-        if tokens <= self._capacity:
+        if tokens <= self.capacity:
             return
-        wanted = max(tokens, min(2 * self._capacity, self._max))
+        wanted = max(tokens, min(2 * self.capacity, self._max))
         capacity = -(-wanted // _GRAIN) * _GRAIN
         try:
             grow = self._grow_on_host if self._host else self._grow_on_device
             grow(capacity, keep)
         except (MemoryError, OSError, RuntimeError) as e:
             raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
-        self._capacity = capacity
-        self._bind()
+        self.capacity = capacity
+        self._binding = self._new_binding()
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
@@ -98,6 +110,24 @@ class OrtKvCache:
             for value, target in zip(self._values, targets):
                 value.update_inplace(target)
 
+    def bind(self, count: int, feeds: Mapping[str, NDArray[Any]], shape: tuple[int, int, int]) -> BoundRun:
+        """Bind the inputs of a run of `count` tokens and logits of `shape`."""
+        import onnxruntime
+
+        if self._host and count <= _FEW:
+            if self._logits is None:
+                self._logits = np.empty((1, _FEW, shape[2]), np.float32)
+            run = BoundRun(self._new_binding(), {n: np.array(a) for n, a in feeds.items()}, self._logits[:, : shape[1]])
+            for name, array in run.inputs.items():  # read where they lie whenever the graph runs
+                run.binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+            self.ready[count, shape[1]] = run
+        else:
+            run = BoundRun(self._binding, {}, np.empty(shape, np.float32))
+            for name, array in feeds.items():
+                run.binding.bind_cpu_input(name, array)
+        run.binding.bind_output("logits", "cpu", 0, np.float32, list(shape), run.logits.ctypes.data)
+        return run
+
     def _host_arrays(self) -> list[NDArray[Any]]:
         return self._arrays if self._host else [np.array(value.numpy()) for value in self._values]
 
@@ -106,7 +136,7 @@ class OrtKvCache:
         import onnxruntime
 
         fresh = [_zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs]
-        self._values, self.binding = [], None  # they hold the old buffers
+        self._values, self._binding, self.ready = [], None, {}  # they hold the old buffers
         for i in range(len(self._arrays)):
             fresh[i][0, :, :keep] = self._arrays[i][0, :, :keep]
             self._arrays[i] = fresh[i]
@@ -118,7 +148,7 @@ class OrtKvCache:
 
         kept = self.read(0, keep) if keep else []
         make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
-        self._values, self.binding = [], None  # the old buffers go first
+        self._values, self._binding, self.ready = [], None, {}  # the old buffers go first
         for i, spec in enumerate(self._specs):
             array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
             if kept:
@@ -130,13 +160,14 @@ class OrtKvCache:
         """The spec's shape with `capacity` rows; every other axis has a fixed size."""
         return tuple(capacity if axis == _ROWS else int(size) for axis, size in enumerate(spec.shape))
 
-    def _bind(self) -> None:
-        self.binding = self._graph.session.io_binding()
+    def _new_binding(self) -> Any:
+        binding = self._graph.session.io_binding()
         for name, value in zip(self._names, self._values):
-            self.binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_input(name, value)
             present = PRESENT + name.removeprefix(PAST)
             if present in self._graph.outputs:  # native operators write into their input and have no such output
-                self.binding.bind_ortvalue_output(present, value)
+                binding.bind_ortvalue_output(present, value)
+        return binding
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -85,8 +85,6 @@ class OrtGraph:
 
         budget.check()
         run_options = onnxruntime.RunOptions()
-        if self.device.memory == "cpu":
-            run_options.add_run_config_entry("gpu_graph_id", "0")  # its default; the binding looks it up by exception
         if shrink and self.device.memory == "cpu":
             run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -94,13 +92,19 @@ class OrtGraph:
             run_options.terminate = True
 
         try:
-            if budget is UNLIMITED:
-                return call(run_options)
             with budget.on_stop(stop):
                 return call(run_options)
         except Exception as e:  # see above
-            budget.check()
-            raise EngineError(f"the {self.name} graph failed: {_line(e)}") from e
+            raise self.failed(e, budget) from e
+
+    def failed(self, error: Exception, budget: Budget) -> EngineError:
+        """What a run's exception means.
+
+        Raises:
+            CancelledError, DeadlineReached: the budget ended it.
+        """
+        budget.check()
+        return EngineError(f"the {self.name} graph failed: {_line(error)}")
 
 
 def too_old(portable: bool, version: str) -> str:

@@ -25,6 +25,8 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         if revision is not None:
             raise CheckpointError(f"{text} is a folder: a revision only makes sense with a hub id")
         return path
+    if path.suffix.lower() == ".gguf" and (path.exists() or not _HUB_ID.match(text)):
+        raise CheckpointError(f"{text} is a GGUF file (llama.cpp); export needs the original HF checkpoint's folder")
     if path.exists():
         raise CheckpointError(f"{text} is a file: give the checkpoint's folder, or a hub id like owner/name")
     if isinstance(path_or_hub_id, Path) or not _HUB_ID.match(text):
@@ -41,9 +43,14 @@ def _download(hub_id: str, revision: str | None) -> Path:
             "pip install 'gog-edge[export]'"
         ) from e
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS))
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS))
     except Exception as e:  # the hub client's error tree differs by version
         raise CheckpointError(_reason(hub_id, revision, e)) from e
+    if "gguf" in hub_id.lower() and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{hub_id} holds GGUF weights (llama.cpp) only; export the original HF checkpoint instead"
+        )
+    return folder
 
 
 def _reason(hub_id: str, revision: str | None, error: Exception) -> str:

@@ -2,39 +2,30 @@
 
 W' = W + s * B A with s = alpha / r (alpha / sqrt(r) for rsLoRA: arXiv 2312.03732); DoRA rescales each row of W' to its
 learned magnitude (arXiv 2402.09353). Both work on row ranges, so merging streams like everything else.
+
+What counts is the model that peft runs, with the adapter beside the weights. Where head and embedding are one tensor,
+`merge_and_unload` makes another model of it (it adds the change of either to both); the head is loosened here instead.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import CheckpointError
+from gog_edge.export.checkpoint.lora_config import AdapterConfig
+from gog_edge.export.checkpoint.names import bare_name, canonical_name
 from gog_edge.export.checkpoint.shards import SafetensorsFile, Source
+from gog_edge.families.decoder import EMBEDDING, HEAD
 
-EMBEDDING = "model.language_model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+Tensors = dict[str, NDArray[np.float32]]
 # `.lora_A.weight`, `.lora_A.default.weight` (some savers keep the adapter's name), `.lora_embedding_A`, magnitude.
 _PART = re.compile(r"^(?P<module>.+)\.(?P<part>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.[^.]+)*$")
-# Adapters that change the base weights when they are attached, so that merging into the stored base would be wrong.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
-_REFUSED = {
-    "target_parameters": "LoRA on bare parameters",
-    "layer_replication": "layer replication",
-    "lora_bias": "biases on lora_B",
-    "trainable_token_indices": "trainable token rows",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "use_qalora": "QALoRA",
-    "use_bdlora": "block-diagonal LoRA",
-}
 
 
 @dataclass(frozen=True)
@@ -56,41 +47,54 @@ class LowRank:
         return merged.astype(np.float32, copy=False).reshape(weight.shape)
 
 
+@dataclass
+class _Adapter:
+    """An adapter's tensors under canonical names.
+
+    `parts`: of low-rank changes, by weight; `modules`: the names that the adapter has for these weights' modules.
+    `saved`: whole tensors of modules_to_save, the adapter's own copies; `base`: whole tensors that overwrite the base.
+    """
+
+    parts: dict[str, Tensors]
+    modules: dict[str, str]
+    saved: Tensors
+    base: Tensors
+
+
 class LoraSource:
     """A source with an adapter merged in."""
 
     def __init__(
-        self,
-        base: Source,
-        low_rank: dict[str, LowRank],
-        replaced: dict[str, NDArray[np.float32]],
-        unties: bool,
+        self, base: Source, low_rank: dict[str, LowRank], replaced: Tensors, unties: bool = False, hides: bool = False
     ) -> None:
+        """`hides`: lm_head is the embedding, whatever the base stores."""
         self._base, self._low_rank, self._replaced = base, low_rank, replaced
-        self.unties = unties  # lm_head differs from the embedding from now on
-        self._names = base.names() | ({HEAD} if unties else set())
+        self.unties = unties  # lm_head is a tensor of its own from now on
+        self._copied = unties and HEAD not in base.names()  # from the embedding
+        self._names = (base.names() | ({HEAD} if unties else set())) - ({HEAD} if hides else set())
 
     @classmethod
-    def open(cls, base: Source, root: Path, tied: bool = False) -> LoraSource:
-        """Read the adapter in `root`; `tied`: the base model uses the embedding as its head.
+    def open(cls, base: Source, root: Path, tied: bool = False, shared: bool = False) -> LoraSource:
+        """Read the adapter in `root`.
+
+        Args:
+            tied: config.json ties head and embedding (peft's ensure_weight_tying goes by this).
+            shared: and they are one tensor.
 
         Raises:
             CheckpointError: not a LoRA adapter, a variant that can't be merged right, or tensors that do not fit.
         """
-        config = _config(root)
-        keep_tied = tied and bool(config.get("ensure_weight_tying"))
-        unties = tied and HEAD not in base.names() and not keep_tied
-        parts, replaced = _read(root)
-        low_rank = {}
-        for weight, found in parts.items():
-            if keep_tied and weight == HEAD:
-                continue
-            target = EMBEDDING if weight == HEAD and unties else weight
-            if target not in base.names():
-                raise CheckpointError(f"{root} adapts {weight}, which the base checkpoint does not have")
-            low_rank[weight] = _low_rank(root, config, weight, found, base.shape(target))
+        config = AdapterConfig.read(root)
+        adapter = _read(root, config)
+        if shared:
+            _overwrite_both(root, adapter.base)
+        ensured = tied and config.ensure_weight_tying
+        if ensured:
+            _follow_embedding(root, adapter, drop=shared)
+        head = EMBEDDING if HEAD not in base.names() and tied else HEAD  # what lm_head is before the adapter
+        low_rank, replaced = {}, {**adapter.base, **adapter.saved}
         for name, values in replaced.items():
-            target = EMBEDDING if name == HEAD and unties else name
+            target = head if name == HEAD else name
             if target not in base.names():
                 raise CheckpointError(f"{root} holds {name}, which the base checkpoint does not have")
             if values.shape != base.shape(target):
@@ -98,8 +102,20 @@ class LoraSource:
                     f"{root}: {name} is {list(values.shape)}, the base has {list(base.shape(target))}"
                     " (a resized vocabulary? export the merged model instead)"
                 )
-        touched = {EMBEDDING, HEAD} & (set(low_rank) | set(replaced))
-        return cls(base, low_rank, replaced, unties and bool(touched))
+        for weight, found in adapter.parts.items():
+            target = head if weight == HEAD else weight
+            if target not in base.names():
+                raise CheckpointError(f"{root} adapts {weight}, which the base checkpoint does not have")
+            names = (adapter.modules[weight], weight.removesuffix(".weight"))
+            config.check_targeted(names)
+            low_rank[weight] = _low_rank(root, config, weight, names, found, base.shape(target))
+        if ensured and not shared and EMBEDDING in low_rank:
+            low_rank[HEAD] = low_rank[EMBEDDING]
+        touched = {EMBEDDING, HEAD} & (set(low_rank) | set(adapter.saved))
+        unties = tied and bool(touched) and not (ensured and shared)
+        if shared and not unties:
+            replaced.pop(HEAD, None)
+        return cls(base, low_rank, replaced, unties, hides=shared and ensured and bool(touched))
 
     def names(self) -> set[str]:
         return self._names
@@ -114,62 +130,63 @@ class LoraSource:
         return adapter.apply(values, start, stop) if adapter else values
 
     def _stored(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self.unties else name
+        return EMBEDDING if name == HEAD and self._copied else name
 
 
-def _config(root: Path) -> dict[str, Any]:
-    path = root / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as e:
-        raise CheckpointError(f"{root} is not a PEFT adapter: it has no adapter_config.json") from e
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"{path} can't be read as JSON ({e})") from e
-    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise CheckpointError(f"{root} is a {kind or 'foreign'} adapter; only LoRA (and DoRA) can be merged")
-    for key, what in _REFUSED.items():
-        if config.get(key):
-            raise CheckpointError(f"{root} uses {what} ({key}), which can't be merged: merge it with peft first")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING):
-        raise CheckpointError(
-            f"{root} was trained with init_lora_weights={init!r}, which changed the base weights: save it with "
-            "path_initial_model_for_weight_conversion, or merge it with peft first"
-        )
-    return config
-
-
-def _read(root: Path) -> tuple[dict[str, dict[str, NDArray[np.float32]]], dict[str, NDArray[np.float32]]]:
-    """(low-rank parts by weight name, whole tensors by name), all under canonical names."""
-    from gog_edge.export.checkpoint.reader import canonical_name
-
+def _read(root: Path, config: AdapterConfig) -> _Adapter:
     path = root / "adapter_model.safetensors"
     if not path.is_file():
         if (root / "adapter_model.bin").is_file():
             raise CheckpointError(f"{root} has pickled weights only (adapter_model.bin); save it as safetensors")
         raise CheckpointError(f"{root} lacks adapter_model.safetensors; download it again")
     file = SafetensorsFile(path)
-    parts: dict[str, dict[str, NDArray[np.float32]]] = {}
-    whole: dict[str, NDArray[np.float32]] = {}
+    adapter = _Adapter({}, {}, {}, {})
     for stored, info in sorted(file.tensors.items()):
         values = file.rows(stored, 0, info.length)
         match = _PART.match(stored)
         if match:
             weight = canonical_name(match["module"] + ".weight")
-            parts.setdefault(weight, {})[match["part"]] = values
+            adapter.modules[weight] = bare_name(match["module"])
+            adapter.parts.setdefault(weight, {})[match["part"]] = values
         elif "lora_" in stored or "trainable_tokens" in stored:
             raise CheckpointError(f"{root}: {stored} is not understood: merge the adapter with peft first")
-        else:  # modules_to_save, or trained biases
-            name = canonical_name(re.sub(r"\.(?:modules_to_save\.[^.]+|base_layer|original_module)\.", ".", stored))
-            whole[name] = values
-    if not parts and not whole:
+        else:  # modules_to_save, trained biases, or embeddings kept beside the adapter
+            own = re.sub(r"\.(?:modules_to_save\.[^.]+|base_layer|original_module)\.", ".", stored)
+            kind = adapter.saved if config.saves(bare_name(own)) else adapter.base
+            kind[canonical_name(own)] = values
+    if not (adapter.parts or adapter.saved or adapter.base):
         raise CheckpointError(f"{path} is empty")
-    return parts, whole
+    return adapter
+
+
+def _overwrite_both(root: Path, base: Tensors) -> None:
+    """Head and embedding are one tensor in the base: who overwrites one overwrites the other."""
+    given = [base[name] for name in (EMBEDDING, HEAD) if name in base]
+    if len(given) == 2 and not np.array_equal(given[0], given[1]):
+        raise CheckpointError(f"{root} overwrites head and embedding of a tied base differently: merge it with peft")
+    if given:
+        base[EMBEDDING] = base[HEAD] = given[0]
+
+
+def _follow_embedding(root: Path, adapter: _Adapter, drop: bool) -> None:
+    """peft's ensure_weight_tying: the head has the embedding's adapter; `drop`: and is the embedding itself."""
+    for kind in (adapter.parts, adapter.saved):
+        if HEAD in kind and EMBEDDING not in kind:
+            raise CheckpointError(
+                f"{root} has ensure_weight_tying and a change of {HEAD}, but none of the embedding that it is tied to; "
+                "save the adapter again"
+            )
+    if EMBEDDING in adapter.saved:
+        head = adapter.saved.pop(HEAD, None)
+        if head is not None and not np.array_equal(head, adapter.saved[EMBEDDING]):
+            raise CheckpointError(f"{root} has ensure_weight_tying, but head and embedding differ in it")
+        if not drop:
+            adapter.saved[HEAD] = adapter.saved[EMBEDDING]
+    adapter.parts.pop(HEAD, None)
 
 
 def _low_rank(
-    root: Path, config: dict[str, Any], weight: str, parts: dict[str, NDArray[np.float32]], shape: tuple[int, ...]
+    root: Path, config: AdapterConfig, weight: str, modules: tuple[str, ...], parts: Tensors, shape: tuple[int, ...]
 ) -> LowRank:
     embedding = "lora_embedding_A" in parts
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
@@ -189,22 +206,8 @@ def _low_rank(
         magnitude = magnitude.reshape(-1)
         if magnitude.shape != (flat[0],) or embedding:
             raise CheckpointError(f"{root}: the DoRA magnitudes of {weight} do not fit: merge it with peft first")
-    elif config.get("use_dora"):
+    elif config.use_dora:
         raise CheckpointError(f"{root} is a DoRA adapter but lacks the magnitudes of {weight}; save it again")
-    rank = a.shape[0]
-    alpha = _pattern(config.get("alpha_pattern"), weight, config.get("lora_alpha"))
-    if not isinstance(alpha, (int, float)):
-        raise CheckpointError(f"{root}/adapter_config.json: lora_alpha is not a number")
-    scale = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = config.scale(modules, a.shape[0])
     # fan_in_fan_out only concerns GPT-2's Conv1D; peft ignores it for the Linear layers of these families, so do we.
     return LowRank(np.ascontiguousarray(a), np.ascontiguousarray(b), scale, magnitude)
-
-
-def _pattern(patterns: Any, weight: str, default: Any) -> Any:
-    """peft's rule: the first pattern that matches the end of the module's name decides."""
-    module = weight.removesuffix(".weight")
-    for pattern, value in (patterns or {}).items():
-        # Patterns name modules as that model did; the end of the name is common to all spellings.
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -7,48 +7,24 @@ Families see one spelling of every weight name (that of transformers 5):
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gog_edge import families
 from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint import hub
+from gog_edge.export.checkpoint.lora import LoraSource
+from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.prequantized import open_prequantized
-from gog_edge.export.checkpoint.shards import ShardSet, Source
+from gog_edge.export.checkpoint.shards import ShardSet, Source, foreign_format
+from gog_edge.families.base import Family
 
-# What precedes the two towers in the wild: transformers 4 (visual.…, model.layers.…), 5 (model.visual.…,
-# model.language_model.…), and wrappers of training frameworks.
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
-_RENAMES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"^(?:model\.|language_model\.)?lm_head\.", "lm_head."),
-        (r"^(?:model\.)?visual\.", "model.visual."),
-        (r"^(?:model\.)?language_model\.(?:model\.)?", "model.language_model."),
-        (r"^(?:model\.)?(?=(?:layers|embed_tokens|norm)\.)", "model.language_model."),
-    )
-)
-
-
-def canonical_name(name: str) -> str:
-    """The transformers 5 spelling of a weight name; names of neither tower come back as they are."""
-    name = _WRAPPERS.sub("", name)
-    for pattern, replacement in _RENAMES:
-        renamed, count = pattern.subn(replacement, name)
-        if count:
-            return renamed
-    return name
-
-
-def tied_embeddings(config: dict[str, Any]) -> bool:
-    """Whether lm_head is the embedding. Either level may say so (transformers 5 reads both)."""
-    text = config.get("text_config")
-    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    return bool(config.get("tie_word_embeddings", False) or inner)
+_ROWS = 4096  # rows compared at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +36,7 @@ class Checkpoint:
     source: Source
     origin: str  # what the user named: folder or hub id
     adapters: tuple[str, ...] = ()
+    adapter_roots: tuple[Path, ...] = ()  # where they lie
     _plain: ShardSet | None = field(default=None, repr=False)
 
     @classmethod
@@ -72,12 +49,13 @@ class Checkpoint:
         """
         root = hub.locate(path_or_hub_id, revision)
         config = _config(root)
-        shards = ShardSet.open(root)
-        source: Source = Renamed(shards, root)
+        shards = ShardSet.open(root, config.get("transformers_weights"))
+        family = families.FAMILIES.get(str(config.get("model_type")))  # an unknown one is refused when it is exported
+        source: Source = Renamed(shards, root, family if family is not None and family.tied(config) else None)
         quantised = config.get("quantization_config")
         if quantised is not None:
             source = open_prequantized(source, shards, quantised, root)
-        return cls(root, config, source, str(path_or_hub_id), (), shards)
+        return cls(root, config, source, str(path_or_hub_id), _plain=shards)
 
     def with_lora(self, adapter: str | Path) -> Checkpoint:
         """This checkpoint with a PEFT adapter (folder or hub id) merged into every tensor that is read.
@@ -85,14 +63,38 @@ class Checkpoint:
         Raises:
             CheckpointError: not a LoRA adapter, or one that does not fit this checkpoint.
         """
-        from gog_edge.export.checkpoint.lora import LoraSource
+        root = hub.locate(adapter, None)
+        flag, embedding = self.family.tied(self.config), self.family.embedding
+        shared = flag and embedding in self and self.head == embedding
+        merged = LoraSource.open(self.source, root, flag, shared)
+        config = _untied(self.config) if merged.unties else self.config
+        adapters, roots = (*self.adapters, str(adapter)), (*self.adapter_roots, root)
+        return Checkpoint(self.root, config, merged, self.origin, adapters, roots, self._plain)
 
-        tied = tied_embeddings(self.config)
-        merged = LoraSource.open(self.source, hub.locate(adapter, None), tied)
-        config = {**self.config, "tie_word_embeddings": False} if merged.unties else self.config
-        if merged.unties and isinstance(config.get("text_config"), dict):
-            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
-        return Checkpoint(self.root, config, merged, self.origin, (*self.adapters, str(adapter)), self._plain)
+    @property
+    def family(self) -> Family:
+        """The family that config.json names."""
+        return families.find(self.config)
+
+    @cached_property
+    def head(self) -> str:
+        """The tensor that makes the logits: the embedding where config.json ties it and no other head is stored.
+
+        Like transformers: a stored lm_head.weight that differs from the embedding is used, whatever the flags say.
+
+        Raises:
+            CheckpointError: neither is there.
+        """
+        head, embedding, tied = self.family.head, self.family.embedding, self.family.tied(self.config)
+        if head in self:
+            return embedding if tied and self._equal(head, embedding) else head
+        if not tied:
+            raise CheckpointError(
+                f"{self.origin} has no tensor {head} and no tie_word_embeddings in config.json that would put the "
+                "embedding in its place (transformers fills it at random): it is incomplete, or the flag is missing"
+            )
+        self._check(embedding)
+        return embedding
 
     def names(self) -> set[str]:
         """All tensor names, in the transformers 5 spelling."""
@@ -150,21 +152,6 @@ class Checkpoint:
         path = self.file(name)
         return _read_object(path) if path else {}
 
-    def chat_template(self) -> str | None:
-        """The chat template, wherever this generation of transformers has put it."""
-        path = self.file("chat_template.jinja")
-        if path:
-            return path.read_text("utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json", "processor_config.json"):
-            template = self.json(name).get("chat_template")
-            if isinstance(template, str):
-                return template
-            if isinstance(template, list):  # several named templates
-                for entry in template:
-                    if isinstance(entry, dict) and entry.get("name") == "default":
-                        return str(entry["template"])
-        return None
-
     @property
     def quantization(self) -> str | None:
         """Method of a pre-quantised checkpoint ("awq", "gptq"), whose tensors are read dequantised; else None."""
@@ -177,6 +164,13 @@ class Checkpoint:
             for file in set(self._plain.files.values()):
                 file.forget()
 
+    def _equal(self, one: str, other: str) -> bool:
+        if self.shape(one) != self.shape(other):
+            return False
+        rows = self.shape(one)[0]
+        spans = ((at, min(at + _ROWS, rows)) for at in range(0, rows, _ROWS))
+        return all(np.array_equal(self.read_rows(one, *span), self.read_rows(other, *span)) for span in spans)
+
     def _check(self, name: str) -> None:
         if name not in self.source.names():
             raise CheckpointError(f"{self.origin} has no tensor {name}: is it a complete checkpoint of this family?")
@@ -185,11 +179,14 @@ class Checkpoint:
 class Renamed:
     """A source under canonical names.
 
+    `tied`: the family, where config.json ties head and embedding: a head that is stored without the embedding is the
+    embedding, too (transformers ties both ways).
+
     Raises:
         CheckpointError: two stored tensors get the same name.
     """
 
-    def __init__(self, shards: ShardSet, root: Path) -> None:
+    def __init__(self, shards: ShardSet, root: Path, tied: Family | None = None) -> None:
         self._shards = shards
         self.stored: dict[str, str] = {}
         for stored in sorted(shards.names()):
@@ -197,6 +194,8 @@ class Renamed:
             if name in self.stored:
                 raise CheckpointError(f"{root} holds {name} twice: as {self.stored[name]} and as {stored}")
             self.stored[name] = stored
+        if tied is not None and tied.head in self.stored:
+            self.stored.setdefault(tied.embedding, self.stored[tied.head])
         self._names = set(self.stored)
 
     def names(self) -> set[str]:
@@ -209,6 +208,14 @@ class Renamed:
         return self._shards.rows(self.stored[name], start, stop)
 
 
+def _untied(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the flag off on both levels."""
+    config = {**config, "tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    return config
+
+
 def _config(root: Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.is_file():
@@ -216,8 +223,16 @@ def _config(root: Path) -> dict[str, Any]:
             raise CheckpointError(f"{root} is a LoRA adapter: export its base checkpoint with --lora {root}")
         if (root / "manifest.json").is_file():
             raise CheckpointError(f"{root} is a gog-edge bundle already; export needs the HF checkpoint")
+        foreign = foreign_format(root)
+        if foreign:
+            raise CheckpointError(f"{root} {foreign}; export needs the original HF checkpoint")
         raise CheckpointError(f"{root} is not an HF checkpoint: it has no config.json")
-    return _read_object(path)
+    config = _read_object(path)
+    if isinstance(config.get("quantization"), dict):  # mlx-lm and mlx-vlm write it; HF says quantization_config
+        raise CheckpointError(
+            f"{root} is quantised for MLX (quantization in config.json); export needs the original HF checkpoint"
+        )
+    return config
 
 
 def _read_object(path: Path) -> dict[str, Any]:

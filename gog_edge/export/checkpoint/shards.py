@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 _CHUNK = 1 << 24  # bytes read at once while converting
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_ORIGINAL = "export the original bf16 checkpoint in HF format (config.json and model*.safetensors) instead"
 
 
 class Source(Protocol):
@@ -186,59 +190,37 @@ def narrow_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 class ShardSet:
-    """The tensors of one checkpoint folder: a single model.safetensors or an index with its shards."""
+    """The tensors of one checkpoint folder, from the files that transformers reads (docs/checkpoints.md)."""
 
     def __init__(self, files: dict[str, SafetensorsFile]) -> None:
         self.files = files  # tensor name -> file that holds it
 
     @classmethod
-    def open(cls, root: Path, stem: str = "model") -> ShardSet:
-        """Find and check `stem`.safetensors[.index.json] in `root`.
+    def open(cls, root: Path, chosen: Any = None) -> ShardSet:
+        """Find and check the weight files in `root`: one model.safetensors, else an index with its shards.
+
+        Args:
+            chosen: `transformers_weights` of config.json, a file name that comes before both.
 
         Raises:
-            CheckpointError: no weights, only torch .bin weights, a missing or truncated shard, or an index that
-                does not agree with the shards.
+            CheckpointError: no weights, only such as transformers does not read unasked (variants, stray files) or
+                nobody should (torch pickles), another format (GGUF, MLX), a missing or truncated shard, or an index
+                that does not agree with the shards.
         """
-        index = root / f"{stem}.safetensors.index.json"
-        single = root / f"{stem}.safetensors"
-        if index.is_file():
-            return cls._from_index(root, index)
-        if single.is_file():
-            file = SafetensorsFile(single)
-            return cls(dict.fromkeys(file.tensors, file))
-        strays = sorted(root.glob("*.safetensors"))
-        if len(strays) > 1:
-            raise CheckpointError(f"{root} has {len(strays)} safetensors files but no {index.name}; download it too")
-        if strays:
-            file = SafetensorsFile(strays[0])
-            return cls(dict.fromkeys(file.tensors, file))
-        if any(root.glob("*.bin")) or any(root.glob("*.pt")) or any(root.glob("*.pth")):
-            raise CheckpointError(
-                f"{root} has torch pickle weights only, which can run code when read; convert it to safetensors "
-                "(transformers: model.save_pretrained(folder, safe_serialization=True))"
-            )
-        raise CheckpointError(f"{root} has no model weights: no {single.name} and no {index.name}")
-
-    @classmethod
-    def _from_index(cls, root: Path, index: Path) -> ShardSet:
-        try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            names = {str(k): str(v) for k, v in weight_map.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"{index} can't be read as a safetensors index; download it again") from e
-        shards: dict[str, SafetensorsFile] = {}
-        for shard in sorted(set(names.values())):
-            path = root / shard
-            if path.resolve().parent != root.resolve() and Path(shard).name != shard:
-                raise CheckpointError(f"{index} names {shard!r}, which lies outside of the checkpoint")
-            if not path.is_file():
-                raise CheckpointError(f"{root} lacks {shard}, one of {len(set(names.values()))} shards; download it")
-            shards[shard] = SafetensorsFile(path)
-        files = {}
-        for name, shard in names.items():
-            if name not in shards[shard].tensors:
-                raise CheckpointError(f"{index.name} places {name} in {shard}, which does not hold it")
-            files[name] = shards[shard]
+        path = _chosen(root, chosen) if chosen is not None else root / SINGLE
+        if chosen is None and not path.is_file():
+            path = root / INDEX
+        if not path.is_file():
+            raise _no_weights(root)
+        shards = _indexed(root, path) if path.name.endswith(".json") else [SafetensorsFile(path)]
+        files: dict[str, SafetensorsFile] = {}
+        for shard in shards:
+            if str(shard.metadata.get("format", "")).lower() == "mlx":
+                raise CheckpointError(f"{root} is an MLX conversion ({shard.path.name} says so); {_ORIGINAL}")
+            for name in shard.tensors:
+                if name in files:
+                    raise CheckpointError(f"{root} holds {name} twice: in {files[name].path.name}, {shard.path.name}")
+                files[name] = shard
         return cls(files)
 
     def names(self) -> set[str]:
@@ -256,3 +238,68 @@ class ShardSet:
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         return self.files[name].rows(name, start, stop)
+
+
+def foreign_format(root: Path) -> str | None:
+    """What else than a HF checkpoint's weights lies in `root`, in words; None when nothing is known."""
+    gguf = sorted(root.glob("*.gguf"))
+    if gguf:
+        return f"holds GGUF weights (llama.cpp: {gguf[0].name})"
+    if (root / "params.json").is_file() and any(root.glob("consolidated.*")):
+        return "holds weights in their authors' own layout (params.json, consolidated.*)"
+    return None
+
+
+def _chosen(root: Path, name: Any) -> Path:
+    """The file that config.json asks for; transformers takes no other then."""
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise CheckpointError(f"{root}/config.json: transformers_weights is {name!r}, not a safetensors file's name")
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise CheckpointError(f"{root}/config.json: transformers_weights = {name!r} lies outside of the checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{root} lacks {name}, which config.json names as transformers_weights; download it")
+    return path
+
+
+def _no_weights(root: Path) -> CheckpointError:
+    """Why a folder without model.safetensors and its index can't be read, and what to do."""
+    foreign = foreign_format(root)
+    if foreign:
+        return CheckpointError(f"{root} {foreign}; {_ORIGINAL}")
+    strays = sorted(path.name for path in root.glob("*.safetensors") if path.name != "adapter_model.safetensors")
+    parts = [name for name in strays if re.search(r"-\d+-of-\d+\.safetensors$", name)]
+    if len(parts) > 1:
+        return CheckpointError(f"{root} has {len(parts)} safetensors files but no {INDEX}; download it too")
+    if strays:
+        return CheckpointError(
+            f"{root} has {strays[0]} but no {SINGLE}: transformers does not read it unasked (a variant?); rename it to "
+            f"{SINGLE}, or name it as transformers_weights in config.json"
+        )
+    if any(any(root.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth")):
+        return CheckpointError(
+            f"{root} has torch pickle weights only, which can run code when read; convert it to safetensors "
+            "(transformers: AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(new_folder))"
+        )
+    return CheckpointError(f"{root} has no model weights: no {SINGLE} and no {INDEX}")
+
+
+def _indexed(root: Path, index: Path) -> list[SafetensorsFile]:
+    """The shards of an index. transformers reads every tensor they hold, whether the index names it or not."""
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = {str(k): str(v) for k, v in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{index} can't be read as a safetensors index; download it again") from e
+    shards: dict[str, SafetensorsFile] = {}
+    for shard in sorted(set(names.values())):
+        path = root / shard
+        if path.resolve().parent != root.resolve() and Path(shard).name != shard:
+            raise CheckpointError(f"{index} names {shard!r}, which lies outside of the checkpoint")
+        if not path.is_file():
+            raise CheckpointError(f"{root} lacks {shard}, one of {len(set(names.values()))} shards; download it")
+        shards[shard] = SafetensorsFile(path)
+    for name, shard in names.items():
+        if name not in shards[shard].tensors:
+            raise CheckpointError(f"{index.name} places {name} in {shard}, which does not hold it")
+    return list(shards.values())

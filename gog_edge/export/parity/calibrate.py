@@ -13,11 +13,11 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.reference import Reference
 from gog_edge.export.parity.rollouts import Talk
 from gog_edge.export.quantize.calibration import Calibration, CalibrationWriter
-from gog_edge.families.roles import decoder_inputs
+from gog_edge.families.weights import decoder_inputs
 
 
 def calibrate(
-    checkpoint: Checkpoint, talks: Sequence[Talk], image_token: int, folder: str | Path, memory: int | None = None
+    checkpoint: Checkpoint, talks: Sequence[Talk], folder: str | Path, memory: int | None = None
 ) -> Calibration:
     """Run the conversations and write the statistics into `folder`.
 
@@ -42,7 +42,7 @@ def calibrate(
         )
     try:
         for talk in talks:
-            reference.logits(talk.tokens, talk.images, image_token)
+            reference.logits(talk.tokens, talk.images)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,8 +15,8 @@ from gog_edge.manifest import Manifest, Preprocessing
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.vision import PixelLimits, VisionPlan
-from gog_edge.types import Control, ImagePart, Region, Segment, Text
+from gog_edge.runtime.vision import VisionPlan
+from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 
 F32 = NDArray[np.float32]
 CHUNK = 48  # prefill chunk: smaller than an image, so images cross chunk borders
@@ -28,13 +28,14 @@ QUESTIONS = ("What is shown here, and what should be searched for?", "Compare th
 class Conversation:
     """What the bundle saw and did.
 
-    `features`, `patches`: one per plan. `places`: index of every decoded token; `rows`: the logits it was taken from.
-    `prefill`: logits [s, V] at every place, computed afresh in chunks.
+    `features`, `patches`, `starts` (the first token): one per plan. `places`: index of every decoded token; `rows`:
+    the logits it was taken from. `prefill`: logits [s, V] at every place, computed afresh in chunks.
     """
 
     plans: list[VisionPlan] = field(default_factory=list)
     features: list[Features] = field(default_factory=list)
     patches: list[F32] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     places: list[int] = field(default_factory=list)
     rows: list[F32] = field(default_factory=list)
@@ -102,6 +103,7 @@ def converse(model: Model, frames: Sequence[Frame], tokens: int, masked: list[in
             session.extend([_greedy(row, masked)])
         session.append([Control("<|im_end|>\n")])
     talk.tokens = session.tokens.astype(np.int64)
+    talk.starts = [span.start for span in session.sequence.spans]
     talk.prefill = _prefill(model, session, talk.features)
     return talk
 
@@ -113,10 +115,10 @@ def _prefill(model: Model, session: Session, features: list[Features]) -> F32:
     for at in range(0, length, CHUNK):
         stop = min(at + CHUNK, length)
         placed = []
-        for span in session.positions.spans_between(at, stop):
+        for span in session.sequence.spans_between(at, stop):
             begin, end = max(span.start, at), min(span.stop, stop)
             placed.append(PlacedImage(begin - at, begin - span.start, end - begin, features[span.image]))
-        where = session.positions.view(at, stop)
+        where = session.sequence.positions(at, stop)
         rows[at:stop] = model.decoder.forward(cache, at, session.tokens[at:stop], where, placed, last_k=stop - at)
     return rows
 

@@ -32,14 +32,15 @@ from gog_edge.crop import pixel_box
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.parity.cause import Evidence, explain
 from gog_edge.export.parity.conversation import (
     CHUNK,
+    IMAGE_TOKENS,
     QUESTIONS,
     Conversation,
     converse,
     generated_frames,
     masked_tokens,
-    pixel_limits,
 )
 from gog_edge.export.parity.metrics import (
     Stage,
@@ -55,8 +56,8 @@ from gog_edge.export.progress import Progress, Silent
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import dequantize
 from gog_edge.export.quantize.weights import quantize
-from gog_edge.families.roles import tensor_classes
 from gog_edge.families.target import TensorClass
+from gog_edge.families.weights import tensor_classes
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan
@@ -64,7 +65,8 @@ from gog_edge.serde import SerdeError, decode
 
 if TYPE_CHECKING:
     from gog_edge.engines.base import Features
-    from gog_edge.export.parity.reference import Reference, ReferenceImage, Transform
+    from gog_edge.export.parity.load import Transform
+    from gog_edge.export.parity.reference import Reference, ReferenceImage
 
 F32 = NDArray[np.float32]
 FORMAT = "gog-edge-parity-1"
@@ -100,8 +102,9 @@ class ParityReport:
         rows = []
         for stage in self.stages:
             shown = {k: v for k, v in stage.metrics.items() if k in {*stage.at_least, *stage.at_most}}
-            values = ", ".join(f"{k} {v:.4g}" for k, v in shown.items())
-            rows.append(f"{stage.verdict.value:9} {stage.name:9} {values}" + (f" ({stage.note})" if stage.note else ""))
+            parts = [", ".join(f"{k} {v:.4g}" for k, v in shown.items()), f"({stage.note})" if stage.note else ""]
+            cause = f"; likely cause: {stage.cause}" if stage.cause else ""
+            rows.append(f"{stage.verdict.value:9} {stage.name:9} {' '.join(p for p in parts if p)}{cause}")
         return rows
 
     def require(self) -> ParityReport:
@@ -112,7 +115,7 @@ class ParityReport:
         """
         failed = [s for s in self.stages if s.verdict is Verdict.FAIL]
         if failed:
-            what = "; ".join(f"{s.name}: {s.complaint()}" for s in failed)
+            what = "; ".join(f"{s.name}: {s.complaint()} (likely cause: {s.cause})" for s in failed)
             raise ParityError(f"the {self.precision} bundle differs from {self.checkpoint} in transformers: {what}")
         return self
 
@@ -148,7 +151,7 @@ def verify(
     """
     if tokens < 1:
         raise UsageError(f"--verify needs at least 1 token a turn, not {tokens}")
-    make_reference, image_type = _torch_side()
+    make_reference, shown_images = _torch_side()
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
     progress = progress or Silent()
@@ -168,23 +171,28 @@ def verify(
     started = time.monotonic()
     reference = make_reference(checkpoint, None, memory)
     about = reference.describe()
-    shown = [image_type(p, plan.grid.rows, plan.grid.columns) for p, plan in zip(talk.patches, talk.plans)]
-    expected = reference.read(talk.tokens, shown, bundle.manifest.tokens.image_pad)
+    shown = shown_images(talk)
+    expected = reference.read(talk.tokens, shown)
     del reference
     stages = [
-        *_pixel_stage(bundle, checkpoint, talk, limits),
+        *_pixels(bundle, checkpoint, talk, limits),
         *_vision_stages(expected.features, talk.features, limits),
         *_decoder_stages(expected.logits, talk, limits, masked),
     ]
     transform = fake_quantisation(bundle, tensor_classes(checkpoint.config))
     if transform is not None:
         progress.stage("verify: quantised reference", 0)
-        quantised = make_reference(checkpoint, transform, memory)
-        logits = quantised.logits(talk.tokens, shown, bundle.manifest.tokens.image_pad)
-        stages.append(limits.judge("graph", compare_logits(logits, talk.prefill)))
+        stages.append(_graph_stage(lambda: make_reference(checkpoint, transform, memory), talk, shown, limits))
+    evidence = Evidence(
+        reference=expected.logits,
+        bundle=talk.prefill,
+        first_image=talk.starts[0],
+        quantised=bundle.manifest.precision in ("int4", "int8"),
+        adapters=bool(checkpoint.adapters),
+    )
     return ParityReport(
         verdict=combine(stages),
-        stages=tuple(stages),
+        stages=explain(stages, evidence),
         precision=bundle.manifest.precision,
         backend=bundle.manifest.backend,
         engine=f"{described.name} {described.version}",
@@ -205,8 +213,12 @@ def gate(
     images: Sequence[ImageSource] = (),
     seed: int = 0,
     progress: Progress | None = None,
+    show: Callable[[ParityReport], None] | None = None,
 ) -> Callable[[Bundle], dict[str, Any]]:
     """The gate that `pipeline.export_bundle` takes: verifies the finished bundle, returns what verify.json holds.
+
+    Args:
+        show: called with the report, whether it passed or failed.
 
     Raises (at once):
         UsageError: torch or transformers is missing.
@@ -216,7 +228,10 @@ def gate(
     _torch_side()
 
     def run(bundle: Bundle) -> dict[str, Any]:
-        return verify(bundle, checkpoint, images, seed, progress).require().to_dict()
+        report = verify(bundle, checkpoint, images, seed, progress)
+        if show is not None:
+            show(report)
+        return report.require().to_dict()
 
     return run
 
@@ -244,12 +259,13 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     return transform
 
 
-def _torch_side() -> tuple[type[Reference], type[ReferenceImage]]:
+def _torch_side() -> tuple[type[Reference], Callable[[Conversation], tuple[ReferenceImage, ...]]]:
     try:
-        from gog_edge.export.parity.reference import Reference, ReferenceImage
+        from gog_edge.export.parity.reference import Reference
+        from gog_edge.export.parity.rollouts import shown_images
     except ImportError as e:
         raise UsageError(f"--verify needs torch and transformers ({e}): pip install 'gog-edge[parity]'") from e
-    return Reference, ReferenceImage
+    return Reference, shown_images
 
 
 def _limits_name(bundle: Bundle) -> str:
@@ -262,24 +278,42 @@ def _options() -> RunOptions:
     return RunOptions(prefix_cache=False, prefill_chunk=CHUNK)
 
 
-def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
-    from gog_edge.export.parity.reference import processor_patches
+def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+    """`_pixel_stage`; without an image processor to compare with, the stage fails and says so."""
+    try:
+        return _pixel_stage(bundle, checkpoint, talk, limits)
+    except ParityError as e:
+        return (Stage("pixels", Verdict.FAIL, {}, note=str(e)),)
 
-    pre = bundle.manifest.preprocessing
-    high = pixel_limits(pre).max_pixels
+
+def _graph_stage(
+    make: Callable[[], Reference], talk: Conversation, shown: Sequence[ReferenceImage], limits: Tolerances
+) -> Stage:
+    try:
+        quantised = make()
+    except ParityError as e:  # the plain reference was made, so this is a lack of memory
+        return Stage("graph", Verdict.SKIPPED, {}, note=str(e))
+    return limits.judge("graph", compare_logits(quantised.logits(talk.tokens, shown), talk.prefill))
+
+
+def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: Conversation, limits: Tolerances) -> tuple[Stage, ...]:
+    from gog_edge.export.parity.reference import PatchMaker
+
+    pre, maker = bundle.manifest.preprocessing, PatchMaker(checkpoint)
+    # What the user set at export stands above the processor's own; older bundles do not say what that was.
+    facts = bundle.manifest.provenance
+    low, high = facts.get("min_pixels", pre.min_pixels), facts.get("max_pixels", pre.max_pixels)
     parts = []
     for plan, patches in zip(talk.plans, talk.patches):
         box = pixel_box(plan.region, plan.frame.width, plan.frame.height)
         cut = np.ascontiguousarray(plan.frame.pixels[box.y0 : box.y1, box.x0 : box.x1])
-        made = processor_patches(checkpoint, cut, min(pre.min_pixels, high), high)
-        if made is None:
-            return ()
-        expected, grid, std = made
+        grid = maker.grid(cut, low, high, IMAGE_TOKENS * pre.factor**2)
         if grid != (plan.grid.rows, plan.grid.columns):
             parts.append({"steps": float("inf"), "differing": 1.0})
             continue
+        expected = maker.at_grid(cut, *grid)
         channels = expected.reshape(len(expected), 3, pre.temporal_patch_size, -1)
-        steps = np.abs(channels - patches.reshape(len(patches), 3, 1, -1)) * std[:, None, None] / pre.rescale_factor
+        steps = np.abs(channels - patches.reshape(len(patches), 3, 1, -1)) * maker.step()[:, None, None]
         parts.append({"steps": float(steps.max()), "differing": float((steps > 0.5).mean())})
     return (limits.judge("pixels", worst(parts), f"{len(parts)} images"),)
 

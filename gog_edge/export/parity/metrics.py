@@ -24,11 +24,15 @@ _FILE = Path(__file__).with_name("tolerances.toml")
 
 
 class Verdict(str, Enum):
-    """Outcome of a stage or a report. AMBIGUOUS: only near ties differ; it does not fail an export."""
+    """Outcome of a stage or a report. AMBIGUOUS: only near ties differ; it does not fail an export.
+
+    SKIPPED: a stage that could not be compared; its note says why. It fails nothing, and a report is never it.
+    """
 
     PASS = "pass"
     AMBIGUOUS = "ambiguous"
     FAIL = "fail"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,13 @@ class Stage:
     at_least: dict[str, float] = field(default_factory=dict)
     at_most: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    cause: str = ""  # of a failure, as far as the stages together tell
 
     def complaint(self) -> str:
-        """What is beyond its limit, in words; empty when nothing is."""
+        """What is beyond its limit, in words, or why a failed stage has no figures."""
         low = [f"{k} {self.metrics[k]:.4g} < {v:.4g}" for k, v in self.at_least.items() if not self.metrics[k] >= v]
         high = [f"{k} {self.metrics[k]:.4g} > {v:.4g}" for k, v in self.at_most.items() if not self.metrics[k] <= v]
-        return ", ".join(low + high)
+        return ", ".join(low + high) or (self.note if self.verdict is Verdict.FAIL else "")
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,6 @@ def compare_logits(reference: F32, bundle: F32) -> dict[str, float]:
         ParityError: the shapes differ, or a value is not finite.
     """
     _check(reference, bundle, "logits")
-    kl: list[NDArray[np.float64]] = []
     error = energy = largest = 0.0
     for start in range(0, len(reference), _ROWS):
         a = reference[start : start + _ROWS].astype(np.float64)
@@ -134,19 +138,26 @@ def compare_logits(reference: F32, bundle: F32) -> dict[str, float]:
         error += float(np.square(a - b).sum())
         energy += float(np.square(a).sum())
         largest = max(largest, float(np.abs(a - b).max()))
-        log_p, log_q = _log_softmax(a), _log_softmax(b)
-        kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
-    divergence = np.maximum(np.concatenate(kl), 0.0)
+    kl = divergence(reference, bundle)
     agree = reference.argmax(-1) == bundle.argmax(-1)
     return {
-        "kl_mean": float(divergence.mean()),
-        "kl_p99": float(np.quantile(divergence, 0.99)),
-        "kl_max": float(divergence.max()),
+        "kl_mean": float(kl.mean()),
+        "kl_p99": float(np.quantile(kl, 0.99)),
+        "kl_max": float(kl.max()),
         "top1_agreement": float(agree.mean()),
         "relative_error": float(np.sqrt(error / max(energy, 1e-30))),
         "max_abs_error": largest,
         "rows": float(len(reference)),
     }
+
+
+def divergence(reference: F32, bundle: F32) -> NDArray[np.float64]:
+    """KL(reference || bundle) in nats of each row of logits [n, V]."""
+    kl = [np.zeros(0)]
+    for start in range(0, len(reference), _ROWS):
+        log_p, log_q = (_log_softmax(side[start : start + _ROWS].astype(np.float64)) for side in (reference, bundle))
+        kl.append((np.exp(log_p) * (log_p - log_q)).sum(-1))
+    return np.maximum(np.concatenate(kl), 0.0)
 
 
 def compare_greedy(

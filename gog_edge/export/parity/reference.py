@@ -1,39 +1,36 @@
 """The HF model as the reference, in float32, on machines smaller than the model.
 
-If its weights fit into memory they are loaded; otherwise every module gets its weights just before it runs and loses
-them afterwards (one pass over the checkpoint a forward). One forward over a whole conversation is enough: the logits at
-each place are what greedy decoding there would have seen.
+One forward over a whole conversation is enough: the logits at each place are what greedy decoding there would have
+seen. How the model is loaded: parity_load.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from numpy.typing import NDArray
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import SizeDict
 
 from gog_edge.errors import ParityError
-from gog_edge.export.checkpoint.lora import EMBEDDING, HEAD
 from gog_edge.export.checkpoint.reader import Checkpoint
-
-F32 = NDArray[np.float32]
-Transform = Callable[[str, F32], F32]
+from gog_edge.export.parity.load import F32, Transform, load
 
 
 @dataclass(frozen=True)
 class ReferenceImage:
-    """One image as the bundle saw it: `patches` [n, 3*p*p] and its grid (rows, columns) of patches."""
+    """One image as the bundle saw it: `patches` [n, 3*p*p], its grid (rows, columns) of patches, its first token."""
 
     patches: F32
     rows: int
     columns: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -51,44 +48,36 @@ class Reference:
     """The HF model of a checkpoint. `transform` may change every weight that is read (fake quantisation)."""
 
     def __init__(self, checkpoint: Checkpoint, transform: Transform | None = None, memory: int | None = None) -> None:
-        """Build the model.
-
-        Args:
-            memory: bytes that resident weights may take; default: 60 % of what is free now.
+        """Load the model; see `parity_load.load`.
 
         Raises:
-            ParityError: transformers is too old for this family, or weights do not fit its model.
+            ParityError: transformers or peft can't load it, or leaves out a part of it.
+            UsageError: there are adapters, and peft is missing.
         """
-        self._checkpoint = checkpoint
-        self._transform = transform
-        self.model = _empty_model(checkpoint)
-        values = sum(math.prod(checkpoint.shape(n)) for n in checkpoint.names())
-        budget = memory if memory is not None else int(0.6 * psutil.virtual_memory().available)
-        self.streamed = 4 * values > budget
-        for prefix, module in self.model.named_modules():
-            own = [n for n, p in module.named_parameters(recurse=False) if p is not None]
-            if not own:
-                continue
-            if self.streamed:
-                self._stream(module, prefix, own)
-            else:
-                self._load(module, prefix, own)
-        self._check_complete()
+        self._loaded = load(checkpoint, transform, memory)
+        self.model = self._loaded.model
+        self.streamed = self._loaded.streamed
 
     def describe(self) -> str:
         """For the report."""
         how = "weights streamed" if self.streamed else "weights resident"
-        return f"transformers {transformers.__version__}, torch {torch.__version__}, float32, {how}"
+        parts = [f"transformers {transformers.__version__}", f"torch {torch.__version__}", "float32", how]
+        return ", ".join([*parts, self._loaded.note] if self._loaded.note else parts)
 
-    def read(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage], image_token: int) -> Reading:
-        """One forward over a whole conversation; `images` in the order in which their tokens appear."""
-        tokens = torch.from_numpy(np.asarray(ids, np.int64))[None]
-        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    def read(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage] = ()) -> Reading:
+        """One forward over a whole conversation; `images` in the order in which their tokens appear.
+
+        Raises:
+            ParityError: an image's tokens are not those that the HF model takes for an image.
+        """
+        tokens = torch.from_numpy(np.array(ids, np.int64))[None]
+        shown = self._shown(tokens, images)
+        inputs: dict[str, Any] = {"attention_mask": torch.ones_like(tokens)}
         if images:
             inputs |= {
                 "pixel_values": self._pixels(images),
-                "image_grid_thw": self._grids(images),
-                "mm_token_type_ids": (tokens == image_token).int(),
+                "image_grid_thw": torch.tensor([[1, i.rows, i.columns] for i in images], dtype=torch.long),
+                "mm_token_type_ids": shown.int(),
             }
         seen: list[tuple[F32, F32 | None]] = []
 
@@ -101,23 +90,61 @@ class Reference:
         handle = self.model.model.visual.register_forward_hook(look)
         self.model.model.rope_deltas = None
         try:
-            with torch.inference_mode():
-                logits: F32 = self.model(**inputs, use_cache=False).logits[0].float().numpy()
+            with torch.inference_mode(), self._written(tokens, shown) as plain:
+                logits: F32 = self.model(input_ids=plain, **inputs, use_cache=False).logits[0].float().numpy()
         finally:
             handle.remove()
-        merge = self.model.config.vision_config.spatial_merge_size**2
         features: list[tuple[F32, F32 | None]] = []
         at = 0
         for image in images:
-            part = slice(at, at + image.rows * image.columns // merge)
+            part = slice(at, at + self._tokens_of(image))
             main, stack = seen[0]
             features.append((main[part], None if stack is None else stack[:, part]))
             at = part.stop
         return Reading(logits, features)
 
-    def logits(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage], image_token: int) -> F32:
+    def logits(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage] = ()) -> F32:
         """`read` for who wants the logits [s, V] only."""
-        return self.read(ids, images, image_token).logits
+        return self.read(ids, images).logits
+
+    def _tokens_of(self, image: ReferenceImage) -> int:
+        return int(image.rows * image.columns // self.model.config.vision_config.spatial_merge_size**2)
+
+    def _shown(self, tokens: torch.Tensor, images: Sequence[ReferenceImage]) -> torch.Tensor:
+        """Which tokens [1, s] stand for images that are shown."""
+        shown = torch.zeros_like(tokens, dtype=torch.bool)
+        for image in images:
+            shown[0, image.start : image.start + self._tokens_of(image)] = True
+        strange = sorted(set(tokens[shown].tolist()) - {self.model.config.image_token_id})
+        if strange:
+            raise ParityError(
+                f"an image's tokens have id {strange[0]}; the HF model's image_token_id is "
+                f"{self.model.config.image_token_id}"
+            )
+        return shown
+
+    @contextmanager
+    def _written(self, tokens: torch.Tensor, shown: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The tokens, with image tokens that the policy wrote itself made harmless.
+
+        Such a token asks for no image: while it is decoded, it is a token like others. Read in one go, transformers
+        would take it for the place of one. So another id stands there, and the embedding is put right.
+        """
+        stray = (tokens == self.model.config.image_token_id) & ~shown
+        if not stray.any():
+            yield tokens
+            return
+        embedding = self.model.get_input_embeddings()
+        row = embedding(torch.tensor([self.model.config.image_token_id]))[0]
+
+        def put_right(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return torch.where(stray[..., None], row, output)
+
+        handle = embedding.register_forward_hook(put_right)
+        try:
+            yield tokens.masked_fill(stray, 0 if self.model.config.image_token_id else 1)
+        finally:
+            handle.remove()
 
     def _pixels(self, images: Sequence[ReferenceImage]) -> torch.Tensor:
         """Both temporal slices of a still image are equal: columns (channel, t, py, px)."""
@@ -129,90 +156,19 @@ class Reference:
             parts.append(np.broadcast_to(one, (n, 3, temporal, columns // 3)).reshape(n, -1))
         return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts), np.float32))
 
-    def _grids(self, images: Sequence[ReferenceImage]) -> torch.Tensor:
-        return torch.tensor([[1, i.rows, i.columns] for i in images], dtype=torch.long)
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.nn.Parameter:
-        stored = EMBEDDING if name == HEAD and HEAD not in self._checkpoint else name
-        values: F32 = self._checkpoint.read(stored)
-        if values.shape != shape:
-            raise ParityError(f"{name} is {list(values.shape)} in the checkpoint, {list(shape)} in the HF model")
-        if self._transform is not None:
-            values = self._transform(name, values)
-        return torch.nn.Parameter(torch.from_numpy(np.ascontiguousarray(values, np.float32)), requires_grad=False)
-
-    def _load(self, module: torch.nn.Module, prefix: str, own: list[str]) -> None:
-        for key in own:
-            shape = tuple(module._parameters[key].shape)
-            module._parameters[key] = self._read(f"{prefix}.{key}", shape)
-
-    def _stream(self, module: torch.nn.Module, prefix: str, own: list[str]) -> None:
-        empty = {key: module._parameters[key] for key in own}
-
-        def before(_module: Any, _inputs: Any) -> None:
-            self._load(module, prefix, own)
-
-        def after(_module: Any, _inputs: Any, _output: Any) -> None:
-            module._parameters.update(empty)
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
-
-    def _check_complete(self) -> None:
-        expected = {n for n, _ in self.model.named_parameters(remove_duplicate=False)}
-        expected = {EMBEDDING if n == HEAD and HEAD not in self._checkpoint else n for n in expected}
-        missing = expected - self._checkpoint.names()
-        if missing:
-            raise ParityError(f"the checkpoint lacks {len(missing)} weights of the HF model, such as {min(missing)}")
-
-
-def _empty_model(checkpoint: Checkpoint) -> Any:
-    """The model with parameters without storage and real buffers."""
-    config = transformers.AutoConfig.from_pretrained(checkpoint.root)
-    tied = bool(checkpoint.config.get("tie_word_embeddings", config.tie_word_embeddings)) and HEAD not in checkpoint
-    config.tie_word_embeddings = tied
-    config.get_text_config().tie_word_embeddings = tied
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    try:
-        with _without_storage():
-            model = transformers.AutoModelForImageTextToText.from_config(
-                config, attn_implementation="sdpa", dtype=torch.float32
-            )
-    except (ValueError, AttributeError) as e:
-        raise ParityError(f"transformers {transformers.__version__} can't build {checkpoint.origin}: {e}") from e
-    model.eval()
-    return model
-
-
-@contextlib.contextmanager
-def _without_storage() -> Iterator[None]:
-    """Parameters made inside live on the meta device; buffers (rotary frequencies) are real."""
-    register = torch.nn.Module.register_parameter
-
-    def on_meta(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
-        if param is not None:
-            param = torch.nn.Parameter(param.detach().to("meta"), requires_grad=False)
-        register(self, name, param)
-
-    torch.nn.Module.register_parameter = on_meta
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = register
-        torch.set_default_dtype(default)
-
 
 class PatchMaker:
-    """The checkpoint's own image processor, at grids that are decided elsewhere."""
+    """The checkpoint's own image processor, loaded by transformers, at grids that are decided elsewhere."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises ParityError if the checkpoint has no processor."""
-        if checkpoint.file("preprocessor_config.json") is None:
-            raise ParityError(f"{checkpoint.origin} has no preprocessor_config.json, so no image processor")
-        self.processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
+        """Raises ParityError if transformers finds no image processor, or one of another kind."""
+        try:
+            self.processor = transformers.AutoImageProcessor.from_pretrained(checkpoint.root, backend="pil")
+        except (OSError, ValueError, TypeError, KeyError) as e:
+            why = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise ParityError(f"transformers can't load the image processor of {checkpoint.origin}: {why}") from e
+        if not isinstance(self.processor, PilBackend) or not hasattr(self.processor, "patch_size"):
+            raise ParityError(f"{checkpoint.origin}: {type(self.processor).__name__} does not cut patches")
 
     def at_grid(self, pixels: NDArray[np.uint8], rows: int, columns: int) -> F32:
         """RGB pixels [h, w, 3] -> patches [n, 3*t*p*p] of a grid of rows x columns patches.
@@ -220,30 +176,24 @@ class PatchMaker:
         Pillow 12.3 and later may resize vertically first; policies were trained on horizontal passes first (older
         Pillow, torchvision), which is what the crop kernel does. So the passes are asked for one by one.
         """
-        from PIL import Image
-
-        picture = Image.fromarray(pixels)
-        height, width = rows * self.processor.patch_size, columns * self.processor.patch_size
-        bicubic = Image.Resampling.BICUBIC
-        resized = picture.resize((width, picture.height), bicubic).resize((width, height), bicubic)
-        output = self.processor(images=[resized], return_tensors="np", do_resize=False)
+        image = np.moveaxis(pixels, -1, 0)
+        width, height = columns * self.processor.patch_size, rows * self.processor.patch_size
+        for size in (SizeDict(height=image.shape[1], width=width), SizeDict(height=height, width=width)):
+            image = PilBackend.resize(self.processor, image, size, resample=self.processor.resample)
+        output = self.processor(images=[np.moveaxis(image, 0, -1)], return_tensors="np", do_resize=False)
         return np.asarray(output["pixel_values"], np.float32)
 
+    def grid(self, pixels: NDArray[np.uint8], low: int | None, high: int | None, most: int) -> tuple[int, int]:
+        """(rows, columns) that the processor chooses; `low` and `high` replace its own areas, `most` bounds both."""
+        own = self.processor.size
+        high = min(high or own.longest_edge, most)
+        size = {"shortest_edge": min(low or own.shortest_edge, high), "longest_edge": high}
+        output = self.processor(images=[pixels], return_tensors="np", size=size)
+        _, rows, columns = (int(v) for v in np.asarray(output["image_grid_thw"])[0])
+        return rows, columns
 
-def processor_patches(
-    checkpoint: Checkpoint, pixels: NDArray[np.uint8], min_pixels: int, max_pixels: int
-) -> tuple[F32, tuple[int, int], F32] | None:
-    """What the HF image processor makes of an upright RGB image [h, w, 3].
-
-    Returns ([n, 3*t*p*p] patches, (rows, columns), image_std [3]), or None when the checkpoint has no processor.
-    """
-    if checkpoint.file("preprocessor_config.json") is None:
-        return None
-    from PIL import Image
-
-    maker = PatchMaker(checkpoint)
-    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    output = maker.processor(images=[Image.fromarray(pixels)], return_tensors="np", size=size)
-    _, rows, columns = (int(v) for v in np.asarray(output["image_grid_thw"])[0])
-    std = np.asarray(maker.processor.image_std, np.float32)
-    return maker.at_grid(pixels, rows, columns), (rows, columns), std
+    def step(self) -> F32:
+        """[3]: what a difference of 1 in a channel's values is in steps of 8 bits."""
+        p = self.processor
+        std = np.broadcast_to(np.asarray(p.image_std if p.do_normalize else 1.0, np.float32), 3)
+        return np.asarray(std / (p.rescale_factor if p.do_rescale else 1.0), np.float32)

@@ -57,8 +57,8 @@ class Source:
         return cls(given.questions, given.images, given.index, given.dialect)
 
 
-def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> tuple[list[Talk], int]:
-    """`count` conversations of a checkpoint and its image token: an fp32 bundle is made in `folder` and asked.
+def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> list[Talk]:
+    """`count` conversations of a checkpoint: an fp32 bundle is made in `folder` and asked.
 
     Without questions the conversations are about generated pictures.
 
@@ -69,22 +69,28 @@ def sample(checkpoint: Checkpoint, source: Source, count: int, folder: Path) -> 
     from gog_edge.agent.options import NO_PREFETCH, RunOptions
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
+    from gog_edge.sampling_options import GREEDY
 
     asks = read_questions(source.questions, source.images) if source.questions else []
     bundle = export_bundle(checkpoint, folder / "fp32", ExportOptions(precision="fp32", dialect=source.dialect))
-    options = RunOptions(prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
-    image_token = bundle.manifest.tokens.image_pad
+    options = RunOptions(sampling=GREEDY, prefix_cache=False, prefetch=NO_PREFETCH, grammar="off")
     with gog_edge.load(bundle, index=source.index, options=options) as agent:
         if source.questions:
             chosen = [asks[i * len(asks) // count] for i in range(count)] if count < len(asks) else asks
-            return record(agent, chosen), image_token
+            return record(agent, chosen)
         masked = masked_tokens(bundle.manifest, checkpoint.config.get("video_token_id"))
         talks = [converse(agent.model, generated_frames(seed), 32, masked) for seed in range(count)]
-        return [_talk(talk) for talk in talks], image_token
+        return [_talk(talk) for talk in talks]
+
+
+def shown_images(talk: Conversation) -> tuple[ReferenceImage, ...]:
+    """The images of a gate's conversation."""
+    parts = zip(talk.patches, talk.plans, talk.starts)
+    return tuple(ReferenceImage(p, plan.grid.rows, plan.grid.columns, start) for p, plan, start in parts)
 
 
 def _talk(talk: Conversation) -> Talk:
-    shown = tuple(ReferenceImage(p, v.grid.rows, v.grid.columns) for p, v in zip(talk.patches, talk.plans))
+    shown = shown_images(talk)
     mask = np.zeros(len(talk.tokens), np.bool_)
     mask[talk.places] = True
     return Talk(talk.tokens, shown, mask)
@@ -107,13 +113,13 @@ def talk_of(session: Session) -> Talk:
     tokens = session.tokens.astype(np.int64)
     images = []
     preprocessing = session.model.manifest.preprocessing
-    for span in session.positions.spans:
+    for span in session.sequence.spans:
         plan = session.image(span.image).plan
         if plan is None:
             session.frame(span.image)  # raises, and says that pixels are missing
             continue
         patches = crop_patches(plan.frame, plan.region, plan.grid, preprocessing)
-        images.append(ReferenceImage(patches, plan.grid.rows, plan.grid.columns))
+        images.append(ReferenceImage(patches, plan.grid.rows, plan.grid.columns, span.start))
     return Talk(tokens, tuple(images), written(tokens, *_marks(session)))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.clock import SYSTEM
+from gog_edge.deadline import SYSTEM
 from gog_edge.errors import ImageError, SearchIndexError
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex

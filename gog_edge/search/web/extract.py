@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
-from gog_edge.clock import SYSTEM, Clock
+from gog_edge.deadline import SYSTEM, Clock
 
 MAX_HTML_CHARS = 4_000_000
 MAX_SECONDS = 1.0  # hostile markup can make a parser slow; what was read until then is used

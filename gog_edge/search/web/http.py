@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 from gog_edge._version import __version__
-from gog_edge.clock import SYSTEM
+from gog_edge.deadline import SYSTEM
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.search.base import Deadline
 from gog_edge.search.web.address import AddressPolicy, Target, shorten

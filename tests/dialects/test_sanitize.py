@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gog_edge import dialects
-from gog_edge.dialects.safety import LOOK_ALIKE, Neutraliser, cut
 from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.runtime.tokenizer import Tokenizer
+from gog_edge.sanitize import LOOK_ALIKE, Neutraliser, cut
 from gog_edge.types import ActionKind, Control, Hit, ImagePart, Observation, Text
 from tests.dialects.helpers import PHOTO
 from tests.dialects.script import kinds, write_turn

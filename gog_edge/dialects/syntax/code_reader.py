@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import ast
 import math
-import re
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gog_edge.dialects.spec import ActionSpec
+from gog_edge.dialects.syntax.borders import FENCE
 
 MAX_NODES = 2000
-_FENCE = re.compile(r"\A\s*```[a-zA-Z]*[ \t]*\n?(.*?)\n?\s*```\s*\Z", re.DOTALL)
 _IMPORTS = {"PIL", "matplotlib", "matplotlib.pyplot"}
 _PURE: dict[str, Callable[..., Any]] = {
     "int": int, "float": float, "round": round, "min": min, "max": max, "abs": abs, "tuple": tuple, "list": list,
+}  # fmt: skip
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
 }  # fmt: skip
 _VIEW_METHODS = {"resize", "convert", "copy"}  # change how a view is drawn, not what it shows
 
@@ -62,7 +66,7 @@ def read_code(
     Raises:
         RefusedCode: the block holds anything that is not of the list.
     """
-    fenced = _FENCE.match(source)
+    fenced = FENCE.match(source)
     body = (fenced.group(1) if fenced else source).strip()
     try:
         tree = ast.parse(body)
@@ -196,18 +200,10 @@ class _Reader:
         return (view.box[2] - view.box[0]) * scale[0], (view.box[3] - view.box[1]) * scale[1]
 
     def _arithmetic(self, node: ast.BinOp) -> float:
-        left, right = self._number(self._value(node.left)), self._number(self._value(node.right))
-        if isinstance(node.op, ast.Add):
-            return self._number(left + right)
-        if isinstance(node.op, ast.Sub):
-            return self._number(left - right)
-        if isinstance(node.op, ast.Mult):
-            return self._number(left * right)
-        if isinstance(node.op, ast.Div):
-            return self._number(left / right)
-        if isinstance(node.op, ast.FloorDiv):
-            return self._number(left // right)
-        raise RefusedCode("this operator is not allowed")
+        apply = _OPERATORS.get(type(node.op))
+        if apply is None:
+            raise RefusedCode("this operator is not allowed")
+        return self._number(apply(self._number(self._value(node.left)), self._number(self._value(node.right))))
 
     def _number(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -1,0 +1,99 @@
+"""What is asked: one value that travels from the command line, the server and the Python API to the loop."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+from gog_edge.deadline import Budget
+from gog_edge.errors import UsageError
+from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.runtime.telemetry import Trace
+
+Images = ImageSource | Sequence[ImageSource]
+
+P = ParamSpec("P")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class AskRequest:
+    """One question and its limits.
+
+    Args:
+        image: whatever `Frame.open` takes, or a sequence of such; None for a conversation, which has its own.
+        question: what is asked about it.
+        deadline: seconds; then the best answer so far comes back, with `stop` DEADLINE.
+        max_turns: rounds before the policy is made to answer (default: the options', then the dialect's).
+        budget: to cancel from another thread; its own time limit holds, too.
+        trace: records what happens.
+        urls: public addresses of the images, in order, for web providers that only take addresses.
+        key: the data set's id of the question, for providers that replay recorded searches.
+
+    Raises:
+        UsageError: the question is empty, or a limit makes no sense.
+    """
+
+    image: Images | None
+    question: str
+    _: KW_ONLY
+    deadline: float | None = None
+    max_turns: int | None = None
+    budget: Budget | None = None
+    trace: Trace | None = None
+    urls: Sequence[str] = ()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise UsageError("the question is empty")
+        if self.deadline is not None and not self.deadline > 0:
+            raise UsageError(f"a deadline of {self.deadline} s leaves no time: give a positive number of seconds")
+        if self.max_turns is not None and self.max_turns < 1:
+            raise UsageError(f"max_turns is {self.max_turns}: at least one turn is needed")
+
+
+def open_frames(image: Images | None) -> list[Frame]:
+    """One image or several, decoded.
+
+    Raises:
+        UsageError: there is none. ImageError: one can't be read.
+    """
+    if image is None or (isinstance(image, (list, tuple)) and not image):
+        raise UsageError("no image was given: a question needs at least one")
+    if isinstance(image, (list, tuple)):
+        return [Frame.open(source) for source in image]
+    return [Frame.open(image)]  # type: ignore[arg-type]  # a sequence of images was handled above
+
+
+def spelled_out(
+    build: Callable[P, AskRequest],
+) -> Callable[[Callable[[S, AskRequest], R]], Callable[Concatenate[S, P], R]]:
+    """A method of a request as users call it: with the arguments that `build` makes the request from."""
+
+    def decorate(method: Callable[[S, AskRequest], R]) -> Callable[Concatenate[S, P], R]:
+        @functools.wraps(method)
+        def call(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, build(*args, **kwargs))
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        spelled = [own, *inspect.signature(build).parameters.values()]
+        call.__signature__ = inspect.signature(method).replace(parameters=spelled)  # type: ignore[attr-defined]
+        return cast("Callable[Concatenate[S, P], R]", call)
+
+    return decorate
+
+
+def without_image(build: Callable[Concatenate[Images | None, P], AskRequest]) -> Callable[P, AskRequest]:
+    """A request to somebody who has the images already."""
+
+    def follow_up(*args: P.args, **kwargs: P.kwargs) -> AskRequest:
+        return build(None, *args, **kwargs)
+
+    _, *rest = inspect.signature(build).parameters.values()
+    follow_up.__signature__ = inspect.signature(build).replace(parameters=rest)  # type: ignore[attr-defined]
+    return follow_up

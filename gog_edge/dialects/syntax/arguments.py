@@ -1,0 +1,88 @@
+"""Arguments with keys: roles of the house <-> keys of a dialect, read, written and as a grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from gog_edge.dialects.grammar import Rules
+from gog_edge.dialects.images import reference
+from gog_edge.dialects.spec import ActionSpec
+from gog_edge.dialects.syntax.base import Call, CallProblem, Syntax
+from gog_edge.types import Action, RegisteredImage
+
+
+class ArgumentSyntax(Syntax):
+    """A syntax whose calls hold a JSON object of arguments, or what comes to the same."""
+
+    def _call(self, form: ActionSpec, arguments: Mapping[Any, Any], start: int, end: int, text: str) -> Call:
+        """The call with its values by role; a problem where a required one is missing."""
+        values: dict[str, Any] = {}
+        for role, key in form.args.items():
+            keys = _keys(key)
+            if role == "box" and len(keys) == 4:
+                if all(k in arguments for k in keys):
+                    values[role] = [arguments[k] for k in keys]
+            else:
+                present = [arguments[k] for k in keys if arguments.get(k) is not None]
+                values.update({role: present[0]} if present else {})
+        problem = None
+        lacking = [_keys(form.args[role]) for role in form.required if role not in values]
+        if lacking:
+            missing = next((k for k in lacking[0] if arguments.get(k) is None), lacking[0][0])
+            problem = CallProblem("argument", f"'{', '.join(lacking[0])}' is missing", form.name, text, missing)
+        return Call(start, end, form, values, problem, text)
+
+    def _arguments(self, form: ActionSpec, action: Action, images: Sequence[RegisteredImage]) -> dict[str, Any]:
+        """The inverse of `_call`: key -> value, in the order of `args`."""
+        box = self.frame.json_numbers(action.region, images[action.image]) if action.region is not None else []
+        name = reference(self.spec.images, action.image)
+        image = int(name) if name.isdigit() else name
+        out: dict[str, Any] = {}
+        for role, keys in form.args.items():
+            key = _keys(keys)[0]
+            if role == "box":
+                out.update(zip(keys, box) if isinstance(keys, tuple) else {key: [box] if form.lists == "each" else box})
+            elif role == "image":
+                if "image" in form.required or action.image:
+                    out[key] = [image] if form.lists else image
+            elif role == "unused":
+                out[key] = name
+            elif role == "limit":
+                out.update({key: action.limit} if action.limit else {})
+            elif role == "label":
+                out.update({key: action.label} if action.label or "label" in form.required else {})
+            else:
+                out[key] = [action.text] if form.lists else action.text
+        return out
+
+    def _object(self, form: ActionSpec, rules: Rules) -> str:
+        """A JSON object with the required keys and any of the optional ones, in the order of `args`."""
+        pairs: list[tuple[str, bool]] = []
+        for role, keys in form.args.items():
+            needed = role in form.required or role in ("box", "unused")
+            if role == "box" and isinstance(keys, tuple):
+                pairs.append((' ", " '.join(f'"\\"{key}\\": " NUM' for key in keys), needed))
+            else:
+                pairs.append((f'"\\"{_keys(keys)[0]}\\": " {self._value(role, form, rules)}', needed))
+        forms: list[str] = []
+        for kept in product(*(((True,) if needed else (True, False)) for _, needed in pairs)):
+            chosen = [pair for (pair, _), keep in zip(pairs, kept) if keep]
+            forms.append('"{" ' + ' ", " '.join(chosen) + ' "}"' if chosen else '"{}"')
+        return " | ".join(forms)
+
+    def _value(self, role: str, form: ActionSpec, rules: Rules) -> str:
+        if role == "box":
+            return '"[" box (", " box)* "]"' if form.lists == "each" else "box"
+        if role == "image":
+            named = r'"\"" REF "\""' if rules.references_are_text else "REF"
+            return f'"[" {named} "]"' if form.lists else named
+        if role == "limit":
+            return "LIMIT"
+        several = ' (", " STR)*' if form.lists == "each" else ""
+        return f'"[" STR{several} "]"' if form.lists and role in ("query", "url") else "STR"
+
+
+def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return keys if isinstance(keys, tuple) else (keys,)
