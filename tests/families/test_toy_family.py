@@ -260,7 +260,7 @@ class Verify:
             for _ in range(3):
                 session.extend([int(got[-1].argmax())])
                 got.append(session.run()[0].copy())
-            ids = np.array(session.ids)
+            ids = np.array(session.tokens)
             plan = model.vision.plan(frame)
             patches = crop_patches(frame, None, plan.grid, bundle.manifest.preprocessing)
             x = self.weights["mind.words.weight"][ids]
