@@ -14,6 +14,25 @@ from gog_edge.families.base import Family
 from gog_edge.registry import Registry
 
 FAMILIES = Registry("gog_edge.families", Family)
+# What others are, in words: the first pattern that matches from the start decides.
+_OTHERS = (
+    (r"\w+_moe(?:_|$)|mixtral|deepseek|kimi|glm4v_moe|ernie4_5_vl|llama4", "a mixture of experts"),
+    (r"qwen4_exp", "hyper-connections and an n-gram table"),
+    (r"qwen3_5|qwen3_6|qwen3_next", "linear attention layers"),
+    (r"qwen2_vl", "the Qwen2-VL architecture"),
+    (r"qwen\d?(?:_\d)?_omni", "an audio and speech model"),
+    (
+        r"qwen\d?(?:_\d)?(?:_text)?$|qwen\d(?:_\d)?_vl_text|llama$|mistral$|phi\d?$|gemma2?$|gemma\d?_text$",
+        "a language model",
+    ),
+    (r"paligemma|gemma\w+", "a Gemma model"),
+    (r"intern\w+", "an InternVL model"),
+    (r"\w*llava\w*", "a LLaVA model"),
+    (
+        r"minicpm\w*|idefics\w*|smolvlm|mllama|molmo\w*|glm\w*v\w*|ovis\w*|phi\w*_v\w*|pixtral|mistral3",
+        "another family",
+    ),
+)
 
 # What others are, in words: the first pattern that matches from the start decides.
 _OTHERS = (
@@ -56,7 +75,7 @@ def find(config: dict[str, Any]) -> Family:
         raise CheckpointError("config.json: model_type is missing; is this an HF checkpoint of a Qwen-VL model?")
     family = FAMILIES.get(model_type)
     if family is None:
-        raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}")
+        raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}; {FAMILIES.listed()}")
     return family
 
 
@@ -80,3 +99,12 @@ def named(name: str) -> Family:
     if family is None:
         raise BundleError(f"the bundle is of the family {name!r}, which is not known here: {FAMILIES.advice(name)}")
     return family
+
+
+def _about(model_type: str) -> str:
+    """Why it is not exported; a name that looks mistyped gets a hint instead."""
+    for pattern, what in _OTHERS:
+        if re.match(pattern, model_type):
+            return f" ({what}), which is not supported yet"
+    near = difflib.get_close_matches(model_type, FAMILIES.names(), 1, 0.85)
+    return f" (did you mean {near[0]}?)" if near else ", which is not supported"
