@@ -34,26 +34,6 @@ _OTHERS = (
     ),
 )
 
-# What others are, in words: the first pattern that matches from the start decides.
-_OTHERS = (
-    (r"\w+_moe(?:_|$)|mixtral|deepseek|kimi|glm4v_moe|ernie4_5_vl|llama4", "a mixture of experts"),
-    (r"qwen4_exp", "hyper-connections and an n-gram table"),
-    (r"qwen3_5|qwen3_6|qwen3_next", "linear attention layers"),
-    (r"qwen2_vl", "the Qwen2-VL architecture"),
-    (r"qwen\d?(?:_\d)?_omni", "an audio and speech model"),
-    (
-        r"qwen\d?(?:_\d)?(?:_text)?$|qwen\d(?:_\d)?_vl_text|llama$|mistral$|phi\d?$|gemma2?$|gemma\d?_text$",
-        "a language model",
-    ),
-    (r"paligemma|gemma\w+", "a Gemma model"),
-    (r"intern\w+", "an InternVL model"),
-    (r"\w*llava\w*", "a LLaVA model"),
-    (
-        r"minicpm\w*|idefics\w*|smolvlm|mllama|molmo\w*|glm\w*v\w*|ovis\w*|phi\w*_v\w*|pixtral|mistral3",
-        "another family",
-    ),
-)
-
 
 def register(family: Family) -> None:
     """Make a family known in this process, by its own name.
@@ -77,16 +57,6 @@ def find(config: dict[str, Any]) -> Family:
     if family is None:
         raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}; {FAMILIES.listed()}")
     return family
-
-
-def _about(model_type: str) -> str:
-    """Why it is not exported, and what is; a name that looks mistyped gets a hint instead."""
-    exported = f"gog-edge exports {', '.join(FAMILIES.names()) or FAMILIES.advice(model_type)}"
-    for pattern, what in _OTHERS:
-        if re.match(pattern, model_type):
-            return f" ({what}), which is not supported yet; {exported}"
-    near = difflib.get_close_matches(model_type, FAMILIES.names(), 1, 0.85)
-    return f" (did you mean {near[0]}?)" if near else f", which is not supported; {exported}"
 
 
 def named(name: str) -> Family:

@@ -48,7 +48,7 @@ class DecoderDims:
     qkv_bias: bool
     out_bias: bool
     qk_norm: bool
-    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head_of`)
+    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,6 @@ class Processor:
     temporal_patch_size: int
     min_pixels: int
     max_pixels: int
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-
-
-QWEN2_VL_PROCESSOR = Processor(
-    "Qwen2VLImageProcessor",
-    image_mean=(0.48145466, 0.4578275, 0.40821073),
-    image_std=(0.26862954, 0.26130258, 0.27577711),
-    min_pixels=56 * 56,
-    max_pixels=28 * 28 * 1280,
-)
 
 
 QWEN2_VL_PROCESSOR = Processor(
@@ -114,8 +102,6 @@ class Family:
     """One model family, by the `model_type` of config.json.
 
     `parse`: config.json -> dimensions; CheckpointError names the key that is missing, wrong or can't be exported right.
-    `vision_shapes`, `decoder_shapes`: every tensor of the tower and of the decoder with its shape, checked before
-    anything is written.
     `build_vision`, `build_decoder`: write the graph on a target; weight names and roles stand where they are used.
     `embedding`, `head`: weight names of the token table and of the output matrix.
     `tied`: whether config.json asks for the table as the output matrix; tensors that differ overrule it.

@@ -22,7 +22,7 @@ from gog_edge.families.base import (
     read_vision_rope,
     vision_heads,
 )
-from gog_edge.families.decoder import build_decoder, decoder_shapes
+from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.families.layout import Inputs, mrope, position_corners, rotary_inputs
 from gog_edge.families.target import Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec

@@ -15,7 +15,6 @@ from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, Ta
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.rope import Rotary
 
 I32 = NDArray[np.int32]
 
@@ -108,8 +107,7 @@ class Decoder:
         self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
         self._spec = manifest.decoder
-        self._rotate = Rotary(manifest)
-        self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int32)))
+        self._rotary = Rotary(manifest)
 
     @property
     def vocab(self) -> int:
@@ -155,19 +153,6 @@ class Decoder:
                 if deepstack is None:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
-        cos, sin = self._angles(positions)
+        cos, sin = self._rotary(positions)
         inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
         return self._runner.run(inputs, cache, past, budget)
-
-    def _angles(self, positions: I32) -> tuple[F32, F32]:
-        """cos and sin [s, head_dim/2]; those of written text, which counts on by one on all axes, are made ahead."""
-        count = positions.shape[1]
-        first = int(positions[0, 0])
-        if count > _FEW or not (positions == np.arange(first, first + count)).all():
-            return self._rotate(positions)
-        start, cos, sin = self._text
-        at = first - start
-        if not 0 <= at <= len(cos) - count:
-            cos, sin = self._rotate(np.arange(first, first + _AHEAD) + np.zeros((3, 1), np.int64))
-            self._text, at = (first, cos, sin), 0
-        return cos[at : at + count], sin[at : at + count]

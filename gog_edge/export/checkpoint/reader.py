@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ class Checkpoint:
     adapters: tuple[str, ...] = ()
     adapter_roots: tuple[Path, ...] = ()  # where they lie
     _plain: ShardSet | None = field(default=None, repr=False)
-    _heads: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
@@ -80,7 +80,7 @@ class Checkpoint:
     def head(self) -> str:
         """The tensor that makes the logits: the embedding where config.json ties it and no other head is stored.
 
-        Like transformers: a stored head that differs from the embedding is used, whatever the flags say.
+        Like transformers: a stored lm_head.weight that differs from the embedding is used, whatever the flags say.
 
         Raises:
             CheckpointError: neither is there.
