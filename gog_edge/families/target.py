@@ -59,6 +59,11 @@ class AttentionCache:
     heads: int
     head_dim: int
 
+    @property
+    def values_per_token(self) -> int:
+        """Numbers that one more token adds."""
+        return 2 * self.heads * self.head_dim
+
 
 # What one decoder layer keeps between runs. Layers that keep something else (the last rows of a convolution, a
 # recurrent state) get a kind of their own here, and targets and engines learn to declare and hold it.

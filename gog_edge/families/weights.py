@@ -40,7 +40,7 @@ def watch(build: Callable[[Target], None]) -> Watched:
 def shapes(family: Family, config: ModelConfig) -> dict[str, Shape]:
     """Shape of every tensor that an export reads."""
     spec = config.decoder.spec
-    found = {family.embedding: (spec.vocab, spec.hidden)}
+    found: dict[str, Shape] = {family.embedding: (spec.vocab, spec.hidden)}
     for graph in (_vision(family, config), _decoder(family, config)):
         found |= graph.shapes
     return found
