@@ -61,7 +61,7 @@ class AttentionCache:
 
     @property
     def values_per_token(self) -> int:
-        """Numbers that one more token adds."""
+        """Numbers that the layer keeps for each token, keys and values together."""
         return 2 * self.heads * self.head_dim
 
 
