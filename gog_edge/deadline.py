@@ -31,8 +31,6 @@ class WaitedEvent(Protocol):
 
     def set(self) -> None: ...
 
-    def is_set(self) -> bool: ...
-
     def wait(self, timeout: float | None = None) -> bool:
         """Whether it was set within `timeout` seconds of the clock (None: no limit)."""
         ...
@@ -104,17 +102,8 @@ class Budget:
                 self._cancelled = parent._cancelled
 
     @property
-    def at(self) -> float:
-        """The deadline in seconds of the clock; infinity when there is none."""
-        return self._at
-
-    @property
     def cancelled(self) -> bool:
         return self._cancelled
-
-    @property
-    def expired(self) -> bool:
-        return self.clock.now() >= self._at
 
     def remaining(self) -> float:
         """Seconds left, never negative, possibly infinite."""
