@@ -58,11 +58,15 @@ class Registry(Generic[T]):
 
     def advice(self, name: str) -> str:
         """What to say to someone who wrote an unknown name."""
-        names = self.names()
+        near = difflib.get_close_matches(name, self.names(), 1)
+        return f"did you mean {near[0]!r}?" if near else self.listed()
+
+    def listed(self) -> str:
+        """All names for people, or how to get any."""
+        names = ", ".join(self.names())
         if not names:
             return "none is installed: install gog-edge again (in a checkout: pip install -e .)"
-        near = difflib.get_close_matches(name, names, 1)
-        return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        return f"known: {names}"
 
 
 @functools.lru_cache(maxsize=8)

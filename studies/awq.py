@@ -22,7 +22,7 @@ from gog_edge.export.quantize.calibration import LayerStats
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 
 F32 = NDArray[np.float32]
 _GRID = tuple(i / 10 for i in range(10))  # exponents that are tried; 0 leaves the layer alone

@@ -35,7 +35,7 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.families import find
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 from gog_edge.files import write_text
 from studies.awq import Scaling, find_scaling
 

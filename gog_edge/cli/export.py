@@ -164,7 +164,7 @@ def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
     if rest["calibration"] is None:
         return None
     from gog_edge.export.quantize.calibration import Calibration
-    from gog_edge.families.roles import decoder_inputs
+    from gog_edge.families.weights import decoder_inputs
 
     decoder = {name for names in decoder_inputs(checkpoint.config) for name in names}
     return Calibration.open(rest["calibration"]).check(checkpoint.shape, decoder)

@@ -73,9 +73,10 @@ def load(
         chat_template = _beside(base, spec.chat.template, f"{name_or_path}: chat.template")
     variables = {**(named_tokens or {}), **spec.chat.variables}
     template = ChatTemplate.default(variables) if chat_template is None else ChatTemplate(chat_template, variables)
-    coordinates = spec.coordinates
-    meant = frame if coordinates.frame == "family" else coordinates.frame
-    dialect = Dialect(spec, template, CoordinateFrame(coordinates, meant, hooks or HOOKS[spec.hooks]()))
+    own = spec.coordinates.frame
+    chosen = hooks or HOOKS[spec.hooks]()
+    coordinates = CoordinateFrame(spec.coordinates, frame if own == "family" else own, chosen)
+    dialect = Dialect(spec, template, coordinates)
     try:
         _ = dialect.sampling  # its values are checked where they are put together
     except UsageError as error:

@@ -38,7 +38,7 @@ def write_embedding(
     """
     if scheme.bits == 4 or (scheme.bits == 8 and (scheme.block or not scheme.symmetric)):
         raise UsageError("the embedding is stored as fp32, fp16, or int8 with one symmetric scale a row")
-    table = Stacked(source, (name,), rows, columns)
+    table = Stacked(source, (name,), (rows,), columns)
     scales: list[NDArray[np.float32]] = []
     with WeightFile(folder / FILE) as data:
         with data.blob() as (out, done):

@@ -39,8 +39,8 @@ from gog_edge.export.options import ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.base import Family, ModelConfig
-from gog_edge.families.roles import watch
 from gog_edge.families.target import Target
+from gog_edge.families.weights import shapes, watch
 from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
@@ -139,11 +139,10 @@ class _Export:
         self.progress.stage("files", 0)
         tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
         tokens = assets.special_tokens(checkpoint, config, tokenizer)
-        preprocessing = read_preprocessing(checkpoint, family.processor, config.vision, options)
+        preprocessing = read_preprocessing(checkpoint, family, config.vision, options)
         assets.write_template(checkpoint, root)
-        dialect = assets.write_dialect(
-            options.dialect or _own_dialect(checkpoint), root, family.box_frame, tokenizer.named
-        )
+        dialect = options.dialect or _own_dialect(checkpoint)
+        dialect = assets.write_dialect(dialect, root, family.box_frame, tokenizer.named)
         decoder = config.decoder
         self.progress.stage("embedding", decoder.spec.vocab * decoder.spec.hidden)
         scheme = self.resolved.recipe.scheme("embedding", family.embedding)
@@ -212,11 +211,8 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
         )
     family = families.find(checkpoint.config)
     config = family.parse(checkpoint.config)
-    config = replace(
-        config,
-        decoder=replace(config.decoder, tied=checkpoint.head_of(family.embedding, family.head) == family.embedding),
-    )
-    for name, shape in {**family.vision_shapes(config.vision), **family.decoder_shapes(config.decoder)}.items():
+    config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == family.embedding))
+    for name, shape in shapes(family, config).items():
         check_shape(checkpoint, name, shape)
     return config
 

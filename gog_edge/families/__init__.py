@@ -14,7 +14,6 @@ from gog_edge.families.base import Family
 from gog_edge.registry import Registry
 
 FAMILIES = Registry("gog_edge.families", Family)
-
 # What others are, in words: the first pattern that matches from the start decides.
 _OTHERS = (
     (r"\w+_moe(?:_|$)|mixtral|deepseek|kimi|glm4v_moe|ernie4_5_vl|llama4", "a mixture of experts"),
@@ -56,18 +55,8 @@ def find(config: dict[str, Any]) -> Family:
         raise CheckpointError("config.json: model_type is missing; is this an HF checkpoint of a Qwen-VL model?")
     family = FAMILIES.get(model_type)
     if family is None:
-        raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}")
+        raise CheckpointError(f"config.json: model_type is {model_type!r}{_about(model_type)}; {FAMILIES.listed()}")
     return family
-
-
-def _about(model_type: str) -> str:
-    """Why it is not exported, and what is; a name that looks mistyped gets a hint instead."""
-    exported = f"gog-edge exports {', '.join(FAMILIES.names()) or FAMILIES.advice(model_type)}"
-    for pattern, what in _OTHERS:
-        if re.match(pattern, model_type):
-            return f" ({what}), which is not supported yet; {exported}"
-    near = difflib.get_close_matches(model_type, FAMILIES.names(), 1, 0.85)
-    return f" (did you mean {near[0]}?)" if near else f", which is not supported; {exported}"
 
 
 def named(name: str) -> Family:
@@ -80,3 +69,12 @@ def named(name: str) -> Family:
     if family is None:
         raise BundleError(f"the bundle is of the family {name!r}, which is not known here: {FAMILIES.advice(name)}")
     return family
+
+
+def _about(model_type: str) -> str:
+    """Why it is not exported; a name that looks mistyped gets a hint instead."""
+    for pattern, what in _OTHERS:
+        if re.match(pattern, model_type):
+            return f" ({what}), which is not supported yet"
+    near = difflib.get_close_matches(model_type, FAMILIES.names(), 1, 0.85)
+    return f" (did you mean {near[0]}?)" if near else ", which is not supported"

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gog_edge.families.layout import F32, I64, Inputs
-from gog_edge.families.target import AttentionCache, LayerCache, Target
+from gog_edge.families.target import AttentionCache, LayerCache, Role, Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.serde import Section
 from gog_edge.types import BoxFrame
-
-EMBEDDING = "model.language_model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class DecoderDims:
     qkv_bias: bool
     out_bias: bool
     qk_norm: bool
-    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head_of`)
+    tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
 
 
 @dataclass(frozen=True)
@@ -70,25 +66,27 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Processor:
-    """The image processor class that the family's checkpoints name, and what the class assumes where their files say
-    nothing: mean and standard deviation of (red, green, blue) in 0..1, the areas in pixels that a resized image keeps
-    within, and the sizes of a patch."""
+    """The image processor (a class of transformers) that the family's pictures go through, and what that class assumes
+    where a checkpoint's files say nothing: mean and deviation of (red, green, blue) in 0..1, sides in pixels and in
+    patches, and the areas in pixels that a resized image keeps within."""
 
     name: str
-
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
     min_pixels: int
     max_pixels: int
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
 
 
 QWEN2_VL_PROCESSOR = Processor(
-    "Qwen2VLImageProcessor",
+    name="Qwen2VLImageProcessor",
     image_mean=(0.48145466, 0.4578275, 0.40821073),
     image_std=(0.26862954, 0.26130258, 0.27577711),
+    patch_size=14,
+    merge_size=2,
+    temporal_patch_size=2,
     min_pixels=56 * 56,
     max_pixels=28 * 28 * 1280,
 )
@@ -104,10 +102,9 @@ class Family:
     """One model family, by the `model_type` of config.json.
 
     `parse`: config.json -> dimensions; CheckpointError names the key that is missing, wrong or can't be exported right.
-    `vision_shapes`, `decoder_shapes`: every tensor of the tower and of the decoder with its shape, checked before
-    anything is written.
     `build_vision`, `build_decoder`: write the graph on a target; weight names and roles stand where they are used.
-    `embedding`, `head`: weight names of the token table and of the output matrix (unused where they are tied).
+    `embedding`, `head`: weight names of the token table and of the output matrix.
+    `tied`: whether config.json asks for the table as the output matrix; tensors that differ overrule it.
     `box_frame`: in what the family was trained to write boxes, for dialects that leave it to the family.
     `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
     `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
@@ -117,11 +114,10 @@ class Family:
     name: str
     parse: Callable[[dict[str, Any]], ModelConfig]
     build_vision: Callable[[Target, VisionDims], None]
-    vision_shapes: Callable[[VisionDims], Shapes]
-    decoder_shapes: Callable[[DecoderDims], Shapes]
     build_decoder: Callable[[Target, DecoderDims, tuple[LayerCache, ...]], None]
     embedding: str
     head: str
+    tied: Callable[[Mapping[str, Any]], bool]
     processor: Processor
     box_frame: BoxFrame
     vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
@@ -223,22 +219,9 @@ def read_heads(text: Section, hidden: int) -> tuple[int, int, int]:
     return heads, kv_heads, head_dim
 
 
-def linear_shapes(name: str, outputs: int, inputs: int) -> Shapes:
-    """Weight and bias of a linear layer."""
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def tied_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether config.json asks for the embedding as lm_head; tensors that differ overrule it (`Checkpoint.head_of`).
-
-    transformers 5 reads the root; the text_config that transformers 4 wrote counts for Qwen2.5-VL alone.
-
-    Raises:
-        CheckpointError: a flag is neither true nor false.
-    """
-    root = Section(config)
-    inner = config.get("model_type") == "qwen2_5_vl" and root.section("text_config").flag("tie_word_embeddings", False)
-    return root.flag("tie_word_embeddings", False) or inner
+def linear(t: Target, x: Value, name: str, outputs: int, inputs: int, role: Role) -> Value:
+    """A linear layer with a bias; [rows, inputs] -> [rows, outputs]."""
+    return t.linear(x, t.matrix((f"{name}.weight",), (outputs,), inputs), (f"{name}.bias",), role=role)
 
 
 def vision_heads(vision: Section, hidden: int) -> tuple[int, int]:

@@ -5,10 +5,12 @@ Reads top to bottom: attention, MLP, block, model. Rows are tokens: between atte
 
 from __future__ import annotations
 
-from gog_edge.families.base import EMBEDDING, HEAD, DecoderDims, Shapes
+from gog_edge.families.base import DecoderDims
 from gog_edge.families.target import Cache, LayerCache, Target, Value
 
 MODEL = "model.language_model"
+EMBEDDING = f"{MODEL}.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 
 def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, cos: Value, sin: Value) -> Value:
@@ -18,7 +20,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     parts = ("q_proj", "k_proj", "v_proj")
     qkv = t.linear(
         x,
-        t.matrix(tuple(f"{name}.{p}.weight" for p in parts), wide + 2 * narrow, spec.hidden),
+        t.matrix(tuple(f"{name}.{p}.weight" for p in parts), (wide, narrow, narrow), spec.hidden),
         tuple(f"{name}.{p}.bias" for p in parts) if dims.qkv_bias else (),
         role="attention",
     )
@@ -26,7 +28,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     out = t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps)
     return t.linear(
         out,
-        t.matrix((f"{name}.o_proj.weight",), spec.hidden, wide),
+        t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide),
         (f"{name}.o_proj.bias",) if dims.out_bias else (),
         role="attention",
     )
@@ -36,8 +38,8 @@ def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     """SwiGLU; gate and up run as one matrix."""
     hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
     weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
-    x = t.gated_linear(x, t.matrix(weights, 2 * inner, hidden), (), role="mlp")
-    return t.linear(x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (), role="down_proj")
+    x = t.gated_linear(x, t.matrix(weights, (inner, inner), hidden), (), role="mlp")
+    return t.linear(x, t.matrix((f"{name}.down_proj.weight",), (hidden,), inner), (), role="down_proj")
 
 
 def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:
@@ -64,30 +66,6 @@ def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) 
         x = t.last_rows(x if delta is None else t.add(x, delta), last_k)
         x = t.rms_norm(x, f"{MODEL}.norm.weight", dims.eps)
         head = EMBEDDING if dims.tied else HEAD
-        logits = t.linear(x, t.matrix((head,), spec.vocab, spec.hidden), (), role="head")
+        logits = t.linear(x, t.matrix((head,), (spec.vocab,), spec.hidden), (), role="head")
     t.output(t.reshape(logits, (1, -1, spec.vocab)), "logits", "float32", (1, "last_k", spec.vocab))
     cache.finish()
-
-
-def decoder_shapes(dims: DecoderDims) -> Shapes:
-    """Every tensor of the decoder; the head only where it is one of its own."""
-    spec, inner = dims.spec, dims.intermediate
-    hidden, wide, narrow = spec.hidden, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    shapes: Shapes = {EMBEDDING: (spec.vocab, hidden), f"{MODEL}.norm.weight": (hidden,)}
-    if not dims.tied:
-        shapes[HEAD] = (spec.vocab, hidden)
-    for i in range(spec.layers):
-        name = f"{MODEL}.layers.{i}"
-        for part, rows in (("q", wide), ("k", narrow), ("v", narrow)):
-            shapes[f"{name}.self_attn.{part}_proj.weight"] = (rows, hidden)
-            if dims.qkv_bias:
-                shapes[f"{name}.self_attn.{part}_proj.bias"] = (rows,)
-            if dims.qk_norm and part != "v":
-                shapes[f"{name}.self_attn.{part}_norm.weight"] = (spec.head_dim,)
-        shapes[f"{name}.self_attn.o_proj.weight"] = (hidden, wide)
-        if dims.out_bias:
-            shapes[f"{name}.self_attn.o_proj.bias"] = (hidden,)
-        shapes |= {f"{name}.mlp.{part}_proj.weight": (inner, hidden) for part in ("gate", "up")}
-        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes |= {f"{name}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    return shapes

@@ -6,26 +6,23 @@ merge-block order everywhere: only window attention gathers them into windows an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gog_edge.families.base import (
-    EMBEDDING,
-    HEAD,
     QWEN2_VL_PROCESSOR,
     DecoderDims,
     Family,
     ModelConfig,
-    Shapes,
     VisionDims,
-    linear_shapes,
+    linear,
     read_heads,
     read_rope,
     read_tokens,
     read_vision_rope,
-    tied_embeddings,
     vision_heads,
 )
-from gog_edge.families.decoder import build_decoder, decoder_shapes
+from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.families.layout import Inputs, mrope, rotary_inputs, windows
 from gog_edge.families.target import Target, Value, Windows
 from gog_edge.manifest import DecoderSpec, VisionSpec
@@ -45,6 +42,13 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig(vision, decoder, *read_tokens(root, text))
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """transformers 4 wrote the flag into text_config; transformers 5 still reads it there for this family."""
+    root = Section(config)
+    inner = root.section("text_config").flag("tie_word_embeddings", False)
+    return root.flag("tie_word_embeddings", False) or inner
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -76,7 +80,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=True,
         out_bias=False,
         qk_norm=False,
-        tied=tied_embeddings(root.data),
+        tied=tied(root.data),
     )
 
 
@@ -118,9 +122,9 @@ def attention(
 ) -> Value:
     """Attention over all rows, or, given windows, inside each window only."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
-    qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
+    qkv = linear(t, x, f"{name}.qkv", 3 * hidden, hidden, "vision")
     out = t.vision_attention(qkv, cos, sin, heads, windows)
-    return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
+    return linear(t, out, f"{name}.proj", hidden, hidden, "vision")
 
 
 def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
@@ -128,22 +132,20 @@ def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     hidden, inner = dims.spec.hidden, dims.intermediate
     x = t.gated_linear(
         x,
-        t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), 2 * inner, hidden),
+        t.matrix((f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden),
         (f"{name}.gate_proj.bias", f"{name}.up_proj.bias"),
         role="vision",
     )
-    return t.linear(
-        x, t.matrix((f"{name}.down_proj.weight",), hidden, inner), (f"{name}.down_proj.bias",), role="vision"
-    )
+    return linear(t, x, f"{name}.down_proj", hidden, inner, "vision")
 
 
 def merger(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     """m*m patches become one token: RMSNorm, Linear, GELU, Linear; [n, hidden] -> [n/m^2, out]."""
     wide, out = dims.spec.hidden * dims.merge**2, dims.spec.out_hidden
     x = t.reshape(t.rms_norm(x, f"{name}.ln_q.weight", dims.eps), (-1, wide))
-    x = t.linear(x, t.matrix((f"{name}.mlp.0.weight",), wide, wide), (f"{name}.mlp.0.bias",), role="merger")
+    x = linear(t, x, f"{name}.mlp.0", wide, wide, "merger")
     x = t.gelu(x, tanh=False)
-    return t.linear(x, t.matrix((f"{name}.mlp.2.weight",), out, wide), (f"{name}.mlp.2.bias",), role="merger")
+    return linear(t, x, f"{name}.mlp.2", out, wide, "merger")
 
 
 def build_vision(t: Target, dims: VisionDims) -> None:
@@ -178,23 +180,6 @@ def build_vision(t: Target, dims: VisionDims) -> None:
     t.output(features, "features", "float32", ("m", spec.out_hidden))
 
 
-def vision_shapes(dims: VisionDims) -> Shapes:
-    """Every tensor of the tower."""
-    hidden, inner, wide = dims.spec.hidden, dims.intermediate, dims.spec.hidden * dims.merge**2
-    shapes: Shapes = {f"{VISUAL}.patch_embed.proj.weight": (hidden, 3, dims.temporal, dims.patch, dims.patch)}
-    for i in range(dims.spec.depth):
-        name = f"{VISUAL}.blocks.{i}"
-        shapes |= {f"{name}.norm1.weight": (hidden,), f"{name}.norm2.weight": (hidden,)}
-        shapes |= linear_shapes(f"{name}.attn.qkv", 3 * hidden, hidden)
-        shapes |= linear_shapes(f"{name}.attn.proj", hidden, hidden)
-        shapes |= linear_shapes(f"{name}.mlp.gate_proj", inner, hidden)
-        shapes |= linear_shapes(f"{name}.mlp.up_proj", inner, hidden)
-        shapes |= linear_shapes(f"{name}.mlp.down_proj", hidden, inner)
-    shapes[f"{VISUAL}.merger.ln_q.weight"] = (hidden,)
-    shapes |= linear_shapes(f"{VISUAL}.merger.mlp.0", wide, wide)
-    return shapes | linear_shapes(f"{VISUAL}.merger.mlp.2", dims.spec.out_hidden, wide)
-
-
 def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
     """Rotary tables of the patches, and the windows that they attend in."""
     cut = windows(rows, columns, merge, vision.window)
@@ -209,11 +194,10 @@ FAMILY = Family(
     name="qwen2_5_vl",
     parse=parse,
     build_vision=build_vision,
-    vision_shapes=vision_shapes,
-    decoder_shapes=decoder_shapes,
     build_decoder=build_decoder,
     embedding=EMBEDDING,
     head=HEAD,
+    tied=tied,
     processor=QWEN2_VL_PROCESSOR,
     box_frame="shown",
     vision_inputs=vision_inputs,

@@ -6,26 +6,23 @@ Reads top to bottom: config, attention, MLP, block, mergers, tower. Weight names
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gog_edge.families.base import (
-    EMBEDDING,
-    HEAD,
     QWEN2_VL_PROCESSOR,
     DecoderDims,
     Family,
     ModelConfig,
-    Shapes,
     VisionDims,
-    linear_shapes,
+    linear,
     read_heads,
     read_rope,
     read_tokens,
     read_vision_rope,
-    tied_embeddings,
     vision_heads,
 )
-from gog_edge.families.decoder import build_decoder, decoder_shapes
+from gog_edge.families.decoder import EMBEDDING, HEAD, build_decoder
 from gog_edge.families.layout import Inputs, mrope, position_corners, rotary_inputs
 from gog_edge.families.target import Target, Value
 from gog_edge.manifest import DecoderSpec, VisionSpec
@@ -47,6 +44,11 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     decoder = _parse_decoder(root, text)
     vision = _parse_vision(root.section("vision_config"), decoder)
     return ModelConfig(vision, decoder, *read_tokens(root, text))
+
+
+def tied(config: Mapping[str, Any]) -> bool:
+    """The root alone says so: what stands in text_config means nothing to transformers."""
+    return Section(config).flag("tie_word_embeddings", False)
 
 
 def _parse_decoder(root: Section, text: Section) -> DecoderDims:
@@ -80,7 +82,7 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        tied=tied_embeddings(root.data),
+        tied=tied(root.data),
     )
 
 
@@ -138,21 +140,17 @@ def embed(t: Target, dims: VisionDims) -> Value:
 def attention(t: Target, dims: VisionDims, x: Value, cos: Value, sin: Value, name: str) -> Value:
     """Full attention over all n rows of one image."""
     hidden, heads = dims.spec.hidden, dims.spec.heads
-    qkv = t.linear(x, t.matrix((f"{name}.qkv.weight",), 3 * hidden, hidden), (f"{name}.qkv.bias",), role="vision")
+    qkv = linear(t, x, f"{name}.qkv", 3 * hidden, hidden, "vision")
     out = t.vision_attention(qkv, cos, sin, heads, None)
-    return t.linear(out, t.matrix((f"{name}.proj.weight",), hidden, hidden), (f"{name}.proj.bias",), role="vision")
+    return linear(t, out, f"{name}.proj", hidden, hidden, "vision")
 
 
 def mlp(t: Target, dims: VisionDims, x: Value, name: str) -> Value:
     """fc1, GELU, fc2."""
     hidden, inner = dims.spec.hidden, dims.intermediate
-    x = t.linear(
-        x, t.matrix((f"{name}.linear_fc1.weight",), inner, hidden), (f"{name}.linear_fc1.bias",), role="vision"
-    )
+    x = linear(t, x, f"{name}.linear_fc1", inner, hidden, "vision")
     x = t.gelu(x, tanh=dims.activation == "gelu_pytorch_tanh")
-    return t.linear(
-        x, t.matrix((f"{name}.linear_fc2.weight",), hidden, inner), (f"{name}.linear_fc2.bias",), role="vision"
-    )
+    return linear(t, x, f"{name}.linear_fc2", hidden, inner, "vision")
 
 
 def merger(t: Target, dims: VisionDims, x: Value, name: str, *, norm_after_merge: bool) -> Value:
@@ -163,10 +161,10 @@ def merger(t: Target, dims: VisionDims, x: Value, name: str, *, norm_after_merge
         x = t.layer_norm(t.reshape(x, (-1, wide)), *norm)
     else:
         x = t.reshape(t.layer_norm(x, *norm), (-1, wide))
-    x = t.linear(x, t.matrix((f"{name}.linear_fc1.weight",), wide, wide), (f"{name}.linear_fc1.bias",), role="merger")
+    x = linear(t, x, f"{name}.linear_fc1", wide, wide, "merger")
     x = t.gelu(x, tanh=False)
     out = dims.spec.out_hidden
-    return t.linear(x, t.matrix((f"{name}.linear_fc2.weight",), out, wide), (f"{name}.linear_fc2.bias",), role="merger")
+    return linear(t, x, f"{name}.linear_fc2", out, wide, "merger")
 
 
 def build_vision(t: Target, dims: VisionDims) -> None:
@@ -198,32 +196,6 @@ def build_vision(t: Target, dims: VisionDims) -> None:
         t.output(stacked, "deepstack", "float32", (len(taps), "m", spec.out_hidden))
 
 
-def vision_shapes(dims: VisionDims) -> Shapes:
-    """Every tensor of the tower."""
-    spec, hidden, wide = dims.spec, dims.spec.hidden, dims.spec.hidden * dims.merge**2
-    patches = f"{VISUAL}.patch_embed.proj"
-    shapes: Shapes = {
-        f"{patches}.weight": (hidden, 3, dims.temporal, dims.patch, dims.patch),
-        f"{patches}.bias": (hidden,),
-        f"{VISUAL}.pos_embed.weight": (spec.position_side**2, hidden),
-    }
-    for i in range(spec.depth):
-        name = f"{VISUAL}.blocks.{i}"
-        for norm in ("norm1", "norm2"):
-            shapes |= {f"{name}.{norm}.weight": (hidden,), f"{name}.{norm}.bias": (hidden,)}
-        shapes |= linear_shapes(f"{name}.attn.qkv", 3 * hidden, hidden)
-        shapes |= linear_shapes(f"{name}.attn.proj", hidden, hidden)
-        shapes |= linear_shapes(f"{name}.mlp.linear_fc1", dims.intermediate, hidden)
-        shapes |= linear_shapes(f"{name}.mlp.linear_fc2", hidden, dims.intermediate)
-    mergers = {f"{VISUAL}.merger": hidden}  # the norm's width: DeepStack merges, then norms
-    mergers |= {f"{VISUAL}.deepstack_merger_list.{i}": wide for i in range(len(dims.taps))}
-    for name, width in mergers.items():
-        shapes |= {f"{name}.norm.weight": (width,), f"{name}.norm.bias": (width,)}
-        shapes |= linear_shapes(f"{name}.linear_fc1", wide, wide)
-        shapes |= linear_shapes(f"{name}.linear_fc2", spec.out_hidden, wide)
-    return shapes
-
-
 def vision_inputs(vision: VisionSpec, merge: int, rows: int, columns: int) -> Inputs:
     """Rotary tables of the patches, and where they lie in the learned position table."""
     index, weight = position_corners(rows, columns, merge, vision.position_side)
@@ -234,11 +206,10 @@ FAMILY = Family(
     name="qwen3_vl",
     parse=parse,
     build_vision=build_vision,
-    vision_shapes=vision_shapes,
-    decoder_shapes=decoder_shapes,
     build_decoder=build_decoder,
     embedding=EMBEDDING,
     head=HEAD,
+    tied=tied,
     processor=QWEN2_VL_PROCESSOR,
     box_frame="thousand",
     vision_inputs=vision_inputs,

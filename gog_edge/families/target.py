@@ -61,7 +61,7 @@ class AttentionCache:
 
     @property
     def values_per_token(self) -> int:
-        """Numbers that one more token adds."""
+        """Numbers that the layer keeps for each token, keys and values together."""
         return 2 * self.heads * self.head_dim
 
 
@@ -96,7 +96,9 @@ class Target(Protocol):
     def scope(self, name: str) -> AbstractContextManager[None]: ...
 
     # -- weights: named tensors of the checkpoint, checked against the shape that the config implies
-    def matrix(self, names: tuple[str, ...], rows: int, columns: int) -> Matrix: ...
+    def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Matrix:
+        """Matrices that read one input, stacked along their outputs; a number of rows for each name."""
+        ...
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix: ...
 

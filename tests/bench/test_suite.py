@@ -240,7 +240,7 @@ def test_memory_needed_counts_weights_cache_and_one_image(tiny_bundle: Path) -> 
     one = memory_needed(bundle, Workload("c", "", (TurnSpec(((64, 64),), 100, 20),)))
     two = memory_needed(bundle, Workload("c", "", (TurnSpec(((64, 64),), 50, 10), TurnSpec(((64, 64),), 50, 10))))
     assert none == weights
-    assert text - none == kv_bytes_read(bundle.manifest.decoder, 120)
+    assert text - none == kv_bytes_read(bundle.manifest, 120)
     rows = stage_limits(bundle, MACHINE, TurnSpec(((64, 64),)), 0)[1] - 1  # the image's tokens
-    assert two - one == kv_bytes_read(bundle.manifest.decoder, rows)  # the second one is kept, not computed beside it
-    assert one - text > kv_bytes_read(bundle.manifest.decoder, rows)
+    assert two - one == kv_bytes_read(bundle.manifest, rows)  # the second one is kept, not computed beside it
+    assert one - text > kv_bytes_read(bundle.manifest, rows)

@@ -17,7 +17,7 @@ from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.checkpoint.shards import narrow_bf16, widen
-from gog_edge.families.base import tied_embeddings
+from gog_edge.families import find
 from tests.export.weights_helpers import pack, pack_awq, write_checkpoint, write_sharded
 
 RNG = np.random.default_rng(3)
@@ -227,15 +227,15 @@ def test_other_folders_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "tied"),
     [
-        ({}, False),
-        ({"tie_word_embeddings": True}, True),
+        ({"model_type": "qwen3_vl"}, False),
+        ({"tie_word_embeddings": True, "model_type": "qwen3_vl"}, True),
         ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen2_5_vl"}, True),
         ({"text_config": {"tie_word_embeddings": True}, "model_type": "qwen3_vl"}, False),
-        ({"tie_word_embeddings": False, "text_config": {}}, False),
+        ({"tie_word_embeddings": False, "text_config": {}, "model_type": "qwen2_5_vl"}, False),
     ],
 )
 def test_tied_embeddings(config: dict, tied: bool) -> None:  # type: ignore[type-arg]
-    assert tied_embeddings(config) is tied
+    assert find(config).tied(config) is tied
 
 
 def test_files_beside_the_weights(tmp_path: Path) -> None:

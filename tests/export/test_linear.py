@@ -56,16 +56,16 @@ def run_linear(
     backend: str, folder: Path, source: Tensors, names: tuple[str, ...], x: np.ndarray, scheme: Scheme
 ) -> Any:
     """y of one linear layer, built, saved, loaded and run."""
-    rows = sum(source.shape(name)[0] for name in names)
+    parts = tuple(source.shape(name)[0] for name in names)
     biases = tuple(n.replace("weight", "bias") for n in names if n.replace("weight", "bias") in source.names())
     scheme = scheme if scheme.is_float else FIT[backend](scheme)
     with WeightFile(folder / "w.data") as data:
         g = GraphBuilder("g", data, DOMAINS[backend])
         store = STORES[backend](g, source, recipe(scheme))
-        weight = Stacked(source, names, rows, x.shape[1])
+        weight = Stacked(source, names, parts, x.shape[1])
         value = g.input("x", "float32", ("n", x.shape[1]))
         y = store.linear(value, weight, biases, "mlp")
-        g.output(y, "y", "float32", ("n", rows))
+        g.output(y, "y", "float32", ("n", sum(parts)))
     g.save(folder / "w.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -125,7 +125,7 @@ def test_stacked_parts_are_one_matrix(tmp_path: Path) -> None:
 def test_chunks_are_the_matrix_in_order(columns: int, rows: list[int], per_chunk: int) -> None:
     rng = np.random.default_rng(3)
     source = Tensors(**{f"p{i}": rng.standard_normal((n, columns), np.float32) for i, n in enumerate(rows)})
-    stacked = Stacked(source, tuple(source.arrays), sum(rows), columns)
+    stacked = Stacked(source, tuple(source.arrays), tuple(rows), columns)
     old, matrix.CHUNK_VALUES = matrix.CHUNK_VALUES, per_chunk * columns
     try:
         pieces = list(chunks(stacked))
@@ -139,11 +139,11 @@ def test_chunks_are_the_matrix_in_order(columns: int, rows: list[int], per_chunk
 def test_wrong_shapes_are_named() -> None:
     source = Tensors(a=np.zeros((4, 6), np.float32))
     with pytest.raises(CheckpointError, match=r"a has shape \[4, 6\], config.json says \[4, 8\]"):
-        Stacked(source, ("a",), 4, 8)
-    with pytest.raises(CheckpointError, match="a have 4 rows"):
-        Stacked(source, ("a",), 5, 6)
+        Stacked(source, ("a",), (4,), 8)
+    with pytest.raises(CheckpointError, match=r"a has shape \[4, 6\], config.json says \[5, 6\]"):
+        Stacked(source, ("a",), (5,), 6)
     with pytest.raises(CheckpointError, match="no tensor b"):
-        Stacked(source, ("a", "b"), 8, 6)
+        Stacked(source, ("a", "b"), (4, 4), 6)
 
 
 def test_the_temporal_axis_folds_into_one_slice() -> None:

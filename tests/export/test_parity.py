@@ -21,7 +21,7 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

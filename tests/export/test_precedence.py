@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gog_edge import families
 from gog_edge.errors import CheckpointError
-from gog_edge.export import families
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.pipeline import check_checkpoint
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.families.decoder import decoder_shapes
+from gog_edge.families.weights import shapes as shapes_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -82,7 +82,7 @@ def assert_same(root: Path) -> None:
     checkpoint = Checkpoint.open(root)
     config = check_checkpoint(checkpoint)
     family = families.find(checkpoint.config)
-    shapes = {**family.vision_shapes(config.vision), **decoder_shapes(config.decoder), HEAD: (0, 0)}
+    shapes = {**shapes_of(family, config), HEAD: (0, 0)}
     assert set(shapes) == set(expected)
     for name, values in expected.items():
         got = checkpoint.read(checkpoint.head if name == HEAD else name)

@@ -17,7 +17,7 @@ from gog_edge.export.quantize.search import search_mse
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.export.synthetic.configs import model_config
-from gog_edge.families.roles import tensor_classes
+from gog_edge.families.weights import tensor_classes
 
 RNG = np.random.default_rng(8)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gog_edge import families
 from gog_edge.crop import crop_patches, region_grid
 from gog_edge.errors import CheckpointError, ParityError
-from gog_edge.export import families
 from gog_edge.export.checkpoint.image_settings import read_preprocessing
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
@@ -93,11 +93,11 @@ def write(tiny: Path, root: Path, file: str, changes: dict[str, Any]) -> Path:
 
 
 def ours(root: Path, **options: Any) -> Preprocessing:
-    config = families.find(json.loads((root / "config.json").read_text()))
-    dims = config.parse(json.loads((root / "config.json").read_text())).vision
+    family = families.find(json.loads((root / "config.json").read_text()))
+    dims = family.parse(json.loads((root / "config.json").read_text())).vision
     # the reader wants files only
     checkpoint = Checkpoint(root, json.loads((root / "config.json").read_text()), None, str(root))  # type: ignore[arg-type]
-    return read_preprocessing(checkpoint, config.processor, dims, ExportOptions(**options))
+    return read_preprocessing(checkpoint, family, dims, ExportOptions(**options))
 
 
 def patches(preprocessing: Preprocessing) -> tuple[np.ndarray, list[int]]:

@@ -30,8 +30,8 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.text import tokenizer_json
 from gog_edge.families.base import DecoderDims, Family, ModelConfig, Processor, Shapes, VisionDims
 from gog_edge.families.layout import F32, I64, Inputs, inverse_frequencies, merge_order
-from gog_edge.families.roles import decoder_inputs, tensor_classes
 from gog_edge.families.target import AttentionCache, LayerCache, Target
+from gog_edge.families.weights import decoder_inputs, tensor_classes
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.native.dispatch import available
@@ -78,17 +78,17 @@ def build_vision(t: Target, dims: VisionDims) -> None:
     patches = t.input("patches", "float32", ("n", dims.patch_values))
     index = t.input("row_index", "int64", (1, "n"))
     weight = t.input("row_weight", "float32", (1, "n"))
-    x = t.linear(patches, t.matrix(("eye.patch.weight",), eye, dims.patch_values), (), role="patch_embed")
+    x = t.linear(patches, t.matrix(("eye.patch.weight",), (eye,), dims.patch_values), (), role="patch_embed")
     x = t.add(x, t.weighted_rows(t.parameter("eye.rows", (ROWS, eye)), index, weight))
     for i in range(dims.spec.depth):
         name = f"eye.{i}"
         with t.scope(name):
             y, x = t.add_layer_norm(x, None, f"{name}.norm.weight", f"{name}.norm.bias", dims.eps)
-            y = t.linear(y, t.matrix((f"{name}.up.weight",), inner, eye), (f"{name}.up.bias",), role="vision")
-            y = t.linear(t.gelu(y, tanh=True), t.matrix((f"{name}.down.weight",), eye, inner), (), role="vision")
+            y = t.linear(y, t.matrix((f"{name}.up.weight",), (inner,), eye), (f"{name}.up.bias",), role="vision")
+            y = t.linear(t.gelu(y, tanh=True), t.matrix((f"{name}.down.weight",), (eye,), inner), (), role="vision")
             x = t.add(x, y)
     wide = eye * dims.merge**2
-    x = t.linear(t.reshape(x, (-1, wide)), t.matrix(("eye.merge.weight",), out, wide), (), role="merger")
+    x = t.linear(t.reshape(x, (-1, wide)), t.matrix(("eye.merge.weight",), (out,), wide), (), role="merger")
     t.output(x, "features", "float32", ("m", out))
 
 
@@ -104,15 +104,17 @@ def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) 
         name = f"mind.{i}"
         with t.scope(name):
             y = t.rms_norm(x, f"{name}.look.weight", dims.eps)
-            y = t.linear(y, t.matrix((f"{name}.qkv.weight",), qkv, width), (f"{name}.qkv.bias",), role="attention")
+            y = t.linear(y, t.matrix((f"{name}.qkv.weight",), (qkv,), width), (f"{name}.qkv.bias",), role="attention")
             y = t.cached_attention(cache, i, y, cos, sin, None, dims.eps)
-            x = t.add(x, t.linear(y, t.matrix((f"{name}.out.weight",), width, width), (), role="attention"))
+            x = t.add(x, t.linear(y, t.matrix((f"{name}.out.weight",), (width,), width), (), role="attention"))
             y = t.rms_norm(x, f"{name}.think.weight", dims.eps)
-            y = t.linear(y, t.matrix((f"{name}.up.weight",), inner, width), (), role="mlp")
-            y = t.linear(t.gelu(y, tanh=True), t.matrix((f"{name}.down.weight",), width, inner), (), role="down_proj")
+            y = t.linear(y, t.matrix((f"{name}.up.weight",), (inner,), width), (), role="mlp")
+            y = t.linear(
+                t.gelu(y, tanh=True), t.matrix((f"{name}.down.weight",), (width,), inner), (), role="down_proj"
+            )
             x = t.add(x, y)
     x = t.rms_norm(t.last_rows(x, last), "mind.end.weight", dims.eps)
-    logits = t.linear(x, t.matrix(("mind.say.weight",), spec.vocab, width), (), role="head")
+    logits = t.linear(x, t.matrix(("mind.say.weight",), (spec.vocab,), width), (), role="head")
     t.output(t.reshape(logits, (1, -1, spec.vocab)), "logits", "float32", (1, "last_k", spec.vocab))
     cache.finish()
 
@@ -166,15 +168,8 @@ TOY = Family(
     build_decoder=build_decoder,
     embedding="mind.words.weight",
     head="mind.say.weight",
-    processor=Processor(
-        "ToyImageProcessor",
-        image_mean=(0.4, 0.4, 0.4),
-        image_std=(0.2, 0.3, 0.4),
-        min_pixels=32 * 32,
-        max_pixels=128 * 128,
-        patch_size=8,
-        temporal_patch_size=1,
-    ),
+    tied=lambda config: False,
+    processor=Processor("ToyProcessor", (0.4, 0.4, 0.4), (0.2, 0.3, 0.4), 8, 2, 1, 32 * 32, 128 * 128),
     box_frame="unit",
     vision_inputs=vision_inputs,
     rotary=rotary,
@@ -322,7 +317,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]:
-    """A folder as a trainer of toys would leave it: only the class of its image processor is named."""
+    """A folder as a trainer of toys would leave it."""
     tokenizer = tokenizer_json(640)
     for content in ("<answer>", "</answer>"):
         entry = {**tokenizer["added_tokens"][0], "id": 640 + len(tokenizer["added_tokens"]), "content": content}
@@ -331,7 +326,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]
     weights = make_weights(tokenizer["model"]["vocab"])
     root = write_checkpoint(tmp_path_factory.mktemp("toy") / "c", weights, CONFIG)
     (root / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (root / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ToyImageProcessor"}))
+    (root / "preprocessor_config.json").write_text('{"image_processor_type": "ToyProcessor"}')
     return root, weights
 
 
@@ -416,5 +411,5 @@ def test_without_it_both_halves_say_so(
     monkeypatch.setattr(families.FAMILIES, "_added", {})
     with pytest.raises(BundleError, match="of the family 'toy_vl', which is not known here: known: "):
         gog_edge.load(bundle)
-    with pytest.raises(CheckpointError, match="model_type is 'toy_vl'"):
+    with pytest.raises(CheckpointError, match="model_type is 'toy_vl', which is not supported"):
         export_bundle(checkpoint[0], tmp_path / "b")

@@ -1,4 +1,4 @@
-"""M-RoPE positions of a whole sequence at once, by transformers' rule: what `runtime.positions` is held against."""
+"""M-RoPE positions of a whole sequence at once, by transformers' rule: what `runtime.sequence` is held against."""
 
 from __future__ import annotations
 

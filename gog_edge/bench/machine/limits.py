@@ -46,7 +46,7 @@ def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int
     weights = _bytes(bundle, "decoder")
     prefill = roofline.seconds(flops=flops, read_bytes=weights, precision=fastest) if new else 0.0
     steps = turn.tokens - 1
-    read = steps * (weights + kv_bytes_read(m.decoder, total + steps // 2))
+    read = steps * (weights + kv_bytes_read(m, total + steps // 2))
     return StageLimits(encode, prefill, roofline.seconds(read_bytes=read), read), total + turn.tokens
 
 
@@ -83,7 +83,7 @@ def memory_needed(bundle: Bundle, conversation: Workload) -> float:
         patches = max([patches, *sizes])
     rows = 3 * m.preprocessing.patch_size**2 + 9 * m.vision.hidden
     weights = sum(file.size for name, file in m.files.items() if name.endswith((".data", ".bin")))
-    return weights + kv_bytes_read(m.decoder, tokens) + 4.0 * patches * rows
+    return weights + kv_bytes_read(m, tokens) + 4.0 * patches * rows
 
 
 def _patches(m: Manifest, width: int, height: int) -> int:

@@ -239,7 +239,7 @@ def _own_peak(bundle: Bundle, runs: Sequence[Mapping[str, float]], peak: float, 
 
 def _decode_limits(bundle: Bundle, nodes: Mapping[str, Node], read_gbs: float, context: int) -> dict[str, float]:
     sizes = {k: float(v) for k, v in _bytes_by_kind(nodes).items() if k != OTHER}
-    sizes[ATTENTION] = kv_bytes_read(bundle.manifest.decoder, context + 1)
+    sizes[ATTENTION] = kv_bytes_read(bundle.manifest, context + 1)
     limits = {kind: size / (read_gbs * 1e9) for kind, size in sizes.items()}
     return {**limits, "all": sum(limits.values())}
 

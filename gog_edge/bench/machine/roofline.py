@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge import families
 from gog_edge.bench.machine import kernels
-from gog_edge.manifest import DecoderSpec, VisionSpec
+from gog_edge.manifest import DecoderSpec, Manifest, VisionSpec
 from gog_edge.native import dispatch
 
 REPEATS = 7
@@ -218,7 +219,8 @@ def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int =
     return width * patches * (full * patches + windowed * min(window_patches, patches))
 
 
-def kv_bytes_read(spec: DecoderSpec, total: int) -> float:
-    """Bytes of the cache that one decoding step reads."""
-    size = {"float32": 4, "float16": 2, "int8": 1}[spec.kv_dtype]
-    return 2.0 * spec.layers * spec.kv_heads * spec.head_dim * size * total
+def kv_bytes_read(manifest: Manifest, total: int) -> float:
+    """Bytes of the caches that one decoding step reads."""
+    size = {"float32": 4, "float16": 2, "int8": 1}[manifest.decoder.kv_dtype]
+    layers = families.named(manifest.family).caches(manifest.decoder)
+    return float(size * total * sum(layer.values_per_token for layer in layers))

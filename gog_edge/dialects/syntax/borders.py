@@ -61,12 +61,15 @@ def blocks(text: str, opening: str, closing: str, beside: str = "\0") -> Iterato
         yield Block(start, at, text[inner:end], values, error, closed)
 
 
-def unfinished(text: str, opening: str, closing: str, beside: str = "\0") -> tuple[int, Any] | None:
-    """A last block that has no closing mark yet: where it starts, and its last value as far as it is closed."""
-    last = next(reversed(list(blocks(text, opening, closing, beside))), None)
-    if last is None or last.closed:
+def unfinished(text: str, opening: str, closing: str) -> tuple[int, Any] | None:
+    """A last block that has no closing mark yet: where it starts, and its last value as far as it is closed.
+
+    Asked often while a turn is written, so marks are not looked for inside of strings: `blocks` has the last word.
+    """
+    start = text.rfind(opening)
+    if start < 0 or closing in text[start:]:
         return None
-    return last.start, closed_value(text[last.start + len(opening) :])
+    return start, closed_value(text[start + len(opening) :])
 
 
 def border(text: str, at: int) -> int | None:

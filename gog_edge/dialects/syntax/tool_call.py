@@ -42,7 +42,7 @@ class ToolCall(ArgumentSyntax):
                     yield self._read(call, block.start, block.end, raw)
 
     def partial(self, text: str, size_of: SizeOf) -> Call | None:
-        start, value = unfinished(text, OPEN, CLOSE, CODE_OPEN) or (0, None)
+        start, value = unfinished(text, OPEN, CLOSE) or (0, None)
         calls = value if isinstance(value, (list, tuple)) else [value]
         return self._read(calls[-1], start, len(text), "") if calls and calls[-1] else None
 

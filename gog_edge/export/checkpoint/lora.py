@@ -21,7 +21,7 @@ from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint.lora_config import AdapterConfig
 from gog_edge.export.checkpoint.names import bare_name, canonical_name
 from gog_edge.export.checkpoint.shards import SafetensorsFile, Source
-from gog_edge.families.base import EMBEDDING, HEAD
+from gog_edge.families.decoder import EMBEDDING, HEAD
 
 Tensors = dict[str, NDArray[np.float32]]
 # `.lora_A.weight`, `.lora_A.default.weight` (some savers keep the adapter's name), `.lora_embedding_A`, magnitude.

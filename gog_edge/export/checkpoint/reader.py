@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gog_edge import families
 from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint import hub
 from gog_edge.export.checkpoint.lora import LoraSource
 from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.prequantized import open_prequantized
 from gog_edge.export.checkpoint.shards import ShardSet, Source, foreign_format
-from gog_edge.families.base import EMBEDDING, HEAD, tied_embeddings
+from gog_edge.families.base import Family
 
 _ROWS = 4096  # rows compared at once
 
@@ -36,7 +38,6 @@ class Checkpoint:
     adapters: tuple[str, ...] = ()
     adapter_roots: tuple[Path, ...] = ()  # where they lie
     _plain: ShardSet | None = field(default=None, repr=False)
-    _heads: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path_or_hub_id: str | Path, revision: str | None = None) -> Checkpoint:
@@ -49,7 +50,8 @@ class Checkpoint:
         root = hub.locate(path_or_hub_id, revision)
         config = _config(root)
         shards = ShardSet.open(root, config.get("transformers_weights"))
-        source: Source = Renamed(shards, root, tied_embeddings(config))
+        family = families.FAMILIES.get(str(config.get("model_type")))  # an unknown one is refused when it is exported
+        source: Source = Renamed(shards, root, family if family is not None and family.tied(config) else None)
         quantised = config.get("quantization_config")
         if quantised is not None:
             source = open_prequantized(source, shards, quantised, root)
@@ -62,27 +64,28 @@ class Checkpoint:
             CheckpointError: not a LoRA adapter, or one that does not fit this checkpoint.
         """
         root = hub.locate(adapter, None)
-        flag = tied_embeddings(self.config)
-        shared = flag and EMBEDDING in self and self.head_of() == EMBEDDING
+        flag, embedding = self.family.tied(self.config), self.family.embedding
+        shared = flag and embedding in self and self.head == embedding
         merged = LoraSource.open(self.source, root, flag, shared)
         config = _untied(self.config) if merged.unties else self.config
         adapters, roots = (*self.adapters, str(adapter)), (*self.adapter_roots, root)
         return Checkpoint(self.root, config, merged, self.origin, adapters, roots, self._plain)
 
-    def head_of(self, embedding: str = EMBEDDING, head: str = HEAD) -> str:
+    @property
+    def family(self) -> Family:
+        """The family that config.json names."""
+        return families.find(self.config)
+
+    @cached_property
+    def head(self) -> str:
         """The tensor that makes the logits: the embedding where config.json ties it and no other head is stored.
 
-        Like transformers: a stored head that differs from the embedding is used, whatever the flags say.
+        Like transformers: a stored lm_head.weight that differs from the embedding is used, whatever the flags say.
 
         Raises:
             CheckpointError: neither is there.
         """
-        if (embedding, head) not in self._heads:
-            self._heads[embedding, head] = self._find_head(embedding, head)
-        return self._heads[embedding, head]
-
-    def _find_head(self, embedding: str, head: str) -> str:
-        tied = tied_embeddings(self.config)
+        head, embedding, tied = self.family.head, self.family.embedding, self.family.tied(self.config)
         if head in self:
             return embedding if tied and self._equal(head, embedding) else head
         if not tied:
@@ -176,13 +179,14 @@ class Checkpoint:
 class Renamed:
     """A source under canonical names.
 
-    With `tied`, a head that is stored without the embedding is the embedding, too (transformers ties both ways).
+    `tied`: the family, where config.json ties head and embedding: a head that is stored without the embedding is the
+    embedding, too (transformers ties both ways).
 
     Raises:
         CheckpointError: two stored tensors get the same name.
     """
 
-    def __init__(self, shards: ShardSet, root: Path, tied: bool = False) -> None:
+    def __init__(self, shards: ShardSet, root: Path, tied: Family | None = None) -> None:
         self._shards = shards
         self.stored: dict[str, str] = {}
         for stored in sorted(shards.names()):
@@ -190,8 +194,8 @@ class Renamed:
             if name in self.stored:
                 raise CheckpointError(f"{root} holds {name} twice: as {self.stored[name]} and as {stored}")
             self.stored[name] = stored
-        if tied and HEAD in self.stored:
-            self.stored.setdefault(EMBEDDING, self.stored[HEAD])
+        if tied is not None and tied.head in self.stored:
+            self.stored.setdefault(tied.embedding, self.stored[tied.head])
         self._names = set(self.stored)
 
     def names(self) -> set[str]:

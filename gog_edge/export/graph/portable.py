@@ -96,7 +96,7 @@ class PortableTarget:
 
     # -- weights --------------------------------------------------------------------------------------------------
 
-    def matrix(self, names: tuple[str, ...], rows: int, columns: int) -> Matrix:
+    def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Matrix:
         return Stacked(self.source, names, rows, columns)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix:

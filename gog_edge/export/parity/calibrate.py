@@ -13,7 +13,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.reference import Reference
 from gog_edge.export.parity.rollouts import Talk
 from gog_edge.export.quantize.calibration import Calibration, CalibrationWriter
-from gog_edge.families.roles import decoder_inputs
+from gog_edge.families.weights import decoder_inputs
 
 
 def calibrate(

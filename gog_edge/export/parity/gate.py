@@ -56,8 +56,8 @@ from gog_edge.export.progress import Progress, Silent
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import dequantize
 from gog_edge.export.quantize.weights import quantize
-from gog_edge.families.roles import tensor_classes
 from gog_edge.families.target import TensorClass
+from gog_edge.families.weights import tensor_classes
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan

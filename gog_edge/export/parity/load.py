@@ -189,7 +189,7 @@ def _dequantised(checkpoint: Checkpoint, transform: Transform | None, budget: in
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     model.eval()
-    head = checkpoint.head_of()
+    head = checkpoint.head
 
     def give(name: str) -> torch.Tensor:
         values = checkpoint.read(head if name == "lm_head.weight" else name)
