@@ -113,10 +113,6 @@ class Decoder:
     def vocab(self) -> int:
         return self._spec.vocab
 
-    @property
-    def max_context(self) -> int:
-        return self._spec.max_context
-
     def new_cache(self, tokens: int) -> KvCache:
         """An empty cache with room for `tokens`."""
         return self._runner.new_cache(tokens)
