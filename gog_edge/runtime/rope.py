@@ -76,7 +76,7 @@ def text_positions(start: int, count: int) -> I64:
 
 
 def image_positions(start: int, rows: int, columns: int, merge: int) -> I64:
-    """M-RoPE positions [3, tokens] of an image: time stands still, height and width count on from `start`."""
+    """M-RoPE positions [3, tokens] of an image: time stays the same, height and width count on from `start`."""
     token_count(rows, columns, merge)
     grid = np.indices((1, rows // merge, columns // merge), dtype=np.int64).reshape(3, -1)
     return grid + start
@@ -98,7 +98,7 @@ def sequence_positions(
         start: position of the first token: 0, or what an earlier call returned.
 
     Returns:
-        positions [3, s] and the position of the token that follows; decoding goes on from there, not from s.
+        positions [3, s] and the position of the token that follows; decoding continues from there, not from s.
 
     Raises:
         ImageError: the image tokens do not match the grids.
