@@ -121,7 +121,7 @@ class Budget:
             watch.callback()
 
     def check(self) -> None:
-        """Go on or not.
+        """Continue or stop.
 
         Raises:
             CancelledError: `cancel` was called.

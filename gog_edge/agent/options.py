@@ -42,7 +42,7 @@ class RunOptions(ModelOptions):
         speculation: prompt lookup; it never changes greedy answers.
         prefetch: early search, encoding and reading.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
-            "on" insists on it, "off" never does.
+            "on" requires it, "off" never does.
         max_turns: rounds before the forced answer.
         turn_tokens, total_tokens: generated in one turn, in one question.
         answer_reserve: tokens of the context that observations must leave free for the answer.

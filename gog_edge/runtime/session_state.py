@@ -1,4 +1,4 @@
-"""A session on disk: tokens, images, KV cache; resumed in another process it goes on with the same next token.
+"""A session on disk: tokens, images, KV cache; resumed in another process it continues with the same next token.
 
 A file is bound to the bundle it was made with (fingerprint). With `kv` the cache is stored and nothing is computed
 again; without, the file is small, holds the images' features, and the conversation is prefilled when it is next run.
