@@ -15,10 +15,10 @@ import click
 
 from gog_edge.cli.bench_camera import camera_options, stream_of
 from gog_edge.cli.bench_peers import command as peers_command
+from gog_edge.cli.bench_self_check import command as self_check_command
 from gog_edge.cli.console import progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.bench.machine.roofline import BesideProbe, Roofline
@@ -53,6 +53,7 @@ def command() -> None:
 
 
 command.add_command(peers_command)
+command.add_command(self_check_command)
 
 
 @command.command("run")
@@ -369,40 +370,3 @@ def budget(deadline: float, words: int, tokens: int, report: Path | None) -> Non
             raise UsageError(f"{report} holds no limits: it was made with --no-roofline")
         limits = decode(Roofline, found, report.name)
     stdout().print(table(deadline, words, tokens, limits))
-
-
-@command.command("self-check")
-@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle whose engine is checked.")
-@click.option("--engine", help="cuda, tensorrt …; default: what the bundle was exported for.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The CPU's results: read, or written if missing.")
-@click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Tokens written per turn.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def self_check(
-    bundle: Path | None, engine: str | None, reference: Path | None, tokens: int, out: Path | None, as_json: bool
-) -> None:
-    """Compare this machine's GPU with its CPU: crops, engine, CUDA graphs, timing; exit code 1 when they differ.
-
-    Also spelt gog-edge bench --self-check. What can't run here says why, and what was checked instead.
-    """
-    import json
-
-    from gog_edge.bench.self_check import run as checks
-    from gog_edge.cli.console import print_json
-    from gog_edge.serde import encode
-
-    with progress_bar() as bar:
-        task = bar.add_task("self-check", total=None)
-        report = checks.self_check(
-            bundle, engine, reference=reference, tokens=tokens, progress=lambda text: bar.update(task, description=text)
-        )
-    document = encode(report) | {"failed": report.failed}
-    if out is not None:
-        write_text(out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    if as_json:
-        print_json(document)
-    else:
-        for line in checks.lines(report):
-            stdout().print(line, markup=False)
-    if report.failed:
-        raise click.exceptions.Exit(1)
