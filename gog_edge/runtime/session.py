@@ -24,7 +24,7 @@ from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.transcript import I32, SessionImage, Transcript, shared
+from gog_edge.runtime.transcript import I32, Flags, SessionImage, Transcript, shared
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
 from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
 
@@ -229,7 +229,7 @@ class Session:
         new = list(ids)
         with self.lock:
             self._check_room(len(new), 0, 0)
-            self.transcript.append_ids(new)
+            self.transcript.append_ids(new, written=True)
             self._draft = ()
             self._usage += Usage(forced_tokens=len(new)) if forced else Usage(generated_tokens=len(new))
 
@@ -292,7 +292,7 @@ class Session:
             if count > len(self._draft) or self._computed != len(self):
                 raise SessionError(f"{count} draft tokens can't be accepted: the last run tried {len(self._draft)}")
             rows, draft = self._rows, self._draft
-            self.transcript.append_ids(draft[:count])
+            self.transcript.append_ids(draft[:count], written=True)
             self._computed = len(self)
             self._usage += Usage(generated_tokens=count)
             if rows is not None:
@@ -311,6 +311,8 @@ class Session:
 
     def _chunks(self, start: int, ids: I32, where: NDArray[np.int32], last_k: int, budget: Budget) -> F32:
         end, chunk = start + len(ids), max(self.model.chunk, last_k)
+        written = np.ones(len(ids), np.bool_)  # a draft is what the policy may write
+        written[: len(self) - start] = self.transcript.written[start:]
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(end)
         at = start
@@ -320,19 +322,39 @@ class Session:
                 stop = end - last_k  # the rows that need logits stay together
             if at < self._share < stop:
                 stop = self._share  # so that a stored prefix and a computed one are the same numbers
+            read, stop = self._read_rows(written, at - start, stop - start, start)
             final = stop == end
             part = slice(at - start, stop - start)
             images = self._placed(at, stop, budget)
             stage = "decode" if stop - at <= last_k and final else "prefill"
             with self.trace.span(stage, tokens=stop - at, past=at):
                 logits = self.model.decoder.forward(
-                    self._cache, at, ids[part], where[:, part], images, last_k=last_k if final else 1, budget=budget
+                    self._cache,
+                    at,
+                    ids[part],
+                    where[:, part],
+                    images,
+                    last_k=last_k if final else 1,
+                    read=read,
+                    budget=budget,
                 )
             self._computed = min(stop, len(self))
             self._after_chunk(stop)
             if final:
                 return logits
             at = stop
+
+    def _read_rows(self, written: Flags, first: int, stop: int, start: int) -> tuple[tuple[int, int], int]:
+        """Which rows of the run [first, stop) of `written` the policy was given, and where (token) the run must end
+        so that they are neighbours; only engines whose rows are independent need that."""
+        given = np.flatnonzero(~written[first:stop])
+        if not given.size:
+            return (0, 0), start + stop
+        begin = int(given[0])
+        end = begin + int(np.argmin(np.diff(given, append=-1) == 1)) + 1
+        if end - begin < given.size and self.model.rows_independent:
+            stop = first + int(given[end - begin])
+        return (begin, end), start + stop
 
     def _placed(self, at: int, stop: int, budget: Budget) -> list[PlacedImage]:
         placed = []

@@ -91,7 +91,7 @@ static void check_linear(const Linear& c) {
         e.y = y.data();
         e.columns = c.n;
         if (widened)
-            gemm_widened(rows, w, e, kParallel);
+            gemm_widened(rows, {}, w, e, kParallel);
         else if (c.bits == 8)
             gemm<8>(rows, w, e, kParallel);
         else
@@ -189,17 +189,30 @@ static void check_decode(size_t rows, size_t total, size_t hd) {
             for (size_t d = 0; d < hd; d++) scores[i] += std::log(2.0) * q[r * hd + d] * key_rows[i * hd + d];
         softmax_mix(scores, value_rows.data(), hd, hd, &want[r * hd]);
     }
-    for (const size_t parts : {1, 3}) {
+    const size_t parts = div_up(total, kDecodeKeys);
+    for (const size_t tasks : {(size_t)1, parts}) {
         std::vector<Partial> partials(parts);
         std::vector<float> ranges(parts * rows * hd);
-        for (size_t p = 0; p < parts; p++)
-            attend_cache(k, v, 0, p * total / parts, (p + 1) * total / parts, q.data(), rows, limits.data(),
-                         &ranges[p * rows * hd], partials[p]);
+        for (size_t t = 0; t < tasks; t++) {
+            const size_t begin = t * parts / tasks, end = (t + 1) * parts / tasks * kDecodeKeys;
+            attend_cache(k, v, 0, begin * kDecodeKeys, end < total ? end : total, q.data(), rows, limits.data(),
+                         &ranges[begin * rows * hd], &partials[begin]);
+        }
         for (size_t r = 0; r < rows; r++)
             merge_parts(partials.data(), ranges.data(), rows * hd, parts, r, hd, &merged[r * hd]);
         char name[80];
-        std::snprintf(name, sizeof name, "decode rows %zu total %zu hd %zu parts %zu", rows, total, hd, parts);
+        std::snprintf(name, sizeof name, "decode rows %zu total %zu hd %zu tasks %zu", rows, total, hd, tasks);
         expect(name, merged, want, 1e-5);
+        for (size_t r = 0; r < rows; r++) {  // alone, over the keys it sees: the same bits
+            const size_t seen = div_up(limits[r], kDecodeKeys);
+            std::vector<Partial> own(seen);
+            std::vector<float> sums(seen * hd), alone(hd);
+            attend_cache(k, v, 0, 0, limits[r], &q[r * hd], 1, &limits[r], sums.data(), own.data());
+            merge_parts(own.data(), sums.data(), hd, seen, 0, hd, alone.data());
+            const bool same = std::memcmp(alone.data(), &merged[r * hd], hd * 4) == 0;
+            if (!same) std::printf("row %zu of %zu, total %zu, hd %zu differs alone WRONG\n", r, rows, total, hd);
+            failures += !same;
+        }
     }
 }
 
@@ -215,7 +228,8 @@ int main() {
         check_vision(300, hd, 300);
     }
     for (size_t rows : {1, 2, 3, 7})
-        for (size_t hd : {24, 64, 128}) check_decode(rows, 150, hd);
+        for (size_t hd : {24, 64, 128})
+            for (size_t total : {9, 64, 129, 150, 256, 258, 531}) check_decode(rows, total, hd);
     for (uint32_t bits = 0; bits < 0x7c00; bits++)  // every finite half there and back
         failures += float_to_half(half_to_float((uint16_t)bits)) != bits;
     std::printf("%d failures\n", failures);
