@@ -24,7 +24,7 @@ from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
-from gog_edge.runtime.transcript import I32, Flags, SessionImage, Transcript, shared
+from gog_edge.runtime.transcript import I32, SessionImage, Transcript, read_rows, shared
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
 from gog_edge.types import Control, Region, RegisteredImage, Segment, Usage
 
@@ -322,7 +322,9 @@ class Session:
                 stop = end - last_k  # the rows that need logits stay together
             if at < self._share < stop:
                 stop = self._share  # so that a stored prefix and a computed one are the same numbers
-            read, stop = self._read_rows(written, at - start, stop - start, start)
+            read, fit = read_rows(written[at - start : stop - start])
+            if self.model.rows_independent:
+                stop = at + fit
             final = stop == end
             part = slice(at - start, stop - start)
             images = self._placed(at, stop, budget)
@@ -343,18 +345,6 @@ class Session:
             if final:
                 return logits
             at = stop
-
-    def _read_rows(self, written: Flags, first: int, stop: int, start: int) -> tuple[tuple[int, int], int]:
-        """Which rows of the run [first, stop) of `written` the policy was given, and where (token) the run must end
-        so that they are neighbours; only engines whose rows are independent need that."""
-        given = np.flatnonzero(~written[first:stop])
-        if not given.size:
-            return (0, 0), start + stop
-        begin = int(given[0])
-        end = begin + int(np.argmin(np.diff(given, append=-1) == 1)) + 1
-        if end - begin < given.size and self.model.rows_independent:
-            stop = first + int(given[end - begin])
-        return (begin, end), start + stop
 
     def _placed(self, at: int, stop: int, budget: Budget) -> list[PlacedImage]:
         placed = []

@@ -180,6 +180,17 @@ class Transcript:
         self._written[n : n + len(ids)] = written
 
 
+def read_rows(written: Flags) -> tuple[tuple[int, int], int]:
+    """Of tokens [n] that are about to run: the first stretch [begin, end) that was given, and how many tokens can run
+    together, namely those before a second such stretch."""
+    given = np.flatnonzero(~written)
+    if not given.size:
+        return (0, 0), len(written)
+    begin = int(given[0])
+    count = int(np.argmin(np.diff(given, append=-1) == 1)) + 1
+    return (begin, begin + count), int(given[count]) if count < given.size else len(written)
+
+
 def shared(one: Sequence[EncodedPart], other: Sequence[EncodedPart]) -> list[EncodedPart]:
     """What both begin with."""
     out: list[EncodedPart] = []
