@@ -1,4 +1,4 @@
-"""Native CPU operators for ONNX Runtime, domain `ai.gog_edge` version 2.  This page is their contract.
+"""Native CPU operators for ONNX Runtime, domain `ai.gog_edge` version 1.  This page is their contract.
 
 The C++ lies in `gog_edge/runtime/native/src`, is compiled at first use (`gog_edge.runtime.native.build`) and is
 registered with `library.register(session_options)`.  `packing` (numpy only) writes the weight layouts,
@@ -88,7 +88,7 @@ DecoderAttention: causal grouped-query attention with an in-place KV cache
 from __future__ import annotations
 
 DOMAIN = "ai.gog_edge"
-VERSION = 2
+VERSION = 1
 """Opset version of the domain; the library answers the same number from gog_ops_version()."""
 
 ACTIVATIONS = {"none": 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "silu_mul": 4}

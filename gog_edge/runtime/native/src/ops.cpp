@@ -47,4 +47,4 @@ GOG_EXPORT const char* gog_ops_isa() { return gog::kIsa; }
 GOG_EXPORT double gog_ops_peak(int product, double seconds) {
     return gog::peak_rate((gog::Product)product, seconds);
 }
-GOG_EXPORT int gog_ops_version() { return 2; }
+GOG_EXPORT int gog_ops_version() { return 1; }
