@@ -156,8 +156,8 @@ class Conversation:
         session.restart(plans, opening, reserve=options.answer_reserve)
         actor = Actor(session, dialect, desk, options, context, budget, len(plans))
         guessing = options.speculation
-        if guessing.max_draft and not agent.model.rows_independent:
-            trace.note("no tokens are guessed: this bundle's decoder would write other text with guesses")
+        if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
+            trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
             guessing = replace(guessing, max_draft=0)
         writer = TurnWriter(session, Sampler(options.sampling), guessing)
         self.speculation = writer.speculation

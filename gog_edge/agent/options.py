@@ -14,7 +14,8 @@ from gog_edge.runtime.speculation import Speculation
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Work that is started before it is asked for; it is used only if it is asked for, so answers do not change.
+    """Work that is started before it is asked for; it is used only if it is asked for, so answers do not change
+    (`observation`: where `RunOptions.exact` holds).
 
     Args:
         glance: search with the whole image as soon as the image is known.
@@ -38,8 +39,11 @@ class RunOptions:
 
     Args:
         sampling: greedy by default.
-        speculation: prompt lookup; it never changes greedy answers.
+        speculation: prompt lookup.
         prefetch: early search, encoding and reading.
+        exact: guess tokens and read ahead only where that can't change a bit of what is computed
+            (`Model.rows_independent`: native operators). False: with every engine; where two tokens are almost equally
+            likely the answer may then depend on guesses and on how long searches took.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
             "on" insists on it, "off" never does.
         max_turns: rounds before the forced answer.
@@ -63,6 +67,7 @@ class RunOptions:
     sampling: Sampling = field(default_factory=Sampling)
     speculation: Speculation = field(default_factory=Speculation)
     prefetch: Prefetch = field(default_factory=Prefetch)
+    exact: bool = True
     grammar: Literal["auto", "on", "off"] = "auto"
     max_turns: int = 0
     turn_tokens: int = 0
@@ -96,3 +101,7 @@ class RunOptions:
             raise UsageError("prefill_chunk is 0: at least 1 token has to be run at a time")
         if self.search_timeout <= 0:
             raise UsageError("search_timeout is 0: a positive number of seconds is needed")
+
+    def may_guess(self, rows_independent: bool) -> bool:
+        """Whether tokens may be guessed and read ahead with a model whose rows are, or are not, independent."""
+        return rows_independent or not self.exact

@@ -45,9 +45,12 @@ class Decoder:
         images: Sequence[PlacedImage] = (),
         *,
         last_k: int = 1,
+        read: tuple[int, int] = (0, 0),
         budget: Budget = UNLIMITED,
     ) -> F32:
         """Append `ids` [s] at M-RoPE `positions` [3, s] after `past` rows; logits [last_k, V].
+
+        `read`: see `DecoderInputs`.
 
         Raises:
             EngineError: the engine failed, or gave logits that are not numbers.
@@ -68,5 +71,5 @@ class Decoder:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
         cos, sin = decoder_rope(self._spec, positions.astype(np.int64))
-        inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
+        inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions, read)
         return self._runner.run(inputs, cache, past, budget)

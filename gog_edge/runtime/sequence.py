@@ -19,6 +19,7 @@ from gog_edge.runtime.vision import VisionPlan
 from gog_edge.types import Region, RegisteredImage
 
 I32 = NDArray[np.int32]
+Flags = NDArray[np.bool_]
 
 _FIRST = 256
 
@@ -64,7 +65,8 @@ class Transcript:
     """Token ids [n], positions [3, n] and the image registry; grows at the end, is cut at the end.
 
     Not thread-safe (the session's lock covers it). An image is written as start marker, one pad a merged token,
-    end marker.
+    end marker. Every token was either given to the policy or written by it (`written`), which decides how an engine
+    computes it; tokens that stay when others are said in their place stay what they were.
     """
 
     def __init__(self, special: SpecialTokens) -> None:
@@ -72,6 +74,7 @@ class Transcript:
         self.images: list[SessionImage] = []
         self._special = special
         self._ids: I32 = np.zeros(_FIRST, np.int32)
+        self._written: Flags = np.zeros(_FIRST, np.bool_)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -80,6 +83,11 @@ class Transcript:
     def ids(self) -> I32:
         """[n]; a view that is valid until the next append."""
         return self._ids[: len(self)]
+
+    @property
+    def written(self) -> Flags:
+        """[n] bool: which tokens the policy wrote; a view that is valid until the next append."""
+        return self._written[: len(self)]
 
     def image(self, index: int) -> SessionImage:
         """The registry's image `index`.
@@ -116,20 +124,22 @@ class Transcript:
         self.append_ids([self._special.vision_end])
         return image.tokens
 
-    def append_ids(self, ids: Sequence[int]) -> None:
-        """Add text tokens."""
-        self._put(np.asarray(ids, np.int32))
+    def append_ids(self, ids: Sequence[int], *, written: bool = False) -> None:
+        """Add text tokens. `written`: by the policy."""
+        self._put(np.asarray(ids, np.int32), written=written)
         self.positions.append_text(len(ids))
 
     def truncate(self, length: int) -> None:
         """Forget tokens from `length` on; the registry stays. Raises as `Positions.truncate`."""
         self.positions.truncate(length)
 
-    def restore(self, ids: I32, positions: Positions, images: Sequence[SessionImage]) -> None:
+    def restore(self, ids: I32, written: Flags, positions: Positions, images: Sequence[SessionImage]) -> None:
         """Become a saved transcript, whose parts are known to fit each other."""
         self.positions, self.images = positions, list(images)
         self._ids = np.zeros(max(_FIRST, len(ids)), np.int32)
         self._ids[: len(ids)] = ids
+        self._written = np.zeros(len(self._ids), np.bool_)
+        self._written[: len(ids)] = written
 
     def common(
         self, parts: Sequence[EncodedPart], images: Sequence[SessionImage], start: int = 0
@@ -159,13 +169,26 @@ class Transcript:
                 return span.start - 1, list(parts[number:])
         return at, []
 
-    def _put(self, ids: I32) -> None:
+    def _put(self, ids: I32, *, written: bool = False) -> None:
         n = len(self)
         if n + len(ids) > len(self._ids):
-            grown = np.zeros(max(n + len(ids), 2 * len(self._ids)), np.int32)
-            grown[:n] = self._ids[:n]
-            self._ids = grown
+            room = max(n + len(ids), 2 * len(self._ids))
+            grown, flags = np.zeros(room, np.int32), np.zeros(room, np.bool_)
+            grown[:n], flags[:n] = self._ids[:n], self._written[:n]
+            self._ids, self._written = grown, flags
         self._ids[n : n + len(ids)] = ids
+        self._written[n : n + len(ids)] = written
+
+
+def read_rows(written: Flags) -> tuple[tuple[int, int], int]:
+    """Of tokens [n] that are about to run: the first stretch [begin, end) that was given, and how many tokens can run
+    together, namely those before a second such stretch."""
+    given = np.flatnonzero(~written)
+    if not given.size:
+        return (0, 0), len(written)
+    begin = int(given[0])
+    count = int(np.argmin(np.diff(given, append=-1) == 1)) + 1
+    return (begin, begin + count), int(given[count]) if count < given.size else len(written)
 
 
 def shared(one: Sequence[EncodedPart], other: Sequence[EncodedPart]) -> list[EncodedPart]:

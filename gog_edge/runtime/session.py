@@ -22,7 +22,7 @@ from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.feature_cache import FeatureKey
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.positions import ImageSpan, Positions
-from gog_edge.runtime.sequence import I32, SessionImage, Transcript, shared
+from gog_edge.runtime.sequence import I32, SessionImage, Transcript, read_rows, shared
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import PixelLimits, VisionPlan
@@ -229,7 +229,7 @@ class Session:
         new = list(ids)
         with self.lock:
             self._check_room(len(new), 0, 0)
-            self.transcript.append_ids(new)
+            self.transcript.append_ids(new, written=True)
             self._draft = ()
             self._usage += Usage(forced_tokens=len(new)) if forced else Usage(generated_tokens=len(new))
 
@@ -292,7 +292,7 @@ class Session:
             if count > len(self._draft) or self._computed != len(self):
                 raise SessionError(f"{count} draft tokens can't be accepted: the last run tried {len(self._draft)}")
             rows, draft = self._rows, self._draft
-            self.transcript.append_ids(draft[:count])
+            self.transcript.append_ids(draft[:count], written=True)
             self._computed = len(self)
             self._usage += Usage(generated_tokens=count)
             if rows is not None:
@@ -311,6 +311,8 @@ class Session:
 
     def _chunks(self, start: int, ids: I32, where: NDArray[np.int32], last_k: int, budget: Budget) -> F32:
         end, chunk = start + len(ids), max(self.model.chunk, last_k)
+        written = np.ones(len(ids), np.bool_)  # a draft is what the policy may write
+        written[: len(self) - start] = self.transcript.written[start:]
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(end)
         at = start
@@ -320,13 +322,23 @@ class Session:
                 stop = end - last_k  # the rows that need logits stay together
             if at < self._share < stop:
                 stop = self._share  # so that a stored prefix and a computed one are the same numbers
+            read, fit = read_rows(written[at - start : stop - start])
+            if self.model.rows_independent:
+                stop = at + fit
             final = stop == end
             part = slice(at - start, stop - start)
             images = self._placed(at, stop, budget)
             stage = "decode" if stop - at <= last_k and final else "prefill"
             with self.trace.span(stage, tokens=stop - at, past=at):
                 logits = self.model.decoder.forward(
-                    self._cache, at, ids[part], where[:, part], images, last_k=last_k if final else 1, budget=budget
+                    self._cache,
+                    at,
+                    ids[part],
+                    where[:, part],
+                    images,
+                    last_k=last_k if final else 1,
+                    read=read,
+                    budget=budget,
                 )
             self._computed = min(stop, len(self))
             self._after_chunk(stop)

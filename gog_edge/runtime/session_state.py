@@ -1,7 +1,8 @@
 """A session on disk: tokens, images, KV cache; resumed in another process it goes on with the same next token.
 
 A file is bound to the bundle it was made with (fingerprint). With `kv` the cache is stored and nothing is computed
-again; without, the file is small, holds the images' features, and the conversation is prefilled when it is next run.
+again; without, the file is small, holds the images' features, and the conversation is computed when it is next run:
+what was given as given, what the policy wrote as written, so that native operators come to the same bits.
 With `frames` the original pixels are stored, so that crops can be made later; without, hand the frames to `load`
 or crops of them are refused. The image digests are stored and checked either way.
 """
@@ -29,7 +30,7 @@ from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,10 @@ def save_session(
     """
     target = Path(path)
     with session.lock:
-        arrays: dict[str, NDArray[Any]] = {"tokens": session.tokens.copy()}
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": session.tokens.copy(),
+            "written": session.transcript.written.astype(np.uint8),
+        }
         cache = session._cache
         computed = session.computed if kv and cache is not None else 0
         kv_arrays = cache.read(0, computed) if cache is not None and computed else []
@@ -167,7 +171,10 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
     positions.append_text(len(tokens) - at)
     if positions.delta != saved.delta:
         raise SessionError("the saved session is damaged: its positions do not fit its tokens")
-    session.transcript.restore(tokens, positions, images)
+    written = np.array(arrays["written"], np.bool_)
+    if written.shape != tokens.shape:
+        raise SessionError("the saved session is damaged: it does not say of every token who wrote it")
+    session.transcript.restore(tokens, written, positions, images)
     if saved.computed:
         session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
         session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])

@@ -113,7 +113,9 @@ def _logits(model: Model, talk: Talk, features: Sequence[Features]) -> F32:
             first, last = max(span.start, start), min(span.stop, stop)
             placed.append(PlacedImage(first - start, first - span.start, last - first, features[span.image]))
         ids, where = talk.tokens[start:stop].astype(np.int32), positions.view(start, stop)
-        rows.append(model.decoder.forward(cache, start, ids, where, placed, last_k=stop - start))
+        rows.append(
+            model.decoder.forward(cache, start, ids, where, placed, last_k=stop - start, read=(0, stop - start))
+        )
     return np.concatenate(rows)
 
 
