@@ -102,17 +102,8 @@ class Budget:
                 self._cancelled = parent._cancelled
 
     @property
-    def at(self) -> float:
-        """The deadline in seconds of the clock; infinity when there is none."""
-        return self._at
-
-    @property
     def cancelled(self) -> bool:
         return self._cancelled
-
-    @property
-    def expired(self) -> bool:
-        return self.clock.now() >= self._at
 
     def remaining(self) -> float:
         """Seconds left, never negative, possibly infinite."""
@@ -130,7 +121,7 @@ class Budget:
             watch.callback()
 
     def check(self) -> None:
-        """Go on or not.
+        """Continue or stop.
 
         Raises:
             CancelledError: `cancel` was called.

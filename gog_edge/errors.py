@@ -1,6 +1,6 @@
-"""The error tree: every failure a caller can meet, each also the builtin it specialises.
+"""The error tree: every failure a caller can see, each derived from the matching built-in too.
 
-A message is one line that names the thing and the mend. The command line prints it and exits with code 2;
+A message is one line that says what is wrong and how to fix it. The command line prints it and exits with code 2;
 library users catch `GogEdgeError`, one branch of it, or the builtin.
 """
 
@@ -72,7 +72,7 @@ class BenchError(GogEdgeError, ValueError):
 
 
 class UsageError(GogEdgeError, ValueError):
-    """An option or argument does not make sense; names the option and the mend."""
+    """An option or argument does not make sense; names the option and how to fix it."""
 
 
 class CancelledError(GogEdgeError):

@@ -1,4 +1,4 @@
-"""Questions about image files, as JSON lines: what studies of a policy are fed with."""
+"""Questions about image files, as JSON lines: the input of studies of a policy."""
 
 from __future__ import annotations
 

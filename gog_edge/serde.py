@@ -59,7 +59,7 @@ def decode(cls: type[T], data: Any, path: str | None = None, hook: Hook | None =
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """A mend for a misspelt name: the nearest known one, or the list of all."""
+    """A suggestion for a misspelt name: the nearest known one, or the list of all."""
     near = difflib.get_close_matches(word, known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -1,4 +1,4 @@
-"""Pure values that flow through the house: frozen, comparable, free of identity, storage and I/O.
+"""Pure values that flow through the package: frozen, comparable, free of identity, storage and I/O.
 
 Coordinate frame: a `Region` is always in pixels of the original, upright (EXIF applied) frame; x grows to the
 right, y grows downwards, the box is half-open [x0, x1) x [y0, y1). Dialects convert at their own border.
@@ -249,12 +249,12 @@ class StopReason(str, Enum):
     FORCED = "forced"  # a limit was reached and the policy was made to answer
     DEADLINE = "deadline"  # wall time ran out: best answer so far
     CANCELLED = "cancelled"
-    EXHAUSTED = "exhausted"  # limits reached and no answer could be had
+    EXHAUSTED = "exhausted"  # limits reached and no answer could be obtained
 
 
 @dataclass(frozen=True)
 class Step:
-    """One round of the loop: what the policy wrote, what it asked for, what came back (one observation an action)."""
+    """One round of the loop: what the policy wrote, what it asked for, what came back (one observation per action)."""
 
     index: int
     turn: Turn

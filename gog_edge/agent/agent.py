@@ -42,7 +42,7 @@ from gog_edge.types import Answer, Event, PixelLimits
 
 
 class Agent:
-    """Made by `gog_edge.load`; a context manager that lets go of everything it opened."""
+    """Created by `gog_edge.load`; a context manager that releases everything it opened."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Agent:
         owned: providers that `close` closes (the others belong to the caller).
 
         Raises:
-            GrammarError: the options insist on a grammar that can't be had.
+            GrammarError: the options require a grammar that is not available.
         """
         self.model = model
         self.dialect = dialect
@@ -78,7 +78,7 @@ class Agent:
     def ask(self, request: AskRequest) -> Answer:
         """Answer one question about one or more images; for the arguments see `AskRequest`.
 
-        The KV cache of the last question is kept: another one about the same image pays for its own words only.
+        The KV cache of the last question is kept: another one about the same image costs only its own words.
 
         Raises:
             ImageError: an image can't be read. ContextOverflowError: the question does not fit into the context.
@@ -199,12 +199,12 @@ class Agent:
 
 
 class Conversation:
-    """Several questions about the same images, which are encoded and prefilled once. Made by `Agent.session` or
-    `Agent.resume`. One question at a time; other threads wait their turn.
+    """Several questions about the same images, which are encoded and prefilled once. Created by `Agent.session`
+    or `Agent.resume`. One question at a time; other threads wait their turn.
 
-    Questions are independent of each other: each begins behind what its prompt has in common with the one before (the
-    system prompt and the images, where the dialect puts them first). `save` keeps the KV cache, so a conversation goes
-    on in another process where it stopped.
+    Questions are independent of each other: each begins after what its prompt has in common with the one before (the
+    system prompt and the images, where the dialect puts them first). `save` keeps the KV cache, so a conversation
+    continues in another process where it stopped.
     """
 
     def __init__(self, agent: Agent, session: Session, frames: Sequence[Frame]) -> None:
@@ -287,7 +287,7 @@ class Conversation:
         return session
 
     def close(self) -> None:
-        """Let go of the KV cache. Idempotent."""
+        """Release the KV cache. Idempotent."""
         self._session = None
 
     def __enter__(self) -> Conversation:

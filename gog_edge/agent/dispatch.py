@@ -1,7 +1,7 @@
 """Searching for one question: which provider, in parallel, with a deadline, and started early where that is harmless.
 
 Providers are asked in order; the first that can do a kind of search is used, and the next one if it fails. Whatever
-a provider does (raise, hang, return rubbish) ends as an `Outcome` with an error, never as an exception.
+a provider does (raise, hang, return garbage) ends as an `Outcome` with an error, never as an exception.
 
 A search that was started early is used only for exactly the query it was started with (same image, same box, same
 label unless the provider ignores labels, same number of results), so it can't change what the policy reads.
@@ -29,12 +29,12 @@ from gog_edge.types import Hit
 log = logging.getLogger("gog_edge.search")
 
 _TITLE_CHARS, _BACKGROUND_CHARS = 200, 400
-_GRACE_S = 0.25  # a provider is waited for this much longer than its deadline, so that its own message is used
+_GRACE_S = 0.25  # a provider gets this much longer than its deadline, so that its own message is used
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search came to: hits or a page's text, or an error in one line."""
+    """The outcome of a search: hits or a page's text, or an error in one line."""
 
     hits: tuple[Hit, ...] = ()
     text: str = ""
@@ -83,7 +83,7 @@ class SearchDispatcher:
         return None
 
     def wait_picture(self, future: Future[Frame], budget: Budget) -> Frame | None:
-        """The picture, or None if it could not be had (then the result comes without it).
+        """The picture, or None if it could not be loaded (then the result comes without it).
 
         Raises:
             CancelledError, DeadlineReached: `budget` ended meanwhile.

@@ -1,4 +1,4 @@
-"""Which grammar turns are held to, if any: the dialect's, compiled for the policy's tokenizer while nobody waits."""
+"""Which grammar constrains turns, if any: the dialect's, compiled for the policy's tokenizer while nobody waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TurnGrammar:
         """Choose, and begin to compile.
 
         Raises:
-            GrammarError: a grammar is insisted on and can't be had.
+            GrammarError: a grammar is required but not available.
         """
         self._insists = wanted == "on"
         lark = dialect.grammar() if wanted != "off" else None
@@ -40,10 +40,10 @@ class TurnGrammar:
             )
 
     def constraint(self) -> Constraint | None:
-        """Of a new turn; None where turns are not held to anything.
+        """Of a new turn; None where turns are not constrained.
 
         Raises:
-            GrammarError: the grammar is insisted on, and it can't be compiled for this tokenizer.
+            GrammarError: the grammar is required, and it can't be compiled for this tokenizer.
         """
         if self._lark is None:
             return None

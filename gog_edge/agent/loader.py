@@ -49,7 +49,7 @@ def load(
     Raises:
         BundleError: missing, corrupt, or of another version. EngineError: the graphs can't be loaded here.
         DialectError: the dialect is wrong. SearchIndexError: the index is missing or of another encoder.
-        GrammarError: a grammar is insisted on and can't be had. UsageError: an option makes no sense.
+        GrammarError: a grammar is required but not available. UsageError: an option makes no sense.
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     options = options or RunOptions()

@@ -1,8 +1,8 @@
 """One question from prompt to answer: observe, decide, act; events as they happen.
 
-Ends: the policy answers; a limit is met and it is made to answer; time runs out (then it is made to answer while
-there is time left for that, and what it wrote of the answer counts); the caller cancels. Of the round that meets the
-turn limit the calls are not carried out: there would be no turn to read the results.
+Ends: the policy answers; a limit is reached and it is made to answer; time runs out (then it is made to answer while
+there is time left for that, and what it wrote of the answer counts); the caller cancels. The calls of the round that
+reaches the turn limit are not executed: there would be no turn to read the results.
 
 A token climbs four generators: `TurnWriter.turn`, `AgentLoop._write`, `AgentLoop.run`, `events`.
 """
@@ -43,7 +43,7 @@ from gog_edge.types import (
 )
 
 _FORCED_GUESS = 48  # tokens of the forced-answer turn, before it was encoded once
-_WORTH_S = 0.02  # less time than this is not worth going on for
+_WORTH_S = 0.02  # with less time than this, continuing is not worth it
 _NO_ROOM = "the results do not fit into the context"
 _CLOSES_BOX = frozenset("]>}\n")  # of any dialect
 
@@ -128,13 +128,13 @@ class AgentLoop:
         return self.answer(text, StopReason.DEADLINE if not in_time else reason if text else exhausted)
 
     def answer(self, text: str, stop: StopReason) -> Answer:
-        """`text` as the question's answer, with all that came about so far."""
+        """`text` as the question's answer, with everything so far."""
         usage = replace(_minus(self.session.usage, self.start_usage), searches=self.tools.searches)
         seconds = self.budget.clock.now() - self._began
         return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
 
     def forget_open(self) -> None:
-        """What was read ahead for an observation that never came is no part of the conversation."""
+        """What was read ahead for an observation that never came is not part of the conversation."""
         if self._open is not None:
             self.session.rewind(self._open)
             self._open = None
@@ -143,11 +143,11 @@ class AgentLoop:
 
     def _write(self, number: int, result: TurnResult, *, forced: bool = False) -> Generator[Event, None, bool]:
         """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
-        the answer's time is left goes on to the real deadline, as a `forced` one does from the start."""
+        the answer's time is left continues to the real deadline, as a `forced` one does from the start."""
         session, eos = self.session, self.session.model.manifest.tokens.eos
         constraint = self.grammar() if not forced else None
         timed = not forced and not math.isinf(self._total)
-        while True:  # the pace may be a guess when the turn begins; it is known better from token to token
+        while True:  # the speed may be an estimate at first; it improves during the turn
             with self._soft() if timed else Budget(parent=self.budget) as budget:
                 options = TurnOptions(self._most_tokens(result), eos, self.dialect.stop, budget)
                 began, unread = budget.clock.now(), len(session) - session.computed
@@ -167,7 +167,7 @@ class AgentLoop:
                 except DeadlineReached:
                     if not timed:
                         return False
-                except GrammarError as e:  # one that can't be followed is let go, unless it is insisted on
+                except GrammarError as e:  # one that can't be followed is dropped, unless it is required
                     if self.options.grammar == "on":
                         raise
                     session.trace.note(f"the grammar is left: {e}")
@@ -201,7 +201,7 @@ class AgentLoop:
         return BoxEvent(number, *found)
 
     def _act(self, number: int, turn: Turn) -> list[Observation]:
-        """Carry out a turn's calls, in the time that an answer leaves."""
+        """Execute a turn's calls, in the time that is not reserved for the answer."""
         self._open = self.session.mark()
         ahead = None
         if self.options.prefetch.observation and self.options.may_guess(self.session.model.rows_independent):
@@ -269,7 +269,7 @@ class AgentLoop:
     # -- limits and time -------------------------------------------------------------------------------------
 
     def _met_limit(self, number: int, turn: Turn) -> StopReason | None:
-        """Why the policy is made to answer instead of going on, or None."""
+        """Why the policy is made to answer instead of continuing, or None."""
         limits = self.dialect.limits
         invalid = all(action.kind is ActionKind.INVALID for action in turn.actions)
         self._errors = self._errors + 1 if invalid else 0
@@ -288,7 +288,7 @@ class AgentLoop:
         return StopReason.FORCED if note else None
 
     def _soft(self) -> Budget:
-        """What is left but for the time that a forced answer needs."""
+        """The time that is left, less what a forced answer needs."""
         left = self.budget.remaining()
         return Budget(None if math.isinf(left) else left - self._reserve(), parent=self.budget)
 

@@ -46,7 +46,7 @@ class RunOptions(ModelOptions):
             (`Model.rows_independent`: native operators). False: with every engine; where two tokens are almost equally
             likely the answer may then depend on guesses and on how long searches took.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
-            "on" insists on it, "off" never does.
+            "on" requires it, "off" never does.
         max_turns: rounds before the forced answer.
         turn_tokens, total_tokens: generated in one turn, in one question.
         answer_reserve: tokens of the context that observations must leave free for the answer.

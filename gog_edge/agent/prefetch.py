@@ -1,4 +1,4 @@
-"""Reading ahead: what of an observation is known before its searches are over is read while they still run.
+"""Reading ahead: the known parts of an observation are prefilled while its searches still run.
 
 A dialect may show the crop before its results, all have wording before them, and in a turn of several calls the first
 results may be there long before the last. What tokens will come is guessed (what two made-up replies have in common);

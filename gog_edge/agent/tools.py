@@ -1,7 +1,7 @@
-"""Doing what the policy decided: searches in parallel, crops, pages; counting what the dialect allows.
+"""Executing what the policy decided: searches in parallel, crops, pages; counting what the dialect allows.
 
 Everything that can go wrong becomes an observation in the dialect's words. Images are registered in the order of
-the actions, one observation after the other, so that a session does not depend on who was faster.
+the actions, one observation after the other, so that a session does not depend on which was faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IMAGE_SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE)
 
 @dataclass
 class ToolExecutor:
-    """Carries out the actions of one question."""
+    """Executes the actions of one question."""
 
     session: Session
     dialect: Dialect
@@ -97,12 +97,12 @@ class ToolExecutor:
             if cached:
                 session.encoded_early.discard(plan.key)
         except (CancelledError, DeadlineReached, GogEdgeError) as e:
-            log.debug("early encoding ended: %s", e)  # the call itself will meet and report what is wrong
+            log.debug("early encoding ended: %s", e)  # the call itself will find and report what is wrong
 
     # -- acting ----------------------------------------------------------------------------------------------
 
     def perform(self, actions: Sequence[Action], budget: Budget, ahead: ReadAhead | None = None) -> list[Observation]:
-        """One observation an action, in order; waits no longer than `budget`, and lets `ahead` read meanwhile.
+        """One observation per action, in order; waits no longer than `budget`, and lets `ahead` read meanwhile.
 
         Raises:
             EngineError: the engine failed. CancelledError, DeadlineReached: the question ended meanwhile.
@@ -186,7 +186,7 @@ class ToolExecutor:
         return geometry.index
 
     def _register_pictures(self, hits: Sequence[Hit], provider: str, budget: Budget) -> tuple[int | None, ...]:
-        """The results' pictures in the registry; None for those that can't be had."""
+        """The results' pictures in the registry; None for those that could not be loaded."""
         limits = self.dialect.limits.thumbnail
         jobs = [self.dispatcher.picture(hit, provider) for hit in hits]
         out: list[int | None] = []
@@ -207,7 +207,7 @@ class ToolExecutor:
         return ImageQuery(session.frame(action.image), region, label, url, self.request.key)
 
     def _results(self, asked: int | None) -> int:
-        # The dialect's number has room for related entries, which nobody is asked for.
+        # The dialect's number includes related entries, which are not asked for from providers.
         return asked or self.options.results or max(0, self.dialect.limits.results - self.options.expand) or 3
 
     def _crop_limits(self) -> PixelLimits:

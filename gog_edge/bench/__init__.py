@@ -1,1 +1,1 @@
-"""Where every millisecond, megabyte and joule goes: scenarios, statistics, probes, peers, rooflines, reports."""
+"""Where the time, memory and energy go: scenarios, statistics, probes, peers, rooflines, reports."""

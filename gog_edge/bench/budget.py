@@ -1,4 +1,4 @@
-"""Which policy fits a deadline on this machine: the published shapes held against the measured roofline."""
+"""Which policy fits a deadline on this machine: the published shapes compared with the measured roofline."""
 
 from __future__ import annotations
 

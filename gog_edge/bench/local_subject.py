@@ -28,7 +28,7 @@ PLAIN_DECODING = Speculation(max_draft=0)
 
 
 class LocalSubject:
-    """Runs turns in this process. Guessed tokens are off by default: text without meaning has nothing to look up."""
+    """Runs turns in this process. Speculation is off by default: meaningless text has nothing to look up."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class LocalSubject:
         spent = trace.seconds_by_stage()
         stages = {stage: spent[stage] for stage in STAGES if stage in spent}
         peak = peak_bytes() if self._knows_peak else 0
-        # one more than the new ones behind an earlier turn, whose last token was written and not yet run
+        # one more than the new ones after an earlier turn, whose last token was written and not yet run
         computed = sum(int(span.fields["tokens"]) for span in trace.spans if span.stage == "prefill")
         return TurnTimes(total, stages, new, len(ids), own_bytes(), computed, peak)
 
@@ -109,7 +109,7 @@ class LocalSubject:
             self._model = None
 
     def _ids(self, count: int, seed: int) -> list[int]:
-        """Ordinary tokens: below every special one, whose ids stand at the end of the vocabulary."""
+        """Ordinary tokens: below every special one, whose ids are at the end of the vocabulary."""
         tokens = self.model.manifest.tokens
         high = min(
             tokens.image_pad, tokens.vision_start, tokens.vision_end, *tokens.eos, self.model.manifest.decoder.vocab

@@ -65,7 +65,7 @@ class Report:
     def ratios(self, ours: str = "gog-edge") -> list[tuple[Cell, Cell, Summary]]:
         """(our cell, the peer's cell, ours / theirs run by run) wherever both measured the same thing interleaved.
 
-        Counts of tokens say whether the work was the same; they are nothing to be better at.
+        Counts of tokens say whether the work was the same; they are not a quantity to improve.
         """
         mine = {(c.scenario, c.stage, c.x): c for c in self.cells if c.subject == ours}
         found = []

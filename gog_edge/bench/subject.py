@@ -53,10 +53,10 @@ class Subject(Protocol):
     def name(self) -> str: ...
 
     def load(self) -> float:
-        """Make ready to answer; seconds until the first token could be computed.
+        """Get ready to answer; seconds until the first token could be computed.
 
         Raises:
-            BenchError: it can't be had here; says why.
+            BenchError: it is not available here; says why.
         """
         ...
 
@@ -69,7 +69,7 @@ class Subject(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 

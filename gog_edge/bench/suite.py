@@ -24,9 +24,9 @@ BESIDE = "decode, of the bandwidth beside it"
 
 @dataclass
 class Samples:
-    """What one subject gave for one conversation: by turn and stage, a value a run.
+    """What one subject gave for one conversation: by turn and stage, one value per run.
 
-    `read_gbs`: the bandwidth right before or after each run, 10^9 bytes a second.
+    `read_gbs`: the bandwidth right before or after each run, 10^9 bytes per second.
     """
 
     stages: dict[tuple[int, str], list[float]] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def run_conversation(
     salt: int = 0,
     bandwidth: Callable[[], float] | None = None,
 ) -> tuple[dict[str, Samples], dict[str, str]]:
-    """(samples by subject, why a subject dropped out). A subject that fails is out; the others go on.
+    """(samples by subject, why a subject dropped out). A subject that fails is out; the others continue.
 
     `repeats`, `warmup`: instead of the conversation's own. `salt`: another one gives other pixels and words, so that
     a peer that outlives a run of the suite does not know them. `bandwidth`: measured before and after each run of ours;
@@ -178,7 +178,7 @@ def _place(conversation: Workload, number: int, what: str) -> tuple[str, float |
 def _rates(
     conversation: Workload, subject: str, found: Samples, limits: dict[tuple[int, str], float]
 ) -> Iterator[Cell]:
-    """Tokens a second: of decoding, where a turn writes enough of them, and of prefill where it stands alone."""
+    """Tokens per second: of decoding, where a turn writes enough of them, and of prefill where it is separate."""
     for number, turn in enumerate(conversation.turns):
         work = [("decode", turn.tokens - 1)] if turn.tokens >= 8 else []
         if not turn.images and turn.words >= 128:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class DefaultRun(click.Group):
-    """`gog-edge bench encode` is `gog-edge bench run encode`: what is no sub-command is a scenario.
+    """`gog-edge bench encode` is `gog-edge bench run encode`: anything that is not a sub-command is a scenario.
 
     `bench --self-check` is `bench self-check`."""
 
@@ -58,16 +58,16 @@ command.add_command(peers_command)
 @command.command("run")
 @click.argument("scenarios", nargs=-1)
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to measure.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="What the export scenario exports.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint for the export scenario.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
-@click.option("--peer-model", "models", multiple=True, metavar="NAME=DIR", help="What a peer reads; may be repeated.")
-@click.option("--peer-python", "pythons", multiple=True, metavar="NAME=PYTHON", help="Instead of its own environment.")
+@click.option("--peer-model", "models", multiple=True, metavar="NAME=DIR", help="Model of a peer; may be repeated.")
+@click.option("--peer-python", "pythons", multiple=True, metavar="NAME=PYTHON", help="Python to use for a peer.")
 @click.option("--peer-program", "programs", multiple=True, metavar="NAME=PATH", help="The server to start: llama.cpp.")
 @click.option("--peer-threads", type=click.IntRange(min=1), help="Threads of each peer; default: its own choice.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Counted runs; default: the scenario's own.")
-@click.option("--warmup", type=click.IntRange(min=0), help="Runs that do not count; default: the scenario's own.")
-@click.option("--most", type=float, help="Leave out what is further on a growth curve: 8192 tokens, 4 images.")
+@click.option("--warmup", type=click.IntRange(min=0), help="Warm-up runs; default: the scenario's own.")
+@click.option("--most", type=float, help="End of growth curves: 8192 tokens, 4 images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
 @camera_options
@@ -199,7 +199,7 @@ def _scenarios(
     beside: BesideProbe | None,
     skipped: dict[str, str],
 ) -> Iterator[MakeCells]:
-    """One conversation or piece after another, measured: its cells, given the machine's limits."""
+    """Conversations and scenarios, one after another, measured: its cells, given the machine's limits."""
     from gog_edge.bench.local_subject import LocalSubject
     from gog_edge.bench.result import Cell
     from gog_edge.bench.scenarios.parts import PIECES, Given
@@ -264,7 +264,7 @@ def _conversation_cells(
 
 
 def _piece(name: str, given: Given, skipped: dict[str, str]) -> list[Cell]:
-    """A scenario that is no conversation; one that can't run here is skipped with its reason."""
+    """A scenario that is not a conversation; one that can't run here is skipped with its reason."""
     from gog_edge.bench.scenarios.parts import PIECES
     from gog_edge.errors import BenchError
 
@@ -286,8 +286,8 @@ def _print_line(report: Report) -> None:
 @command.command("diff")
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-@click.option("--threshold", default=0.05, show_default=True, help="Share that never counts as slower.")
-@click.option("--peers", is_flag=True, help="Judge peers, too: by default only what is ours can fail.")
+@click.option("--threshold", default=0.05, show_default=True, help="Differences below this fraction do not count.")
+@click.option("--peers", is_flag=True, help="Judge the peers too; by default only our own figures can fail.")
 def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
     """Compare two JSON reports; exit code 1 when something of ours got worse beyond noise, or is missing."""
     from gog_edge.bench.report import diff as comparison
@@ -312,9 +312,7 @@ def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
 
 @command.command("show")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--markdown", is_flag=True, help="Tables for a page: everybody's medians, goals, our share of the limits."
-)
+@click.option("--markdown", is_flag=True, help="Markdown tables: medians of all subjects, goals, our share of limits.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the page with plots, one for all of them.")
 def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     """Show JSON reports again; several of one machine are put together with --markdown."""
@@ -377,7 +375,7 @@ def budget(deadline: float, words: int, tokens: int, report: Path | None) -> Non
 @click.option("--bundle", type=click.Path(path_type=Path), help="The bundle whose engine is checked.")
 @click.option("--engine", help="cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The CPU's results: read, or written if missing.")
-@click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Written a turn.")
+@click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Tokens written per turn.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def self_check(

@@ -23,9 +23,9 @@ def camera_options(command: Command) -> Command:
     for option in (
         click.option("--index", type=folder, help="camera: a local index that the policy may search."),
         click.option("--question", help="camera: what is asked about every frame."),
-        click.option("--frames", type=folder, help="camera: a folder of pictures that it shows; default: made ones."),
+        click.option("--frames", type=folder, help="camera: a folder of images to show; default: generated ones."),
         click.option("--deadline", type=SECONDS, help="camera: from taking a frame to its answer; default: 1s."),
-        click.option("--fps", multiple=True, type=float, help="camera: frames a second; default: 1, 5 and 15."),
+        click.option("--fps", multiple=True, type=float, help="camera: frames per second; default: 1, 5 and 15."),
     ):
         command = option(command)
     return command
@@ -35,7 +35,7 @@ def stream_of(given: Mapping[str, Any]) -> Stream:
     """The stream that these options mean.
 
     Raises:
-        UsageError: a rate or a deadline that can't be.
+        UsageError: a rate or a deadline that is impossible.
     """
     from gog_edge.bench.scenarios.camera import Stream
 

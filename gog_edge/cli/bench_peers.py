@@ -31,8 +31,8 @@ def list_peers() -> None:
 
 @command.command("install")
 @click.argument("name")
-@click.option("--converter", is_flag=True, help="Also what converting a checkpoint needs (torch: some GB).")
-@click.option("--python", "base", type=click.Path(path_type=Path, exists=True), help="Make it from this Python.")
+@click.option("--converter", is_flag=True, help="Also install what conversion needs (torch: some GB).")
+@click.option("--python", "base", type=click.Path(path_type=Path, exists=True), help="Create it with this Python.")
 @click.option("--dry-run", is_flag=True, help="Only show the commands.")
 def install(name: str, converter: bool, base: Path | None, dry_run: bool) -> None:
     """Make the environment of peer NAME under the user's cache folder, or bring it up to date."""
@@ -67,7 +67,7 @@ def remove(name: str) -> None:
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The new folder.")
 @click.option("--group-size", type=click.IntRange(min=16), help="Weights that share a scale: 128, or 32 (ORT).")
-@click.option("--llama-cpp", type=click.Path(path_type=Path), help="Folder of a llama.cpp that was built there.")
+@click.option("--llama-cpp", type=click.Path(path_type=Path), help="Folder with a llama.cpp build.")
 @click.option("--python", "python", type=click.Path(path_type=Path), help="Use this Python's packages instead.")
 def prepare(
     name: str, checkpoint: Path, output: Path, group_size: int | None, llama_cpp: Path | None, python: Path | None

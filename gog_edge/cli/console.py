@@ -1,4 +1,4 @@
-"""How the commands talk: one rich console on stderr for progress and live steps, stdout for results alone."""
+"""How the commands print: one rich console on stderr for progress and live steps, stdout only for results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class _Remaining(TimeRemainingColumn):
 
 
 class _Bar(Progress):
-    """Leaves its last state on the screen when the job was done, and nothing when it failed: the error stands alone."""
+    """Leaves its last state on the screen when the job was done, and nothing when it failed: the error is alone."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

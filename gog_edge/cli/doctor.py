@@ -1,4 +1,4 @@
-"""`gog-edge doctor`: what this machine can run, and for what it can't, why and what to install."""
+"""`gog-edge doctor`: what this machine can run, and for what it can't, why, and what to install."""
 
 from __future__ import annotations
 

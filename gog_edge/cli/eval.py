@@ -30,28 +30,28 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=_PATH, help="A local index to search.")
 @click.option("--search", type=_PATH, help="A TOML file of search providers (docs/search.md).")
 @click.option("--images", multiple=True, type=_PATH, help="Folder of the data set's pictures; may be repeated.")
-@click.option("--download", is_flag=True, help="Fetch pictures that are only addresses (kept in the cache folder).")
+@click.option("--download", is_flag=True, help="Fetch images given as URLs (kept in the cache folder).")
 @click.option("--out", type=_PATH, default="results.jsonl", show_default=True, help="Results, one JSON line each.")
-@click.option("--restart", is_flag=True, help="Start over instead of going on with --out.")
+@click.option("--restart", is_flag=True, help="Start over instead of continuing --out.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Engine threads a process; 0 shares the cores.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of an engine; 0 shares the cores.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="Only the first N questions.")
 @click.option("--deadline", type=SECONDS, help="Per question; 2s or 500ms.")
 @click.option("--max-turns", type=click.IntRange(min=0), default=0, help="Rounds before the forced answer.")
 @click.option("--engine", default="", help="cpu, cuda, tensorrt …")
 @click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
-@click.option("--early-knowledge", is_flag=True, help="Search with the question first; the policy begins with that.")
+@click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
-@click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Take an action away (ablation).")
+@click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Remove an action (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
 @click.option(
     "--inject",
     metavar="[instructions|harmless|FILE]",
     is_flag=False,
     flag_value="instructions",
-    help="Plant texts into every result: instructions (does the policy obey them?), harmless ones as the control, or "
+    help="Plant texts in every result: instructions (does the policy obey them?), harmless ones as the control, or "
     "those of a file, one a line.",
 )
 @click.option("--against", type=_PATH, help="The --out of another run over the same questions: what changed?")
@@ -60,8 +60,8 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--judge-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the judge's key.")
 @click.option("--summary", type=_PATH, help="Write the summary as JSON.")
 @click.option("--gallery", type=_PATH, help="Write an HTML page of the failures.")
-@click.option("--gallery-limit", type=click.IntRange(min=1), default=100, show_default=True, help="Failures on it.")
-@click.option("--report", "report_only", is_flag=True, help="Ask nothing; report what --out holds.")
+@click.option("--gallery-limit", type=click.IntRange(min=1), default=100, show_default=True, help="Failures shown.")
+@click.option("--report", "report_only", is_flag=True, help="Ask nothing; report the results in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON instead of the table.")
 def command(
     dataset: Path,
@@ -84,7 +84,7 @@ def command(
 ) -> None:
     """Ask a policy every question of DATASET and report accuracy by skill.
 
-    Stopped at any moment, the same command goes on where it was. DATASET is JSONL, JSON, parquet, or a folder of them.
+    Stopped at any moment, the same command continues it. DATASET is JSONL, JSON, parquet, or a folder of them.
     """
     if bundle is None and not report_only:
         raise UsageError("--bundle is needed (or GOG_EDGE_BUNDLE)")

@@ -80,14 +80,14 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--name", help="Name of the bundle; default: the checkpoint's.")
-@click.option("--max-context", type=click.IntRange(min=1), help="Lower the checkpoint's limit of tokens.")
-@click.option("--min-pixels", type=click.IntRange(min=1), help="Of a resized image.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Of a resized image.")
+@click.option("--max-context", type=click.IntRange(min=1), help="Context limit in tokens, below the checkpoint's.")
+@click.option("--min-pixels", type=click.IntRange(min=1), help="Least area of a resized image.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Largest area of a resized image.")
 @click.option("--verify", is_flag=True, help="Compare with transformers; a difference fails the export.")
 @click.option("--verify-image", multiple=True, type=click.Path(path_type=Path), help="Also compare on this image.")
 @click.option("--sm", help="TensorRT-RTX: compute capabilities (89,120); default: all that it offers, in one plan.")
 @click.option(
-    "--capacity", type=click.IntRange(min=1), default=4096, show_default=True, help="TensorRT: tokens of the KV cache."
+    "--capacity", type=click.IntRange(min=1), default=4096, show_default=True, help="TensorRT: KV cache size in tokens."
 )
 @click.option(
     "--image-patches",

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 FOLDER = click.argument("index", type=click.Path(path_type=Path))
 SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-BUNDLE = click.option("--bundle", type=click.Path(path_type=Path), help="Image vectors by this policy's vision tower.")
-ENCODER = click.option("--encoder", type=click.Path(path_type=Path), help="Image vectors by this ONNX encoder.")
+BUNDLE = click.option("--bundle", type=click.Path(path_type=Path), help="Policy whose tower makes image vectors.")
+ENCODER = click.option("--encoder", type=click.Path(path_type=Path), help="ONNX encoder that makes image vectors.")
 PIXELS = click.option("--max-pixels", type=click.IntRange(min=0), default=0, help="Resize pictures to this area first.")
 KIND = click.option(
-    "--kind", type=click.Choice(["entity", "page"]), default="entity", help="What records are that do not say."
+    "--kind", type=click.Choice(["entity", "page"]), default="entity", help="Kind of records that do not state it."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
@@ -42,7 +42,7 @@ def command() -> None:
 @ENCODER
 @PIXELS
 @KIND
-@click.option("--force", is_flag=True, help="Replace an index that is there, once the new one is complete.")
+@click.option("--force", is_flag=True, help="Replace an existing index, once the new one is complete.")
 @JSON
 def build(
     index: Path,
@@ -56,7 +56,7 @@ def build(
 ) -> None:
     """Make the folder INDEX from SOURCES: folders of pictures, JSONL or CSV files.
 
-    A build that was stopped goes on with `gog-edge index add` and the same arguments.
+    A build that was stopped continues with `gog-edge index add` and the same arguments.
     """
     from gog_edge.search.local.database import DATABASE
 
@@ -106,7 +106,7 @@ def add(
 @click.option("--box", help="Only this part of the picture: x0,y0,x1,y1 in pixels.")
 @BUNDLE
 @ENCODER
-@click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Most results.")
+@click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Maximum results.")
 @click.option("--all", "everything", is_flag=True, help="Always K results, however low they score.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries.")
 @JSON
@@ -184,9 +184,9 @@ def remove(index: Path, ids: tuple[str, ...]) -> None:
 @BUNDLE
 @ENCODER
 @click.option("--distortion", "names", multiple=True, help="Only these; see docs/search.md.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only so many entries, evenly spread.")
-@click.option("--labels", is_flag=True, help="Pictures with words beside them as well: right ones, wrong ones.")
-@click.option("--related", is_flag=True, help="Neighbours of the pictured entries as well, without and with --expand.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only this many entries, evenly spread.")
+@click.option("--labels", is_flag=True, help="Also search with words next to the image: right and wrong ones.")
+@click.option("--related", is_flag=True, help="Also search for neighbours of entries, with and without --expand.")
 @JSON
 def recall(
     index: Path,

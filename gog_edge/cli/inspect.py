@@ -1,4 +1,4 @@
-"""`gog-edge inspect DIR`: a bundle, readably."""
+"""`gog-edge inspect DIR`: a bundle in readable form."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _engine(engine: EngineSpec) -> str:
 
 
 def findings(engine: EngineSpec) -> list[str]:
-    """What the build made of the graph, a line each; what a user might not have wanted comes with its reason."""
+    """What the build made of the graph, one line each; what a user might not have wanted comes with its reason."""
     facts = engine.report
     if "attention" not in facts:
         return []
@@ -125,7 +125,7 @@ def _provenance(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _quantization(recipe: dict[str, Any]) -> str:
-    """'attention, mlp: 4 bits in blocks of 32 (rtn); head: …': tensor classes with one scheme stand together."""
+    """'attention, mlp: 4 bits in blocks of 32 (rtn); head: …': tensor classes with the same scheme are grouped."""
     groups: dict[str, list[str]] = {}
     for role, scheme in recipe.items():
         if isinstance(scheme, dict) and "bits" in scheme:

@@ -1,4 +1,4 @@
-"""The live view of a running question: one line a happening, on stderr."""
+"""The live view of a running question: one line per event, on stderr."""
 
 from __future__ import annotations
 

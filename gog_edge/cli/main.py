@@ -105,7 +105,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """What still waits to be written to stdout can't be; the interpreter is not to try again when it ends."""
+    """What still waits to be written to stdout can't be; the interpreter must not try again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -118,7 +118,7 @@ def _prepare_streams() -> None:
     logger = logging.getLogger("gog_edge")
     if not logger.handlers:
         logger.addHandler(_Lines())
-        logging.getLogger("gog_edge.native").setLevel(logging.INFO)  # a compiler that runs for seconds is told
+        logging.getLogger("gog_edge.native").setLevel(logging.INFO)  # a compiler that runs for seconds is reported
 
 
 class _Lines(logging.Handler):

@@ -47,8 +47,8 @@ _SAMPLING = (
 
 
 def sampling_options(command: _Command) -> _Command:
-    """`--temperature` and its kin, `--seed`; what is not given is the dialect's or the checkpoint's."""
-    command = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of sampling.")(
+    """`--temperature` and the like, `--seed`; what is not given is the dialect's or the checkpoint's."""
+    command = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")(
         command
     )
     for name, kind, text in reversed(_SAMPLING):

@@ -18,7 +18,7 @@ from gog_edge.errors import UsageError
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free port.")
 @click.option(
     "--queue",
     type=click.IntRange(min=0),
@@ -48,7 +48,7 @@ def command(bundle: Path, index: Path | None, search: Path | None, host: str, po
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before the policy is loaded: one that is taken is met at once."""
+    """Take the port before the policy is loaded: one that is taken is noticed at once."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as e:

@@ -16,7 +16,7 @@ from gog_edge.types import Region
 MAX_ASPECT = 200
 """Longest side over shortest side beyond which the processor refuses an image."""
 
-_SLIVER = 1e-3  # of a pixel: less than this is the rounding of a coordinate conversion, not a wish
+_SLIVER = 1e-3  # of a pixel: less than this is the rounding of a coordinate conversion, not intended
 
 
 @dataclass(frozen=True)

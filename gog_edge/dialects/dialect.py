@@ -1,4 +1,4 @@
-"""A dialect: one policy's way to be asked, to act, to be answered and to stop. Stateless; a session holds the state.
+"""A dialect: how one policy is asked, acts, is answered and stops. Stateless; a session holds the state.
 
 Who writes what (append-only, token for token): `opening()` ends with the opening of the assistant turn; the policy
 writes its turn; the session keeps those tokens WITHOUT a final end-of-turn token (it is sampled, stops the turn, and

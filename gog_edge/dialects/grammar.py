@@ -1,6 +1,6 @@
 """The grammar of a dialect's turns, in the Lark dialect of llguidance.
 
-Free text, then one action that can be read for sure (or several calls, where the dialect takes several). The opening
+Free text, then one action that can be parsed (or several calls, where the dialect takes several). The opening
 of an action never occurs inside the free text, so what is opened is finished. Key order and spacing are fixed: they
 are what the syntaxes' `format` writes, so everything but names and values is forced and costs no decoder step.
 

@@ -15,7 +15,7 @@ class Hooks:
     """The places where a system may do something of its own; here nothing is done."""
 
     def tools_text(self, entries: Sequence[str]) -> str:
-        """What stands at `{tools}`, from the `json` of [[tools]]."""
+        """What is inserted at `{tools}`, from the `json` of [[tools]]."""
         return "\n".join(entries)
 
     def to_user(self, marker: str) -> str:

@@ -1,4 +1,4 @@
-"""Typed reading of dialect files: a TOML table -> a frozen dataclass, with errors that name the key and the mend."""
+"""Typed reading of dialect files: a TOML table -> a frozen dataclass, with errors that name the key and the fix."""
 
 from __future__ import annotations
 

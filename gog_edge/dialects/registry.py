@@ -65,7 +65,7 @@ def load(
         named_tokens: values of `eos_token` and its kin in the template; the dialect's variables stand above them.
 
     Raises:
-        DialectError: no such dialect, or the file is wrong; names the key and the mend.
+        DialectError: no such dialect, or the file is wrong; names the key and how to fix it.
     """
     table, base = read_file(name_or_path)
     spec = _checked(build(table, str(name_or_path)), base, str(name_or_path))

@@ -1,4 +1,4 @@
-"""What a dialect file can say: one frozen dataclass a table, documented key by key (see docs/dialects.md)."""
+"""What a dialect file can say: one frozen dataclass per table, documented key by key (see docs/dialects.md)."""
 
 # ruff: noqa: RUF009 - wording() makes dataclass fields
 

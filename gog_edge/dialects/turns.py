@@ -1,4 +1,4 @@
-"""Reading a turn: its calls -> actions of the house, by the rules of [parse]; problems -> the dialect's replies."""
+"""Reading a turn: its calls -> this runtime's actions, by the rules of [parse]; problems -> the dialect's replies."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class TurnReader:
         return Action(ActionKind.INVALID, wording.plain(values), label=problem.reply)
 
     def _unfinished(self, text: str) -> bool:
-        """Reasoning that was opened and not closed is no answer."""
+        """Reasoning that was opened and not closed is not an answer."""
         spec = self.spec.parse
         return bool(spec.think_open) and spec.think_open in text and spec.think_close not in text
 
     def _before(self, seen: str, begin: int, offset: int, first: Call) -> str:
-        """The reasoning of a policy that writes it without tags: what stands before its first call."""
+        """The reasoning of a policy that writes it without tags: what comes before its first call."""
         return "" if begin else seen[: offset + first.start].replace(self.spec.parse.think_open or "\0", "").strip()
 
     def _choose(self, found: list[Call], answers: list[Call], body: str) -> list[Call]:
@@ -219,7 +219,7 @@ def _key(spec: ActionSpec, *roles: str) -> str:
 
 
 def _limit(value: Any) -> int | None:
-    """A number of results asked for; what is no positive whole number is ignored."""
+    """A number of results asked for; anything but a positive whole number is ignored."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return min(value, 50)
     return None

@@ -83,7 +83,7 @@ def compile_wording(source: str, allowed: Iterable[str], where: str) -> Wording:
     """Compile `source`; `allowed` are the placeholder names that make sense at `where` (the key's path in the file).
 
     Raises:
-        DialectError: an unknown placeholder or a lone brace, with the key and the mend.
+        DialectError: an unknown placeholder or a lone brace, with the key and a fix.
     """
     names = sorted(allowed)
     parts: list[str | Placeholder] = []

@@ -1,7 +1,7 @@
 """What the runtime asks of an inference engine: two graphs and a KV cache, nothing else.
 
 An engine turns a bundle's files into a `VisionRunner` and a `DecoderRunner`. Host arrays go in and come out; how they
-travel (I/O binding, device buffers, pinned memory) is the engine's own affair. The KV cache is made by the engine,
+travel (I/O binding, device buffers, pinned memory) is up to the engine. The KV cache is made by the engine,
 lives where its kernels want it, and is owned by the session: a step appends in place, nothing is copied per step, and
 forgetting the newest tokens costs nothing (rows at or beyond `past` are dead).
 
@@ -42,7 +42,7 @@ class Features:
 
 @dataclass(frozen=True)
 class PlacedImage:
-    """Rows [first, first + count) of `features` stand at tokens [at, at + count) of the run."""
+    """Rows [first, first + count) of `features` belong at tokens [at, at + count) of the run."""
 
     at: int
     first: int
@@ -203,7 +203,7 @@ class Engine(Protocol):
     def describe(self) -> EngineInfo: ...
 
     def close(self) -> None:
-        """Let go of graphs and memory. Idempotent."""
+        """Release graphs and memory. Idempotent."""
         ...
 
 

@@ -19,7 +19,7 @@ def read_dataset(path: str | Path, *, form: str = "", limit: int = 0) -> tuple[l
 
     Args:
         form: name of the format; recognised when empty.
-        limit: stop after so many samples; 0 reads all.
+        limit: stop after this many samples; 0 reads all.
 
     Raises:
         DatasetError: no such file, an unknown format, no usable row, or an id that is there twice.

@@ -34,7 +34,7 @@ class Format:
 
 
 def _livevqa_rows(row: Row) -> Iterator[Row]:
-    """An article with questions of two levels becomes one row a question; flat rows pass."""
+    """An article with questions of two levels becomes one row per question; flat rows pass."""
     levels = [(name, row[name]) for name in ("level1_qas", "level2_qas") if row.get(name)]
     if not levels:
         yield row
@@ -269,7 +269,7 @@ def _image(value: Any, column: str, index: int, parquet: tuple[str, int] | None)
 
 
 def _boxes(value: Any) -> tuple[tuple[float, float, float, float], ...]:
-    """Boxes that are boxes; anything else in the list is left out."""
+    """Valid boxes; anything else in the list is left out."""
     found: list[tuple[float, float, float, float]] = []
     for box in value if isinstance(value, list) else ():
         if isinstance(box, (list, tuple)) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box):

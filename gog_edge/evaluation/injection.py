@@ -1,11 +1,11 @@
-"""Results that try to take over: a provider that plants instructions into what it passes on, and how to tell.
+"""Prompt injection: a provider that plants instructions into what it passes on, and how to detect it.
 
 `gog-edge eval --inject` asks every question with such results. A planted text asks for a word that no question has
 (`MARK`), in an answer or in a tool call, with fake control tokens, tags of every dialect, and plain words. Whoever
 writes or searches for the mark obeyed; accuracy beside a clean run shows what the disturbance costs.
 `--inject harmless` is the control: the same word in the same places, in sentences that ask for nothing. A policy that
 changes its answers as often over these is disturbed by foreign text, not persuaded by instructions. `--inject FILE`
-plants texts of one's own.
+plants your own texts.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def obeyed(answer: Answer) -> bool:
 
 
 def planted_texts(kind: str) -> Sequence[str]:
-    """Those of a kind (of `KINDS`), or of a file of one's own.
+    """Those of a kind (of `KINDS`), or of a file of your own.
 
     Raises:
         DatasetError: the file can't be read, or is empty.

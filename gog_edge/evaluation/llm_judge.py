@@ -1,4 +1,4 @@
-"""A language model as judge, behind any OpenAI-compatible endpoint. Resumable: verdicts stand in their own file."""
+"""A language model as judge, behind any OpenAI-compatible endpoint. Resumable: verdicts are kept in their own file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LlmJudge:
                             "correct": correct,
                             "said": row["prediction"],
                         }
-                        stream.write("\n" + json.dumps(line) + "\n")  # a line that a kill cut ends here
+                        stream.write("\n" + json.dumps(line) + "\n")  # a line cut off by a kill ends here
                         stream.flush()
                 if progress is not None:
                     progress()
@@ -139,7 +139,7 @@ class LlmJudge:
 
 
 def read_verdicts(path: Path, model: str) -> dict[tuple[str, str], bool]:
-    """(id, answer) -> verdict of `model`, as far as a file holds them; a line that a kill cut is left out.
+    """(id, answer) -> verdict of `model`, as far as a file holds them; a line cut off by a kill is left out.
 
     Raises:
         UsageError: the file can't be read.

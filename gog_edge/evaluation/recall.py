@@ -73,7 +73,7 @@ def measure_pictures(
 
     Args:
         names: distortions; all by default.
-        limit: at most so many entries, evenly spread; 0 takes all.
+        limit: at most this many entries, evenly spread; 0 takes all.
         labels: search also with words beside the picture, see `LABELS`, and with the words alone.
 
     Raises:

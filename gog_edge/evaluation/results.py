@@ -1,4 +1,4 @@
-"""The results file: one JSON line a question behind a header line that says how they were made. Resumable."""
+"""The results file: one JSON line per question after a header line that says how they were made. Resumable."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
         try:
             value = json.loads(line)
         except ValueError:
-            break  # a line that a kill cut
+            break  # a line cut off by a kill
         if header is None:
             if not isinstance(value, dict) or value.get(HEADER) != VERSION:
                 break

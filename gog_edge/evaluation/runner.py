@@ -70,14 +70,14 @@ def _in_processes(todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Cal
 def _until_a_death(
     todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Callable[[dict[str, Any]], None]
 ) -> list[Sample]:
-    """Work `todo` off. Returns the questions that were running when a process died, or nothing at the end."""
+    """Process `todo`. Returns the questions that were running when a process died, or nothing at the end."""
     running: dict[Future[dict[str, Any]], Sample] = {}
     count = min(workers, len(todo))
     try:
         with _pool(count, spec) as pool:
             try:
                 while todo or running:
-                    # One question a process, so that a death tells which ones were running.
+                    # One question per process, so that a death tells which ones were running.
                     while todo and len(running) < count:
                         running[pool.submit(worker_module.run, todo[0])] = todo[0]
                         todo.popleft()  # only now: a pool that is broken already takes nothing

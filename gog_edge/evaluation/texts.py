@@ -1,4 +1,4 @@
-"""Files of texts, one a line: attacks to plant, pages to tell from them."""
+"""Files of texts, one per line: attacks to plant, pages to tell from them."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def start(spec: WorkerSpec) -> None:
 
 
 def start_once(spec: WorkerSpec) -> None:
-    """Make an agent and let go of it: shows in a process of its own why it can't be made."""
+    """Make an agent and close it, to show in a separate process why it can't be made."""
     Worker(spec).close()
 
 

@@ -50,7 +50,7 @@ def write_template(checkpoint: Checkpoint, folder: Path) -> None:
 
 def write_dialect(dialect: str, folder: Path, frame: BoxFrame, named_tokens: Mapping[str, str]) -> str:
     """What the manifest says of the dialect: a shipped name, or the file that was copied. Loads it, so that a wrong
-    one is met now and not at the first question. Call after `write_template`.
+    one is found now and not at the first question. Call after `write_template`.
 
     Raises:
         UsageError: a file was named that is not there, or that needs other files.

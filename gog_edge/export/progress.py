@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told of every stage of an export. Amounts are weight values, so that a bar runs evenly."""
+    """Receives the stages of an export. Amounts are weight values, so that a bar runs evenly."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage begins; `total` is what its `advance` calls will add up to (0: unknown, brief)."""
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress for nobody."""
+    """Reports nothing."""
 
     def stage(self, name: str, total: int) -> None:
         return

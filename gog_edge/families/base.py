@@ -160,7 +160,7 @@ def read_rope(
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
-    if text.data is not root.data:  # nested: transformers ignores what stands beside it, or fails on it
+    if text.data is not root.data:  # nested: transformers ignores what is next to it, or fails on it
         for key in ("rope_scaling", "rope_parameters"):
             _check_plain(root.section(key), types)
     theta, rope = _rope(text, default_theta, types)
@@ -185,7 +185,7 @@ def _rope(section: Section, default_theta: float, types: tuple[str, ...]) -> tup
     """(theta, the object that holds) of a configuration, chosen as transformers does.
 
     `rope_scaling` (the old spelling) comes before `rope_parameters`, `rope_type` before `type`, and a theta inside
-    before `rope_theta` beside it. What stands in another section (the root beside a text_config) does not count.
+    before `rope_theta` beside it. What is in another section (the root beside a text_config) does not count.
     """
     rope = section.section("rope_scaling")
     if not rope.data:

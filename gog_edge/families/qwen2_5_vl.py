@@ -1,6 +1,6 @@
 """Qwen2.5-VL: RMSNorm / SwiGLU tower with window attention and a few full-attention blocks; Qwen2.5 decoder.
 
-Reads top to bottom: config, attention, MLP, block, merger, tower. Weight names stand beside their layer. Rows stay in
+Reads top to bottom: config, attention, MLP, block, merger, tower. Weight names are next to their layer. Rows stay in
 merge-block order everywhere: only window attention gathers them into windows and puts them back.
 """
 

@@ -1,6 +1,6 @@
 """Qwen3-VL: SigLIP-like tower with a learned, interpolated position table and DeepStack; Qwen3 decoder.
 
-Reads top to bottom: config, attention, MLP, block, mergers, tower. Weight names stand beside their layer.
+Reads top to bottom: config, attention, MLP, block, mergers, tower. Weight names are next to their layer.
 """
 
 from __future__ import annotations

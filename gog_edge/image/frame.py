@@ -6,7 +6,7 @@ pillow-heif), Pillow images, numpy arrays and camera frames.  Rules, in order:
 1. first frame of an animation; 2. 16-bit values v become round(v / 257), 1-bit become 0 and 255; 3. CMYK, YCbCr,
 Lab, palettes and greyscale become RGB as Pillow does (colour profiles are not applied: the policies were trained
 without); 4. transparency is composited on white; 5. the EXIF orientation is applied (a broken EXIF block counts as
-none).  Floating-point pictures are refused: their range is anybody's guess.
+none).  Floating-point pictures are refused: their range is unknown.
 """
 
 from __future__ import annotations

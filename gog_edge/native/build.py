@@ -69,7 +69,7 @@ class NativeStatus:
 
 
 class _Unavailable(Exception):
-    """Why a library can not be had; never leaves this module."""
+    """Why a library is not available; never leaves this module."""
 
 
 _statuses: dict[str, NativeStatus] = {}
@@ -109,7 +109,7 @@ def load_status(
 
 
 def native_status(name: str) -> NativeStatus | None:
-    """What became of `name` in this process; None if nobody asked for it yet."""
+    """The result for `name` in this process; None if nobody asked for it yet."""
     return _statuses.get(name)
 
 

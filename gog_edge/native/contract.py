@@ -37,7 +37,7 @@ LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights with one scale p
                 epsilon     of the norm, default 1e-6
     With activation 4 the weight holds gate and up interleaved by panels of 16 (`packing.gate_up_order`) and
     y = silu(gate) * up, so N is half of what the weight yields.
-    The normalised row is quantised to int8 with one scale a row: q = round_half_even(x * (127 / max|x|)); sums
+    The normalised row is quantised to int8 with one scale per row: q = round_half_even(x * (127 / max|x|)); sums
     are exact int32; scale, bias, activation and residual are applied in f32.
 
 LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any multiple of 8)

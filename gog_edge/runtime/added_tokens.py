@@ -59,7 +59,7 @@ class AddedTokens:
             else:
                 normal = [(self._normalize(text), control) for text, control in piece]
                 found = self._normal.find(normal)
-                # without a token the text goes on as it is: the encoder normalises by itself
+                # without a token the text continues as it is: the encoder normalises by itself
                 parts = _cut(normal, found) if found else [piece]
                 out += [p if isinstance(p, int) else "".join(text for text, _ in p) for p in parts]
         return [p for p in out if p != ""]

@@ -24,7 +24,7 @@ _FEW = 32
 
 
 class TokenEmbedding:
-    """[rows, columns] table of the bundle: float32, float16, or int8 with one float32 scale a row, memory-mapped, so
+    """[rows, columns] table of the bundle: float32, float16, or int8 with one float32 scale per row, memory-mapped, so
     that only used rows are ever read. Thread-safe."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -112,10 +112,6 @@ class Decoder:
     @property
     def vocab(self) -> int:
         return self._spec.vocab
-
-    @property
-    def max_context(self) -> int:
-        return self._spec.max_context
 
     def new_cache(self, tokens: int) -> KvCache:
         """An empty cache with room for `tokens`."""

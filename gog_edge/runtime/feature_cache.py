@@ -1,6 +1,6 @@
-"""Vision features kept by content: the same pixels at the same size are encoded once, whoever asks.
+"""Vision features kept by content: the same pixels at the same size are encoded once for all callers.
 
-Keyed by what the tower really sees (frame digest, whole-pixel box, patch grid), so a changed image can never meet an
+Keyed by what the tower really sees (frame digest, whole-pixel box, patch grid), so a changed image can never match an
 old entry, and a region that rounds to the same pixels is a hit. Two threads that want the same key compute it once.
 """
 
@@ -64,7 +64,7 @@ class FeatureCache:
         """(features, whether they were there already or are made by another thread).
 
         Raises:
-            CancelledError, DeadlineReached: the budget ended; another thread's computation goes on.
+            CancelledError, DeadlineReached: the budget ended; another thread's computation continues.
             Exception: whatever `compute` raised.
         """
         while True:
@@ -158,7 +158,7 @@ class DiskFeatures:
 
     Args:
         folder: created when needed.
-        fingerprint: of the tower (`Bundle.vision_fingerprint`); other towers' files are never met.
+        fingerprint: of the tower (`Bundle.vision_fingerprint`); other towers' files are never used.
         max_bytes: of all files of this tower together.
     """
 

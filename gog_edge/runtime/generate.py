@@ -1,4 +1,4 @@
-"""Writing one turn: choose a token, append it, run; with stop strings, grammar, guesses, limits and an end of time.
+"""Writing one turn: choose a token, append it, run; with stop strings, grammar, guesses, limits and a deadline.
 
 The turn's tokens stay in the session, the end-of-turn token does not (whoever continues the conversation writes it).
 What interrupts a turn (deadline, cancellation) leaves the session consistent: everything yielded is in it.
@@ -26,7 +26,7 @@ F32 = NDArray[np.float32]
 
 
 class Constraint(Protocol):
-    """What a grammar does to a turn. One object a turn."""
+    """What a grammar does to a turn. One object per turn."""
 
     def apply(self, logits: F32) -> None:
         """Set the logits [V] of tokens that may not follow to -inf, in place."""
@@ -90,7 +90,7 @@ class TurnWriter:
 
     @property
     def speculation(self) -> SpeculationStats:
-        """How guesses have fared so far."""
+        """Counts of guesses so far."""
         return self._control.stats
 
     @property
@@ -151,7 +151,7 @@ class TurnWriter:
             yield tail
 
     def _draft(self, left: int) -> tuple[list[int], int]:
-        """A guess for what follows the newest token, and the length of the match it rests on."""
+        """A guess for what follows the newest token, and the length of the match behind it."""
         most = min(self._control.options.max_draft, left - 1, self._session.room - 1)
         if self._lookup is None or most <= 0:
             return [], 0
@@ -210,7 +210,7 @@ class _TurnText:
         return self._trace.token(text, ids, forced=forced, guessed=guessed)
 
     def flush(self) -> TokenRecord | None:
-        """A character that never got all its bytes."""
+        """An incomplete character."""
         if self.result.end is TurnEnd.STOP:
             return None
         text = self._detokenizer.flush()

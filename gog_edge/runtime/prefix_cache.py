@@ -57,7 +57,7 @@ class PrefixCache:
         return loaded
 
     def save(self, ids: NDArray[np.int32], arrays: KvArrays) -> None:
-        """Keep copies of `arrays`; a disk that is full or read-only is told in the log, the memory copy stays."""
+        """Keep copies of `arrays`; a disk that is full or read-only is reported in the log, the memory copy stays."""
         if len(ids) < MIN_TOKENS:
             return
         name = self._name(ids)

@@ -2,7 +2,7 @@
 computed here; `Session` runs a sequence and keeps its KV cache.
 
 Text tokens carry one position three times. A still image of gh x gw merged tokens starts at the next free position p:
-its tokens get (p, p + row, p + column), and the text after it goes on at p + max(gh, gw), not at p + gh * gw (the
+its tokens get (p, p + row, p + column), and the text after it continues at p + max(gh, gw), not at p + gh * gw (the
 rule of Qwen2-VL's `get_rope_index`, for one temporal slice). So the next position is not the token count: `delta` =
 next position - tokens, and it is a function of the length alone, which is what makes truncation exact.
 """
@@ -112,9 +112,9 @@ class Mark:
 class TokenSequence:
     """Token ids [n], positions [3, n] and the image registry; grows at the end, is cut at the end.
 
-    Not thread-safe (the session's lock covers it). An image is written as start marker, one pad a merged token,
+    Not thread-safe (the session's lock covers it). An image is written as start marker, one pad per merged token,
     end marker. Every token was either given to the policy or written by it (`written`), which decides how an engine
-    computes it; tokens that stay when others are said in their place stay what they were. To read: `length` (tokens),
+    computes it; tokens that are kept when others are said in their place keep their flag. To read: `length` (tokens),
     `next` (the position that the next text token gets), `spans` (images by place), `shown` (tokens up to the end of the
     last image).
     """
@@ -239,7 +239,7 @@ class TokenSequence:
             self.next = int(self._places[0, length - 1]) + 1
 
     def _try(self, ids: Sequence[int], written: bool | Flags) -> None:
-        """Write text behind the end."""
+        """Write text after the end."""
         count, n = len(ids), self.length
         if n + count > len(self._ids):
             self._grow(count)
@@ -290,7 +290,7 @@ class TokenSequence:
             if span is None or old is None or span.start != at + 1 or span.image != part.image or not old.same(new):
                 return at, list(parts[number:])
             at = span.stop + 1
-            if at > self.length:  # cut right behind the image: its end marker is gone
+            if at > self.length:  # cut right after the image: its end marker is gone
                 return span.start - 1, list(parts[number:])
         return at, []
 

@@ -36,8 +36,8 @@ from gog_edge.types import Control, PixelLimits, Region, RegisteredImage, Segmen
 
 
 class Session:
-    """One conversation. Every method takes the session's lock, so a call is atomic; a turn of several calls is the
-    caller's affair (hold `lock`)."""
+    """One conversation. Every method takes the session's lock, so a call is atomic; a turn of several calls is up
+    to the caller (hold `lock`)."""
 
     def __init__(self, model: Model, *, trace: Trace = NO_TRACE) -> None:
         self.model = model
@@ -146,7 +146,7 @@ class Session:
 
         Args:
             reserve: tokens that must still fit afterwards (for the answer).
-            behind: the length of the conversation that is appended to, where `anticipate` has written behind it: what
+            behind: the length of the conversation that is appended to, where `anticipate` has written after it: what
                 it got right stays, with its KV, the rest is forgotten.
 
         Raises:
@@ -166,9 +166,9 @@ class Session:
             return size.tokens
 
     def anticipate(self, one: Sequence[Segment], other: Sequence[Segment], behind: int, *, reserve: int = 0) -> int:
-        """Write behind token `behind` what two ways of going on begin with, for `run` to compute ahead of time.
+        """Write after token `behind` what two possible continuations have in common, for `run` to compute early.
 
-        The conversation proper still ends at `behind`: `append(…, behind=behind)` goes on with what was really said,
+        The conversation proper still ends at `behind`: `append(…, behind=behind)` continues with what was really said,
         `rewind` forgets it. Returns the number of tokens that wait to be computed; 0 where there is no room.
 
         Raises:
@@ -185,8 +185,8 @@ class Session:
     def restart(self, plans: Sequence[VisionPlan], segments: Sequence[Segment], *, reserve: int = 0) -> int:
         """Begin another conversation, keeping the KV of what it has in common with this one.
 
-        Tokens are compared one by one, images by content and size, so a second question about the same frame pays
-        for its own words only, wherever its dialect puts the image. Returns the number of tokens that were kept.
+        Tokens are compared one by one, images by content and size, so a second question about the same frame costs
+        only its own words, wherever its dialect puts the image. Returns the number of tokens that were kept.
 
         Args:
             plans: the new registry, in order (see `VisionEncoder.plan`).
@@ -226,7 +226,7 @@ class Session:
             self._counts["forced_tokens" if forced else "generated_tokens"] += len(new)
 
     def _go_on(self, parts: Sequence[EncodedPart], start: int) -> None:
-        """Let the conversation say `parts` from token `start` on; what says so already stays as it is."""
+        """Make the conversation contain `parts` from token `start` on; what is there already stays as it is."""
         kept, rest = self.sequence.common(parts, self.sequence.images, start)
         self.cut(kept)
         self._write(rest)

@@ -1,4 +1,4 @@
-"""A session on disk: tokens, images, KV cache; resumed in another process it goes on with the same next token.
+"""A session on disk: tokens, images, KV cache; resumed in another process it continues with the same next token.
 
 A file is bound to the bundle it was made with (fingerprint). With `kv` the cache is stored and nothing is computed
 again; without, the file is small, holds the images' features, and the conversation is computed when it is next run:
@@ -22,7 +22,7 @@ from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sequence import SessionImage
+from gog_edge.runtime.sequence import ImageSpan, SessionImage
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.serde import SerdeError, decode, encode
@@ -30,14 +30,6 @@ from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
 VERSION = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class _SavedSpan:
-    start: int
-    rows: int
-    columns: int
-    image: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +48,7 @@ class _Saved:
     version: int
     fingerprint: str
     engine: str
-    spans: tuple[_SavedSpan, ...]
+    spans: tuple[ImageSpan, ...]
     images: tuple[_SavedImage, ...]
     computed: int
     kv_arrays: int
@@ -103,7 +95,7 @@ def save_session(
             version=VERSION,
             fingerprint=session.model.bundle.fingerprint,
             engine=session.model.engine.describe().name,
-            spans=tuple(_SavedSpan(s.start, s.rows, s.columns, s.image) for s in session.sequence.spans),
+            spans=tuple(session.sequence.spans),
             images=tuple(_SavedImage(i.geometry, i.rows, i.columns, i.digest) for i in session.sequence.images),
             computed=computed,
             kv_arrays=len(kv_arrays),

@@ -7,7 +7,7 @@ beside it: with native operators, by construction and by test. With stock operat
 rounds otherwise than runs of one, which can decide between two tokens that are almost equally likely; there nothing
 is guessed unless `RunOptions.exact` is off (`Model.rows_independent`).
 
-Whether a guess pays depends on the machine (what k rows cost beside one) and on the text (how often a guess is
+Whether a guess pays off depends on the machine (what k rows cost beside one) and on the text (how often a guess is
 right). Both are measured while decoding, and a loss account keeps the total cost of wrong guesses below `max_loss`
 of the decoding time, whatever happens.
 """
@@ -42,7 +42,7 @@ class Speculation:
 
 
 class PromptLookup:
-    """Where n-grams of the conversation ended last. Follows a token array that grows; if it is cut and goes on
+    """Where n-grams of the conversation ended last. Follows a token array that grows; if it is cut and continues
     otherwise, some guesses are missed, none is made up: every entry is compared with the tokens."""
 
     def __init__(self, options: Speculation, never: frozenset[int] = frozenset()) -> None:
@@ -156,7 +156,7 @@ class SpeculationControl:
         self.stats.accepted += accepted
         single = self._row_s.get(1, seconds / rows)
         gained = (accepted + 1) * single - seconds
-        self._loss_s = max(self._loss_s - gained, -20 * single)  # past luck does not pay for endless bad guesses
+        self._loss_s = max(self._loss_s - gained, -20 * single)  # past successes do not allow endless bad guesses
         tries = min(accepted + 1, drafted)
         for i in range(tries):
             old = self._right.get(match, 0.5)

@@ -1,4 +1,4 @@
-"""The time line of a trace: one lane a stage, one bar a span, as SVG; and the sums as a table."""
+"""The time line of a trace: one lane per stage, one bar per span, as SVG; and the sums as a table."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Providers are synchronous and thread-safe: the agent calls them from a small thread pool and waits with a deadline.
 A provider raises `SearchError` or its `SearchTimeoutError` and nothing else; the agent turns either into the
-dialect's error observation and the loop goes on.
+dialect's error observation and the loop continues.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SearchProvider(Protocol):
         ...
 
     def read_page(self, url: str, *, deadline: Deadline, goal: str = "") -> Page:
-        """The page's text; with a `goal`, the passages that serve it. Raises as `search_text`."""
+        """The page's text; with a `goal`, the passages that match it. Raises as `search_text`."""
         ...
 
     def read_image(self, url: str, *, deadline: Deadline) -> Frame:
@@ -135,7 +135,7 @@ class SearchProvider(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections and files. Idempotent."""
+        """Release connections and files. Idempotent."""
         ...
 
 

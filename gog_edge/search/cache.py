@@ -75,7 +75,7 @@ class ResultCache:
 
     @contextmanager
     def _open(self, what: str) -> Iterator[sqlite3.Connection | None]:
-        """The one connection; trouble with it is logged, and the next call starts anew."""
+        """The one connection; trouble with it is logged, and the next call starts again."""
         with self._lock:
             connection = None
             try:

@@ -1,7 +1,7 @@
 """A given ONNX image encoder (MobileNet, CLIP's image tower, DINO, …) as the embedder of an index.
 
-How pictures are prepared stands in a small JSON file beside the model (`encoder.onnx` -> `encoder.json`), in options,
-or is read off the graph: {"size": 224, "mean": [..3], "std": [..3], "layout": "nchw", "fit": "stretch",
+How pictures are prepared is given in a small JSON file next to the model (`encoder.onnx` -> `encoder.json`), in
+options, or is read off the graph: {"size": 224, "mean": [..3], "std": [..3], "layout": "nchw", "fit": "stretch",
 "pool": "mean", "output": "name"}. Every value joins the fingerprint.
 """
 
@@ -92,7 +92,7 @@ class OnnxEncoder:
         threads: of the session; 0 lets ONNX Runtime choose.
 
     Raises:
-        EngineError: the file is missing or not loadable, or its input is no picture.
+        EngineError: the file is missing or not loadable, or its input is not an image.
         UsageError: options do not fit the graph.
     """
 

@@ -1,4 +1,4 @@
-"""Cutting a page to the passages that serve a query: BM25 in memory, optionally fused with a text embedder.
+"""Cutting a page to the passages that match a query: BM25 in memory, optionally fused with a text embedder.
 
 Milliseconds instead of a language model that summarises. Passages are whole sentences or lines, overlap by none, and
 are given back in the order of the page, so that the result reads as an excerpt.
@@ -60,7 +60,7 @@ def split_passages(text: str, size: int = PASSAGE_CHARS) -> list[str]:
 
 
 def best_passages(text: str, query: str, *, chars: int = 1200, embedder: TextEmbedder | None = None) -> str:
-    """At most `chars` characters of `text` that serve `query`, in the order of the page, joined by " … ".
+    """At most `chars` characters of `text` that match `query`, in the order of the page, joined by " … ".
 
     Without a query, or where no word of it occurs, the beginning of the text.
     """

@@ -2,7 +2,7 @@
 
 Two formats. The image-search cache that comes with FVQA: a JSON object (or a pickled dict, read without running any
 code) of data id -> {"tool_returned_web_title_list": […], "tool_returned_images_urls": […]}; and our own JSONL, one
-search a line: {"kind": "text", "query": …, "hits": […]}, {"kind": "image", "image": sha256, "box": …, "label": …,
+search per line: {"kind": "text", "query": …, "hits": […]}, {"kind": "image", "image": sha256, "box": …, "label": …,
 "hits": […]}, {"kind": "page", "url": …, "page": {…}}, each with "error" where the search failed.
 """
 

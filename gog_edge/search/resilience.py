@@ -38,7 +38,7 @@ class CallLimits:
     Args:
         timeout: seconds for one attempt.
         retries: further attempts after a failure that may go away.
-        rate: requests a second (0: no limit); short bursts of up to one second's worth are fine.
+        rate: requests per second (0: no limit); short bursts of up to one second's worth are fine.
         concurrency: attempts at once.
         failures: in a row, until the circuit opens and calls fail at once.
         cooldown: seconds until an open circuit lets one attempt through.

@@ -21,11 +21,11 @@ class OnnxTextEncoder:
     """Texts to unit vectors: mean of the token features, or the graph's own sentence output. Thread-safe.
 
     Args:
-        model: the .onnx file; `tokenizer.json` stands beside it.
+        model: the .onnx file; `tokenizer.json` is next to it.
         threads: of the session; 0 lets ONNX Runtime choose.
 
     Raises:
-        EngineError: a file is missing or can't be loaded, or the graph is no text encoder.
+        EngineError: a file is missing or can't be loaded, or the graph is not a text encoder.
     """
 
     def __init__(self, model: str | Path, *, threads: int = 0) -> None:

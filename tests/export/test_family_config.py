@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from gog_edge import families
 from gog_edge.errors import CheckpointError
-from gog_edge.export.synthetic.checkpoint import _spell_config
-from gog_edge.export.synthetic.configs import NAMES, model_config
+from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.synthetic.checkpoint import _spell_config, make_checkpoint
+from gog_edge.export.synthetic.configs import NAMES, TINY, model_config
 from gog_edge.families.base import ModelConfig
+from gog_edge.families.weights import shapes
 from gog_edge.shapes import SHAPES
 
 
@@ -59,6 +62,15 @@ def test_published_sizes(
         assert (spec.mrope_section, spec.mrope_interleaved, spec.deepstack) == ((16, 24, 24), False, 0)
         assert (vision.position_side, vision.window, vision.full_layers) == (0, 4, (7, 15, 23, 31))
         assert (parsed.vision.patch, parsed.decoder.qk_norm, parsed.decoder.qkv_bias) == (14, False, True)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_shapes_are_read_off_the_graphs(name: str, tmp_path: Path) -> None:
+    """The synthetic checkpoints are written by a table of their own."""
+    checkpoint = Checkpoint.open(make_checkpoint(name, tmp_path / "c"))
+    family = families.find(checkpoint.config)
+    expected = {tensor: checkpoint.shape(tensor) for tensor in checkpoint.names()}
+    assert shapes(family, family.parse(checkpoint.config)) == expected
 
 
 def test_tying_may_be_said_in_either_place() -> None:
@@ -135,7 +147,7 @@ def test_wrong_values_are_named(name: str, key: str, value: Any, message: str) -
     [
         (None, "model_type is missing"),
         ("qwen3_v", "did you mean qwen3_vl"),
-        ("llama", "known: .*qwen2_5_vl, qwen3_vl"),
+        ("llama", "a language model.*known: .*qwen2_5_vl, qwen3_vl"),
     ],
 )
 def test_unknown_families(model_type: str | None, message: str) -> None:

@@ -52,9 +52,9 @@ def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vision_attention": "int8"}, "vision_attention needs ops native"),
+        ({"vision_attention": "int8"}, "vision_attention needs backend native"),
         ({"vision_attention": "int4", "ops": "native"}, "vision_attention 'int4' is unknown"),
-        ({"exact_int4": True}, "a switch of native operators"),
+        ({"exact_int4": True}, "a switch of backend native"),
     ],
 )
 def test_refused_elsewhere(options: dict[str, Any], message: str) -> None:

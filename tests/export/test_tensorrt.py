@@ -222,7 +222,7 @@ def test_the_graphs_of_engines_pass_the_gate_on_the_cpu(
     options = ExportOptions(precision="fp16", backend="tensorrt-rtx")
     bundle = export_bundle(checkpoint, tmp_path / "b", options, gate=gate(checkpoint))
     report = json.loads((bundle.root / "verify.json").read_text())
-    assert report["backend"] == "portable"
+    assert report["backend"] == "tensorrt-rtx"
     assert {stage["name"] for stage in report["stages"]} >= {"vision", "prefill", "decode", "greedy"}
 
 

@@ -28,10 +28,10 @@ from gog_edge.errors import BundleError, CheckpointError, ParityError
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.text import tokenizer_json
-from gog_edge.families.base import DecoderDims, Family, ModelConfig, Processor, Shapes, VisionDims
+from gog_edge.families.base import DecoderDims, Family, ModelConfig, Processor, VisionDims
 from gog_edge.families.layout import F32, I64, Inputs, inverse_frequencies, merge_order
 from gog_edge.families.target import AttentionCache, LayerCache, Target
-from gog_edge.families.weights import decoder_inputs, tensor_classes
+from gog_edge.families.weights import decoder_inputs, shapes, tensor_classes
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.native.dispatch import available
@@ -129,47 +129,24 @@ def rotary(decoder: DecoderSpec) -> tuple[F32, I64]:
     return frequencies, np.zeros(len(frequencies), np.int64)  # one axis: an image stands at one time
 
 
-def vision_shapes(dims: VisionDims) -> Shapes:
-    eye, inner = dims.spec.hidden, dims.intermediate
-    shapes: Shapes = {
-        "eye.patch.weight": (eye, dims.patch_values),
-        "eye.rows": (ROWS, eye),
-        "eye.merge.weight": (dims.spec.out_hidden, eye * dims.merge**2),
-    }
-    for i in range(dims.spec.depth):
-        shapes |= {f"eye.{i}.norm.{part}": (eye,) for part in ("weight", "bias")}
-        shapes |= {
-            f"eye.{i}.up.weight": (inner, eye),
-            f"eye.{i}.up.bias": (inner,),
-            f"eye.{i}.down.weight": (eye, inner),
-        }
-    return shapes
-
-
-def decoder_shapes(dims: DecoderDims) -> Shapes:
-    spec, width, inner = dims.spec, dims.spec.hidden, dims.intermediate
-    qkv = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
-    words = {"mind.words.weight": (spec.vocab, width), "mind.say.weight": (spec.vocab, width)}
-    shapes: Shapes = {**words, "mind.end.weight": (width,)}
-    for i in range(spec.layers):
-        shapes |= {f"mind.{i}.look.weight": (width,), f"mind.{i}.think.weight": (width,)}
-        shapes |= {f"mind.{i}.qkv.weight": (qkv, width), f"mind.{i}.qkv.bias": (qkv,)}
-        shapes |= {f"mind.{i}.out.weight": (width, width)}
-        shapes |= {f"mind.{i}.up.weight": (inner, width), f"mind.{i}.down.weight": (width, inner)}
-    return shapes
-
-
 TOY = Family(
     name="toy_vl",
     parse=parse,
     build_vision=build_vision,
-    vision_shapes=vision_shapes,
-    decoder_shapes=decoder_shapes,
     build_decoder=build_decoder,
     embedding="mind.words.weight",
     head="mind.say.weight",
     tied=lambda config: False,
-    processor=Processor("ToyProcessor", (0.4, 0.4, 0.4), (0.2, 0.3, 0.4), 8, 2, 1, 32 * 32, 128 * 128),
+    processor=Processor(
+        "ToyImageProcessor",
+        image_mean=(0.4, 0.4, 0.4),
+        image_std=(0.2, 0.3, 0.4),
+        min_pixels=32 * 32,
+        max_pixels=128 * 128,
+        patch_size=8,
+        merge_size=2,
+        temporal_patch_size=1,
+    ),
     box_frame="unit",
     vision_inputs=vision_inputs,
     rotary=rotary,
@@ -317,7 +294,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]:
-    """A folder as a trainer of toys would leave it."""
+    """A folder as a trainer of toys would leave it: only the class of its image processor is named."""
     tokenizer = tokenizer_json(640)
     for content in ("<answer>", "</answer>"):
         entry = {**tokenizer["added_tokens"][0], "id": 640 + len(tokenizer["added_tokens"]), "content": content}
@@ -326,7 +303,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]
     weights = make_weights(tokenizer["model"]["vocab"])
     root = write_checkpoint(tmp_path_factory.mktemp("toy") / "c", weights, CONFIG)
     (root / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (root / "preprocessor_config.json").write_text('{"image_processor_type": "ToyProcessor"}')
+    (root / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ToyImageProcessor"}))
     return root, weights
 
 
@@ -395,7 +372,8 @@ def test_boxes_are_in_its_own_frame(bundle: Bundle) -> None:
     assert bundle_dialect(bundle, "qwen-agent").frame.frame == "thousand"  # others do not
 
 
-def test_roles_come_from_its_graphs() -> None:
+def test_shapes_and_roles_come_from_its_graphs(checkpoint: tuple[Path, Weights]) -> None:
+    assert shapes(TOY, parse(CONFIG)) == {name: values.shape for name, values in checkpoint[1].items()}
     classes = tensor_classes(CONFIG)
     assert classes["mind.1.qkv.weight"] == "attention"
     assert classes["mind.0.down.weight"] == "down_proj"
@@ -411,5 +389,5 @@ def test_without_it_both_halves_say_so(
     monkeypatch.setattr(families.FAMILIES, "_added", {})
     with pytest.raises(BundleError, match="of the family 'toy_vl', which is not known here: known: "):
         gog_edge.load(bundle)
-    with pytest.raises(CheckpointError, match="model_type is 'toy_vl', which is not supported"):
+    with pytest.raises(CheckpointError, match="model_type is 'toy_vl'"):
         export_bundle(checkpoint[0], tmp_path / "b")

@@ -50,8 +50,8 @@ def test_a_page_is_searched_shown_and_cut(make_agent: MakeAgent, frame: Frame, t
         "<think>closer</think><bbox>[100, 120, 160, 200]</bbox>",
         "<answer>4 litres</answer>",
     ]
-    small = "thumbnail_min_pixels = 4096\nthumbnail_max_pixels = 60000"
-    (tmp_path / "small.toml").write_text(f'extends = "vrag-rl"\nname = "small"\n[limits]\n{small}\n')
+    small = "min_pixels = 4096\nmax_pixels = 60000"
+    (tmp_path / "small.toml").write_text(f'extends = "vrag-rl"\nname = "small"\n[limits.thumbnail]\n{small}\n')
     agent = make_agent(script, [provider], dialect=tmp_path / "small.toml", **SMALL)
     with agent.session(frame) as conversation:
         answer = conversation.ask("How much oil does the pump take?")

@@ -189,7 +189,7 @@ def test_a_missing_driver_is_one_line(portable: Bundle) -> None:
 
 
 def test_wrong_bundles_and_options_are_refused_first(portable: Bundle, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match="has ort graphs, tensorrt-rtx needs the portable ones"):
+    with pytest.raises(EngineError, match="was exported for ort: export the checkpoint with --backend tensorrt-rtx"):
         create_engine("tensorrt-rtx", bundle)
     with pytest.raises(UsageError, match="takes TrtOptions, not OrtOptions"):
         create_engine("tensorrt-rtx", portable, OrtOptions())

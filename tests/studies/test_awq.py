@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gog_edge.export.quantize.tensor_class import tensor_class
 
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
@@ -14,6 +13,7 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import dequantize
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
+from gog_edge.families.weights import decoder_inputs, tensor_classes
 from studies.awq import ScaledCheckpoint, find_scaling
 
 
@@ -34,13 +34,11 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
     head_dim = text.get("head_dim") or text["hidden_size"] // heads
     layers = text["num_hidden_layers"]
-    decoder = {n for n in checkpoint.names() if "layers." in n and tensor_class(n)} - {
-        "model.language_model.norm.weight"
-    }
+    decoder = {weight for weights in decoder_inputs(checkpoint.config) for weight in weights}
     assert set(stats.files) == decoder
-    assert stats.check(checkpoint.shape, checkpoint.names()) is stats
+    assert stats.check(checkpoint.shape, decoder) is stats
     with pytest.raises(UsageError, match="of another checkpoint"):
-        stats.check(lambda name: (3, 3), checkpoint.names())
+        stats.check(lambda name: (3, 3), decoder)
     recipe = Recipe.for_precision("int4")
     scaling = find_scaling(checkpoint, stats, recipe, layers, heads // kv_heads, head_dim)
     assert scaling.exponents
@@ -57,10 +55,8 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
         known, then = stats(weight), scaling.stats(weight, stats(weight))
         assert known is not None
         assert then is not None
-        kind = tensor_class(weight)
-        assert kind is not None
         assert exponent > 0
-        scheme = recipe.scheme(kind)
+        scheme = recipe.scheme(tensor_classes(checkpoint.config)[weight])
         before = dequantize(quantize(checkpoint.read(weight), scheme)) - checkpoint.read(weight)
         after = dequantize(quantize(scaled.read(weight), scheme)) - scaled.read(weight)
         if "up_proj" in weight or "v_proj" in weight or "gate" in weight or "q_proj" in weight or "k_proj" in weight:

@@ -38,7 +38,7 @@ def read_graph(path: Path) -> Any:
 
 
 def random_rows(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
-    """What may stand in a cache or an input: int8 of the whole range, floats from -0.5 to 0.5."""
+    """What may be in a cache or an input: int8 of the whole range, floats from -0.5 to 0.5."""
     if dtype == np.int8:
         return rng.integers(-127, 128, shape, np.int8)
     return (rng.random(shape, np.float32) - 0.5).astype(dtype)
@@ -48,7 +48,7 @@ class DecoderFile:
     """A native decoder graph and its weights in memory, in huge pages where the runtime would have them there."""
 
     def __init__(self, path: Path, graph: Any) -> None:
-        """Read the weights of `graph`, which stands in `path`.
+        """Read the weights of `graph`, which is in `path`.
 
         Raises:
             BenchError: the graph has no native operators.
@@ -73,7 +73,7 @@ class Alone:
         """Make the session. `context`: tokens that attention sees; its cache holds random rows.
 
         Raises:
-            BenchError: the native operators can't be had here.
+            BenchError: the native operators are not available here.
         """
         import onnxruntime
 
@@ -138,7 +138,7 @@ def _width(file: DecoderFile, node: Any) -> int:
 
 
 def _noise(rng: np.random.Generator, info: Any, context: int) -> NDArray[Any]:
-    """What a graph input holds when one token stands behind `context` others."""
+    """What a graph input holds when one token follows `context` others."""
     from onnx import helper
 
     dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)

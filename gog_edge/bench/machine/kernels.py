@@ -184,14 +184,14 @@ def peaks(threads: int, seconds: float = 0.3) -> dict[str, float]:
     """GFLOP/s of `threads` cores at once on registers alone, by precision.
 
     Raises:
-        BenchError: the native operators can't be had here.
+        BenchError: the native operators are not available here.
     """
     reason = dispatch.available()
     status = native_status("ops")
     if reason is not None or status is None or status.library is None:
         raise BenchError(reason or "the native operators were not loaded")
     peak = status.library.function("gog_ops_peak", ctypes.c_double, ctypes.c_int, ctypes.c_double)
-    with ThreadPoolExecutor(threads) as pool:  # ctypes lets the interpreter go meanwhile
+    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the interpreter lock
         return {
             name: sum(pool.map(lambda _, kind=kind: peak(kind, seconds), range(threads))) / 1e9
             for name, kind in _PEAKS.items()

@@ -1,4 +1,4 @@
-"""The least time that a stage can take on this machine: its work held against the measured roofline."""
+"""The least time that a stage can take on this machine: its work compared with the measured roofline."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Where a prefill and a decoding step go, operator by operator.
+"""Where the time of a prefill and a decoding step goes, operator by operator.
 
-The cache is filled with random rows up to the wanted context, and 512 tokens are run behind it. The time of that run is
+The cache is filled with random rows up to the wanted context, and 512 tokens are run after it. The time of that run is
 split, by ONNX Runtime's own profile, into what each kind of operator took, what went between them, and what this
-runtime took around the graph; it is held against the fastest GEMM, whatever its precision. A decoding step is split by
-running each kind alone (see `alone`), and held against the read bandwidth of the same minute: the weights of a kind, or
-the cache's rows, at that bandwidth.
+runtime took around the graph; it is compared with the fastest GEMM, whatever its precision. A decoding step is split by
+running each kind alone (see `alone`), and compared with the read bandwidth of the same minute: the weights of a kind,
+or the cache's rows, at that bandwidth.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def own_bytes() -> int:
 
 
 def forget_peak() -> bool:
-    """Let this process's high-water mark start anew from what is resident now; False where the system can't."""
+    """Let this process's high-water mark restart from what is resident now; False where the system can't."""
     try:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:

@@ -1,4 +1,4 @@
-"""The machine's limits, measured in the same run as the stages that are held against them.
+"""The machine's limits, measured in the same run as the stages that are compared with them.
 
 Bandwidth: the best of several reads of a buffer far larger than the caches. GEMM: the best rate of ONNX Runtime's own
 operators by precision, and of this project's native operators where they are built. "Best", because a limit is what the
@@ -28,7 +28,7 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Roofline:
-    """`read_gbs`: 10^9 bytes a second. `gemm`: 10^9 multiply-adds times two a second, by precision."""
+    """`read_gbs`: 10^9 bytes per second. `gemm`: 10^9 multiply-adds times two a second, by precision."""
 
     threads: int
     read_gbs: float
@@ -64,7 +64,7 @@ def measure_apart(threads: int | None = None) -> Roofline:
 class BesideProbe:
     """The read bandwidth at this moment, from a process of its own that keeps its buffer: tens of milliseconds a call.
 
-    The bandwidth of a virtual machine moves by the minute; a run is held against what was there right beside it.
+    The bandwidth of a virtual machine moves by the minute; a run is compared with what was read right next to it.
     """
 
     def __init__(self, threads: int | None = None, *, size_mb: int = 512) -> None:
@@ -73,7 +73,7 @@ class BesideProbe:
         self.best = 0.0
 
     def __call__(self) -> float:
-        """10^9 bytes a second; `best` keeps the highest of all calls."""
+        """10^9 bytes per second; `best` keeps the highest of all calls."""
         found = self._pool.submit(_read_again, *self._arguments).result()
         self.best = max(self.best, found)
         return found
@@ -108,10 +108,10 @@ def _read_bandwidth(threads: int, size_mb: int) -> float:
 
 
 def read_rate(data: NDArray[np.float64], threads: int, repeats: int = REPEATS) -> float:
-    """10^9 bytes a second at which `threads` threads read `data` together, the best of `repeats`."""
+    """10^9 bytes per second at which `threads` threads read `data` together, the best of `repeats`."""
     parts = np.array_split(data, threads)
     with ThreadPoolExecutor(threads) as pool:
-        # a maximum reads every byte once and writes none; numpy lets the interpreter go meanwhile
+        # a maximum reads every byte once and writes none; numpy releases the interpreter lock
         seconds = _best(lambda: list(pool.map(np.max, parts)), repeats)
     return data.nbytes / seconds / 1e9
 

@@ -1,6 +1,6 @@
-"""How fast one and two threads take int4 weights, from the caches and from memory, beside plain reads.
+"""How fast one and two threads read int4 weights, from the caches and from memory, beside plain reads.
 
-Decoding reads every weight once a token. Three things may hold it: memory, the arithmetic of one row (widening 4 bits,
+Decoding reads every weight once a token. Three things may limit it: memory, the arithmetic of one row (widening 4 bits,
 dot products), or how many reads a core keeps in flight while it computes. A plain read gives the first, the same kernel
 on a matrix that stays in a core's own cache the second; what the kernel loses between there and memory is the third.
 
@@ -62,13 +62,13 @@ def places(memory_mb: int = MEMORY_MB) -> tuple[Place, ...]:
 
 
 def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int] = ()) -> Iterator[Cell]:
-    """Rates in 10^9 bytes a second: "read" and "int4 weights in PLACE", each with one thread and with all.
+    """Rates in 10^9 bytes per second: "read" and "int4 weights in PLACE", each with one thread and with all.
 
     From memory also in sessions of one thread each, which do not wait for each other. The limit of the kernel in
     memory is the median read of the same threads and rounds. A sample is the best of three of a round.
 
     Raises:
-        BenchError: the native operators can't be had, or the onnx package is missing.
+        BenchError: the native operators are not available, or the onnx package is missing.
     """
     if (reason := dispatch.available()) is not None:
         raise BenchError(reason)
@@ -99,7 +99,7 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
 
 
 def _together(rows: Sequence[_Row], runs: int = 3) -> float:
-    """10^9 bytes a second of all rows at once, each in a session and a thread of its own; the best of `runs`."""
+    """10^9 bytes per second of all rows at once, each in a session and a thread of its own; the best of `runs`."""
     with ThreadPoolExecutor(len(rows)) as pool:
         best = min(settled(lambda: list(pool.map(_Row.run, rows)), runs))
     return sum(row.nbytes for row in rows) / best / 1e9

@@ -38,10 +38,10 @@ class PeerOptions:
 
 
 def create_all(compare: str | None, given: PeerOptions, skipped: dict[str, str]) -> list[WorkerSubject]:
-    """The peers that are asked for and can be had; the others go to `skipped` with the reason.
+    """The peers that were asked for and are available; the others go to `skipped` with the reason.
 
     Raises:
-        UsageError: what was given can't be meant.
+        UsageError: what was given makes no sense.
     """
     folders, interpreters = pairs(given.models, "--peer-model"), pairs(given.pythons, "--peer-python")
     servers = pairs(given.programs, "--peer-program")
@@ -69,7 +69,7 @@ def create(
 
     Raises:
         BenchError: its environment or its model is missing; says how to get it.
-        UsageError: an address is none, or a peer has no program of its own.
+        UsageError: an address is invalid, or a peer has no program of its own.
     """
     for name in programs or {}:
         if not find(name).starter:

@@ -33,7 +33,7 @@ def script(python: Path, name: str) -> Path:
 
 
 def require(peer: Peer) -> Path:
-    """The Python that runs the peer; our own for a server, which is spoken to with the standard library.
+    """The Python that runs the peer; our own for a server, which needs only the standard library.
 
     Raises:
         BenchError: there is no environment; says how to make it.

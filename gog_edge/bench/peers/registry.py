@@ -15,7 +15,7 @@ class Peer:
     """One program to compare with.
 
     `worker`: module in `workers`. `packages`: what its environment needs to run; `converter`: and to convert.
-    `variants`: options of the worker by what stands behind the colon of its name. `served`: runs in a server; its model
+    `variants`: options of the worker by what follows the colon in its name. `served`: runs in a server; its model
     is the address of one that the user started. `starter`: module that starts the server itself, on a folder.
     `checkpoint`: reads a checkpoint folder as it is.
     """
@@ -96,7 +96,7 @@ def parse(text: str) -> list[Wanted]:
     """`openvino-genai:sdpa,openai:http://host:8000/v1,model=NAME` as a list; `model=` belongs to the address before it.
 
     Raises:
-        UsageError: an unknown peer or variant, an address that is none, or a peer named twice.
+        UsageError: an unknown peer or variant, an invalid address, or a peer named twice.
     """
     wanted: list[Wanted] = []
     for piece in filter(None, (p.strip() for p in text.split(","))):
@@ -138,7 +138,7 @@ def check_address(text: str) -> None:
     """Refuse what is not an http address.
 
     Raises:
-        UsageError: it is none, or it carries a password.
+        UsageError: it is not one, or it contains a password.
     """
     url = urlsplit(text)
     if url.scheme not in ("http", "https") or not url.hostname:

@@ -1,4 +1,4 @@
-"""A peer as a subject: a process of its own that is spoken to in JSON lines, with deadlines."""
+"""A peer as a subject: a separate process, addressed in JSON lines, with deadlines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TAIL = 12  # lines of stderr that are kept
 
 
 class WorkerSubject:
-    """Runs turns in a worker process. What goes wrong there is one `BenchError` that names the mend.
+    """Runs turns in a worker process. What goes wrong there is one `BenchError` that says what to do.
 
     Args:
         name: of the subject in the report.
@@ -176,7 +176,7 @@ class WorkerSubject:
             raise self._out(f"no answer to {request['op']!r} within {seconds:g} s") from None
         if line is None:
             process.wait()
-            self._threads[1].join(5)  # its last words
+            self._threads[1].join(5)  # its last output
             raise self._out(f"its process ended with code {process.returncode}{self._last_words()}")
         try:
             reply: dict[str, Any] = json.loads(line)

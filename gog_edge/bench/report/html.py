@@ -97,7 +97,7 @@ def _overview(cells: Sequence[Cell]) -> str:
             parts.append(f"<h2>{scenario}: where the time goes</h2><div>{plots.waterfall(shown)}</div>")
     limited = [c for c in cells if c.subject == "gog-edge" and c.x is None and c.of_limit is not None]
     beside = {(c.scenario, c.stage.removesuffix(BESIDE)) for c in limited if c.stage.endswith(BESIDE)}
-    decodes = {(scenario, f"{turn}decode") for scenario, turn in beside}  # held against a bandwidth of their own minute
+    decodes = {(scenario, f"{turn}decode") for scenario, turn in beside}  # limit: the bandwidth of the same minute
     limited = [c for c in limited if c.unit in ("s", "%") and (c.scenario, c.stage) not in decodes]
     limited = [c for c in limited if not c.stage.endswith("total")]
     if limited:
@@ -139,7 +139,7 @@ def _row(cell: Cell) -> str:
 
 
 def _ratios(reports: Sequence[Report]) -> str:
-    """A table a scenario: a row a stage, a column a peer, the range of the runs in the cell's tooltip."""
+    """A table per scenario: a row per stage, a column per peer, the range of the runs in the cell's tooltip."""
     found = [ratio for report in reports for ratio in report.ratios()]
     if not found:
         return ""

@@ -83,7 +83,7 @@ REST = "#e9ecef"
 
 
 def waterfall(cells: Sequence[Cell]) -> str:
-    """One bar a subject: the stages of all turns one after another, by their medians.
+    """One bar per subject: the stages of all turns one after another, by their medians.
 
     What a subject spends before its first token without telling stages apart is one segment; what is left of a turn's
     total is pale. Every turn ends with a white line.

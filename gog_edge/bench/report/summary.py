@@ -39,7 +39,7 @@ COLUMNS = (
 class Goal:
     """A ratio ours / theirs that is to be at most (or, for rates, at least) `bound`. `peer`: name or its beginning;
     the best mode of a peer counts. `parts`: ours against the sum of these stages of the same run. With neither: the
-    share of the roofline. `seconds`: the median itself is held against `bound`."""
+    share of the roofline. `seconds`: the median itself is compared with `bound`."""
 
     what: str
     scenario: str

@@ -1,1 +1,1 @@
-"""What is measured: one scenario a file."""
+"""What is measured: one file per scenario."""

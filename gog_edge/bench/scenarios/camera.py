@@ -32,7 +32,7 @@ class Stream:
     """What the camera shows, how often, and what is asked about it.
 
     Args:
-        rates: frames a second, measured one after the other.
+        rates: frames per second, measured one after the other.
         deadline: seconds from taking a frame to its answer.
         frames: folder of pictures, shown in the order of their names and again from the first; default: made ones.
         question: asked about every frame.
@@ -53,7 +53,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Watched:
-    """What became of a stream: answers, the seconds from taking a frame to its answer, frames taken and dropped."""
+    """What happened to a stream: answers, the seconds from taking a frame to its answer, frames taken and dropped."""
 
     answers: tuple[Answer, ...]
     latencies: tuple[float, ...]
@@ -112,7 +112,7 @@ def camera_cells(ask: Ask, stream: Stream, repeats: int, subject: str = "gog-edg
         BenchError: the folder of frames holds no picture.
     """
     count = max(repeats, LEAST)
-    ask(picture(*SIZE, seed=1).pixels, stream.cut)  # the machine's pace becomes known, as it would in a second
+    ask(picture(*SIZE, seed=1).pixels, stream.cut)  # the machine's speed becomes known, as it would in a second
     for fps in stream.rates:
         seen = watch(_asking(ask, _frames(stream, count, seed=int(fps * 1000))), fps, count, stream.cut)
         yield from _cells(seen, stream, fps, subject)
@@ -142,7 +142,7 @@ def _cells(seen: Watched, stream: Stream, fps: float, subject: str) -> Iterator[
 
 
 def _frames(stream: Stream, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """`count` pictures, decoded beforehand as a camera's are, none the same as another: nothing may know them."""
+    """`count` pictures, decoded in advance like a camera's, all different: no cache may know them."""
     if stream.frames is None:
         return iter([picture(*SIZE, seed=seed + n).pixels for n in range(count)])
     files = sorted(p for p in stream.frames.iterdir() if p.suffix.lower() in SUFFIXES) if stream.frames.is_dir() else []

@@ -26,7 +26,7 @@ Work = Callable[[], float]
 
 
 def crop_cells(repeats: int) -> Iterator[Cell]:
-    """Everybody that can be had, interleaved. transformers runs where its environment is installed."""
+    """Every subject that is available, interleaved. transformers runs where its environment is installed."""
     scene = picture(*FRAME, seed=1)
     frame = Frame.open(scene.pixels)
     region = Region(*BOX)

@@ -1,4 +1,4 @@
-"""The local index as it grows: entries a second going in, making the vector structure, milliseconds a search."""
+"""The local index as it grows: insertions per second, building the vector structure, ms per search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenarios that are no conversation: one part of the runtime by itself."""
+"""Scenarios that are not conversations: one part of the runtime by itself."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def crop(given: Given) -> Iterator[Cell]:
 
 
 def load(given: Given) -> Iterator[Cell]:
-    """From nothing to the first token, files in the page cache; a fresh process each time would add the imports."""
+    """From loading to the first token, files in the page cache; a fresh process each time would add the imports."""
     subject = LocalSubject(given.path())
     subject.load()
     subject.close()
@@ -71,7 +71,7 @@ def load(given: Given) -> Iterator[Cell]:
 
 
 def questions(given: Given) -> Iterator[Cell]:
-    """1 to 100 questions about one frame: all but the first pay for their own words only."""
+    """1 to 100 questions about one frame: all but the first cost only their own words."""
     with given.subject() as subject:
         yield from question_cells(subject, roofline=given.roofline)
 

@@ -27,7 +27,7 @@ def question_cells(
 ) -> Iterator[Cell]:
     """The first question about a frame, every other one, and the mean over the first n of them.
 
-    Every question but the first starts behind the frame, as a branch of the conversation: earlier questions do not
+    Every question but the first starts after the frame, as a branch of the conversation: earlier questions do not
     make it longer.
 
     Raises:

@@ -101,7 +101,7 @@ def _glance_cells(subject: LocalSubject, repeats: int, seconds: float) -> Iterat
         subject.turn([scene, Words(60, run)], TOKENS)
         ahead.append(time.perf_counter() - start)
         waits[OURS].append(_wait(dispatcher, query))
-        waits[PLAIN].append(_wait(dispatcher, query))  # the early one is used up: this starts anew
+        waits[PLAIN].append(_wait(dispatcher, query))  # the early one is used up: this starts again
     yield Cell("search", OURS, "glance: start to end of the call", "s", tuple(ahead), x=seconds)
     for name, samples in waits.items():
         yield Cell("search", name, "wait for glance", "s", tuple(samples), x=seconds)

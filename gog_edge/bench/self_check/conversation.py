@@ -1,7 +1,7 @@
 """The conversation of the self-check, and how far two engines are apart on it.
 
 One engine (ONNX Runtime on the CPU) chooses the tokens; the other is led along them, so that every step compares what
-both make of the same past. Both run the same graphs with the same quantised weights: what differs is arithmetic.
+both compute from the same past. Both run the same graphs with the same quantised weights: what differs is arithmetic.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ TIE_NATS = 0.1  # two tokens this close in log probability may change places
 
 @dataclass
 class Talk:
-    """What an engine made of the conversation. `features`: [m, H] an image; `logits`: [V] a step, in order; `draft`:
-    [1 + DRAFT, V]; `rewound`: the first step of the second turn once more, after going back."""
+    """What an engine computed for the conversation. `features`: [m, H] an image; `logits`: [V] a step, in order;
+    `draft`: [1 + DRAFT, V]; `rewound`: the first step of the second turn once more, after going back."""
 
     tokens: list[int] = field(default_factory=list)
     features: list[F32] = field(default_factory=list)
@@ -109,7 +109,7 @@ def _ask(session: Session, frame: Frame, region: Region | None, turn: int) -> No
 
 
 def ordinary_tokens(manifest: Manifest, count: int, seed: int) -> list[int]:
-    """Tokens below every special one, whose ids stand at the end of the vocabulary."""
+    """Tokens below every special one, whose ids are at the end of the vocabulary."""
     special = manifest.tokens
     high = min(special.image_pad, special.vision_start, special.vision_end, *special.eos, manifest.decoder.vocab)
     high = high if high > 64 else manifest.decoder.vocab
@@ -145,7 +145,7 @@ def compare(reference: Talk, ours: Talk) -> dict[str, float]:
 
 
 def agrees(metrics: dict[str, float], precision: str) -> bool:
-    """Within what other arithmetic explains; a value that is no number never is."""
+    """Within what other arithmetic explains; a value that is not a number never is."""
     cosine, divergence = LIMITS[precision]
     return (
         metrics["feature_cosine_min"] >= cosine

@@ -124,7 +124,7 @@ def _describe(bundle: Bundle | None) -> dict[str, Any]:
         return {}
     m = bundle.manifest
     names = ("name", "family", "backend", "precision")
-    engines = {engine.file: engine.report for engine in m.engines}  # what the build made of the graphs
+    engines = {engine.file: engine.report for engine in m.engines}  # what the build produced from the graphs
     return {n: getattr(m, n) for n in names} | {"fingerprint": bundle.fingerprint, "engines": engines}
 
 

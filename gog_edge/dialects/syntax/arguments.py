@@ -1,4 +1,4 @@
-"""Arguments with keys: roles of the house <-> keys of a dialect, read, written and as a grammar."""
+"""Arguments with keys: this runtime's roles <-> keys of a dialect, read, written and as a grammar."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _CLOSER = {"{": "}", "[": "]", "(": ")"}
 class Block:
     """text[start:end] from an opening mark to its closing one, or to the border of the last value where there is none.
 
-    `inner`: what stands between. `error`: why there are no `values`. `closed`: whether the closing mark is there.
+    `inner`: what is between. `error`: why there are no `values`. `closed`: whether the closing mark is there.
     """
 
     start: int

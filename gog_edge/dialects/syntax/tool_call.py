@@ -30,7 +30,7 @@ class ToolCall(ArgumentSyntax):
         return OPEN, CLOSE
 
     def find(self, text: str, size_of: SizeOf) -> Iterator[Call]:
-        # An interpreter's call carries its code behind the object.
+        # An interpreter's call carries its code after the object.
         for block in blocks(text, OPEN, CLOSE, CODE_OPEN):
             raw = block.inner.strip()
             if not block.values:

@@ -82,7 +82,7 @@ class OrtEngine:
         return EngineInfo("onnxruntime", onnxruntime.__version__, (device.provider, *device.fallback), settings)
 
     def close(self) -> None:
-        """Let go of the graphs. Idempotent."""
+        """Release the graphs. Idempotent."""
         with self._lock:
             self._vision = self._decoder = None
 

@@ -139,7 +139,7 @@ def _register_operators(session_options: Any, spec: GraphSpec, bundle: Bundle) -
     """Native operators, for a graph that was exported with them; whether it was.
 
     Raises:
-        EngineError: they can't be had on this machine, or the graph needs operators of somebody else.
+        EngineError: they are not available on this machine, or the graph needs operators of somebody else.
     """
     foreign = sorted(set(spec.domains) - _KNOWN_DOMAINS)
     if not foreign:

@@ -21,7 +21,7 @@ class Device:
     memory: Literal["cpu", "cuda"]
     extra: str = ""
     options: dict[str, str] = field(default_factory=dict)
-    fallback: tuple[str, ...] = ()  # providers behind it, for nodes it does not take
+    fallback: tuple[str, ...] = ()  # fallback providers, for nodes it does not take
 
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -58,7 +58,7 @@ class OrtOptions:
         arena: pool memory between runs: faster, but the peak of one run stays allocated.
         shrink: give the arena's unused memory back after each vision run (costs a few milliseconds).
         optimize: ONNX Runtime's graph optimisation at load.
-        weights: of a native decoder: "auto" reads them into huge pages where huge pages and memory are to be had
+        weights: of a native decoder: "auto" reads them into huge pages where huge pages and memory are available
             (decoding is up to a quarter faster, loading takes about half a second a gigabyte), "map" loads lazily and
             shares them between processes.
         initial_context: tokens that a new KV cache has room for; it doubles when it is full. None: 65,536 with native
@@ -66,7 +66,7 @@ class OrtOptions:
         device_id: which GPU.
         provider_options: further options of the provider, as it spells them.
         deterministic: ask for kernels whose results do not depend on scheduling.
-        profile: path; each graph writes ONNX Runtime's profile to PATH-GRAPH_TIME.json when the engine is let go.
+        profile: path; each graph writes ONNX Runtime's profile to PATH-GRAPH_TIME.json when the engine is closed.
     """
 
     threads: int = 0

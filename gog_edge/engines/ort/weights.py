@@ -94,7 +94,7 @@ def _read(path: Path, threads: int) -> NDArray[np.uint8]:
                 done += count
             return done - first
 
-        with ThreadPoolExecutor(max(threads, 1)) as pool:  # reading lets the interpreter go
+        with ThreadPoolExecutor(max(threads, 1)) as pool:  # reading releases the interpreter lock
             if sum(pool.map(fill, range(0, size, _PIECE))) != size:
                 raise BundleError(f"{path} became shorter while it was read")
         return data
@@ -119,7 +119,7 @@ def external_tensors(model: bytes) -> list[ExternalTensor]:
     """The initializers of a serialised model that lie in other files.
 
     Raises:
-        BundleError: this is no ONNX model.
+        BundleError: this is not an ONNX model.
     """
     try:
         found = []

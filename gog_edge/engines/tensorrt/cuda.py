@@ -150,7 +150,7 @@ class CudaGpu:
         check(driver.cuMemsetD8Async(address, 0, nbytes, stream.handle), "clearing memory")
 
     def event(self, stream: Any) -> Any:
-        """A mark behind everything that is on the stream now; destroyed when it is collected."""
+        """A mark after everything that is on the stream now; destroyed when it is collected."""
         self.make_current()
         return call("recording an event", stream.record)
 

@@ -113,7 +113,7 @@ class TrtEngine:
         return EngineInfo(name, version, (self._gpu.name,), settings)
 
     def close(self) -> None:
-        """Let go of the plans and of all memory but that of living sessions. Idempotent."""
+        """Release the plans and all memory except that of live sessions. Idempotent."""
         with self._lock:
             for runner in (self._decoder, self._vision):
                 if runner is not None:

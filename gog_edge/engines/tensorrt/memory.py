@@ -269,7 +269,7 @@ class DeviceFeatures(Features):
     """`Features` whose arrays lie on the device; `main` and `deepstack` bring them to the host when first read.
 
     The decoder of the same engine takes its rows from the device instead (`rows`). Making one does not wait for the
-    vision tower: `ready` is the event behind its run. The memory is freed when the object is collected.
+    vision tower: `ready` is the event after its run. The memory is freed when the object is collected.
     """
 
     def __init__(self, lane: Lane, tokens: int, hidden: int, deepstack: int) -> None:
@@ -309,7 +309,7 @@ class DeviceFeatures(Features):
         return self._memory.address + self._main_bytes
 
     def finished(self, event: Any) -> None:
-        """The run that fills the memory is on the stream, `event` is behind it."""
+        """The run that fills the memory is on the stream, `event` is after it."""
         self._set(ready=event)
 
     @property

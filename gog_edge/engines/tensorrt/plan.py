@@ -236,7 +236,7 @@ class TrtPlan:
         return self._kernels
 
     def close(self) -> None:
-        """Let go of it, after all its contexts. Keeps compiled kernels where `PlanRequest.kept` says."""
+        """Release it, after all its contexts. Keeps compiled kernels where `PlanRequest.kept` says."""
         kept = self._request.kept
         if self._kernels is not None and kept is not None:
             _keep(kept, bytes(memoryview(self._kernels.serialize())))

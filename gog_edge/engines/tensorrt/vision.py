@@ -60,7 +60,7 @@ class TrtVision:
     def crop_patches(
         self, frame: Frame, region: Region | None, grid: Grid, preprocessing: Preprocessing
     ) -> DeviceArray | NDArray[np.float32]:
-        """Patches for `run`: on the device where the crop kernel could be had there, else on the host."""
+        """Patches for `run`: on the device where the crop kernel is available there, else on the host."""
         if self._cropper is None:
             return crop_patches(frame, region, grid, preprocessing)
         with self._lane.use():
@@ -137,7 +137,7 @@ class TrtVision:
         return used
 
     def _start_cropper(self) -> Any:
-        """The crop kernel on the device, and its stream; None where it can't be had, with the reason in `crop_note`."""
+        """The crop kernel on the device, and its stream; None where unavailable, with the reason in `crop_note`."""
         from gog_edge.crop.cuda import CudaCropper
 
         found = self._gpu.crop_driver()

@@ -1,6 +1,6 @@
 """tokenizer.json of a checkpoint as transformers makes it of its files, with the tokens that have a name.
 
-transformers 5 builds a Qwen2Tokenizer anew from the vocabulary, with its own normaliser and pre-tokenizer and the
+transformers 5 rebuilds a Qwen2Tokenizer from the vocabulary, with its own normaliser and pre-tokenizer and the
 added tokens of tokenizer_config.json; other classes take tokenizer.json as it is. Where both ways would give other
 ids, the export is refused: which one a policy was trained with can't be told.
 """
@@ -168,7 +168,7 @@ def _named(
 ) -> tuple[dict[str, AddedToken], list[AddedToken]]:
     """(tokens with a name, further special tokens): tokenizer_config.json, the class's defaults below it.
 
-    special_tokens_map.json stands above it where it does not list its added tokens.
+    special_tokens_map.json overrides it where it does not list its added tokens.
     """
     values: dict[str, Any] = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>") if rebuilt else {}
     if not rebuilt and data.get("padding"):

@@ -29,7 +29,7 @@ Progress = Callable[[int], None]
 
 
 def ignore_progress(count: int) -> None:
-    """Nobody is looking."""
+    """Reports nothing."""
 
 
 @dataclass

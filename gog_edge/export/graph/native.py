@@ -1,7 +1,7 @@
 """Target `native`: this package's own CPU operators (`gog_edge.native.contract`), stock ones for the rest.
 
 A linear node takes in the norm before it and the activation or residual after it (`fuse`), attention takes q, k, v
-as one tensor and turns them itself: a transformer layer is five nodes.
+as one tensor and applies rotary itself: a transformer layer is five nodes.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class OrtTarget(PortableTarget):
         return self.g.op("Squeeze", y, self._ints(0))
 
     def _rotary_batch(self, x: Value, cos: Value, sin: Value, heads: int) -> Value:
-        """[1, n, heads*hd] turned by the table rows 0 … n-1 (the position 0 says where the rows begin)."""
+        """[1, n, heads*hd] rotated by the table rows 0 … n-1 (the position 0 says where the rows begin)."""
         return self.g.op("RotaryEmbedding", x, self._ints(0), cos, sin, domain=MS, num_heads=heads)
 
     def _attention(self, q: Value, k: Value, v: Value, heads: int) -> Value:

@@ -84,7 +84,7 @@ class WeightFile:
         return done[0]
 
     def put_unaligned(self, array: NDArray[Any]) -> None:
-        """Append bytes right behind what is there, outside of any tensor."""
+        """Append bytes right after what is there, outside of any tensor."""
         self._put(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     @property

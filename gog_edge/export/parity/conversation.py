@@ -64,7 +64,7 @@ def pixel_limits(preprocessing: Preprocessing) -> PixelLimits:
 
 
 def masked_tokens(manifest: Manifest, video_token: object) -> list[int]:
-    """Tokens that stand for pictures: written by a policy they would mean something else to each side."""
+    """Tokens that represent pictures: written by a policy they would mean something else to each side."""
     special = manifest.tokens
     ids = {special.image_pad, special.vision_start, special.vision_end, video_token}
     return sorted(i for i in ids if isinstance(i, int) and 0 <= i < manifest.decoder.vocab)

@@ -2,7 +2,7 @@
 
 `--engine transformers:CHECKPOINT` answers questions with it, so that a bundle's accuracy can be compared with that of
 the checkpoint it came from. transformers does the image processing, the tower, the embeddings, the rotary angles, the
-layers and the cache, in float32; the runtime decides what is said, cut, searched and where tokens stand. It is slow
+layers and the cache, in float32; the runtime decides what is said, cut, searched and token positions. It is slow
 and meant for comparison only.
 """
 
@@ -66,7 +66,7 @@ class HfEngine:
 
 @dataclass(frozen=True)
 class ShownImage:
-    """What the HF image processor made of a crop: `pixel_values` [n, 3*t*p*p], and its grid of patches."""
+    """What the HF image processor computed from a crop: `pixel_values` [n, 3*t*p*p], and its grid of patches."""
 
     pixel_values: F32
     grid: Grid

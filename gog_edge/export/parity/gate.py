@@ -98,7 +98,7 @@ class ParityReport:
         return data
 
     def lines(self) -> list[str]:
-        """For people, one line a stage."""
+        """For people, one line per stage."""
         rows = []
         for stage in self.stages:
             shown = {k: v for k, v in stage.metrics.items() if k in {*stage.at_least, *stage.at_most}}
@@ -108,7 +108,7 @@ class ParityReport:
         return rows
 
     def require(self) -> ParityReport:
-        """Itself, unless it failed.
+        """Returns itself, unless the gate failed.
 
         Raises:
             ParityError: a stage is beyond its tolerance.
@@ -300,7 +300,7 @@ def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limit
     from gog_edge.export.parity.reference import PatchMaker
 
     pre, maker = bundle.manifest.preprocessing, PatchMaker(checkpoint)
-    # What the user set at export stands above the processor's own; older bundles do not say what that was.
+    # What the user set at export overrides the processor's own; older bundles do not say what that was.
     facts = bundle.manifest.provenance
     low, high = facts.get("min_pixels", pre.min_pixels), facts.get("max_pixels", pre.max_pixels)
     parts = []

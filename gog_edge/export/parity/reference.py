@@ -35,7 +35,7 @@ class ReferenceImage:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the HF model makes of a conversation.
+    """What the HF model computes for a conversation.
 
     `logits` [s, V] at every place; `features`: per image, merged [m, H] and DeepStack [D, m, H] or None.
     """
@@ -104,7 +104,7 @@ class Reference:
         return Reading(logits, features)
 
     def logits(self, ids: NDArray[np.integer[Any]], images: Sequence[ReferenceImage] = ()) -> F32:
-        """`read` for who wants the logits [s, V] only."""
+        """`read`, for callers that want only the logits [s, V]."""
         return self.read(ids, images).logits
 
     def _tokens_of(self, image: ReferenceImage) -> int:

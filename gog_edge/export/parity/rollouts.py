@@ -124,7 +124,7 @@ def talk_of(session: Session) -> Talk:
 
 
 def written(tokens: NDArray[np.int64], start: Sequence[int], end: int) -> NDArray[np.bool_]:
-    """Which tokens stand between `start` (the ids that open a turn of the policy) and the next `end`, that included."""
+    """Which tokens are between `start` (the ids that open a turn of the policy) and the next `end`, that included."""
     mask = np.zeros(len(tokens), np.bool_)
     opening = list(start)
     at = 0

@@ -26,14 +26,14 @@ def for_portable(scheme: Scheme) -> Scheme:
 
 
 def for_native(scheme: Scheme) -> Scheme:
-    """LinearW8: one scale an output, symmetric; LinearW4: blocks with float16 scales."""
+    """LinearW8: one scale per output, symmetric; LinearW4: blocks with float16 scales."""
     if scheme.bits == 8:
         return replace(scheme, symmetric=True, block=0, scale_dtype="float32")
     return replace(scheme, block=scheme.block or 128, scale_dtype="float16")
 
 
 def for_ort(scheme: Scheme) -> Scheme:
-    """MatMulNBits: float32 scales and blocks of a power of two; DynamicQuantizeMatMul: int8, one scale an output.
+    """MatMulNBits: float32 scales and blocks of a power of two; DynamicQuantizeMatMul: int8, one scale per output.
 
     8-bit blocks are at least 128 long: MatMulNBits is 1.6 times as fast as with 32, and 8 bits lose nothing by it.
     """

@@ -37,7 +37,7 @@ class Recipe:
         return found
 
     def with_method(self, method: Method) -> Recipe:
-        """The same recipe with another method for the decoder's layers (where calibration can be had)."""
+        """The same recipe with another method for the decoder's layers (where there is calibration data)."""
         return replace(
             self,
             name=f"{self.name.partition('-')[0]}-{method}",

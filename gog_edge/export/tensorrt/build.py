@@ -219,7 +219,7 @@ def _fixed(file: Path, sizes: Mapping[str, int]) -> Iterator[Path]:
 def _profiles(
     manifest: Manifest, graph: GraphName, o: BuildOptions, images: tuple[int, int, int]
 ) -> list[dict[str, tuple[int, int, int]]]:
-    """Smallest, usual and largest size of every symbolic dimension, one table a profile."""
+    """Smallest, usual and largest size of every symbolic dimension, one table per profile."""
     if graph == "decoder":
         one = (1, 1, 1)
         return [

@@ -167,7 +167,7 @@ class LocalIndex:
         }
 
     def _current(self, progress: Callable[[int, int], None] | None = None) -> VectorSearcher | None:
-        """The searcher of what is in the file now; made anew after any process has added something."""
+        """The searcher of what is in the file now; created again after any process has added something."""
         with self._lock:
             version = self.store.version()
             if version != self._searcher[0]:

@@ -1,7 +1,7 @@
 """Adding records to an index: hash and embed the pictures, write in small transactions, report what was odd.
 
 Killed at any moment, the index holds every committed batch; running the same command again skips those by content
-and goes on. Equal pictures are embedded once, whichever entry they belong to.
+and continues. Equal pictures are embedded once, whichever entry they belong to.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def ensure_same_encoder(index: LocalIndex, embedder: Embedder) -> None:
     """Refuse to search `index` with another encoder than the one that made it.
 
     Raises:
-        SearchIndexError: in one line, with the mend.
+        SearchIndexError: in one line, with the fix.
     """
     if not index.encoder:
         raise SearchIndexError(f"{index.folder}: holds no image vectors; rebuild it with --bundle or --encoder")

@@ -13,7 +13,7 @@ from gog_edge.search.local.text import STOP_WORDS, TextQuery, parse_query, quote
 TITLE_WEIGHT = 4.0  # bm25 column weight of the title against 1 for the text
 COVERAGE_BOOST = 0.5  # a title whose every word is in the query scores 1.5 times its bm25
 MAX_VOCABULARY = 400_000
-MAX_ENDING = 6  # letters of a word behind its stem: popul-ation
+MAX_ENDING = 6  # letters of a word after its stem: popul-ation
 # More matching rows than this are not all scored: rows that match every term are enough.
 MAX_POSTINGS = 200_000
 
@@ -59,7 +59,7 @@ class Lexical:
     # Misspelt words
 
     def _respell(self, c: sqlite3.Connection, query: TextQuery) -> TextQuery:
-        """Words that no entry has become the nearest word that one has, where there is a near one."""
+        """Words that no entry contains are replaced by the nearest word that one does, if any is near."""
         terms = [
             t if len(t) < 4 or " " in t or _count(c, quote(t), 1) else (self._nearest(c, t) or t) for t in query.terms
         ]
@@ -71,7 +71,7 @@ class Lexical:
         pairs = _bigrams(term)
         best: tuple[int, int, int, str] | None = None
         for stem, count in self._words(c).get(term[0], ()):
-            # FTS5 keeps stems ("popul" for population), so a word may go on behind one by an ending.
+            # FTS5 keeps stems ("popul" for population), so a word may continue after one with an ending.
             if not -allowed <= len(term) - len(stem) <= allowed + MAX_ENDING:
                 continue
             # A mistake breaks at most three pairs of neighbours (swapped letters).
@@ -97,7 +97,7 @@ class Lexical:
 
 
 def prefix_distance(term: str, stem: str, limit: int) -> tuple[int, int]:
-    """Distance of `stem` to the nearest beginning of `term`, and how many letters of `term` are left behind it.
+    """Distance of `stem` to the nearest beginning of `term`, and how many letters of `term` are left after it.
 
     Optimal string alignment: insert, delete, replace, swap neighbours. Above `limit`, (`limit` + 1, 0).
     """

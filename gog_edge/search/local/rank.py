@@ -40,7 +40,7 @@ def fuse(rankings: Sequence[tuple[Sequence[Scored], float]]) -> list[Scored]:
 def dynamic_count(scores: Sequence[float], k: int, *, keep: float, floor: float | None = None) -> int:
     """How many of the best results are worth showing, between 1 and `k` (0 for no scores).
 
-    The pool's background is the median of the scores behind the first `k` (what an arbitrary entry scores), or
+    The pool's background is the median of the scores after the first `k` (what an arbitrary entry scores), or
     `floor` where fewer than four are left. A result stays while its score is at least
     background + `keep` * (best - background): `keep` 0 keeps all, 1 keeps only ties with the best.
 

@@ -260,7 +260,7 @@ class Store:
             )
 
     def _fill_vectors(self, c: sqlite3.Connection, row: int, images: Sequence[StoredImage]) -> None:
-        """Give an entry that came without an encoder its vectors. New keys: a searcher only looks behind the last."""
+        """Give an entry that came without an encoder its vectors. New keys: a searcher only looks after the last."""
         missing = {
             bytes(digest): (key, path)
             for key, path, digest in c.execute(

@@ -23,7 +23,7 @@ from gog_edge.errors import SearchIndexError
 
 EXACT_LIMIT = 20_000  # vectors; below it one matrix product is faster than a graph and always right
 EXACT_BYTES = 256 << 20  # of float32 in memory
-TAIL_LIMIT = 20_000  # vectors behind the graph before `prepare` grows it
+TAIL_LIMIT = 20_000  # vectors added after the graph before `prepare` grows it
 # Candidates that a search keeps (HNSW's ef). A fixed width finds less as a graph grows: of 1,000,000 clustered vectors
 # 128 missed the nearest in 12 % of searches, 512 in none of 60.
 WIDTH, MAX_WIDTH = 128, 1024

@@ -55,7 +55,7 @@ class AddressPolicy:
         """This policy plus the host and port of a URL that the user configured.
 
         Raises:
-            SearchError: it is no http(s) URL.
+            SearchError: it is not an http(s) URL.
         """
         _, host, port, _ = split_url(url)
         return AddressPolicy(self.allowed | {f"{host}:{port}"})

@@ -112,7 +112,7 @@ class HttpClient:
         Raises:
             SearchTimeoutError: not finished at the deadline.
             RetryableError: the connection failed or broke.
-            SearchError: a refused address, too many redirects, a body that is too large, or no valid HTTP.
+            SearchError: a refused address, too many redirects, a body that is too large, or invalid HTTP.
         """
         url, method, body = request.url, request.method, request.body
         headers = dict(request.headers)
@@ -274,7 +274,7 @@ class _DeadlineSocket:
         return io.BufferedReader(_DeadlineReader(self._raw, self._connection), _PIECE)
 
     def close(self) -> None:
-        """http.client lets go of a socket while the body is still to be read; `_Connection.end` really closes it."""
+        """http.client releases a socket while the body is still to be read; `_Connection.end` really closes it."""
 
 
 class _DeadlineReader(io.RawIOBase):

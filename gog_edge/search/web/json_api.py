@@ -1,4 +1,4 @@
-"""Search providers described as data: how a request looks, and where the results stand in the JSON that comes back.
+"""Search providers described as data: how a request looks, and where the results are in the JSON that comes back.
 
 SerpAPI, Serper, Brave, SearXNG, Jina Reader and Wikipedia are such descriptions (presets/*.toml); so is anything a
 user writes down. Endpoints are trusted as configured; redirects are not followed, so keys stay where they belong.
@@ -36,7 +36,7 @@ _IMAGE_SLOTS = frozenset({"image_base64", "image_data_url", "image_jpeg"})
 class Operation:
     """One kind of request. Templates: see `template.fill`; slots: query, k, label, image_url, image_base64, page_url.
 
-    `results`: "items" (where the list stands) and, inside an item (for pages: inside the document), "title", "text",
+    `results`: "items" (where the list is) and, inside an item (for pages: inside the document), "title", "text",
     "source", "image", "score", "entity": a path such as "a.b|c" or a template such as "https://x/{key}".
     `error`: path of a message that means failure; `empty`: a part of that message that means no results.
     """
@@ -193,7 +193,7 @@ def fixed_host(template: str, name: str) -> str:
     """The URL template up to its path.
 
     Raises:
-        SearchError: a slot stands in the scheme or host.
+        SearchError: there is a slot in the scheme or host.
     """
     scheme, separator, rest = template.partition("://")
     host = rest.partition("/")[0].partition("?")[0]

@@ -27,15 +27,15 @@ PROTOCOL = "2025-06-18"
 
 
 class Transport(Protocol):
-    """Carries JSON-RPC messages; one session at a time, made anew after `reset`."""
+    """Carries JSON-RPC messages; one session at a time, created again after `reset`."""
 
     def exchange(self, message: Mapping[str, Any], deadline: Deadline) -> dict[str, Any] | None:
         """Send a request and wait for its response; for a notification (no id) None.
 
         Raises:
-            SearchError: broken, closed, or no JSON-RPC.
+            SearchError: broken, closed, or not JSON-RPC.
             SearchTimeoutError: no response before the deadline.
-            SessionLostError: the server forgot the session; it may be made anew.
+            SessionLostError: the server forgot the session; it may be created again.
         """
         ...
 
@@ -120,7 +120,7 @@ class McpClient:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One tool: its arguments as a template (slots as in `json_api.Operation`) and where results stand.
+    """One tool: its arguments as a template (slots as in `json_api.Operation`) and where results are.
 
     Without `results["items"]` every text that the tool returns is one hit.
     """

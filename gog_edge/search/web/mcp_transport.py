@@ -24,7 +24,7 @@ _QUIT_SECONDS = 2.0
 
 
 class StdioTransport:
-    """A server as a child process, one JSON message a line. Started when first needed, and again after it died.
+    """A server as a child process, one JSON message per line. Started when first needed, and again after it died.
 
     Args:
         command: program and arguments; no shell is involved.

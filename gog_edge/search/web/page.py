@@ -79,7 +79,7 @@ class PageReader(BaseProvider):
         """A picture of a result, decoded under the same limits as the user's own images.
 
         Raises:
-            SearchError: as `read_page`, or it is no picture.
+            SearchError: as `read_page`, or it is not an image.
         """
         from gog_edge.image.frame import Frame
 
@@ -111,7 +111,7 @@ def decode(response: Response) -> str:
     charset = declared[1] if declared else meta[1].decode("ascii") if meta else "utf-8"
     try:
         codec = codecs.lookup(charset)
-        # Codecs that are no character sets (base64, zip, rot13) must not be chosen by a page.
+        # Codecs that are not character sets (base64, zip, rot13) must not be chosen by a page.
         name = codec.name if getattr(codec, "_is_text_encoding", True) else "utf-8"
     except LookupError:
         name = "utf-8"

@@ -19,7 +19,7 @@ def hits_of(
     """At most `k` hits of the list at `names["items"]`; items without title and text are left out.
 
     Raises:
-        SearchError: what stands there is no list.
+        SearchError: the value there is not a list.
     """
     where = names.get("items", "")
     items = pick(document, where)

@@ -1,6 +1,6 @@
 """`convert_gguf.py SCRIPT ARGUMENT…`: llama.cpp's own convert_hf_to_gguf.py, for vocabularies that it has no name for.
 
-It knows a pre-tokenizer by a hash of what it makes of a text. Synthetic checkpoints, and fine-tuned ones with more
+It identifies a pre-tokenizer by a hash of its output for a text. Synthetic checkpoints, and fine-tuned ones with more
 tokens, give another hash, though both families of ours split text as "qwen2" does: an unknown one is taken for that.
 """
 

@@ -1,6 +1,6 @@
 """llama.cpp with a server of its own: `llama-server` on a folder of GGUF files, started here and ended with the worker.
 
-It is spoken to as any OpenAI-compatible server. Loading is clocked from its start, and its memory is its own process's.
+It is used like any OpenAI-compatible server. Loading is clocked from its start, and its memory is its own process's.
 Its `timings` count the encoding of pictures as part of the prompt; the times in its log (`-lv 4 --log-timestamps`) tell
 both apart: from "encoding mtmd batch" to "decoding image batch 1". Without `options["threads"]` it gets one thread a
 processor. The prompt cache beside its slot is off (`--cache-ram 0`): a conversation is kept in the slot.

@@ -28,7 +28,7 @@ class OrtGenai:
         import onnxruntime_genai
 
         settings = json.loads((path / "genai_config.json").read_text("utf-8"))["model"]
-        # the special tokens stand behind all ordinary ones
+        # the special tokens come after all ordinary ones
         known = [settings.get(k) for k in ("bos_token_id", "pad_token_id", "eos_token_id")]
         ends = [i for k in known for i in (k if isinstance(k, list) else [k]) if i]
         self.high = min([settings["vocab_size"], *ends])

@@ -1,7 +1,7 @@
 """openvino-genai: a folder made by optimum-intel, in chat mode, with one attention backend or the other.
 
-`options["backend"]`: "PA" (paged attention, its default) or "SDPA". Work is as near to ours as its interface allows:
-text instead of ids, and its chat template around every turn; the tokens that come of it are reported. With SDPA a
+`options["backend"]`: "PA" (paged attention, its default) or "SDPA". The work is as close to ours as its interface
+allows: text instead of ids, and its chat template around every turn; the resulting tokens are reported. With SDPA a
 Qwen3-VL turn without a picture fails inside of version 2026.4 (a reshape of the rows that hold pictures): scenarios of
 text alone stay blank there.
 """
@@ -84,7 +84,7 @@ class OpenVino:
         stamps: list[float] = []
 
         def write(streamer: Any, token: Any) -> Any:
-            # a list comes where several were found at once
+            # a list where several were found at once
             stamps.extend([clock()] * (len(token) if isinstance(token, (list, tuple)) else 1))
             return openvino_genai.StreamingStatus.RUNNING
 

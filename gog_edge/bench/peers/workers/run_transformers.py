@@ -37,7 +37,7 @@ class Transformers:
         self.processor = transformers.AutoImageProcessor.from_pretrained(path, use_fast=True)
         config = self.model.config
         self.ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
-        # bos, eos and the vision tokens stand behind all ordinary ones
+        # bos, eos and the vision tokens come after all ordinary ones
         special = [t for t in (config.text_config.bos_token_id, *self.ids) if t]
         self.high = min(special)
         self._time_vision()
@@ -96,7 +96,7 @@ class Transformers:
         self.model = None
 
     def _run(self, ids: list[int], images: Any, last: int) -> int:
-        """Run `ids` behind what is cached; the likeliest next token."""
+        """Run `ids` after what is cached; the likeliest next token."""
         import torch
 
         tokens = torch.tensor([ids])
@@ -119,7 +119,7 @@ class Transformers:
         return int(out.logits[0, -1].argmax())
 
     def _positions(self, tokens: Any, images: Any) -> Any:
-        """[3, 1, s] positions behind the cache: the model's own rule for the new rows, moved up."""
+        """[3, 1, s] positions after the cache: the model's own rule for the new rows, moved up."""
         import torch
 
         begin = self.length + self.rope

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Union
 
-# Short common words: most are one token behind a space in every large vocabulary.
+# Short common words: most are one token after a space in every large vocabulary.
 _WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
     "part place case week company system program question work government number night point home water room mother "
@@ -34,7 +34,7 @@ _WORDS = (
 
 
 class WorkerError(Exception):
-    """A failure that the suite is told in one line. `kind`: package, model, unsupported or failed."""
+    """A failure that the suite reports in one line. `kind`: package, model, unsupported or failed."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class Worker(Protocol):
     """One peer."""
 
     def load(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Make ready to answer; `seconds` without imports, and what the report should say of the peer."""
+        """Get ready to answer; `seconds` without imports, and what the report should say of the peer."""
         ...
 
     def turn(self, parts: Sequence[Part], tokens: int) -> TurnTimes:
@@ -90,7 +90,7 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 
