@@ -111,8 +111,8 @@ def _logits(model: Model, talk: Talk, features: Sequence[Features]) -> F32:
         for span in sequence.spans_between(start, stop):
             first, last = max(span.start, start), min(span.stop, stop)
             placed.append(PlacedImage(first - start, first - span.start, last - first, features[span.image]))
-        ids, where = talk.tokens[start:stop].astype(np.int32), sequence.positions(start, stop)
-        rows.append(model.decoder.forward(cache, start, ids, where, placed, last_k=stop - start))
+        ids, where, count = talk.tokens[start:stop].astype(np.int32), sequence.positions(start, stop), stop - start
+        rows.append(model.decoder.forward(cache, start, ids, where, placed, last_k=count, read=(0, count)))
     return np.concatenate(rows)
 
 

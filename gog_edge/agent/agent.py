@@ -316,8 +316,8 @@ class Conversation:
         geometry = [plan.registered(i, i) for i, plan in enumerate(plans)]
         session.restart(plans, dialect.opening(asked, len(plans), geometry), reserve=options.answer_reserve)
         guessing = options.speculation
-        if guessing.max_draft and not agent.model.rows_independent:
-            trace.note("no tokens are guessed: this bundle's decoder would write other text with guesses")
+        if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
+            trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
             guessing = replace(guessing, max_draft=0)
         writer = TurnWriter(session, Sampler(agent.sampling), guessing)
         self.speculation = writer.speculation

@@ -204,7 +204,7 @@ class AgentLoop:
         """Execute a turn's calls, in the time that is not reserved for the answer."""
         self._open = self.session.mark()
         ahead = None
-        if self.options.prefetch.observation and self.session.model.rows_independent:
+        if self.options.prefetch.observation and self.options.may_guess(self.session.model.rows_independent):
             ahead = ReadAhead(
                 self.session,
                 lambda given: self._wording(number, turn, given),

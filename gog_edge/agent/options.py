@@ -13,7 +13,8 @@ from gog_edge.sampling_options import Sampling
 
 @dataclass(frozen=True)
 class Prefetch:
-    """Work that is started before it is asked for; it is used only if it is asked for, so answers do not change.
+    """Work that is started before it is asked for; it is used only if it is asked for, so answers do not change
+    (`observation`: where `RunOptions.exact` holds).
 
     Args:
         glance: search with the whole image as soon as the image is known.
@@ -39,8 +40,11 @@ class RunOptions(ModelOptions):
     Args:
         sampling: how tokens are chosen; what it leaves out is the dialect's, then that of the checkpoint's
             generation_config.json, then greedy.
-        speculation: prompt lookup; it never changes greedy answers.
+        speculation: prompt lookup.
         prefetch: early search, encoding and reading.
+        exact: guess tokens and read ahead only where that can't change a bit of what is computed
+            (`Model.rows_independent`: native operators). False: with every engine; where two tokens are almost equally
+            likely the answer may then depend on guesses and on how long searches took.
         grammar: "auto" constrains turns to the dialect's grammar where it has one and llguidance is installed;
             "on" requires it, "off" never does.
         max_turns: rounds before the forced answer.
@@ -57,6 +61,7 @@ class RunOptions(ModelOptions):
     sampling: Sampling = field(default_factory=Sampling)
     speculation: Speculation = field(default_factory=Speculation)
     prefetch: Prefetch = field(default_factory=Prefetch)
+    exact: bool = True
     grammar: Literal["auto", "on", "off"] = "auto"
     max_turns: int = 0
     turn_tokens: int = 0
@@ -78,3 +83,7 @@ class RunOptions(ModelOptions):
             raise UsageError(f"grammar is {self.grammar!r}: auto, on or off is needed")
         if self.search_timeout <= 0:
             raise UsageError("search_timeout is 0: a positive number of seconds is needed")
+
+    def may_guess(self, rows_independent: bool) -> bool:
+        """Whether tokens may be guessed and read ahead with a model whose rows are, or are not, independent."""
+        return rows_independent or not self.exact

@@ -3,7 +3,9 @@
 A dialect may show the crop before its results, all have wording before them, and in a turn of several calls the first
 results may be there long before the last. What tokens will come is guessed (what two made-up replies have in common);
 when the observation is complete, `Session.append` compares token by token, keeps what was guessed right and forgets
-the rest. So neither the conversation nor its KV cache depends on the guess.
+the rest. So the conversation does not depend on the guess; nor does its KV cache, to the last bit, with native
+operators, whose rows do not depend on how an observation is cut into runs. Elsewhere it would, by rounding, and nothing
+is read ahead unless `RunOptions.exact` is off.
 """
 
 from __future__ import annotations

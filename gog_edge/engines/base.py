@@ -59,6 +59,8 @@ class DecoderInputs:
     last_k: how many of the last rows get logits (0: none are computed if the engine can skip the head);
     placed: images whose rows the engine itself puts in place (`TakesFeatures`).
     ids [s] and positions [3, s]: the tokens and their M-RoPE places, for engines that embed and rotate by themselves.
+    read: tokens [begin, end) of the run were given to the policy, the others it wrote: an engine with one arithmetic
+    for many tokens and another for few takes them by this, never by their number (`RowsIndependent`).
     """
 
     embeds: F32
@@ -69,6 +71,7 @@ class DecoderInputs:
     placed: tuple[PlacedImage, ...] = ()
     ids: NDArray[np.int32] | None = None
     positions: NDArray[np.int32] | None = None
+    read: tuple[int, int] = (0, 0)
 
 
 @runtime_checkable
@@ -148,6 +151,17 @@ class TakesFeatures(Protocol):
 
     def takes(self, features: Features) -> bool:
         """Whether these may be handed over in `DecoderInputs.placed`."""
+        ...
+
+
+@runtime_checkable
+class RowsIndependent(Protocol):
+    """A `DecoderRunner` that can give a token the same bits whatever runs beside it."""
+
+    @property
+    def rows_independent(self) -> bool:
+        """Whether the KV rows and logits of a token depend, to the last bit, on nothing but the tokens up to it and
+        which of them were `DecoderInputs.read`: not on how they were cut into runs, nor on what was tried behind."""
         ...
 
 

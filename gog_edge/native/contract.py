@@ -13,6 +13,15 @@ on the session's own intra-op threads.  A transformer layer takes five of them:
 Names in brackets are axes; M is the product of all leading axes; `?` marks an optional input (empty name in
 the graph).  Np = the packed number of columns: N rounded up to 32 (see `packing.column_order`).
 
+Rows do not depend on their neighbours.  A row of y has the same bits whichever rows are computed in the same run,
+however many they are and whatever the number of threads: it is a function of the row, of what stands in the cache
+before it, and of the arithmetic it is computed by.  Two operators have two arithmetics, one to read many tokens fast
+(LinearW4 widens its weights, DecoderAttention works in blocks and bf16) and one to write token by token; they round
+differently.  Which rows take which is never decided by their number but by an input:
+
+    prefill_rows   i32 [2]   first and one past the last row that is read; the others are written.  Without the
+                             input every row is read (the vision tower).
+
 LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights with one scale per column
     inputs   0 x              f32 [.., K]
              1 weight         u8  [Np/16, Kp/4, 16, 4]    q + 128, q in -127..127; Kp = K rounded up to 4
@@ -37,11 +46,12 @@ LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any mu
              2 scales         f16 [Np/16, Kp/block, 16]
              3 … 6            as LinearW8
              7 zero_points?   u8  [Np/16, Kp/block, 16]   in 0..15; absent: 8
+             8 prefill_rows?  i32 [2]
     attributes as LinearW8, and
-                exact       0: from 24 rows on, weights are widened to int8 with one scale per column and up to
-                            256 of K (widen.h: the error of y grows from 9.64 to 9.88 % on random data; blocks of
-                            32 run 1.3 to 1.4 times as fast);
-                            1: every block keeps its own scale, however many rows
+                exact       0: for rows that are read, weights are widened to int8 with one scale per column and up
+                            to 256 of K (widen.h: the error of y grows from 9.64 to 9.88 % on random data; many rows
+                            run 1.3 to 1.4 times as fast with blocks of 32);
+                            1: every block keeps its own scale for every row; prefill_rows says nothing
     w = scale * (q - zero_point), q in 0..15; Kp = K rounded up to the block.  Activations are quantised to int8
     with one scale per row and block of K (or group of up to 256, when widened).
 
@@ -68,6 +78,7 @@ DecoderAttention: causal grouped-query attention with an in-place KV cache
              7 k_norm?        f32 [hd]
              8 key_scale?     f32 [1, kv_heads, cap]      int8 caches only: row = scale * q, written in place
              9 value_scale?   f32 [1, kv_heads, cap]
+            10 prefill_rows?  i32 [2]                    tokens of this run
     output   0 y              f32 [.., heads * hd]
     attributes  heads, kv_heads, scale (default 1/sqrt(hd)), epsilon (of the norms, default 1e-6)
     The cache inputs must be the graph's inputs, bound to buffers the caller owns: they are written.

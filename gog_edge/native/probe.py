@@ -1,9 +1,12 @@
-"""A one-node ONNX model, serialised by hand: the runtime has no onnx package to make its self-test with.
+"""One-node ONNX models, serialised by hand: the runtime has no onnx package to make its self-test with.
 
 Field numbers are those of onnx.proto (ModelProto, GraphProto, NodeProto, ValueInfoProto, AttributeProto).
 """
 
 from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gog_edge.native.contract import DOMAIN, VERSION
 
@@ -46,3 +49,14 @@ def probe_model(columns: int) -> bytes:
     graph += _bytes(12, _tensor("y", _FLOAT, 2))
     opsets = _bytes(8, _bytes(1, "") + _number(2, 17)) + _bytes(8, _bytes(1, DOMAIN) + _number(2, VERSION))
     return _number(1, 8) + opsets + _bytes(7, graph)
+
+
+def gemm_model(weight: NDArray[np.float32]) -> bytes:
+    """y = x weight^T of [m, K] and a constant [N, K], as float matrices stand in a decoder graph."""
+    transposed = _bytes(1, "transB") + _number(3, 1) + _number(20, 2)
+    node = _bytes(1, "x") + _bytes(1, "w") + _bytes(2, "y") + _bytes(4, "Gemm") + _bytes(5, transposed)
+    sizes = b"".join(_number(1, size) for size in weight.shape)
+    stored = sizes + _number(2, _FLOAT) + _bytes(8, "w") + _bytes(9, weight.astype("<f4").tobytes())
+    graph = _bytes(1, node) + _bytes(2, "gemm") + _bytes(5, stored)
+    graph += _bytes(11, _tensor("x", _FLOAT, 2)) + _bytes(12, _tensor("y", _FLOAT, 2))
+    return _number(1, 8) + _bytes(8, _bytes(1, "") + _number(2, 17)) + _bytes(7, graph)

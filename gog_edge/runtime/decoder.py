@@ -126,10 +126,13 @@ class Decoder:
         images: Sequence[PlacedImage] = (),
         *,
         last_k: int = 1,
+        read: tuple[int, int] = (0, 0),
         budget: Budget = UNLIMITED,
     ) -> F32:
         """Append `ids` [s] at M-RoPE `positions` [3, s] after `past` rows; logits [last_k, V], which the next run with
         this cache may overwrite.
+
+        `read`: see `DecoderInputs`.
 
         Raises:
             EngineError: the engine failed, or gave logits that are not numbers.
@@ -150,5 +153,5 @@ class Decoder:
                     deepstack = np.zeros((self._spec.deepstack, len(ids), self._spec.hidden), np.float32)
                 deepstack[:, rows] = image.features.deepstack[:, source]
         cos, sin = self._rotary(positions)
-        inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions)
+        inputs = DecoderInputs(embeds, cos, sin, deepstack, last_k, tuple(placed), ids, positions, read)
         return self._runner.run(inputs, cache, past, budget)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
-from gog_edge.engines.base import Engine, FixedContext
+from gog_edge.engines.base import Engine, FixedContext, RowsIndependent
 from gog_edge.errors import UsageError
 from gog_edge.manifest import Manifest
 from gog_edge.paths import cache_directory
@@ -18,7 +18,6 @@ from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.runtime.vision import VisionEncoder
 
 TOKENIZER = "tokenizer.json"
-_DECODER_ROLES = ("head", "attention", "mlp", "down_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +71,14 @@ class Model:
 
     @property
     def rows_independent(self) -> bool:
-        """Whether a token's logits do not depend on which other tokens are computed in the same run.
+        """Whether a token's logits are the same, bit for bit, whatever is computed in the same run.
 
-        DynamicQuantizeMatMul (8 bits without blocks, backend ort) quantises the activations of a whole run with
-        one scale: there a guess that turns out wrong would change the tokens beside it. Everything else computes row
-        by row (native operators bit for bit, the others up to the order of float32 sums).
+        Native operators are made so. ONNX Runtime's attention is not (its sums follow the number of rows), and its
+        DynamicQuantizeMatMul (8 bits without blocks) quantises a whole run with one scale; TensorRT picks kernels by
+        the number of rows. There a guess, right or wrong, can change what the policy writes.
         """
-        manifest = self.manifest
-        if manifest.backend not in ("ort", "cuda"):
-            return True
-        schemes = (manifest.quantization.get(role) for role in _DECODER_ROLES)
-        return not any(isinstance(s, dict) and s.get("bits") == 8 and not s.get("block") for s in schemes)
+        decoder = self.engine.decoder
+        return isinstance(decoder, RowsIndependent) and decoder.rows_independent
 
     @classmethod
     def assemble(

@@ -24,6 +24,7 @@ from gog_edge.runtime.vision import VisionPlan
 from gog_edge.types import Region, RegisteredImage
 
 I32 = NDArray[np.int32]
+Flags = NDArray[np.bool_]
 
 _FIRST = 256
 
@@ -112,8 +113,10 @@ class TokenSequence:
     """Token ids [n], positions [3, n] and the image registry; grows at the end, is cut at the end.
 
     Not thread-safe (the session's lock covers it). An image is written as start marker, one pad per merged token,
-    end marker. To read: `length` (tokens), `next` (the position that the next text token gets), `spans` (images by
-    place), `shown` (tokens up to the end of the last image).
+    end marker. Every token was either given to the policy or written by it (`written`), which decides how an engine
+    computes it; tokens that are kept when others are said in their place keep their flag. To read: `length` (tokens),
+    `next` (the position that the next text token gets), `spans` (images by place), `shown` (tokens up to the end of the
+    last image).
     """
 
     def __init__(self, special: SpecialTokens) -> None:
@@ -123,6 +126,7 @@ class TokenSequence:
         self._special = special
         self._ids: I32 = np.zeros(_FIRST, np.int32)
         self._places: I32 = np.zeros((3, _FIRST), np.int32)
+        self._written: Flags = np.zeros(_FIRST, np.bool_)
 
     def __len__(self) -> int:
         return self.length
@@ -140,6 +144,11 @@ class TokenSequence:
     def positions(self, start: int, stop: int) -> I32:
         """[3, stop - start]; a view that is valid until the next append."""
         return self._places[:, start : min(stop, self.length)]
+
+    @property
+    def written(self) -> Flags:
+        """[n] bool: which tokens the policy wrote; a view that is valid until the next append."""
+        return self._written[: self.length]
 
     def image(self, index: int) -> SessionImage:
         """The registry's image `index`.
@@ -177,9 +186,9 @@ class TokenSequence:
         self.append_ids([self._special.vision_end])
         return image.tokens
 
-    def append_ids(self, ids: Sequence[int]) -> None:
-        """Add text tokens."""
-        self._try(ids)
+    def append_ids(self, ids: Sequence[int], *, written: bool | Flags = False) -> None:
+        """Add text tokens. `written`: by the policy, all of them or which [n]."""
+        self._try(ids, written)
         self.length += len(ids)
         self.next += len(ids)
 
@@ -189,6 +198,7 @@ class TokenSequence:
         if span.stop > len(self._ids):
             self._grow(span.count)
         self._ids[span.start : span.stop] = self._special.image_pad
+        self._written[span.start : span.stop] = False
         block = self._places[:, span.start : span.stop].reshape(3, rows, columns)
         block[0] = self.next
         block[1] = self.next + np.arange(rows, dtype=np.int32)[:, None]
@@ -198,13 +208,13 @@ class TokenSequence:
         self.spans.append(span)
         return span
 
-    def ahead(self, start: int, draft: Sequence[int] = ()) -> tuple[I32, I32]:
-        """Ids and positions from token `start` to the end and on over `draft`, which is no part of the sequence; views
-        that are valid until the next append."""
+    def ahead(self, start: int, draft: Sequence[int] = ()) -> tuple[I32, I32, Flags]:
+        """Ids [n], positions [3, n] and `written` [n] from token `start` to the end and on over `draft`, which is no
+        part of the sequence but what the policy may write; views that are valid until the next append."""
         stop = self.length + len(draft)
         if draft:
-            self._try(draft)
-        return self._ids[start:stop], self._places[:, start:stop]
+            self._try(draft, True)
+        return self._ids[start:stop], self._places[:, start:stop], self._written[start:stop]
 
     def truncate(self, length: int) -> None:
         """Back to the first `length` tokens; the registry stays.
@@ -228,20 +238,22 @@ class TokenSequence:
         else:
             self.next = int(self._places[0, length - 1]) + 1
 
-    def _try(self, ids: Sequence[int]) -> None:
+    def _try(self, ids: Sequence[int], written: bool | Flags) -> None:
         """Write text after the end."""
         count, n = len(ids), self.length
         if n + count > len(self._ids):
             self._grow(count)
         self._ids[n : n + count] = ids
+        self._written[n : n + count] = written
         self._places[:, n : n + count] = np.arange(self.next, self.next + count, dtype=np.int32)
 
     def _grow(self, count: int) -> None:
         """Make room for `count` more."""
         room = max(self.length + count, 2 * len(self._ids))
-        ids, places = np.zeros(room, np.int32), np.zeros((3, room), np.int32)
+        ids, places, written = np.zeros(room, np.int32), np.zeros((3, room), np.int32), np.zeros(room, np.bool_)
         ids[: self.length], places[:, : self.length] = self.ids, self.positions(0, self.length)
-        self._ids, self._places = ids, places
+        written[: self.length] = self.written
+        self._ids, self._places, self._written = ids, places, written
 
     # -- looking ---------------------------------------------------------------------------------------------
 
@@ -281,6 +293,19 @@ class TokenSequence:
             if at > self.length:  # cut right after the image: its end marker is gone
                 return span.start - 1, list(parts[number:])
         return at, []
+
+
+def read_rows(written: Flags) -> tuple[tuple[int, int], int]:
+    """Of tokens [n], n > 0, that are about to run: the first stretch [begin, end) that was given, and how many tokens
+    can run together, namely those before a second such stretch."""
+    count, begin = len(written), int(written.argmin())  # argmin and argmax, unlike `all`, make no calls in Python
+    if written[begin]:
+        return (0, 0), count
+    end = begin + (int(written[begin:].argmax()) or count - begin)
+    if end == count:
+        return (begin, end), count
+    second = end + int(written[end:].argmin())
+    return (begin, end), count if written[second] else second
 
 
 def shared(one: Sequence[EncodedPart], other: Sequence[EncodedPart]) -> list[EncodedPart]:

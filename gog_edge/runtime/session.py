@@ -18,7 +18,17 @@ from gog_edge.image.frame import Frame
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.feature_cache import FeatureKey
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sequence import I32, ImageSpan, Mark, SessionImage, Size, TokenSequence, shared
+from gog_edge.runtime.sequence import (
+    I32,
+    Flags,
+    ImageSpan,
+    Mark,
+    SessionImage,
+    Size,
+    TokenSequence,
+    read_rows,
+    shared,
+)
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
@@ -211,7 +221,7 @@ class Session:
         with self.lock:
             if self.sequence.length + len(new) > self.model.max_context:
                 Size(len(new), 0).check_room(self.model.max_context, len(self))
-            self.sequence.append_ids(new)
+            self.sequence.append_ids(new, written=True)
             self._draft = ()
             self._counts["forced_tokens" if forced else "generated_tokens"] += len(new)
 
@@ -250,9 +260,9 @@ class Session:
             if not draft and self._rows is not None and self._computed == length and self._rows_at == length - 1:
                 return self._rows[:1]
             start = min(self._computed, length - 1)
-            ids, where = self.sequence.ahead(start, draft)
+            ids, where, written = self.sequence.ahead(start, draft)
             self._rows = None  # an engine may write the next logits over the last ones
-            logits = self._chunks(start, ids, where, 1 + len(draft), budget)
+            logits = self._chunks(start, ids, where, written, 1 + len(draft), budget)
             self._rows, self._rows_at, self._draft = logits, length - 1, tuple(draft)
             return logits
 
@@ -266,7 +276,7 @@ class Session:
             if count > len(self._draft) or self._computed != len(self):
                 raise SessionError(f"{count} draft tokens can't be accepted: the last run tried {len(self._draft)}")
             rows, draft = self._rows, self._draft
-            self.sequence.append_ids(draft[:count])
+            self.sequence.append_ids(draft[:count], written=True)
             self._computed = len(self)
             self._counts["generated_tokens"] += count
             if rows is not None:
@@ -283,7 +293,7 @@ class Session:
             for span in self.sequence.spans_between(self._computed, len(self)):
                 self._features(span, budget)
 
-    def _chunks(self, start: int, ids: I32, where: I32, last_k: int, budget: Budget) -> F32:
+    def _chunks(self, start: int, ids: I32, where: I32, written: Flags, last_k: int, budget: Budget) -> F32:
         end, chunk = start + len(ids), max(self.model.chunk, last_k)
         if self._cache is None:
             self._cache = self.model.decoder.new_cache(end)
@@ -294,13 +304,23 @@ class Session:
                 stop = end - last_k  # the rows that need logits stay together
             if at < self._share < stop:
                 stop = self._share  # so that a stored prefix and a computed one are the same numbers
+            read, fit = read_rows(written[at - start : stop - start])
+            if at + fit < stop and self.model.rows_independent:
+                stop = at + fit
             final = stop == end
             part = slice(at - start, stop - start)
             images = self._placed(at, stop, budget) if at < self.sequence.shown else []
             stage = "decode" if stop - at <= last_k and final else "prefill"
             with self.trace.span(stage, tokens=stop - at, past=at):
                 logits = self.model.decoder.forward(
-                    self._cache, at, ids[part], where[:, part], images, last_k=last_k if final else 1, budget=budget
+                    self._cache,
+                    at,
+                    ids[part],
+                    where[:, part],
+                    images,
+                    last_k=last_k if final else 1,
+                    read=read,
+                    budget=budget,
                 )
             self._computed = min(stop, self.sequence.length)
             if images or self._share:

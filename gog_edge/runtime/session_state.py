@@ -1,7 +1,8 @@
 """A session on disk: tokens, images, KV cache; resumed in another process it continues with the same next token.
 
 A file is bound to the bundle it was made with (fingerprint). With `kv` the cache is stored and nothing is computed
-again; without, the file is small, holds the images' features, and the conversation is prefilled when it is next run.
+again; without, the file is small, holds the images' features, and the conversation is computed when it is next run:
+what was given as given, what the policy wrote as written, so that native operators come to the same bits.
 With `frames` the original pixels are stored, so that crops can be made later; without, hand the frames to `load`
 or crops of them are refused. The image digests are stored and checked either way.
 """
@@ -28,7 +29,7 @@ from gog_edge.serde import SerdeError, decode, encode
 from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,10 @@ def save_session(
     """
     target = Path(path)
     with session.lock:
-        arrays: dict[str, NDArray[Any]] = {"tokens": session.tokens.copy()}
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": session.tokens.copy(),
+            "written": session.sequence.written.astype(np.uint8),
+        }
         cache = session._cache
         computed = session.computed if kv and cache is not None else 0
         kv_arrays = cache.read(0, computed) if cache is not None and computed else []
@@ -140,7 +144,9 @@ def load_session(
 
 
 def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]], given: dict[str, Frame]) -> None:
-    tokens = np.array(arrays["tokens"], np.int32)
+    tokens, written = np.array(arrays["tokens"], np.int32), np.array(arrays["written"], np.bool_)
+    if written.shape != tokens.shape:
+        raise SessionError("the saved session is damaged: it does not say of every token who wrote it")
     limit = session.model.max_context
     if len(tokens) > limit:
         raise SessionError(f"the saved session has {len(tokens)} tokens, the context is {limit}: raise max_context")
@@ -152,13 +158,17 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
         known = saved.images[span.image : span.image + 1] if span.image >= 0 else ()
         if span.start < sequence.length or [(k.rows, k.columns) for k in known] != [(span.rows, span.columns)]:
             raise SessionError("the saved session is damaged: its images do not fit its tokens")
-        sequence.append_ids(tokens[sequence.length : span.start].tolist())
+        part = slice(sequence.length, span.start)
+        sequence.append_ids(tokens[part].tolist(), written=written[part])
         sequence.append_image(span.rows, span.columns, span.image)
     if sequence.length > len(tokens) or not 0 <= saved.computed <= len(tokens):
         raise SessionError("the saved session is damaged: its images or its KV cache reach beyond its tokens")
-    sequence.append_ids(tokens[sequence.length :].tolist())
+    part = slice(sequence.length, len(tokens))
+    sequence.append_ids(tokens[part].tolist(), written=written[part])
     if sequence.delta != saved.delta or not np.array_equal(sequence.ids, tokens):
         raise SessionError("the saved session is damaged: its positions do not fit its tokens")
+    if not np.array_equal(sequence.written, written):
+        raise SessionError("the saved session is damaged: it says that the policy wrote an image")
     if saved.computed:
         session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
         session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])

@@ -2,10 +2,10 @@
 
 Results are copied into answers, and boxes and tool calls repeat: when the last few tokens occurred before, what
 followed them is a good guess. The guess is run together with the newest token and kept only as far as the policy
-itself would have written it, so the text does not depend on it. (Exactly so with native operators, whose rows are
-equal bit for bit however many are run together; with stock operators up to float32 rounding, which can decide between
-two tokens that are equally likely to the sixth digit. Where a run's rows depend on each other it is switched off:
-`Model.rows_independent`.)
+itself would have written it. So the text does not depend on it where a row's bits do not depend on the rows that run
+beside it: with native operators, by construction and by test. With stock operators and TensorRT a run of several rows
+rounds otherwise than runs of one, which can decide between two tokens that are almost equally likely; there nothing
+is guessed unless `RunOptions.exact` is off (`Model.rows_independent`).
 
 Whether a guess pays off depends on the machine (what k rows cost beside one) and on the text (how often a guess is
 right). Both are measured while decoding, and a loss account keeps the total cost of wrong guesses below `max_loss`

@@ -111,7 +111,7 @@ class Runner:
     def step(
         self, x: np.ndarray, positions: np.ndarray, deepstack: np.ndarray | None = None, last_k: int = 1
     ) -> np.ndarray:
-        """Append rows x [s, H] to the cache; logits [last_k, V]."""
+        """Append rows x [s, H] to the cache, read if there are several; logits [last_k, V]."""
         count = len(x)
         cos, sin = self.rotary(positions)
         feeds: dict[str, Any] = {
@@ -123,6 +123,7 @@ class Runner:
             "total_sequence_length": np.array(self.past + count, np.int32),
             "write_indices": np.array([self.past], np.int64),
             "attention_bias": causal_bias(self.past, count, self.capacity),
+            "prefill_rows": np.array([0, count if count > 1 else 0], np.int32),
         }
         if self.spec.deepstack:
             empty = np.zeros((self.spec.deepstack, count, self.spec.hidden), np.float32)

@@ -117,12 +117,18 @@ def test_headers_that_lie_are_refused(saved: Path, model: Model) -> None:
         {"spans": [{"start": 5, "rows": 900, "columns": 900, "image": 0}]},
         {"spans": [{"start": 5, "rows": 4, "columns": 6, "image": 7}]},
         {"images": []},
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
         {"surprise": 1},
     ]
     for lie in lies:
         write_tensors(saved, {**header, **lie}, arrays)
         with pytest.raises(SessionError):
+            load_session(saved, model)
+    for written in (arrays["written"][:-1], np.ones_like(arrays["written"]), None):
+        rest = {name: array for name, array in arrays.items() if name != "written"}
+        write_tensors(saved, header, rest if written is None else {**rest, "written": written})
+        with pytest.raises(SessionError, match=r"written|who wrote it|wrote an image"):
             load_session(saved, model)
 
 

@@ -31,6 +31,13 @@ static void expect(const char* what, const std::vector<float>& got, const std::v
     failures += !good;
 }
 
+// Row `row` computed beside others must have the bits that it has alone.
+static void expect_bits(const char* what, size_t row, const float* beside, const std::vector<float>& alone) {
+    const bool same = std::memcmp(alone.data(), beside, alone.size() * 4) == 0;
+    if (!same) std::printf("%s: row %zu has other bits alone WRONG\n", what, row);
+    failures += !same;
+}
+
 // Two threads, so that a race has a chance to show.
 static void dispatch(const void*, Parallel::Task task, size_t count, void* user) {
     std::thread other([&] {
@@ -91,7 +98,7 @@ static void check_linear(const Linear& c) {
         e.y = y.data();
         e.columns = c.n;
         if (widened)
-            gemm_widened(rows, w, e, kParallel);
+            gemm_widened(rows, {}, w, e, kParallel);
         else if (c.bits == 8)
             gemm<8>(rows, w, e, kParallel);
         else
@@ -114,6 +121,19 @@ static void check_linear(const Linear& c) {
         std::snprintf(name, sizeof name, "linear %d bits %zux%zux%zu block %zu%s%s", c.bits, c.m, c.n, c.k, c.block,
                       c.zeros ? " zeros" : "", widened ? " widened" : "");
         expect(name, y, want, widened ? 0.02 : 1e-5);
+        for (size_t r = 0; r < c.m; r++) {
+            QuantizeBuffers own;
+            const QuantizedRows one = quantize_rows(&x[r * c.k], 1, c.k, c.k, group, most, {}, own, kParallel);
+            std::vector<float> alone(c.n);
+            e.y = alone.data();
+            if (widened)
+                gemm_widened(one, {}, w, e, kParallel);
+            else if (c.bits == 8)
+                gemm<8>(one, w, e, kParallel);
+            else
+                gemm<4>(one, w, e, kParallel);
+            expect_bits(name, r, &y[r * c.n], alone);
+        }
     }
 }
 
@@ -189,17 +209,62 @@ static void check_decode(size_t rows, size_t total, size_t hd) {
             for (size_t d = 0; d < hd; d++) scores[i] += std::log(2.0) * q[r * hd + d] * key_rows[i * hd + d];
         softmax_mix(scores, value_rows.data(), hd, hd, &want[r * hd]);
     }
-    for (const size_t parts : {1, 3}) {
+    const size_t parts = div_up(total, kDecodeKeys);
+    for (const size_t tasks : {(size_t)1, parts}) {
         std::vector<Partial> partials(parts);
         std::vector<float> ranges(parts * rows * hd);
-        for (size_t p = 0; p < parts; p++)
-            attend_cache(k, v, 0, p * total / parts, (p + 1) * total / parts, q.data(), rows, limits.data(),
-                         &ranges[p * rows * hd], partials[p]);
+        for (size_t t = 0; t < tasks; t++) {
+            const size_t begin = t * parts / tasks, end = (t + 1) * parts / tasks * kDecodeKeys;
+            attend_cache(k, v, 0, begin * kDecodeKeys, end < total ? end : total, q.data(), rows, limits.data(),
+                         &ranges[begin * rows * hd], &partials[begin]);
+        }
         for (size_t r = 0; r < rows; r++)
             merge_parts(partials.data(), ranges.data(), rows * hd, parts, r, hd, &merged[r * hd]);
         char name[80];
-        std::snprintf(name, sizeof name, "decode rows %zu total %zu hd %zu parts %zu", rows, total, hd, parts);
+        std::snprintf(name, sizeof name, "decode rows %zu total %zu hd %zu tasks %zu", rows, total, hd, tasks);
         expect(name, merged, want, 1e-5);
+        for (size_t r = 0; r < rows; r++) {  // alone, over the keys it sees: the same bits
+            const size_t seen = div_up(limits[r], kDecodeKeys);
+            std::vector<Partial> own(seen);
+            std::vector<float> sums(seen * hd), alone(hd);
+            attend_cache(k, v, 0, 0, limits[r], &q[r * hd], 1, &limits[r], sums.data(), own.data());
+            merge_parts(own.data(), sums.data(), hd, seen, 0, hd, alone.data());
+            expect_bits(name, r, &merged[r * hd], alone);
+        }
+    }
+}
+
+// Rows that are read: a block of queries that see `total - rows + 1` keys and more, and each of them alone.
+template <class E>
+static void check_prefill(size_t rows, size_t total, size_t hd) {
+    const size_t padded = padded_head(hd), words = hd / E::kPer, room = div_up(total, 2 * W) * 2 * W;
+    const std::vector<float> q = normals(rows * hd), k = normals(total * hd), v = normals(total * hd);
+    Scratch key_memory, value_memory;
+    const HeadMemory memory{key_memory.get<uint32_t>(key_words<E>(total, hd)),
+                            value_memory.get<uint32_t>(value_words<E>(total, hd))};
+    std::vector<float> x(W * hd);
+    for (size_t i = 0; i < room; i += W) {
+        const size_t count = i >= total ? 0 : total - i < (size_t)W ? total - i : W;
+        pack_keys<E>(&k[count ? i * hd : 0], hd, count, i, memory.keys);
+        std::fill(x.begin(), x.end(), 0.0f);
+        std::copy(v.begin() + (long)(i < total ? i * hd : 0), v.begin() + (long)(i < total ? (i + count) * hd : 0), x.begin());
+        for (size_t j = 0; j < (size_t)W; j += E::kPer)
+            pack_values<E>(&x[j * hd], &x[(j + E::kPer - 1) * hd], hd, i + j, memory.values);
+    }
+    std::vector<uint32_t> queries(rows * words + 64);
+    std::vector<size_t> limits(rows);
+    for (size_t r = 0; r < rows; r++) {
+        to_words<E>(&q[r * hd], hd, &queries[r * words]);
+        limits[r] = total - rows + r + 1;
+    }
+    Scratch out_memory, alone_memory;
+    float *out = out_memory.get<float>(rows * padded), *own = alone_memory.get<float>(padded);
+    attend<E>({queries.data(), rows, hd, total, limits.data(), out}, memory);
+    char name[80];
+    std::snprintf(name, sizeof name, "prefill rows %zu total %zu hd %zu", rows, total, hd);
+    for (size_t r = 0; r < rows; r++) {
+        attend<E>({&queries[r * words], 1, hd, limits[r], &limits[r], own}, memory);
+        expect_bits(name, r, out + r * padded, std::vector<float>(own, own + hd));
     }
 }
 
@@ -215,7 +280,14 @@ int main() {
         check_vision(300, hd, 300);
     }
     for (size_t rows : {1, 2, 3, 7})
-        for (size_t hd : {24, 64, 128}) check_decode(rows, 150, hd);
+        for (size_t hd : {24, 64, 128})
+            for (size_t total : {9, 64, 129, 150, 256, 258, 531}) check_decode(rows, total, hd);
+    for (size_t rows : {1, 2, 7, 12, 13, 24})
+        for (size_t hd : {24, 64, 128})
+            for (size_t total : {24, 60, 66, 130, 140, 258, 531}) {
+                check_prefill<F32Words>(rows, total, hd);
+                check_prefill<FastWords>(rows, total, hd);
+            }
     for (uint32_t bits = 0; bits < 0x7c00; bits++)  // every finite half there and back
         failures += float_to_half(half_to_float((uint16_t)bits)) != bits;
     std::printf("%d failures\n", failures);

@@ -23,7 +23,7 @@ def session(
     threads: int = 2,
     **attributes: float | int,
 ) -> onnxruntime.InferenceSession:
-    """A session for one `op` node; inputs named None are left out of the node."""
+    """A session for one `op` node, for inputs of any size; inputs named None are left out of the node."""
     names = [name if value is not None else "" for name, value in inputs]
     while names and not names[-1]:
         names.pop()
@@ -33,7 +33,7 @@ def session(
         [node],
         "one_node",
         [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
             for name, value in given
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],

@@ -48,12 +48,12 @@ def activate(x: Array, activation: str) -> Array:
     return v.astype(np.float32)
 
 
-WIDE_ROWS, WIDE_GROUP = 24, 256
-"""As kWideRows and kWideGroup of widen.h."""
+WIDE_GROUP = 256
+"""As kWideGroup of widen.h."""
 
 
 def widen(q: NDArray[np.int32], scales: Array, zeros: bool) -> tuple[NDArray[np.int32], Array]:
-    """LinearW4's weights for many rows: centred q [N, blocks, block] and scales [N, blocks] to int8 groups.
+    """LinearW4's weights for rows that are read: centred q [N, blocks, block] and scales [N, blocks] to int8 groups.
 
     Blocks of up to 256 of K (a divisor of K) share the scale that just covers them.  Returns the input where
     there is no such group.
@@ -86,7 +86,10 @@ def linear(
     epsilon: float = 1e-6,
     exact: bool = False,
 ) -> Array:
-    """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order."""
+    """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order.
+
+    `exact`: as the operator's attribute, and as rows outside of `prefill_rows` are computed.
+    """
     x = normalize(np.asarray(x, np.float32), norm, norm_weight, norm_bias, epsilon)
     if bits == 8:
         q8, column_scales = unpack_w8(packed)
@@ -96,7 +99,7 @@ def linear(
         scales = half_scales.astype(np.float32)
         grouped = q4.astype(np.int32).reshape(q4.shape[0], scales.shape[1], -1)
         centred = grouped - (8 if zeros is None else zeros.astype(np.int32)[:, :, None])
-        if len(x) >= WIDE_ROWS and not exact:
+        if not exact:
             centred, scales = widen(centred, scales, zeros is not None)
     rows, row_scales = quantize_rows(x, centred.shape[2])
     sums = np.einsum("mgk,ngk->mgn", rows.astype(np.float64), centred.astype(np.float64))  # exact below 2^53

@@ -47,6 +47,7 @@ def _both(  # type: ignore[no-untyped-def]
         activation=ACTIVATIONS[activation],
         norm=NORMS[norm],
         epsilon=1e-5,
+        exact=int(options.get("exact", False)),
     )
     want = reference.linear(x.reshape(-1, x.shape[-1]), packed, n, bits=bits, epsilon=1e-5, **options)
     return got.reshape(want.shape), want
@@ -58,13 +59,13 @@ def _close(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float
     assert error < tolerance, f"relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits, exact", [(8, False), (4, False), (4, True)])
 @pytest.mark.parametrize("rows", list(range(1, 34)))
-def test_every_number_of_rows(bits: int, rows: int) -> None:
+def test_every_number_of_rows(bits: int, exact: bool, rows: int) -> None:
     rng = np.random.default_rng(rows)
     packed = _packed(rng, bits, 48, 160, 32, zeros=False)
     x = rng.standard_normal((rows, 160), F32)
-    _close(*_both(x, packed, 48, bits))
+    _close(*_both(x, packed, 48, bits, exact=exact))
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (5, 7), (16, 64), (33, 100), (31, 129), (70, 300), (96, 8)])
@@ -73,7 +74,8 @@ def test_odd_shapes(n: int, k: int, bits: int, block: int, zeros: bool) -> None:
     rng = np.random.default_rng(n * k)
     packed = _packed(rng, bits, n, k, block, zeros)
     for rows in (1, 3, 17):
-        _close(*_both(rng.standard_normal((rows, k), F32), packed, n, bits))
+        for exact in (False, True):
+            _close(*_both(rng.standard_normal((rows, k), F32), packed, n, bits, exact=exact))
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64, 128, 256])
@@ -82,10 +84,11 @@ def test_blocks(block: int, zeros: bool) -> None:
     rng = np.random.default_rng(block)
     packed = _packed(rng, 4, 64, 512, block, zeros)
     for rows in (1, 2, 20):
-        _close(*_both(rng.standard_normal((rows, 512), F32), packed, 64, 4))
+        for exact in (False, True):
+            _close(*_both(rng.standard_normal((rows, 512), F32), packed, 64, 4, exact=exact))
 
 
-@pytest.mark.parametrize("rows", [23, 24, 40])
+@pytest.mark.parametrize("rows", [1, 23, 40])
 @pytest.mark.parametrize("block", [8, 32, 64, 128, 256, 512])
 @pytest.mark.parametrize("k", [512, 768, 1536])
 @pytest.mark.parametrize("zeros", [False, True])
@@ -109,7 +112,8 @@ def test_scales_of_either_sign_and_zero() -> None:
     scales[4, 0] = 1
     packed = packing.pack_w4(q, scales)
     for rows in (2, 30):
-        _close(*_both(rng.standard_normal((rows, 256), F32), packed, 32, 4))
+        for exact in (False, True):
+            _close(*_both(rng.standard_normal((rows, 256), F32), packed, 32, 4, exact=exact))
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -78,6 +78,8 @@ class ScriptedDecoder:
         self.entered = threading.Event()  # a run has begun
         self.fail: Exception | None = None
 
+    rows_independent = True
+
     def new_cache(self, tokens: int) -> FakeCache:
         return FakeCache()
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gog_edge.errors import SessionError
 from gog_edge.manifest import SpecialTokens
-from gog_edge.runtime.sequence import TokenSequence
+from gog_edge.runtime.sequence import TokenSequence, read_rows
 from tests.layout.sequence import sequence_positions
 
 PARTS = st.lists(st.integers(1, 40) | st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12)
@@ -79,10 +79,35 @@ def test_spans_are_found_by_token() -> None:
 
 def test_what_is_tried_behind_the_end_is_no_part_of_it() -> None:
     sequence, plain = build([4, (2, 3), 2]), build([4, (2, 3), 2])
-    ids, places = sequence.ahead(11, [7, 8])
+    ids, places, written = sequence.ahead(11, [7, 8])
     assert (ids.tolist(), places[0].tolist()) == ([0, 7, 8], [8, 9, 10])
+    assert written.tolist() == [False, True, True]  # as what the policy may write
     assert len(sequence) == len(plain) and sequence.ids.tolist() == plain.ids.tolist()
     sequence.append_ids([7])
     assert sequence.ids.tolist() == [*plain.ids.tolist(), 7] and sequence.next == 10
     many = list(range(600))  # more than there was room for
     assert sequence.ahead(len(sequence), many)[0].tolist() == many
+
+
+def test_every_token_says_whether_the_policy_wrote_it() -> None:
+    """However the sequence grows, is tried on and is cut: what lies behind its end leaves no trace."""
+    sequence = build([4])
+    sequence.append_ids([7] * 3, written=True)
+    sequence.ahead(0, [8] * 20)  # flags of a draft, where the image goes next
+    sequence.append_image(2, 3, 0)
+    sequence.append_ids([9] * 600)  # more than there was room for
+    said = [False] * 4 + [True] * 3 + [False] * 606
+    assert sequence.written.tolist() == said
+    sequence.truncate(6)
+    sequence.append_ids([1, 2])
+    assert sequence.written.tolist() == [*said[:6], False, False]
+    sequence.append_ids([3, 4], written=np.array([True, False]))
+    assert sequence.written.tolist()[6:] == [False, False, True, False]
+
+
+def test_what_can_run_together_ends_before_a_second_stretch_of_given_tokens() -> None:
+    for flags, expected in {
+        "w": ((0, 0), 1), "www": ((0, 0), 3), "g": ((0, 1), 1), "ggg": ((0, 3), 3), "wgg": ((1, 3), 3),
+        "ggw": ((0, 2), 3), "wggw": ((1, 3), 4), "gwg": ((0, 1), 2), "wgwwgw": ((1, 2), 4), "ggwgg": ((0, 2), 3),
+    }.items():  # fmt: skip
+        assert read_rows(np.array([flag == "w" for flag in flags])) == expected, flags

@@ -144,5 +144,5 @@ def _noise(rng: np.random.Generator, info: Any, context: int) -> NDArray[Any]:
     dtype = helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
     shape = tuple(d.dim_value or (context + 1 if d.dim_param == "cap" else 1) for d in info.type.tensor_type.shape.dim)
     if dtype == np.int32:
-        return np.full(shape, context, np.int32)  # seqlens_k
+        return np.full(shape, context if shape == (1,) else 0, np.int32)  # seqlens_k; prefill_rows: it is written
     return random_rows(rng, shape, dtype)

@@ -53,6 +53,13 @@ class Row:
     runs: int
 
 
+_FEW = 16  # tokens: to this number a case is one of writing, beyond of reading
+_DECODER = (
+    *("qkv", "cos", "sin", "length", "keys", "values", "q_norm", "k_norm"),
+    *("key_scale", "value_scale", "prefill_rows"),
+)
+
+
 def cases() -> list[Case]:
     """Everything that is measured."""
     policy = SHAPES["qwen3-vl-2b"]
@@ -76,6 +83,7 @@ def cases() -> list[Case]:
     made.append(_linear("decode head int8", 8, 1, policy.vocab, width))
     made.append(_decoder("decode attention f16", 1, 1024))
     made.append(_decoder("decode attention int8", 1, 1024, bytes_=True))
+    made.append(_decoder("check of 4 guesses, attention f16", 5, 1024))
     return made
 
 
@@ -105,6 +113,8 @@ def _linear(
     attributes = {"N": columns, "activation": ACTIVATIONS[activation], "norm": NORMS[norm]}
     size = n * k * bits / 8 + n * groups * np.dtype(scale_type).itemsize
     small = m <= 8
+    if small and bits == 4:
+        attributes["exact"] = 1  # as rows that are written
     read, turns = (size, ("weight",)) if small else (0.0, ())
     return Case(name, f"LinearW{bits}", feeds, attributes, 2.0 * m * n * k, "int8", read, turns)
 
@@ -133,12 +143,13 @@ def _decoder(name: str, s: int, total: int, *, bytes_: bool = False) -> Case:
         made |= {"q_norm": np.ones(hd, np.float32), "k_norm": np.ones(hd, np.float32)}
         if bytes_:
             made |= {name: np.full(shape[:3], 0.02, np.float32) for name in ("key_scale", "value_scale")}
+        made["prefill_rows"] = np.array([0, s if s > _FEW else 0], np.int32)
         return made
 
     op = "DecoderAttentionI8" if bytes_ else "DecoderAttentionF16"
     flops = 4.0 * s * (total - (s - 1) / 2) * heads * hd
-    read = 2.0 * kv * total * hd * (1 if bytes_ else 2) if s == 1 else 0.0
-    turns = ("keys", "values") if s == 1 else ()
+    read = 2.0 * kv * total * hd * (1 if bytes_ else 2) if s <= _FEW else 0.0
+    turns = ("keys", "values") if s <= _FEW else ()
     return Case(name, op, feeds, {"heads": heads, "kv_heads": kv}, flops, "bf16", read, turns)
 
 
@@ -154,7 +165,8 @@ def _session(case: Case, feeds: Feeds, threads: int) -> Any:
     def info(name: str, value: Any) -> Any:
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
-    node = helper.make_node(case.op, list(feeds), ["y"], domain=DOMAIN, **case.attributes)
+    names = [name if name in feeds else "" for name in _DECODER] if "keys" in feeds else list(feeds)
+    node = helper.make_node(case.op, names, ["y"], domain=DOMAIN, **case.attributes)
     inputs = [info(name, value) for name, value in feeds.items()]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]

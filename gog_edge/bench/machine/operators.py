@@ -208,7 +208,7 @@ def _run(decoder: Decoder, cache: KvCache, past: int, rows: int) -> Run:
     ids = np.arange(1, rows + 1, dtype=np.int32)
     positions = np.tile(np.arange(past, past + rows, dtype=np.int32), (3, 1))
     start = time.perf_counter()
-    decoder.forward(cache, past, ids, positions)
+    decoder.forward(cache, past, ids, positions, read=(0, rows if rows > 1 else 0))
     return Run(time.perf_counter() - start)
 
 

@@ -13,8 +13,11 @@ from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
+from gog_edge.native.contract import DOMAIN
+from gog_edge.native.dispatch import gemm_rows_independent
 
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
+_READ = "prefill_rows"  # of native operators: the rows that take the arithmetic of reading
 _LITTLE = 1024  # tokens; where there is no address space for more
 _POSITION = {False: ("seqlens_k", "total_sequence_length"), True: ("write_indices", "attention_bias")}  # portable?
 
@@ -37,14 +40,22 @@ class OrtDecoder:
         self._takes_total = "total_sequence_length" in graph.inputs
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
+        self._native = DOMAIN in graph.spec.domains
         positions = _POSITION[manifest.portable]
-        known = {*_NEEDED, *positions, "deepstack", *cache_names(graph)}
-        odd = sorted((graph.inputs.keys() - known) | ({*_NEEDED, positions[0]} - graph.inputs.keys()))
+        needed = {*_NEEDED, positions[0], *((_READ,) if self._native else ())}
+        known = {*needed, *positions, "deepstack", *cache_names(graph)}
+        odd = sorted((graph.inputs.keys() - known) | (needed - graph.inputs.keys()))
         if odd:
             raise EngineError(
                 f"the decoder graph's inputs do not fit backend {manifest.backend!r} ({', '.join(odd)}); "
                 "export the checkpoint again with this version"
             )
+
+    @property
+    def rows_independent(self) -> bool:
+        """Native operators (see `gog_edge.native.contract`), with float matrices where ONNX Runtime's Gemm is found to
+        be; its attention is not: the sums of a row follow the number of rows."""
+        return self._native and gemm_rows_independent()
 
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
@@ -95,6 +106,8 @@ class OrtDecoder:
             "rope_sin": np.ascontiguousarray(inputs.rope_sin, np.float32),
             "last_k": np.array([inputs.last_k], np.int64),
         }
+        if self._native:
+            feeds[_READ] = np.array(inputs.read, np.int32)
         if self._takes_deepstack:
             feeds["deepstack"] = self._deepstack(inputs, count)
         if self._portable:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import MS, OrtTarget
 from gog_edge.export.graph.portable import PortableTarget, cache_shape
 from gog_edge.families.target import Cache, LayerCache, Value, Windows
@@ -24,6 +25,7 @@ class NativeCache:
     g: GraphBuilder
     spec: DecoderSpec
     seqlens_k: Value
+    prefill_rows: Value
     past: tuple[tuple[Value, Value], ...]
     scales: tuple[tuple[Value, Value], ...]
 
@@ -49,6 +51,9 @@ class NativeTarget(OrtTarget):
     def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
         g = self.g
         seqlens = g.input("seqlens_k", "int32", (1,))
+        prefill_rows = g.input("prefill_rows", "int32", (2,))
+        if isinstance(self.store, NativeLinear):
+            self.store.prefill_rows = prefill_rows
         past, scales = [], []
         for i, layer in enumerate(layers):
             shape = cache_shape(layer)
@@ -57,7 +62,7 @@ class NativeTarget(OrtTarget):
             if self.kv_dtype == "int8":
                 rows = (g.input(f"{name}_scale", "float32", shape[:3]) for name in names)
                 scales.append((next(rows), next(rows)))
-        return NativeCache(g, spec, seqlens, tuple(past), tuple(scales))
+        return NativeCache(g, spec, seqlens, prefill_rows, tuple(past), tuple(scales))
 
     def cached_attention(
         self,
@@ -72,7 +77,7 @@ class NativeTarget(OrtTarget):
         assert isinstance(cache, NativeCache), "a cache made by another target"
         spec = cache.spec
         vectors = (None, None) if norms is None else (self._vector(norms[0]), self._vector(norms[1]))
-        scales = cache.scales[layer] if cache.scales else ()
+        scales = cache.scales[layer] if cache.scales else (None, None)
         return self.g.op(
             _KINDS[self.kv_dtype],
             qkv,
@@ -82,6 +87,7 @@ class NativeTarget(OrtTarget):
             *cache.past[layer],
             *vectors,
             *scales,
+            cache.prefill_rows,
             domain=DOMAIN,
             heads=spec.heads,
             kv_heads=spec.kv_heads,

@@ -26,22 +26,26 @@ Order = NDArray[np.int64]
 class NativeLinear(OrtLinear):
     """Integer matrices by native operators, float ones by stock Gemm. Schemes have been through `fit.for_native`.
 
-    `exact`: int4 blocks keep their own scales however many rows there are.
+    `exact`: int4 blocks keep their own scales for every row; else for rows that the decoder writes, and the head.
+    `prefill_rows`: the decoder's graph input that says which rows are read, None in the vision tower.
     """
 
     exact: bool = False
+    prefill_rows: Value | None = None
 
     def linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value:
         scheme = self.scheme(weight, role)
         if scheme.is_float:
             return super().linear(x, weight, biases, role)
-        return self._node(x, weight, biases, scheme, gated=False)
+        return self._node(x, weight, biases, scheme, role, gated=False)
 
     def gated(self, x: Value, weight: Matrix, biases: tuple[str, ...], role: Role) -> Value | None:
         scheme = self.scheme(weight, role)
-        return None if scheme.is_float else self._node(x, weight, biases, scheme, gated=True)
+        return None if scheme.is_float else self._node(x, weight, biases, scheme, role, gated=True)
 
-    def _node(self, x: Value, weight: Matrix, biases: tuple[str, ...], scheme: Scheme, *, gated: bool) -> Value:
+    def _node(
+        self, x: Value, weight: Matrix, biases: tuple[str, ...], scheme: Scheme, role: Role, *, gated: bool
+    ) -> Value:
         name = f"{weight.label}.weight"
         columns = weight.rows // 2 if gated else weight.rows
         order = packing.gate_up_order(columns) if gated else packing.column_order(columns)
@@ -53,12 +57,16 @@ class NativeLinear(OrtLinear):
         packed_bias = None if bias is None else self.g.weight(f"{name}.bias", packing.pack_columns(bias, order))
         q = Value(f"{name}.q", "uint8")
         scale = Value(f"{name}.scale", "float32" if scheme.bits == 8 else "float16")
-        zeros = (None, None, None, None) if scheme.symmetric else (None, None, None, Value(f"{name}.zero", "uint8"))
+        zeros = None if scheme.symmetric else Value(f"{name}.zero", "uint8")
         kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
         activation = contract.ACTIVATIONS["silu_mul" if gated else "none"]
-        only_int4 = {"exact": 1} if self.exact and kind == "LinearW4" else {}
-        attributes: dict[str, Any] = {"N": columns, "activation": activation, **only_int4}
-        return self.g.op(kind, x, q, scale, packed_bias, *zeros, domain=contract.DOMAIN, **attributes)
+        attributes: dict[str, Any] = {"N": columns, "activation": activation}
+        rest: tuple[Value | None, ...] = ()
+        if kind == "LinearW4":
+            exact = self.exact or role == "head"  # the head sees the last rows only: no other numbering of them
+            attributes |= {"exact": 1} if exact else {}
+            rest = (None, None, None, zeros, None if exact else self.prefill_rows)  # fuse fills the first three
+        return self.g.op(kind, x, q, scale, packed_bias, *rest, domain=contract.DOMAIN, **attributes)
 
     def _strips(self, weight: Matrix, scheme: Scheme) -> Iterator[QuantizedWeight]:
         """Row chunks that are whole strips of packed columns (but for the last one)."""

@@ -119,7 +119,8 @@ def _prefill(model: Model, session: Session, features: list[Features]) -> F32:
             begin, end = max(span.start, at), min(span.stop, stop)
             placed.append(PlacedImage(begin - at, begin - span.start, end - begin, features[span.image]))
         where = session.sequence.positions(at, stop)
-        rows[at:stop] = model.decoder.forward(cache, at, session.tokens[at:stop], where, placed, last_k=stop - at)
+        count, ids = stop - at, session.tokens[at:stop]
+        rows[at:stop] = model.decoder.forward(cache, at, ids, where, placed, last_k=count, read=(0, count))
     return rows
 
 

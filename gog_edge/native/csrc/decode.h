@@ -1,5 +1,9 @@
 // Attention of a few queries (decoding, or checking a guessed continuation) straight over the cache: every cached
 // row is read once, in the order it lies in memory, and widened in registers; nothing is repacked.
+//
+// What a query gets depends on the query and the keys it sees alone, to the last bit: keys are cut at fixed positions
+// of the sequence (kDecodeKeys, and blocks of kKeyBlock within), every kernel adds in the same order however many
+// queries or keys it takes at once, and a key that a query does not see adds exactly nothing.
 #pragma once
 
 #include "flash.h"
@@ -7,7 +11,9 @@
 
 namespace gog {
 
-constexpr size_t kDecodeRows = 32;  // queries of one kv head: tokens x heads of its group
+constexpr size_t kDecodeRows = 32;   // queries of one kv head at once: tokens x heads of its group
+constexpr size_t kDecodeKeys = 256;  // keys whose softmax is computed on its own
+static_assert(kDecodeKeys % kKeyBlock == 0, "blocks of keys must not cross a cut");
 
 // Up to so many rows, arithmetic is short beside reading, and keys and values are read in the order they lie in: then
 // the hardware fetches ahead as fast as memory goes (measured, two rows: 13.8 -> 18.4 GB/s of one core).  More rows
@@ -31,11 +37,14 @@ GOG_INLINE void softmax_row(float* scores, size_t visible, size_t count, float* 
     to_probabilities<F32Words>(scores, count, fresh, *factor, sum);
 }
 
-// scores[r][key] for R rows and 16 / R keys from `position` on.
-template <class C, int R>
-GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const float* q, size_t stride, float* scores) {
+// scores[r][key] for R rows and 16 / R keys from `position` on.  kTail: only `left` of the keys are there, and what is
+// stored for the others means nothing.
+template <class C, int R, bool kTail>
+GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, size_t left, const float* q, size_t stride,
+                           float* scores) {
     constexpr int kKeys = 16 / R;
-    const auto* row = cache.row(head, position);
+    const auto* first = cache.row(head, position);
+    const auto row = [&](int k) { return first + (kTail && (size_t)k >= left ? left - 1 : (size_t)k) * cache.hd; };
     vf acc[16];
     GOG_UNROLL
     for (int i = 0; i < 16; i++) acc[i] = vf{};
@@ -44,17 +53,19 @@ GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const f
         GOG_UNROLL
         for (int k = 0; k < kKeys; k++)
             for (size_t i = 0; i < hd; i += W) {
-                const vf key = C::values(row + k * hd, i);
+                const vf key = C::values(row(k), i);
                 GOG_UNROLL
-                for (int r = 0; r < R; r++) acc[r * kKeys + k] += load<vf>(q + r * stride + i) * key;
+                for (int r = 0; r < R; r++)
+                    acc[r * kKeys + k] = madd(acc[r * kKeys + k], load<vf>(q + r * stride + i), key);
             }
     }
     for (size_t i = 0; i < hd && R > kLineRows; i += W) {
         GOG_UNROLL
         for (int k = 0; k < kKeys; k++) {
-            const vf key = C::values(row + k * hd, i);
+            const vf key = C::values(row(k), i);
             GOG_UNROLL
-            for (int r = 0; r < R; r++) acc[r * kKeys + k] += load<vf>(q + r * stride + i) * key;
+            for (int r = 0; r < R; r++)
+                acc[r * kKeys + k] = madd(acc[r * kKeys + k], load<vf>(q + r * stride + i), key);
         }
     }
     alignas(64) float sums[16];
@@ -62,7 +73,7 @@ GOG_INLINE void few_scores(const C& cache, size_t head, size_t position, const f
     for (int r = 0; r < R; r++) std::memcpy(scores + r * kKeyBlock, sums + r * kKeys, kKeys * 4);
 }
 
-// The same for any number of keys and any head size.
+// The same for head sizes that are no multiple of W.
 template <class C>
 inline void plain_scores(const C& cache, size_t head, size_t position, size_t keys, const float* q, size_t rows,
                          float* scores) {
@@ -72,9 +83,9 @@ inline void plain_scores(const C& cache, size_t head, size_t position, size_t ke
         for (size_t r = 0; r < rows; r++) {
             const float* x = q + r * hd;
             vf lanes{};
-            for (size_t i = 0; i < whole; i += W) lanes += load<vf>(x + i) * C::values(row, i);
+            for (size_t i = 0; i < whole; i += W) lanes = madd(lanes, load<vf>(x + i), C::values(row, i));
             float sum = hsum(lanes);
-            for (size_t i = whole; i < hd; i++) sum += x[i] * C::value(row, i);
+            for (size_t i = whole; i < hd; i++) sum = madd(sum, x[i], C::value(row, i));
             scores[r * kKeyBlock + k] = sum;
         }
     }
@@ -96,14 +107,14 @@ inline void score_block(const C& cache, const C& ahead, size_t head, size_t posi
                         const float* q, float* scores) {
     constexpr size_t kLead = 32;
     constexpr size_t kKeys = 16 / R;
+    if (cache.hd % W) return plain_scores(cache, head, position, keys, q, R, scores);
     size_t k = 0;
-    if (cache.hd % W == 0)
-        for (; k + kKeys <= keys; k += kKeys) {
-            if (R > kLineRows) prefetch_rows(ahead, head, position + k, kKeys);
-            if (R > kLineRows && first && k + kKeys + kLead <= keys) prefetch_rows(cache, head, position + k + kLead, kKeys);
-            few_scores<C, R>(cache, head, position + k, q, cache.hd, scores + k);
-        }
-    plain_scores(cache, head, position + k, keys - k, q, R, scores + k);
+    for (; k + kKeys <= keys; k += kKeys) {
+        if (R > kLineRows) prefetch_rows(ahead, head, position + k, kKeys);
+        if (R > kLineRows && first && k + kKeys + kLead <= keys) prefetch_rows(cache, head, position + k + kLead, kKeys);
+        few_scores<C, R, false>(cache, head, position + k, kKeys, q, cache.hd, scores + k);
+    }
+    if (k < keys) few_scores<C, R, true>(cache, head, position + k, keys - k, q, cache.hd, scores + k);
 }
 
 // out[R][hd] = factor[r] * out + sum over keys of p[r][key] * value row, C vectors of channels at a time.
@@ -126,7 +137,7 @@ GOG_INLINE void few_values(const Cache& cache, size_t head, size_t position, siz
         GOG_UNROLL
         for (int r = 0; r < R; r++)
             GOG_UNROLL
-            for (int c = 0; c < C; c++) acc[r][c] += v[c] * p[r * kKeyBlock + k];
+            for (int c = 0; c < C; c++) acc[r][c] = madd(acc[r][c], v[c], p[r * kKeyBlock + k]);
     }
     GOG_UNROLL
     for (int r = 0; r < R; r++)
@@ -148,31 +159,39 @@ inline void mix_block(const Cache& cache, size_t head, size_t position, size_t k
         for (int r = 0; r < R; r++) {
             float sum = out[r * cache.hd + i] * factor[r];
             for (size_t k = 0; k < keys; k++)
-                sum += p[r * kKeyBlock + k] * Cache::value(cache.row(head, position + k), i);
+                sum = madd(sum, p[r * kKeyBlock + k], Cache::value(cache.row(head, position + k), i));
             out[r * cache.hd + i] = sum;
         }
 }
 
-// Unnormalised attention over a range of keys; ranges are put together by merge_parts.
+// Unnormalised attention over kDecodeKeys keys; they are put together by merge_parts.
 struct Partial {
     float maximum[kDecodeRows], sum[kDecodeRows];
 };
 
 // q [rows][hd] (scaled by scale * log2 e) over keys [begin, end) of one kv head; row r sees keys below limits[r].
+// begin is a multiple of kDecodeKeys; from there on every kDecodeKeys keys have their own partial and out[rows][hd].
 template <class C>
 inline void attend_cache(const C& keys, const C& values, size_t head, size_t begin, size_t end, const float* q,
-                         size_t rows, const size_t* limits, float* out, Partial& partial) {
+                         size_t rows, const size_t* limits, float* out, Partial* partials) {
     alignas(64) float scores[kDecodeRows * kKeyBlock];
     alignas(64) float scaled[kKeyBlock];
     float factor[kDecodeRows];
     vf sums[kDecodeRows];
     const size_t hd = keys.hd;
-    for (size_t r = 0; r < rows; r++) {
-        partial.maximum[r] = kHidden;
-        sums[r] = vf{};
-    }
-    std::memset(out, 0, rows * hd * 4);
+    Partial* partial = partials;
     for (size_t position = begin; position < end; position += kKeyBlock) {
+        if (position % kDecodeKeys == 0) {
+            if (position > begin) {
+                partial++;
+                out += rows * hd;
+            }
+            for (size_t r = 0; r < rows; r++) {
+                partial->maximum[r] = kHidden;
+                sums[r] = vf{};
+            }
+            std::memset(out, 0, rows * hd * 4);
+        }
         const size_t count = end - position < (size_t)kKeyBlock ? end - position : kKeyBlock;
         const size_t whole = div_up(count, W) * W;
         for (size_t r = 0; r < rows;) {
@@ -198,7 +217,7 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
                 for (size_t k = 0; k < count; k++) s[k] *= scaled[k];
             for (size_t k = count; k < whole; k++) s[k] = 0;
             const size_t limit = limits[r] > position ? limits[r] - position : 0;
-            softmax_row(s, limit < count ? limit : count, whole, partial.maximum + r, sums + r, factor + r);
+            softmax_row(s, limit < count ? limit : count, whole, partial->maximum + r, sums + r, factor + r);
         }
         if (C::kScaled) {
             for (size_t k = 0; k < count; k++) scaled[k] = values.scale(head, position + k);
@@ -219,11 +238,12 @@ inline void attend_cache(const C& keys, const C& values, size_t head, size_t beg
                 r += 1;
             }
         }
+        if (left == 0 || (position + kKeyBlock) % kDecodeKeys == 0)
+            for (size_t r = 0; r < rows; r++) partial->sum[r] = hsum(sums[r]);
     }
-    for (size_t r = 0; r < rows; r++) partial.sum[r] = hsum(sums[r]);
 }
 
-// out[hd] of one row from `parts` ranges: parts[i].out is at rows + i * stride.
+// out[hd] of one row from `parts` partials: that of parts[i] is at rows + i * stride.
 inline void merge_parts(const Partial* partials, const float* rows, size_t stride, size_t parts, size_t row, size_t hd,
                         float* out) {
     float top = kHidden, total = 0;
@@ -232,8 +252,8 @@ inline void merge_parts(const Partial* partials, const float* rows, size_t strid
     for (size_t i = 0; i < parts; i++) {
         if (partials[i].maximum[row] == kHidden) continue;
         const float weight = std::exp2(partials[i].maximum[row] - top);
-        total += weight * partials[i].sum[row];
-        for (size_t j = 0; j < hd; j++) out[j] += weight * rows[i * stride + row * hd + j];
+        total = madd(total, weight, partials[i].sum[row]);
+        for (size_t j = 0; j < hd; j++) out[j] = madd(out[j], weight, rows[i * stride + row * hd + j]);
     }
     const float inverse = total > 0 ? 1.0f / total : 0.0f;
     for (size_t j = 0; j < hd; j++) out[j] *= inverse;

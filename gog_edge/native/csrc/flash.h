@@ -17,7 +17,7 @@ namespace gog {
 
 struct F32Words {
     static constexpr int kPer = 1;
-    static GOG_INLINE vf dot(vf acc, vi a, vi b) { return acc + (vf)a * (vf)b; }
+    static GOG_INLINE vf dot(vf acc, vi a, vi b) { return madd(acc, (vf)a, (vf)b); }
 };
 #if defined(GOG_BF16)
 struct Bf16Words {
@@ -292,7 +292,8 @@ struct Softmax {
             if (scale) block *= load<vf>(scale + r);
             const vf old = load<vf>(maximum + r), fresh = vmax(old, block);
             store(maximum + r, fresh);
-            store(factor + r, exp2v(old - fresh));
+            store(factor + r, old == fresh ? splat(1.0f) : exp2v(old - fresh));  // exactly 1: keys that a row does
+                                                                                 // not see change nothing
             store(top + r, kLocal ? block : fresh);
             if (kLocal) store(gain + r, exp2v(block - fresh));
         }

@@ -207,7 +207,7 @@ void mix_byte_rows(const uint8_t* probabilities, size_t count, const uint32_t* v
         GOG_UNROLL
         for (int c = 0; c < C; c++) {
             float* at = out + r * padded + c * W;
-            store(at, load<vf>(at) * factor[r] + to_float(acc[r][c]) * gain[r]);
+            store(at, madd(load<vf>(at) * factor[r], to_float(acc[r][c]), gain[r]));
         }
 }
 template <int C>

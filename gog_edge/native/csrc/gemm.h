@@ -6,10 +6,11 @@
 //   4 bits: [panel][K/8][16][4] bytes, byte j of a column: low nibble = q[k + j], high nibble = q[k + 4 + j].
 // Scales: 8 bits: f32 [panel][16], one per column; 4 bits: f16 [panel][K/block][16].
 //
-// 4-bit weights reach the dot product in two ways.  For few rows a vector is split into two registers of bytes as
-// it is loaded, and every block of K has its own sum, scale and activation scale.  For many rows a strip of 32
-// columns is first widened to 8 bits with one scale per column and kWideGroup of K (widen.h), because a sum that
-// is scaled every 32 products spends a third of its time on scaling.
+// 4-bit weights reach the dot product in two ways.  To write token by token a vector is split into two registers of
+// bytes as it is loaded, and every block of K has its own sum, scale and activation scale.  To read many tokens a
+// strip of 32 columns is first widened to 8 bits with one scale per column and kWideGroup of K (widen.h), because a
+// sum that is scaled every 32 products spends a third of its time on scaling.  The two round differently, so the
+// caller says which rows take which; the number of rows decides nothing.
 #pragma once
 
 #include "activation.h"
@@ -135,9 +136,9 @@ __attribute__((noinline)) void gemm_tile(const TileInput& in) {
             GOG_UNROLL
             for (int r = 0; r < R; r++) {
                 vf value = to_float(acc[r][v]);
-                if (kZeros) value -= zero * (float)in.row_sums[g * R + r];
-                const vf scaled = value * (scale * in.row_scales[g * R + r]);
-                total[r][v] = kOneGroup ? scaled : total[r][v] + scaled;
+                if (kZeros) value = madd(value, zero, -(float)in.row_sums[g * R + r]);
+                const vf step = scale * in.row_scales[g * R + r];
+                total[r][v] = kOneGroup ? value * step : madd(total[r][v], value, step);
             }
         }
     }
@@ -169,83 +170,112 @@ struct Strip {
     size_t panel_bytes, scale_bytes;
 };
 
-// y = epilogue(x W^T), rows quantised in groups of x.group.  `strip_of(s)` gives strip s, in a form of kFormat.
-template <Format kFormat, class StripOf>
-void gemm_strips(const QuantizedRows& x, size_t strips, size_t row_bytes, const StripOf& strip_of,
-                 const Epilogue& epilogue, const Parallel& parallel) {
+// Tiles [tile_begin, tile_end) of x against one strip; `sums` holds kTileRows x kStrip.
+template <Format kFormat>
+inline void multiply_strip(const QuantizedRows& x, size_t tile_begin, size_t tile_end, const Strip& strip,
+                           size_t column, const Epilogue& epilogue, float* sums) {
+    for (size_t tile = tile_begin; tile < tile_end; tile++) {
+        const size_t first = x.first_row(tile), rows = x.tile_rows(tile);
+        const int columns = tile_columns(rows);
+        if (rows > kStreamRows) fetch_strip(rows, x.offset + first, column, epilogue);
+        for (int part = 0; part < kStrip / columns; part++) {
+            const size_t panel = part * columns / 16;
+            TileInput in;
+            in.data = strip.data + panel * strip.panel_bytes;
+            in.panel_bytes = strip.panel_bytes;
+            in.scales = (const char*)strip.scales + panel * strip.scale_bytes;
+            in.zeros = strip.zeros ? strip.zeros + panel * x.groups * 16 : nullptr;
+            in.rows = x.bytes + first * x.columns;
+            in.row_scales = x.scales + first * x.groups;
+            in.row_sums = x.sums + first * x.groups;
+            in.groups = x.groups;
+            in.group = x.group;
+            in.strip = sums + part * columns;
+            run_tile<kFormat>(rows, in);
+        }
+        finish_strip(sums, rows, x.offset + first, column, epilogue);
+    }
+}
+
+// Cuts tiles x strips into tasks: f(first chunk of rows, tile_begin, tile_end, strip_begin, strip_end).
+template <class F>
+void in_tasks(const QuantizedRows& x, size_t strips, size_t strip_bytes, size_t row_bytes, const Parallel& parallel,
+              const F& f) {
     const size_t most_tiles = row_bytes / (x.columns * kTileRows) + 1;
     const size_t row_chunks = div_up(x.tiles, most_tiles);
     // Enough tasks to even out cores that are not equally free, each long enough to hide its dispatch: for a few
     // rows, kTaskBytes of weights and at most 64 tasks.
-    const size_t strip_bytes = x.columns * kStrip / (kFormat == Format::kBytes ? 1 : 2);
     const size_t least = kTaskBytes / strip_bytes + 1, even = div_up(strips, 64);
     size_t strips_each = x.tiles > 1 ? 4 : least > even ? least : even;
     if (strips_each > strips) strips_each = strips;
     const size_t strip_chunks = div_up(strips, strips_each);
     parallel(row_chunks * strip_chunks, [&](size_t task) {
-        const size_t tile_begin = task / strip_chunks * x.tiles / row_chunks;
-        const size_t tile_end = (task / strip_chunks + 1) * x.tiles / row_chunks;
-        const size_t strip_begin = task % strip_chunks * strips_each;
-        const size_t strip_end = strip_begin + strips_each < strips ? strip_begin + strips_each : strips;
-        alignas(64) float sums[kTileRows * kStrip];
-        for (size_t s = strip_begin; s < strip_end; s++) {
-            const Strip strip = strip_of(s);
-            for (size_t tile = tile_begin; tile < tile_end; tile++) {
-                const size_t first = x.first_row(tile), rows = x.tile_rows(tile);
-                const int columns = tile_columns(rows);
-                if (rows > kStreamRows) fetch_strip(rows, first, s * kStrip, epilogue);
-                for (int part = 0; part < kStrip / columns; part++) {
-                    const size_t panel = part * columns / 16;
-                    TileInput in;
-                    in.data = strip.data + panel * strip.panel_bytes;
-                    in.panel_bytes = strip.panel_bytes;
-                    in.scales = (const char*)strip.scales + panel * strip.scale_bytes;
-                    in.zeros = strip.zeros ? strip.zeros + panel * x.groups * 16 : nullptr;
-                    in.rows = x.bytes + first * x.columns;
-                    in.row_scales = x.scales + first * x.groups;
-                    in.row_sums = x.sums + first * x.groups;
-                    in.groups = x.groups;
-                    in.group = x.group;
-                    in.strip = sums + part * columns;
-                    run_tile<kFormat>(rows, in);
-                }
-                finish_strip(sums, rows, first, s * kStrip, epilogue);
-            }
-        }
-        if (epilogue.stream) finish_streaming();
+        const size_t chunk = task / strip_chunks, begin = task % strip_chunks * strips_each;
+        f(chunk == 0, chunk * x.tiles / row_chunks, (chunk + 1) * x.tiles / row_chunks, begin,
+          begin + strips_each < strips ? begin + strips_each : strips);
     });
+}
+
+// Where strip s of packed weights lies.
+template <int kBits>
+inline Strip packed_strip(const PackedWeights& w, size_t s) {
+    const size_t panel_bytes = w.depth * 2 * kBits, groups = w.depth / w.block;
+    const size_t scale_bytes = groups * 16 * (kBits == 8 ? 4 : 2);
+    return {w.data + s * 2 * panel_bytes, (const char*)w.scales + s * 2 * scale_bytes,
+            w.zeros ? w.zeros + s * 2 * groups * 16 : nullptr, panel_bytes, scale_bytes};
+}
+
+template <Format kFormat>
+void gemm_packed(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue, const Parallel& parallel) {
+    constexpr int kBits = kFormat == Format::kBytes ? 8 : 4;
+    const size_t strip_bytes = x.columns * kStrip * kBits / 8;
+    in_tasks(x, w.columns / kStrip, strip_bytes, kRowBytesInL2, parallel,
+             [&](bool, size_t tile_begin, size_t tile_end, size_t begin, size_t end) {
+                 alignas(64) float sums[kTileRows * kStrip];
+                 for (size_t s = begin; s < end; s++)
+                     multiply_strip<kFormat>(x, tile_begin, tile_end, packed_strip<kBits>(w, s), s * kStrip, epilogue,
+                                             sums);
+                 if (epilogue.stream) finish_streaming();
+             });
 }
 
 // x quantised in groups of w.block, in tiles of most_rows(…) at most.
 template <int kBits>
 void gemm(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue, const Parallel& parallel) {
-    const size_t panel_bytes = w.depth * 2 * kBits, groups = w.depth / w.block;
-    const size_t scale_bytes = groups * 16 * (kBits == 8 ? 4 : 2);
-    const auto strip_of = [&](size_t s) {
-        return Strip{w.data + s * 2 * panel_bytes, (const char*)w.scales + s * 2 * scale_bytes,
-                     w.zeros ? w.zeros + s * 2 * groups * 16 : nullptr, panel_bytes, scale_bytes};
-    };
-    const size_t strips = w.columns / kStrip;
     if constexpr (kBits == 8)
-        gemm_strips<Format::kBytes>(x, strips, kRowBytesInL2, strip_of, epilogue, parallel);
+        gemm_packed<Format::kBytes>(x, w, epilogue, parallel);
     else if (w.zeros)
-        gemm_strips<Format::kNibblesZeros>(x, strips, kRowBytesInL2, strip_of, epilogue, parallel);
+        gemm_packed<Format::kNibblesZeros>(x, w, epilogue, parallel);
     else
-        gemm_strips<Format::kNibbles>(x, strips, kRowBytesInL2, strip_of, epilogue, parallel);
+        gemm_packed<Format::kNibbles>(x, w, epilogue, parallel);
 }
 
-// 4-bit weights widened strip by strip; x quantised in groups of wide_group(w).
-inline void gemm_widened(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue,
-                         const Parallel& parallel) {
-    const auto strip_of = [&](size_t s) {
+// 4-bit weights widened strip by strip; x quantised in groups of wide_group(w).  `others` (two sets of rows,
+// possibly none) are quantised as for gemm<4> and multiplied with the blocks as they are: a strip that is about to be
+// widened is read once for both.
+inline void gemm_widened(const QuantizedRows& x, const QuantizedRows (&others)[2], const PackedWeights& w,
+                         const Epilogue& epilogue, const Parallel& parallel) {
+    in_tasks(x, w.columns / kStrip, x.columns * kStrip / 2, kWideRowBytes, parallel,
+             [&](bool first_rows, size_t tile_begin, size_t tile_end, size_t begin, size_t end) {
         static thread_local Scratch bytes, scales;  // of the thread that runs the task
         uint8_t* data = bytes.get<uint8_t>(kStrip * w.depth);
         float* column_scales = scales.get<float>(kStrip * x.groups);
-        for (size_t p = 0; p < kStrip / 16; p++)
-            widen_panel(w, s * 2 + p, x.group, data + p * 16 * w.depth, column_scales + p * 16 * x.groups);
-        return Strip{data, column_scales, nullptr, 16 * w.depth, 16 * x.groups * 4};
-    };
-    gemm_strips<Format::kGroupedBytes>(x, w.columns / kStrip, kWideRowBytes, strip_of, epilogue, parallel);
+        alignas(64) float sums[kTileRows * kStrip];
+        for (size_t s = begin; s < end; s++) {
+            for (const QuantizedRows& o : others) {
+                if (!first_rows || o.tiles == 0) continue;
+                if (w.zeros)
+                    multiply_strip<Format::kNibblesZeros>(o, 0, o.tiles, packed_strip<4>(w, s), s * kStrip, epilogue, sums);
+                else
+                    multiply_strip<Format::kNibbles>(o, 0, o.tiles, packed_strip<4>(w, s), s * kStrip, epilogue, sums);
+            }
+            for (size_t p = 0; p < kStrip / 16; p++)
+                widen_panel(w, s * 2 + p, x.group, data + p * 16 * w.depth, column_scales + p * 16 * x.groups);
+            const Strip strip{data, column_scales, nullptr, 16 * w.depth, 16 * x.groups * 4};
+            multiply_strip<Format::kGroupedBytes>(x, tile_begin, tile_end, strip, s * kStrip, epilogue, sums);
+        }
+        if (epilogue.stream) finish_streaming();
+    });
 }
 
 }  // namespace gog

@@ -9,6 +9,7 @@
 #include "kv_cache.h"
 #include "ort_abi.h"
 #include "rotary.h"
+#include "row_range.h"
 
 namespace gog {
 
@@ -16,6 +17,7 @@ struct DecoderInput {
     const float *qkv, *cos, *sin, *q_norm, *k_norm;
     size_t s, total, heads, kv_heads, hd;
     float scale, epsilon;
+    RowRange prefill;  // tokens whose attention is computed in blocks, in bf16 where the CPU multiplies it
 
     size_t group() const { return heads / kv_heads; }  // query heads that share a kv head
     // Queries of one kv head are taken token by token: row i is token i / group, head i % group of the group.
@@ -36,10 +38,9 @@ public:
         } else {
             parallel(in_.s, [&](size_t token) { prepare(token, q); });
         }
-        if (in_.s * in_.group() <= kDecodeRows)
-            decode(q, parallel);
-        else
-            prefill(q, parallel);
+        decode(q, 0, in_.prefill.begin, parallel);
+        if (in_.prefill.begin < in_.prefill.end) prefill(q, parallel);
+        decode(q, in_.prefill.end, in_.s, parallel);
     }
 
 private:
@@ -76,37 +77,44 @@ private:
         return y_ + ((row / group) * in_.heads + kv_head * group + row % group) * in_.hd;
     }
 
-    void decode(const float* q, const Parallel& parallel) const {
+    // Tokens [begin, end) of the run, kDecodeRows queries of a kv head at a time.
+    void decode(const float* q, size_t begin, size_t end, const Parallel& parallel) const {
+        const size_t most = kDecodeRows / in_.group();
+        for (size_t token = begin; token < end; token += most)
+            decode_rows(q, token * in_.group(), (token + most < end ? token + most : end) * in_.group(), parallel);
+    }
+
+    // Queries [first, last) of every kv head.
+    void decode_rows(const float* q, size_t first, size_t last, const Parallel& parallel) const {
         static thread_local Scratch partial_memory, row_memory;
-        const size_t rows = in_.s * in_.group(), hd = in_.hd;
-        // Split the keys so that there are a few tasks for every core, but none below 256 keys.
+        const size_t rows = last - first, hd = in_.hd, keys = in_.limit(last - 1), each = div_up(keys, kDecodeKeys);
+        // A few tasks for every core; the keys are cut at multiples of kDecodeKeys only.
         static const size_t cores = std::thread::hardware_concurrency();
-        size_t parts = div_up(4 * (cores > 0 ? cores : 8), in_.kv_heads);
-        const size_t most = in_.total / 256 > 0 ? in_.total / 256 : 1;
-        if (parts > most) parts = most;
-        Partial* partials = partial_memory.get<Partial>(in_.kv_heads * parts);
-        float* out = row_memory.get<float>(in_.kv_heads * parts * rows * hd);
+        size_t tasks = div_up(4 * (cores > 0 ? cores : 8), in_.kv_heads);
+        if (tasks > each) tasks = each;
+        Partial* partials = partial_memory.get<Partial>(in_.kv_heads * each);
+        float* out = row_memory.get<float>(in_.kv_heads * each * rows * hd);
         size_t limits[kDecodeRows];
-        for (size_t r = 0; r < rows; r++) limits[r] = in_.limit(r);
-        const auto task = [&](size_t i) {
-            const size_t head = i / parts, part = i % parts;
-            const size_t begin = part * in_.total / parts, end = (part + 1) * in_.total / parts;
-            attend_cache(keys_, values_, head, begin, end, q + head * rows * hd, rows, limits, out + i * rows * hd,
-                         partials[i]);
-            if (parts > 1) return;
+        for (size_t r = 0; r < rows; r++) limits[r] = in_.limit(first + r);
+        const auto merge = [&](size_t head) {
             for (size_t r = 0; r < rows; r++)
-                merge_parts(partials + i, out + i * rows * hd, rows * hd, 1, r, hd, out_row(head, r));
+                merge_parts(partials + head * each, out + head * each * rows * hd, rows * hd, each, r, hd,
+                            out_row(head, first + r));
         };
-        if (in_.total * in_.kv_heads * rows < 2048) {  // cheaper than waking another thread
-            for (size_t i = 0; i < in_.kv_heads * parts; i++) task(i);
+        const auto task = [&](size_t i) {
+            const size_t head = i / tasks, part = i % tasks;
+            const size_t begin = part * each / tasks, end = (part + 1) * each / tasks, at = head * each + begin;
+            attend_cache(keys_, values_, head, begin * kDecodeKeys, part + 1 < tasks ? end * kDecodeKeys : keys,
+                         q + (head * in_.s * in_.group() + first) * hd, rows, limits, out + at * rows * hd,
+                         partials + at);
+            if (tasks == 1) merge(head);
+        };
+        if (keys * in_.kv_heads * rows < 2048) {  // cheaper than waking another thread
+            for (size_t i = 0; i < in_.kv_heads * tasks; i++) task(i);
         } else {
-            parallel(in_.kv_heads * parts, task);
+            parallel(in_.kv_heads * tasks, task);
         }
-        if (parts == 1) return;
-        for (size_t head = 0; head < in_.kv_heads; head++)
-            for (size_t r = 0; r < rows; r++)
-                merge_parts(partials + head * parts, out + head * parts * rows * hd, rows * hd, parts, r, hd,
-                            out_row(head, r));
+        for (size_t head = 0; head < in_.kv_heads && tasks > 1; head++) merge(head);
     }
 
     void prefill(const float* q, const Parallel& parallel) const {
@@ -114,32 +122,34 @@ private:
         static thread_local Scratch scratch;
         constexpr size_t kPiece = 4 * kQueryBlock, kPackKeys = 128, kMostWords = 4 << 20;
         const size_t hd = in_.hd, rows = in_.s * in_.group();
-        const size_t key_part = key_words<E>(in_.total, hd), each = key_part + value_words<E>(in_.total, hd);
+        const size_t first = in_.prefill.begin * in_.group(), last = in_.prefill.end * in_.group();
+        const size_t keys = in_.limit(last - 1);
+        const size_t key_part = key_words<E>(keys, hd), each = key_part + value_words<E>(keys, hd);
         size_t at_once = kMostWords / each > 0 ? kMostWords / each : 1;
         if (at_once > in_.kv_heads) at_once = in_.kv_heads;
         uint32_t* memory = scratch.get<uint32_t>(at_once * each);
         const auto memory_of = [&](size_t slot) { return HeadMemory{memory + slot * each, memory + slot * each + key_part}; };
-        const size_t packs = div_up(in_.total, kPackKeys), pieces = div_up(rows, kPiece);
+        const size_t packs = div_up(keys, kPackKeys), pieces = div_up(last - first, kPiece);
         for (size_t head = 0; head < in_.kv_heads; head += at_once) {
             const size_t heads = in_.kv_heads - head < at_once ? in_.kv_heads - head : at_once;
             parallel(heads * packs, [&](size_t task) {
                 const size_t begin = task % packs * kPackKeys;
-                pack<E>(head + task / packs, begin, memory_of(task / packs));
+                pack<E>(head + task / packs, begin, keys, memory_of(task / packs));
             });
             parallel(heads * pieces, [&](size_t task) {
                 // A head at a time, so that its keys and values stay in the caches.  Late pieces see more keys: they
                 // go first, so that the last task left is a short one.
                 const size_t slot = task / pieces, piece = pieces - 1 - task % pieces;
-                const size_t begin = piece * kPiece, end = begin + kPiece < rows ? begin + kPiece : rows;
+                const size_t begin = first + piece * kPiece, end = begin + kPiece < last ? begin + kPiece : last;
                 attend_rows<E>(head + slot, begin, end, q + (head + slot) * rows * hd, memory_of(slot));
             });
         }
     }
 
-    // Keys [begin, begin + 128) of a head, and the zeros a block of keys may read beyond the last.
+    // Keys [begin, begin + 128) of a head's `total`, and the zeros a block of keys may read beyond the last.
     template <class E>
-    void pack(size_t head, size_t begin, const HeadMemory& out) const {
-        const size_t hd = in_.hd, total = in_.total;
+    void pack(size_t head, size_t begin, size_t total, const HeadMemory& out) const {
+        const size_t hd = in_.hd;
         const size_t limit = div_up(total, 2 * W) * 2 * W, end = begin + 128 < limit ? begin + 128 : limit;
         alignas(64) float rows[W * kLargestHead];
         for (size_t i = begin; i < end; i += W) {
@@ -186,7 +196,8 @@ public:
         constexpr Element cache = C::kScaled ? kInt8 : kHalf;
         static const std::vector<Argument> list{
             {kFloat, kRequired}, {kFloat, kRequired}, {kFloat, kRequired}, {kInt32, kRequired}, {cache, kRequired},
-            {cache, kRequired},  {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}};
+            {cache, kRequired},  {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional},
+            {kInt32, kOptional}};
         return list;
     }
     static const std::vector<ort::Argument>& outputs() {
@@ -207,7 +218,7 @@ public:
     void run(const ort::Call& call, const Parallel& parallel) const {
         const ort::Tensor qkv = call.input(0), cos = call.input(1), sin = call.input(2), length = call.input(3),
                           key = call.input(4), value = call.input(5), q_norm = call.input(6), k_norm = call.input(7),
-                          key_scale = call.input(8), value_scale = call.input(9);
+                          key_scale = call.input(8), value_scale = call.input(9), prefill = call.input(10);
         require(key.shape.size() == 4 && key.dim(0) == 1 && key.dim(1) == kv_heads_ && value.shape == key.shape,
                 "the caches must be [1, kv_heads, cap, hd]");
         const size_t capacity = key.dim(2), hd = key.dim(3), width = (heads_ + 2 * kv_heads_) * hd;
@@ -224,6 +235,7 @@ public:
             require(key_scale && value_scale && key_scale.count() == kv_heads_ * capacity &&
                         value_scale.count() == key_scale.count(),
                     "key_scale and value_scale must be [1, kv_heads, cap]");
+        in.prefill = row_range(prefill, in.s);
         in.qkv = qkv.as<float>();
         in.cos = cos.as<float>();
         in.sin = sin.as<float>();

@@ -4,6 +4,7 @@
 #include "check.h"
 #include "gemm.h"
 #include "ort_abi.h"
+#include "row_range.h"
 
 namespace gog {
 
@@ -19,7 +20,7 @@ public:
                                                {kFloat, kOptional}}
                        : std::vector<Argument>{{kFloat, kRequired}, {kUint8, kRequired}, {kHalf, kRequired},
                                                {kFloat, kOptional}, {kFloat, kOptional}, {kFloat, kOptional},
-                                               {kFloat, kOptional}, {kUint8, kOptional}};
+                                               {kFloat, kOptional}, {kUint8, kOptional}, {kInt32, kOptional}};
         return list;
     }
     static const std::vector<ort::Argument>& outputs() {
@@ -41,7 +42,8 @@ public:
     void run(const ort::Call& call, const Parallel& parallel) const {
         const ort::Tensor x = call.input(0), weight = call.input(1), scales = call.input(2), bias = call.input(3),
                           residual = call.input(4), norm_weight = call.input(5), norm_bias = call.input(6),
-                          zeros = kBits == 4 ? call.input(7) : ort::Tensor{};
+                          zeros = kBits == 4 ? call.input(7) : ort::Tensor{},
+                          prefill = kBits == 4 ? call.input(8) : ort::Tensor{};
         constexpr size_t kStep = kBits == 8 ? 4 : 8;
         require(!x.shape.empty(), "x must have at least one axis");
         require(weight.shape.size() == 4 && weight.dim(2) == 16 && weight.dim(3) == 4,
@@ -77,11 +79,16 @@ public:
         norm.weight = norm_weight.as<float>();
         norm.bias = norm_bias.as<float>();
         norm.epsilon = epsilon_;
-        static thread_local QuantizeBuffers buffers;  // per calling thread, shared by all nodes
-        const size_t wide = kBits == 4 && !exact_ && rows >= kWideRows ? wide_group(w) : 0;
-        const QuantizedRows q =
-            quantize_rows(x.as<float>(), rows, k, w.depth, wide ? wide : w.block,
-                          kBits == 4 && !wide ? most_rows(Format::kNibbles) : kTileRows, norm, buffers, parallel);
+        static thread_local QuantizeBuffers buffers[3];  // per calling thread, shared by all nodes
+        const auto quantized = [&](size_t begin, size_t end, size_t group, size_t most, QuantizeBuffers& buffer) {
+            if (begin == end) return QuantizedRows{};
+            QuantizedRows q = quantize_rows(x.as<float>() + begin * k, end - begin, k, w.depth, group, most, norm,
+                                            buffer, parallel);
+            q.offset = begin;
+            return q;
+        };
+        const RowRange wide = kBits == 4 && !exact_ && wide_group(w) ? row_range(prefill, rows) : RowRange{};
+        constexpr size_t kMost = kBits == 4 ? most_rows(Format::kNibbles) : kTileRows;
         Epilogue epilogue;
         epilogue.activation = activation_;
         epilogue.bias = bias.as<float>();
@@ -89,10 +96,12 @@ public:
         epilogue.y = y.mutable_as<float>();
         epilogue.columns = columns_;
         epilogue.stream = can_stream(epilogue.y, rows, columns_);
-        if (wide)
-            gemm_widened(q, w, epilogue, parallel);
-        else
-            gemm<kBits>(q, w, epilogue, parallel);
+        if (wide.begin == wide.end)
+            return gemm<kBits>(quantized(0, rows, w.block, kMost, buffers[0]), w, epilogue, parallel);
+        const QuantizedRows others[2] = {quantized(0, wide.begin, w.block, kMost, buffers[0]),
+                                         quantized(wide.end, rows, w.block, kMost, buffers[1])};
+        gemm_widened(quantized(wide.begin, wide.end, wide_group(w), kTileRows, buffers[2]), others, w, epilogue,
+                     parallel);
     }
 
 private:

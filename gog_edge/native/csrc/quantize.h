@@ -20,7 +20,7 @@ enum class Norm { kNone = 0, kRms = 1, kLayer = 2 };
 
 struct QuantizedRows {
     size_t rows = 0, columns = 0, groups = 0, group = 0;  // columns: padded to a multiple of the group
-    size_t tiles = 0;
+    size_t tiles = 0, offset = 0;     // offset: of the first row, in y
     const int8_t* bytes = nullptr;    // tile t starts at columns * first_row(t)
     const float* scales = nullptr;    // [row][groups] in row order, tile after tile: [groups][R] inside a tile
     const int32_t* sums = nullptr;    // the same layout: sum of q over the group

@@ -91,6 +91,27 @@ GOG_INLINE vf vmax(vf a, vf b) {
     return a > b ? a : b;
 #endif
 }
+// sum + a * b.  Where the CPU rounds once, always once: left to the compiler, that could differ between two kernels
+// made for different numbers of rows, and a row's bits must not depend on the rows beside it.
+GOG_INLINE vf madd(vf sum, vf a, vf b) {
+#if defined(GOG_AVX512)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(GOG_AVX2)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(GOG_NEON)
+    return (vf)vfmaq_f32((float32x4_t)sum, (float32x4_t)a, (float32x4_t)b);
+#else
+    return sum + a * b;
+#endif
+}
+GOG_INLINE vf madd(vf sum, vf a, float b) { return madd(sum, a, splat(b)); }
+GOG_INLINE float madd(float sum, float a, float b) {
+#if defined(GOG_AVX512) || defined(GOG_AVX2) || defined(GOG_NEON)
+    return __builtin_fmaf(a, b, sum);
+#else
+    return sum + a * b;
+#endif
+}
 GOG_INLINE vf vmin(vf a, vf b) { return -vmax(-a, -b); }
 GOG_INLINE vf vabs(vf a) { return (vf)((vi)a & 0x7fffffff); }
 
@@ -323,13 +344,13 @@ GOG_INLINE vf load_first(const float* p, int n) {
 
 // 2^x by a minimax polynomial on [-1/2, 1/2]: relative error 1e-7 (degree 5), or 8e-5 (degree 3, enough for a
 // result that is rounded to 8 bits).  kClamped: x is clamped to [-126, 127], so what would be a subnormal becomes
-// 2^-126; otherwise x must be finite and below 127, and far below -126 gives 0 (or 2^-126 where the CPU can not
-// scale by 2^n in one instruction).
+// 2^-126; otherwise x must be finite and below 127, and far below -126 gives 0: a hidden key must add nothing at all.
 template <int kDegree = 5, bool kClamped = true>
 GOG_INLINE vf exp2v(vf x) {
 #if defined(GOG_AVX512)
     if (kClamped) x = vmax(x, splat(-126.0f));
 #else
+    const vi seen = x >= -126.0f;
     x = vmin(vmax(x, splat(-126.0f)), splat(127.0f));
 #endif
     const vf n = vround(x);
@@ -349,7 +370,8 @@ GOG_INLINE vf exp2v(vf x) {
 #if defined(GOG_AVX512)
     return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-    return (vf)((vi)p + (__builtin_convertvector(n, vi) << 23));
+    const vi power = (vi)p + (__builtin_convertvector(n, vi) << 23);
+    return (vf)(kClamped ? power : power & seen);
 #endif
 }
 GOG_INLINE vf expv(vf x) { return exp2v(x * 1.44269504088896f); }

@@ -14,7 +14,6 @@ namespace gog {
 
 constexpr int kStrip = 32;            // columns finished at a time
 constexpr size_t kWideGroup = 256;    // of K, at most
-constexpr size_t kWideRows = 24;      // rows from which on widening is faster (measured)
 constexpr size_t kWideAhead = 4096;   // bytes of weights fetched ahead
 
 struct PackedWeights {
