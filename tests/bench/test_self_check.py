@@ -20,8 +20,8 @@ from gog_edge.engines.registry import create_engine
 from gog_edge.engines.tensorrt.decoder import TrtDecoder
 from gog_edge.errors import BenchError, EngineError, UsageError
 from tests.crop.fake_gpu import FakeDriver, build_grid
+from tests.engines.host_trt import host_engine, with_engines
 from tests.runtime.fakes import make_bundle
-from tests.runtime.host_trt import host_engine, with_engines
 
 TOKENS = 4
 PLAN = {"capacity": 512, "chunk": 64, "verify": 8, "image_patches": [16, 64, 4096]}

@@ -13,7 +13,7 @@ from gog_edge.engines.base import causal_bias
 from gog_edge.families.layout import token_count
 from gog_edge.runtime.decoder import Rotary
 from gog_edge.runtime.vision import vision_inputs
-from tests.layout.sequence import sequence_positions, text_positions
+from tests.families.sequence import sequence_positions, text_positions
 
 
 def session(bundle: Bundle, graph: str, optimise: bool = True) -> ort.InferenceSession:

@@ -12,7 +12,7 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.tensorrt.add import add_engines
 from gog_edge.export.tensorrt.build import BuildOptions
 from gog_edge.export.tensorrt.targets import FIRST_PORTABLE, offered
-from tests.runtime.host_trt import need_rtx
+from tests.engines.host_trt import need_rtx
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "gog-nano"
 

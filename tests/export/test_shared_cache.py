@@ -13,7 +13,7 @@ from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.graph_driver import Runner
-from tests.layout.sequence import text_positions
+from tests.families.sequence import text_positions
 
 
 @pytest.fixture(scope="module", params=["ort", "portable"])

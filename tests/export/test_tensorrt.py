@@ -28,7 +28,7 @@ from gog_edge.export.tensorrt.layers import engine_report, read_layers
 from gog_edge.export.tensorrt.report import MemoryPeak
 from gog_edge.export.tensorrt.targets import plans, this_device
 from tests.crop.toolchain import need, run
-from tests.runtime.host_trt import need_rtx
+from tests.engines.host_trt import need_rtx
 
 SMALL = BuildOptions(compute_capabilities=("89",), capacity=256, chunk=64, verify=4, image_patches=256)
 needs_no_gpu = pytest.mark.skipif(

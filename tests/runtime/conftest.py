@@ -15,8 +15,8 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
+from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.fakes import Script, ScriptedEngine, make_bundle
-from tests.runtime.virtual_clock import VirtualClock
 
 
 @pytest.fixture(scope="session")

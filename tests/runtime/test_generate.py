@@ -17,8 +17,8 @@ from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import TokenRecord
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control
+from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.fakes import ScriptedEngine
-from tests.runtime.virtual_clock import VirtualClock
 
 HEAD = "<|im_start|>user\nthe words: alpha beta gamma delta<|im_end|>\n<|im_start|>assistant\n"
 

@@ -18,9 +18,9 @@ from gog_edge.errors import DialectError, GrammarError, SearchError, SearchIndex
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import Action, ActionKind, Hit, Observation, Step, StopReason, Turn
+from tests.agent.test_loop import ANSWER, GAZE, GLANCE, HERON, TEXT
 from tests.runtime.conftest import MakeAgent, picture
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_loop import ANSWER, GAZE, GLANCE, HERON, TEXT
 
 ONE_THREAD = OrtOptions(threads=1, spin=False)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gog_edge.errors import SessionError
 from gog_edge.manifest import SpecialTokens
 from gog_edge.runtime.sequence import TokenSequence, read_rows
-from tests.layout.sequence import sequence_positions
+from tests.families.sequence import sequence_positions
 
 PARTS = st.lists(st.integers(1, 40) | st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12)
 

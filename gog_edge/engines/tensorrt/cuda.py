@@ -2,7 +2,7 @@
 
 Addresses are plain integers. Work on one stream runs in the order of the calls, work on two streams in any order unless
 an event says otherwise; nothing that was put on a stream can be relied upon before `synchronize` returns. Everything
-above these calls runs in tests on a stand-in (`tests/runtime/host_gpu.py`); the calls themselves are made with a
+above these calls runs in tests on a stand-in (`tests/engines/host_gpu.py`); the calls themselves are made with a
 stand-in for libcuda. `gog-edge bench self-check` on a machine with a GPU is the proof that is missing.
 """
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
 from gog_edge.engines.tensorrt.plan import PlanRequest
-from tests.runtime.host_gpu import HostContext, HostPlan
+from tests.engines.host_gpu import HostContext, HostPlan
 
 __version__ = "1.7.0.0"
 _DTYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32"}

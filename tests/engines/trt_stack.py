@@ -22,7 +22,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, Region, Text
-from tests.runtime import fake_tensorrt
+from tests.engines import fake_tensorrt
 
 
 def turns(model: Model, frame: Frame) -> list[int]:

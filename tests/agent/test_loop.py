@@ -21,9 +21,9 @@ from gog_edge.types import (
     StopReason,
     TokenEvent,
 )
+from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.virtual_clock import VirtualClock
 
 HERON = Hit("Grey heron", "The grey heron eats fish.", "local:1", 0.9, "heron")
 OTHER = Hit("Common crane", "The crane eats grain.", "local:2", 0.4, "crane")

@@ -19,11 +19,11 @@ from gog_edge.runtime.speculation import Speculation
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.search.base import IMAGE, Deadline, ImageQuery, Page
 from gog_edge.types import Action, ActionKind, Answer, Hit, ObservationEvent, StopReason
+from tests.agent.test_dialects_loop import ACTIONS, SMALL
+from tests.agent.test_loop import ANSWER, GAZE, HERON, TEXT
+from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_dialects_loop import ACTIONS, SMALL
-from tests.runtime.test_loop import ANSWER, GAZE, HERON, TEXT
-from tests.runtime.virtual_clock import VirtualClock
 
 WITHOUT = Prefetch(observation=False)
 PLAIN = {"speculation": Speculation(max_draft=0), "prefix_cache": False}

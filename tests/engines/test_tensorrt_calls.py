@@ -22,10 +22,10 @@ from gog_edge.engines.tensorrt.plan import Library, PlanRequest, TrtPlan, find_e
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.manifest import EngineSpec
 from tests.crop.toolchain import need, run
-from tests.runtime import fake_tensorrt
+from tests.engines import fake_tensorrt
+from tests.engines.host_gpu import HostGpu
+from tests.engines.host_trt import REPORT, need_rtx, with_engines
 from tests.runtime.fakes import make_bundle
-from tests.runtime.host_gpu import HostGpu
-from tests.runtime.host_trt import REPORT, need_rtx, with_engines
 
 HERE = Path(__file__).parent
 GPU_HERE = Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists()
@@ -74,7 +74,7 @@ def test_the_whole_stack_on_a_stand_in_driver(portable: Bundle, driver: Path, tm
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.runtime.trt_stack", str(bundle.root)],
+        [sys.executable, "-m", "tests.engines.trt_stack", str(bundle.root)],
         capture_output=True, text=True, timeout=120, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

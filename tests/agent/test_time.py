@@ -21,10 +21,10 @@ from gog_edge.search.base import Deadline
 from gog_edge.search.resilience import Resilient
 from gog_edge.search.web.http import RetryableError
 from gog_edge.types import AnswerEvent, Hit, StopReason, TokenEvent
+from tests.agent.test_loop import ANSWER, GAZE, GLANCE, HERON, TEXT
+from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.conftest import MakeAgent, picture
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_loop import ANSWER, GAZE, GLANCE, HERON, TEXT
-from tests.runtime.virtual_clock import VirtualClock
 
 NO_GUESSES = Speculation(max_draft=0)  # a run writes one token, so times can be foretold
 LONG = "<think>\n" + "la le li lo lu " * 60 + "\n</think>\n<answer>late</answer>"

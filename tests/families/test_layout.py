@@ -15,7 +15,7 @@ from gog_edge.families import layout
 from gog_edge.manifest import DecoderSpec, VisionSpec
 from gog_edge.runtime.decoder import Rotary
 from gog_edge.runtime.vision import vision_inputs
-from tests.layout import sequence
+from tests.families import sequence
 
 sides = st.integers(1, 17)
 merges = st.integers(1, 3)

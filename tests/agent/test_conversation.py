@@ -11,9 +11,9 @@ from gog_edge.errors import ContextOverflowError, SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.types import Hit, StopReason
+from tests.agent.test_loop import ANSWER, GAZE, HERON, TEXT
 from tests.runtime.conftest import MakeAgent, picture
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_loop import ANSWER, GAZE, HERON, TEXT
 
 
 def test_the_second_question_pays_for_its_own_words_only(make_agent: MakeAgent, frame: Frame) -> None:

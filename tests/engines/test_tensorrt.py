@@ -32,10 +32,10 @@ from gog_edge.runtime.vision import vision_inputs
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.crop.fake_gpu import FakeDriver, build_grid
+from tests.engines.host_gpu import HostGpu
+from tests.engines.host_trt import host_engine
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
-from tests.runtime.host_gpu import HostGpu
-from tests.runtime.host_trt import host_engine
 
 FIRST: list[Segment] = [
     Control("<|im_start|>system\nyou are a tool of search<|im_end|>\n<|im_start|>user\n"),

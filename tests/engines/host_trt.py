@@ -12,7 +12,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.engines.tensorrt import TrtEngine, TrtOptions
 from gog_edge.engines.tensorrt.plan import Library, import_library
 from gog_edge.manifest import EngineSpec
-from tests.runtime.host_gpu import HostGpu
+from tests.engines.host_gpu import HostGpu
 
 REPORT: dict[str, Any] = {"capacity": 256, "chunk": 32, "verify": 4, "image_patches": [16, 64, 1024], "weights": "x"}
 

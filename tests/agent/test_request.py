@@ -11,8 +11,8 @@ from gog_edge import AskRequest
 from gog_edge.agent.agent import Agent, Conversation
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
+from tests.agent.test_loop import ANSWER
 from tests.runtime.conftest import MakeAgent
-from tests.runtime.test_loop import ANSWER
 
 
 @pytest.mark.parametrize("method", ["ask", "stream"])

@@ -1,0 +1,5 @@
+"""The fixtures of the runtime's tests: engines are tested on the same bundles and scripted engines."""
+
+from tests.runtime.conftest import bundle, bundle25, clock, frame, make_agent
+
+__all__ = ["bundle", "bundle25", "clock", "frame", "make_agent"]
