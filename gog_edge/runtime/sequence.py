@@ -50,6 +50,19 @@ class SessionImage:
     def tokens(self) -> int:
         return self.rows * self.columns
 
+    def planned_view(self) -> VisionPlan:
+        """How it is cut from its frame.
+
+        Raises:
+            SessionError: the session was loaded without its frames.
+        """
+        if self.plan is None:
+            raise SessionError(
+                f"image {self.geometry.index} has no pixels here: load the session with the frame of digest "
+                f"{self.digest[:12]}…"
+            )
+        return self.plan
+
     def same(self, other: SessionImage) -> bool:
         """The policy sees the same pixels at the same size."""
         return self._seen() == other._seen()
@@ -266,6 +279,16 @@ class TokenSequence:
         """Images with at least one token in [start, stop)."""
         return [s for s in self.spans if s.start < stop and s.stop > start]
 
+    def covered(self, start: int, stop: int) -> list[tuple[ImageSpan, int, int]]:
+        """Images with tokens in [start, stop), and the first and one past the last of those tokens."""
+        return [(s, max(s.start, start), min(s.stop, stop)) for s in self.spans_between(start, stop)]
+
+    def drop_features(self, stop: int) -> None:
+        """Let go of the features of images that end before token `stop` and can be encoded again."""
+        for span in self.spans_between(0, stop):
+            if span.stop <= stop and self.images[span.image].plan is not None:
+                self.images[span.image].features = None
+
     def common(
         self, parts: Sequence[EncodedPart], images: Sequence[SessionImage], start: int = 0
     ) -> tuple[int, list[EncodedPart]]:
@@ -293,6 +316,18 @@ class TokenSequence:
             if at > self.length:  # cut right after the image: its end marker is gone
                 return span.start - 1, list(parts[number:])
         return at, []
+
+
+def run_end(at: int, end: int, chunk: int, last_k: int, share: int) -> int:
+    """Where the run that begins at token `at` ends, of all that must be computed up to `end`.
+
+    The last `last_k` rows, which need logits, stay together. A run ends at `share`, where a stored prefix ends, so that
+    a stored and a computed one hold the same numbers.
+    """
+    stop = min(at + chunk, end)
+    if 0 < end - stop < last_k:
+        stop = end - last_k
+    return share if at < share < stop else stop
 
 
 def read_rows(written: Flags) -> tuple[tuple[int, int], int]:

@@ -8,6 +8,7 @@ and the delta between positions and tokens is restored with every rewind.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
@@ -27,6 +28,7 @@ from gog_edge.runtime.sequence import (
     Size,
     TokenSequence,
     read_rows,
+    run_end,
     shared,
 )
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
@@ -51,7 +53,7 @@ class Session:
         self._rows_at = -1
         self._draft: tuple[int, ...] = ()
         self._share = 0  # length of the prefix whose KV is to be kept once it is computed
-        self._counts = dict.fromkeys(Usage.__dataclass_fields__, 0)
+        self._counts = Counter(dict.fromkeys(Usage.__dataclass_fields__, 0))
         self.encoded_early: set[FeatureKey] = set()  # crops that are encoded before they are appended
 
     # -- looking ---------------------------------------------------------------------------------------------
@@ -103,11 +105,7 @@ class Session:
         Raises:
             SessionError: the session was loaded without its frames.
         """
-        plan = self.image(index).plan
-        if plan is None:
-            digest = self.image(index).digest[:12]
-            raise SessionError(f"image {index} has no pixels here: load the session with the frame of digest {digest}…")
-        return plan.frame
+        return self.image(index).planned_view().frame
 
     # -- appending -------------------------------------------------------------------------------------------
 
@@ -160,7 +158,7 @@ class Session:
             size.check_room(self.model.max_context, start, reserve)
             fresh = start == 0
             self._go_on(parts, start)
-            self._count(prompt_tokens=size.tokens, image_tokens=size.shown)
+            self._counts.update(prompt_tokens=size.tokens, image_tokens=size.shown)
             if fresh:
                 self._reuse_prefix(segments)
             return size.tokens
@@ -206,7 +204,7 @@ class Session:
             for image in images:
                 self._trace_image(image)
             shown = self._write(rest)
-            self._count(prompt_tokens=size.tokens - kept, reused_tokens=kept, image_tokens=shown)
+            self._counts.update(prompt_tokens=size.tokens - kept, reused_tokens=kept, image_tokens=shown)
             if kept == 0:
                 self._reuse_prefix(segments)
             return kept
@@ -235,10 +233,6 @@ class Session:
         """Add to the sequence; returns the tokens of images among them."""
         self._draft = ()
         return sum(self.sequence.append(part) for part in parts)
-
-    def _count(self, **more: int) -> None:
-        for name, number in more.items():
-            self._counts[name] += number
 
     # -- computing -------------------------------------------------------------------------------------------
 
@@ -299,11 +293,7 @@ class Session:
             self._cache = self.model.decoder.new_cache(end)
         at = start
         while True:
-            stop = min(at + chunk, end)
-            if 0 < end - stop < last_k:
-                stop = end - last_k  # the rows that need logits stay together
-            if at < self._share < stop:
-                stop = self._share  # so that a stored prefix and a computed one are the same numbers
+            stop = run_end(at, end, chunk, last_k, self._share)
             read, fit = read_rows(written[at - start : stop - start])
             if at + fit < stop and self.model.rows_independent:
                 stop = at + fit
@@ -330,35 +320,27 @@ class Session:
             at = stop
 
     def _placed(self, at: int, stop: int, budget: Budget) -> list[PlacedImage]:
-        placed = []
-        for span in self.sequence.spans_between(at, stop):
-            first, last = max(span.start, at), min(span.stop, stop)
-            features = self._features(span, budget)
-            placed.append(PlacedImage(first - at, first - span.start, last - first, features))
-        return placed
+        return [
+            PlacedImage(first - at, first - span.start, last - first, self._features(span, budget))
+            for span, first, last in self.sequence.covered(at, stop)
+        ]
 
     def _features(self, span: ImageSpan, budget: Budget) -> Features:
         image = self.sequence.images[span.image]
         if image.features is None:
-            if image.plan is None:
-                self.frame(span.image)  # raises, and says what is missing
-                raise SessionError(f"image {span.image} can't be encoded")
-            image.features, cached = self.model.vision.encode(image.plan, budget, self.trace)
-            if image.plan.key in self.encoded_early:  # in the cache, but only because this question put it there
-                self.encoded_early.discard(image.plan.key)
+            plan = image.planned_view()
+            image.features, cached = self.model.vision.encode(plan, budget, self.trace)
+            if plan.key in self.encoded_early:  # in the cache, but only because this question put it there
+                self.encoded_early.discard(plan.key)
                 cached = False
             self._counts["cached_images" if cached else "encoded_images"] += 1
         return image.features
 
     def _after_chunk(self, stop: int) -> None:
-        for span in self.sequence.spans_between(0, stop):
-            if span.stop <= stop and self.sequence.images[span.image].plan is not None:
-                self.sequence.images[span.image].features = None  # in the KV cache now; the feature cache may keep it
+        self.sequence.drop_features(stop)  # they are in the KV cache now; the feature cache may keep them
         if self._share and stop >= self._share and self._cache is not None and self.model.prefixes is not None:
             self.model.prefixes.save(self.tokens[: self._share].copy(), self._cache.read(0, self._share))
             self._share = 0
-
-    # -- the prefix that all conversations share -------------------------------------------------------------
 
     def _reuse_prefix(self, segments: Sequence[Segment]) -> None:
         """Take the KV of the leading wording from the cache, or note that it is to be kept."""
@@ -376,7 +358,7 @@ class Session:
         self._cache = self.model.decoder.new_cache(len(self))
         self._cache.write(0, arrays)
         self._computed = count
-        self._count(prompt_tokens=-count, reused_tokens=count)
+        self._counts.update(prompt_tokens=-count, reused_tokens=count)
 
     # -- going back ------------------------------------------------------------------------------------------
 
