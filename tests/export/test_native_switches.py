@@ -53,7 +53,7 @@ def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"vision_attention": "int8"}, "vision_attention needs backend native"),
-        ({"vision_attention": "int4", "ops": "native"}, "vision_attention 'int4' is unknown"),
+        ({"vision_attention": "int4", "backend": "native"}, "vision_attention 'int4' is unknown"),
         ({"exact_int4": True}, "a switch of backend native"),
     ],
 )
