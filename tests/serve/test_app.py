@@ -23,7 +23,8 @@ from gog_edge.serve.app import create_app
 def client(tiny_bundle: Path) -> Iterator[TestClient]:
     options = RunOptions(turn_tokens=12, total_tokens=24, max_turns=1, grammar="off")
     with gog_edge.load(tiny_bundle, options=options) as agent:
-        yield TestClient(create_app(agent, name="tiny", queue=0), raise_server_exceptions=False)
+        app = create_app(agent, name="tiny", queue=0)
+        yield TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,8 @@ def test_a_full_queue_gets_429(tiny_bundle: Path, body: dict[str, Any]) -> None:
             release.wait(10)
             raise gog_edge.GogEdgeError("stopped")
 
-    client = TestClient(create_app(Slow(), name="slow", queue=0))  # type: ignore[arg-type]
+    app = create_app(Slow(), name="slow", queue=0)  # type: ignore[arg-type]
+    client = TestClient(app, base_url="http://localhost")
     with client:
         first = threading.Thread(target=client.post, args=("/v1/ask",), kwargs={"json": body})
         first.start()
