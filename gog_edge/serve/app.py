@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gog_edge._version import __version__
-from gog_edge.agent.request import AskRequest
 from gog_edge.errors import GogEdgeError
 from gog_edge.serve.access import HEALTH, AccessMiddleware
+from gog_edge.serve.chat import Completion, parse_chat
 from gog_edge.serve.limits import ServeLimits
 from gog_edge.serve.refusal import ASK, Refused, error_json, explained, refusal
-from gog_edge.serve.wire import chat_json, event_json, models_json, parse_ask, parse_chat, parse_json
+from gog_edge.serve.wire import Call, event_json, models_json, parse_ask, parse_json
 from gog_edge.serve.worker import Job, Worker
-from gog_edge.types import Answer, AnswerEvent
+from gog_edge.types import Answer, AnswerEvent, Event
 
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent
@@ -39,8 +39,10 @@ CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 _CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
 _WIND_DOWN_SECONDS = 3.0
 
-Parse = Callable[[Any], tuple[AskRequest, bool]]
-Render = Callable[[Answer], dict[str, Any]]
+Parse = Callable[[Any], Call]
+Whole = Callable[[Answer], dict[str, Any]]
+Chunks = Callable[[Event], Iterable[dict[str, Any]]]
+Rendered = Callable[[Call], tuple[Whole, Chunks]]
 
 
 class BytesInFlight:
@@ -102,10 +104,17 @@ class Service:
         self._in_flight = BytesInFlight(limits.in_flight)
 
     async def ask(self, request: Request) -> Response:
-        return await self._question(request, parse_ask, lambda answer: event_json(AnswerEvent(answer)))
+        def rendered(_: Call) -> tuple[Whole, Chunks]:
+            return (lambda answer: event_json(AnswerEvent(answer))), (lambda event: [event_json(event)])
+
+        return await self._question(request, parse_ask, rendered)
 
     async def chat(self, request: Request) -> Response:
-        return await self._question(request, parse_chat, lambda answer: chat_json(answer, self.name))
+        def rendered(call: Call) -> tuple[Whole, Chunks]:
+            completion = Completion(call, self.name)
+            return completion.whole, completion.chunks
+
+        return await self._question(request, parse_chat, rendered)
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "bundle": self.name})
@@ -119,7 +128,7 @@ class Service:
         yield
         await asyncio.to_thread(self.worker.close, _WIND_DOWN_SECONDS)
 
-    async def _question(self, request: Request, parse: Parse, render: Render) -> Response:
+    async def _question(self, request: Request, parse: Parse, rendered: Rendered) -> Response:
         self.worker.check_room()  # before anything is read
         with ExitStack() as held:
             upload = Upload(self._in_flight)
@@ -128,25 +137,22 @@ class Service:
                 data = await upload.read(request, self.limits.body)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_LEFT)
-            asked, stream = await asyncio.to_thread(_parsed, data, parse)
-            job = self.worker.submit(asked)
+            call = await asyncio.to_thread(lambda: parse(parse_json(data)))
+            whole, chunks = rendered(call)
+            job = self.worker.submit(call.request)
             held.callback(self.worker.cancel, job)
-            if stream:
-                return _Events(_events(job, request.url.path), held.pop_all())
-            return await _reply(request, job, render)
+            if call.stream:
+                return _Events(_events(job, chunks, request.url.path), held.pop_all())
+            return await _reply(request, job, whole)
 
 
-def _parsed(data: bytearray, parse: Parse) -> tuple[AskRequest, bool]:
-    return parse(parse_json(data))
-
-
-async def _reply(request: Request, job: Job, render: Render) -> Response:
+async def _reply(request: Request, job: Job, whole: Whole) -> Response:
     """The answer, unless the client leaves before it is there."""
     answer = asyncio.ensure_future(job.answer())
     left = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(render(answer.result())) if answer.done() else Response(status_code=_CLIENT_LEFT)
+        return JSONResponse(whole(answer.result())) if answer.done() else Response(status_code=_CLIENT_LEFT)
     finally:
         answer.cancel()
         left.cancel()
@@ -157,17 +163,18 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _events(job: Job, path: str) -> AsyncIterator[str]:
+async def _events(job: Job, chunks: Chunks, path: str) -> AsyncIterator[str]:
     """Events as they happen; a failure becomes an event, since the status line is long gone."""
     try:
         while (event := await job.next()) is not None:
-            yield f"data: {json.dumps(event_json(event), ensure_ascii=False)}\n\n"
+            for chunk in chunks(event):
+                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
     except GogEdgeError as e:
         yield f"data: {json.dumps({'type': 'error', **error_json(path, explained(e))}, ensure_ascii=False)}\n\n"
     yield "data: [DONE]\n\n"
 
 
-class _Events(StreamingResponse):
+class _Events(StreamingResponse):  # type: ignore[misc]
     """Server-sent events; closes `held` when they have ended, or the client has left, even before the first."""
 
     def __init__(self, events: AsyncIterator[str], held: ExitStack) -> None:

@@ -63,7 +63,7 @@ def within_descriptors(connections: int) -> tuple[int, int]:
     return max(1, min(connections, most // 2)), max(1, min(_BACKLOG, most // 8))
 
 
-class GuardedServer(uvicorn.Server):
+class GuardedServer(uvicorn.Server):  # type: ignore[misc]
     """A server whose event loop reports what fails in one line, and want of descriptors once a minute."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,14 +88,14 @@ class LoopErrors:
             log.error("new connections wait, %s: raise `ulimit -n`, or lower --connections", error.strerror)
 
 
-class GuardedProtocol(H11Protocol):
+class GuardedProtocol(H11Protocol):  # type: ignore[misc]
     """One connection. It is *receiving* while headers or a body are not complete, and only then is it closed for
     being slow or for taking another's place."""
 
     limits = ServeLimits()
     places = limits.connections
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._watched: tuple[str, object] | None = None

@@ -6,16 +6,15 @@ import base64
 import binascii
 import json
 import math
-import time
-import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NoReturn
 
 from gog_edge.agent.request import AskRequest
 from gog_edge.errors import UsageError
 from gog_edge.serde import encode
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.types import AnswerEvent, Event
 
 LONGEST_DEADLINE = 86400.0
 MOST_TURNS = 1000
@@ -37,9 +36,18 @@ def parse_json(data: bytes | bytearray) -> Any:
         raise UsageError("the body is nested too deeply") from e
 
 
-def parse_ask(body: Any) -> tuple[AskRequest, bool]:
-    """The body of POST /v1/ask, {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}: the
-    request, and whether its events are wanted.
+@dataclass(frozen=True)
+class Call:
+    """What a body asks for. `stream`: events are wanted. `stop`: the answer ends before the first of these."""
+
+    request: AskRequest
+    stream: bool
+    stop: tuple[str, ...] = ()
+    usage: bool = False
+
+
+def parse_ask(body: Any) -> Call:
+    """The body of POST /v1/ask, {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}.
 
     Raises:
         UsageError: a field is missing, unknown or of another type.
@@ -52,44 +60,9 @@ def parse_ask(body: Any) -> tuple[AskRequest, bool]:
     question = body.get("question")
     if not isinstance(question, str) or not question.strip():
         raise UsageError("question is missing or empty")
-    image, stream = decode_image(body.get("image")), _flag(body, "stream")
-    deadline = _number(body, "deadline", LONGEST_DEADLINE)
-    turns = _number(body, "max_turns", MOST_TURNS)
-    if turns is not None and turns != int(turns):
-        raise UsageError("max_turns must be a whole number")
-    max_turns = None if turns is None else int(turns)
-    return AskRequest(image, _text(question, "question"), deadline=deadline, max_turns=max_turns), stream
-
-
-def parse_chat(body: Any) -> tuple[AskRequest, bool]:
-    """The body of an OpenAI-style chat completion with one image and one question in its last user message; what comes
-    back is as of `parse_ask`.
-
-    Raises:
-        UsageError: there is no image as a data URL, or no text, or more than one choice is wanted.
-    """
-    messages = body.get("messages") if isinstance(body, Mapping) else None
-    if not isinstance(messages, list) or not messages:
-        raise UsageError("messages is missing or empty: a list of messages is needed")
-    if (choices := body.get("n")) is not None and (isinstance(choices, bool) or choices != 1):
-        raise UsageError("n must be 1: there is one answer to a question")
-    users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-    parts = users[-1].get("content") if users else None
-    if not isinstance(parts, list):
-        raise UsageError("the content of the last user message must be a list of an image_url part and a text part")
-    texts, images = [], []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(_text(part["text"], "text"))
-        elif kind == "image_url":
-            url = part.get("image_url")
-            images.append(url.get("url") if isinstance(url, Mapping) else url)
-        else:
-            raise UsageError(f"a content part of type {kind!r} is not understood")
-    if len(images) != 1 or not texts:
-        raise UsageError(f"one image and a question are needed, not {len(images)} images and {len(texts)} texts")
-    return AskRequest(decode_image(images[0]), "\n".join(texts)), _flag(body, "stream")
+    image, stream = decode_image(body.get("image")), flag(body, "stream")
+    deadline, max_turns = number(body, "deadline", LONGEST_DEADLINE), count(body, "max_turns", MOST_TURNS)
+    return Call(AskRequest(image, unicode_text(question, "question"), deadline=deadline, max_turns=max_turns), stream)
 
 
 def decode_image(value: Any) -> bytes:
@@ -115,8 +88,8 @@ def event_json(event: Event) -> dict[str, Any]:
     """{"type": "token" | "action" | "box" | "observation" | "answer", …fields}."""
     name = type(event).__name__.removesuffix("Event").lower()
     if isinstance(event, AnswerEvent):
-        return {"type": name, **_public(encode(event.answer))}
-    return {"type": name, **_public(encode(event))}
+        return {"type": name, **public(encode(event.answer))}
+    return {"type": name, **public(encode(event))}
 
 
 def models_json(model: str, since: int) -> dict[str, Any]:
@@ -127,63 +100,65 @@ def models_json(model: str, since: int) -> dict[str, Any]:
     }
 
 
-def chat_json(answer: Answer, model: str) -> dict[str, Any]:
-    """The answer as an OpenAI-style chat completion; evidence and steps travel in `gog_edge`."""
-    usage = answer.usage
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop" if answer.text else "length",
-                "message": {"role": "assistant", "content": answer.text},
-            }
-        ],
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.generated_tokens,
-            "total_tokens": usage.prompt_tokens + usage.generated_tokens,
-        },
-        "gog_edge": _public(encode(answer)),
-    }
-
-
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """Encoded events without paths of this machine: the picture of a hit is an address, or a file's bare name."""
     if isinstance(value, list):
-        return [_public(v) for v in value]
+        return [public(v) for v in value]
     if not isinstance(value, dict):
         return value
-    shown = {k: _public(v) for k, v in value.items()}
+    shown = {k: public(v) for k, v in value.items()}
     for key in ("image", "source"):
         if isinstance(place := shown.get(key), str) and PurePath(place).is_absolute():
             shown[key] = PurePath(place).name
     return shown
 
 
-def _number(body: Mapping[str, Any], key: str, most: float) -> float | None:
+def number(body: Mapping[str, Any], key: str, most: float, *, zero: bool = False) -> float | None:
+    """A number above 0 (or from 0 on) up to `most`; None if there is none.
+
+    Raises:
+        UsageError: something else.
+    """
     value = body.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UsageError(f"{key} must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 or (zero and value == 0)):
+        raise UsageError(f"{key} must be a {'number of at least 0' if zero else 'positive number'}")
     if value > most:  # an int of 400 digits is compared, never converted
         raise UsageError(f"{key} must be at most {most:g}")
     return float(value)
 
 
-def _flag(body: Mapping[str, Any], key: str) -> bool:
+def count(body: Mapping[str, Any], key: str, most: int, *, zero: bool = False) -> int | None:
+    """`number`, whole.
+
+    Raises:
+        UsageError: something else.
+    """
+    value = number(body, key, most, zero=zero)
+    if value is not None and value != int(value):
+        raise UsageError(f"{key} must be a whole number")
+    return None if value is None else int(body[key])
+
+
+def flag(body: Mapping[str, Any], key: str) -> bool:
+    """true or false; false if there is none.
+
+    Raises:
+        UsageError: something else.
+    """
     value = body.get(key)
     if value is not None and not isinstance(value, bool):
         raise UsageError(f"{key} must be true or false")
     return value is True
 
 
-def _text(value: str, key: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no text."""
+def unicode_text(value: str, key: str) -> str:
+    """`value`: JSON can spell half of a surrogate pair, which is no text.
+
+    Raises:
+        UsageError: it holds one.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as e:

@@ -66,6 +66,22 @@ def test_chat_completion(client: TestClient, body: dict[str, Any]) -> None:
     assert data["usage"]["total_tokens"] == data["usage"]["prompt_tokens"] + data["usage"]["completion_tokens"]
 
 
+def test_sampling_and_length_of_one_question(client: TestClient, body: dict[str, Any]) -> None:
+    content = [{"type": "image_url", "image_url": {"url": body["image"]}}, {"type": "text", "text": "What is it?"}]
+
+    def written(**options: Any) -> tuple[str, int]:
+        asked = {"messages": [{"role": "user", "content": content}], **options}
+        reply = client.post("/v1/chat/completions", json=asked).json()
+        texts = "".join(step["turn"]["raw"] for step in reply["gog_edge"]["steps"])
+        return texts, reply["usage"]["completion_tokens"]
+
+    plain = written()
+    assert written(temperature=1.9, seed=1) == written(temperature=1.9, seed=1)
+    assert len({written(temperature=1.9, seed=seed)[0] for seed in range(3)} | {plain[0]}) > 2
+    assert written() == plain  # what one question said is not the next one's
+    assert written(max_tokens=5)[1] < plain[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
