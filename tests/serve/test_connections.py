@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import select
 import socket
 import threading
 import time
@@ -17,7 +19,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from gog_edge.agent.request import AskRequest
-from gog_edge.serve.connection import LoopErrors, within_descriptors
+from gog_edge.serve.app import create_app
+from gog_edge.serve.connection import LoopErrors, make_server, within_descriptors
 from gog_edge.serve.limits import ServeLimits
 from gog_edge.types import Answer, AnswerEvent, Event, StopReason, TokenEvent
 from tests.serve.over_http import BODY, CHAT, Policy, connect, get, head, post, read, serving, talk, until
@@ -64,10 +67,14 @@ def test_silent_connections_do_not_stop_health_checks() -> None:
         asking.sendall(post("/v1/ask", BODY))
         until(lambda: bool(policy.asked))
         upload = head("POST", "/v1/ask", Content_Length="1000") + b"{"
-        for i in range(60):
-            stack.enter_context(connect(port)).sendall(upload if i % 2 else b"")
+        held = [stack.enter_context(connect(port)) for _ in range(60)]
+        for i, connection in enumerate(held):
+            with contextlib.suppress(OSError):  # some are closed already
+                connection.sendall(upload if i % 2 else b"")
         for _ in range(3):
             assert get(port).status == 200
+        closed, _, _ = select.select(held, [], [], 0)  # what can be read is a reply that refuses, or the end
+        assert len(closed) >= 50
         policy.let_go.set()
         assert read(asking).json["text"] == "a boat"  # what is being answered keeps its connection
 
@@ -139,6 +146,26 @@ def test_a_client_that_stops_reading_is_disconnected_and_holds_nobody_up() -> No
         lazy.sendall(post("/v1/ask", {**BODY, "stream": True}))
         until(lambda: bool(large.asked))
         until(lambda: talk(port, post("/v1/ask", BODY)).status == 200)
+        time.sleep(1)
+        data = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := lazy.recv(65536):
+                data += chunk
+    assert b"[DONE]" not in data
+
+
+def test_the_loop_reports_by_our_rule() -> None:
+    async def handler() -> object:
+        server = make_server(create_app(Policy(), name="x"), ServeLimits())  # type: ignore[arg-type]
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            await server.startup([listening])
+            found = asyncio.get_running_loop().get_exception_handler()
+            await server.shutdown([listening])
+        return found
+
+    assert isinstance(asyncio.run(handler()), LoopErrors)
 
 
 def test_want_of_descriptors_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ BAD_ASK = [
 ]  # fmt: skip
 BAD_CHAT = [
     field("n", "2", CHAT), field("n", "true", CHAT), field("n", '"1"', CHAT), field("stream", "2", CHAT),
-    field("n", "9" * 400, CHAT),
+    field("n", "9" * 400, CHAT), field("presence_penalty", "1e400", CHAT), field("user", "NaN", CHAT),
     *(field("messages", raw, CHAT) for raw in ("[]", "{}", '"abc"', "7", "[7]", '[{"role": []}]', "null")),
     *(message(content) for content in (
         "text", 7, {}, [], [7], [{"type": []}], [{"type": "audio"}], CONTENT[:1], CONTENT[1:], [*CONTENT, CONTENT[0]],
