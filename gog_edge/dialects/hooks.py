@@ -5,6 +5,7 @@ several systems share are in the file (`spec`). Hooks are code of this package: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gog_edge.types import BoxFrame, Control, Region, Segment
 
@@ -51,6 +52,10 @@ class Hooks:
         """The inverse of `corners`."""
         return corners
 
+    def refuses(self, box: Any) -> str:
+        """Why a box is refused as it was written (None where it was not), in the system's words; empty to read it."""
+        return ""
+
     def padding(self, view: Region) -> tuple[float, float]:
         """Pixels of the target that are added to a box at the left and right, and at the top and bottom."""
         return 0.0, 0.0
@@ -61,6 +66,23 @@ class MMSearchR1(Hooks):
 
     def to_user(self, marker: str) -> str:
         return marker.replace(">\n<", "><", 1)
+
+
+class SenseNovaMars(MMSearchR1):
+    """No line break between the turns either; four reasons why a box is refused, each in its own words."""
+
+    def refuses(self, box: Any) -> str:
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            return "bbox parameter is missing or not a list of 4 numbers."
+        try:
+            x0, y0, x1, y1 = (float(v) for v in box)
+        except (TypeError, ValueError, OverflowError):
+            return f"Bbox coordinates must be numeric: {box}"
+        if not all(0 <= v <= 1000 for v in (x0, y0, x1, y1)):
+            return f"In relative mode, coordinates must be in [0, 1000.0]. Got: {box}"
+        if not (x0 < x1 and y0 < y1):
+            return f"Invalid bbox coordinates: x1 must be < x2, y1 must be < y2. Got: {box}"
+        return ""
 
 
 class DeepEyesV2(Hooks):
@@ -136,6 +158,7 @@ HOOKS: Mapping[str, type[Hooks]] = {
     "opensearch-vl": OpenSearchVL,
     "pixel-reasoner": PixelReasoner,
     "qwen-agent": QwenAgent,
+    "sensenova-mars": SenseNovaMars,
     "vision-deepresearch": VisionDeepResearch,
     "vrag-rl": VragRL,
     "webwatcher": WebWatcher,

@@ -41,7 +41,7 @@ class Observer:
         values = self._values(observation, spec, question, step, images)
         body: list[Segment]
         if observation.action.kind is ActionKind.INVALID:
-            body = self._reply(observation.action.text)
+            body = self._reply(observation.action)
         elif observation.error:
             body = spec.failed.render(values)
         elif self._only_looks(observation) and spec.crop and observation.shown is None:
@@ -59,10 +59,12 @@ class Observer:
     def _body_spec(self, observation: Observation) -> BodySpec:
         return self.spec.observe.get(observation.action.kind.value, self.spec.observe["invalid"])
 
-    def _reply(self, text: str) -> list[Segment]:
-        """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""
-        for reply in fields(self.spec.replies):
-            matched = getattr(self.spec.replies, reply.name).match(text)
+    def _reply(self, action: Action) -> list[Segment]:
+        """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not. Its own reply
+        (the action's label) comes before others that would fit as well."""
+        text = action.text
+        for name in sorted((reply.name for reply in fields(self.spec.replies)), key=lambda name: name != action.label):
+            matched = getattr(self.spec.replies, name).match(text)
             if matched is not None:
                 return [Text(self.clean.text(s.text, 400)) if isinstance(s, Text) else s for s in matched]
         return [Text(self.clean.text(text, 400))]

@@ -84,6 +84,7 @@ class TurnReader:
             "call": cut(problem.call, 400),
             "missing": problem.missing,
             "image": cut(problem.image, 60),
+            "count": len(self.images),
         }
         return Action(ActionKind.INVALID, wording.plain(values), label=problem.reply)
 
@@ -172,6 +173,8 @@ class TurnReader:
         image = resolve_image(self.spec.images, values.get("image"), self.images, self.user_images, other)
         if kind is ActionKind.GLANCE:
             return Action(kind, text, None, image, label, _limit(values.get("limit")))
+        if refused := self.frame.hooks.refuses(values.get("box")):
+            raise RegionError(refused)
         if values.get("box") is None:
             raise RegionError("the call has no box")
         region = self.frame.to_region(read_box(values["box"]), self.images[image])
