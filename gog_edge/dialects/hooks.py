@@ -52,8 +52,9 @@ class Hooks:
         """The inverse of `corners`."""
         return corners
 
-    def refuses(self, box: Any) -> str:
-        """Why a box is refused as it was written (None where it was not), in the system's words; empty to read it."""
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        """Why a call of `kind` is refused as it was written (role -> value) with `count` images in scope, in the
+        system's words; empty to read it."""
         return ""
 
     def padding(self, view: Region) -> tuple[float, float]:
@@ -71,7 +72,10 @@ class MMSearchR1(Hooks):
 class SenseNovaMars(MMSearchR1):
     """No line break between the turns either; four reasons why a box is refused, each in its own words."""
 
-    def refuses(self, box: Any) -> str:
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        if kind != "zoom":
+            return ""
+        box = values.get("box")
         if not isinstance(box, (list, tuple)) or len(box) != 4:
             return "bbox parameter is missing or not a list of 4 numbers."
         try:
@@ -151,6 +155,30 @@ class VisionDeepResearch(Hooks):
         return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
 
 
+class VideoDeepResearch(Hooks):
+    """Images and boxes come in pairs; one wrapper holds all that a turn is told."""
+
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        if kind != "gaze":
+            return ""
+        for key, role in (("image_idx", "image"), ("bbox", "box")):
+            given = values.get(role)
+            if not isinstance(given, (list, tuple)) or not given:
+                return f"select_crop_search requires '{key}' argument."
+            for index in given if role == "image" else ():
+                if isinstance(index, bool) or not str(index).lstrip("-").isdecimal():
+                    return f"image_idx values must be integers, got {index!r}."
+                if not 0 <= int(index) < count:
+                    return f"image_idx {index} is out of range. Available indices: {list(range(count))}."
+        boxes, images = len(values["box"]), len(values["image"])
+        if boxes != images:
+            return f"bbox and image_idx must have the same length (got {boxes} bboxes for {images} images)."
+        return ""
+
+    def result_turn(self, content: list[Segment], replies: set[str]) -> list[Segment]:
+        return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
+
+
 HOOKS: Mapping[str, type[Hooks]] = {
     "": Hooks,
     "deepeyes-v2": DeepEyesV2,
@@ -159,6 +187,7 @@ HOOKS: Mapping[str, type[Hooks]] = {
     "pixel-reasoner": PixelReasoner,
     "qwen-agent": QwenAgent,
     "sensenova-mars": SenseNovaMars,
+    "video-deepresearch": VideoDeepResearch,
     "vision-deepresearch": VisionDeepResearch,
     "vrag-rl": VragRL,
     "webwatcher": WebWatcher,

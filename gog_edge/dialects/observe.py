@@ -29,16 +29,16 @@ class Observer:
         replies = {o.action.label if o.action.kind is ActionKind.INVALID else "" for o in observations}
         out: list[Segment] = []
         for number, observation in enumerate(observations):
-            if number:
-                out.append(Control(self._body_spec(observation).between))
-            out += self._one(observation, question, step, images)
+            spec = self._body_spec(observation)
+            out.append(Control(spec.between if number else spec.begin))
+            out += self._one(observation, number, question, step, images)
         return join_segments(self.frame.hooks.result_turn(out, replies))
 
     def _one(
-        self, observation: Observation, question: str, step: int, images: Sequence[RegisteredImage]
+        self, observation: Observation, place: int, question: str, step: int, images: Sequence[RegisteredImage]
     ) -> list[Segment]:
         spec = self._body_spec(observation)
-        values = self._values(observation, spec, question, step, images)
+        values = {**self._values(observation, spec, question, step, images), "place": place}
         body: list[Segment]
         if observation.action.kind is ActionKind.INVALID:
             body = self._reply(observation.action)

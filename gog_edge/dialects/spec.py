@@ -66,7 +66,7 @@ class ActionSpec:
     `unused` is a role for keys that the policy writes and nobody reads.
     `required`: roles that must be present; `always`: roles that are written always, though a call is read without
     them. `lists`: queries, addresses and images are written as lists, of which the `first` item counts or `each` is
-    an action of its own.
+    an action of its own (a list of images goes with a list of boxes, pair by pair).
     `kind` refuse: known, answered with `replies.refused`.
     """
 
@@ -145,7 +145,7 @@ class ImagesSpec:
 
 _BODY = (
     "results", "thumbnails", "crop", "label", "query", "question", "image", "step", "step_before", "shown", "width",
-    "height", "box", "page", "count", "url", "after",
+    "height", "box", "page", "count", "url", "after", "place",
 )  # fmt: skip
 
 
@@ -157,9 +157,9 @@ class BodySpec:
     `body`: with results. `result`: one result, `result_between` between two; `score`, `detail` (when the result has a
     text) and `thumbnail` are its optional parts; `bare` replaces it when pictures are shown but this result has none.
     Pictures are shown where there is a `thumbnail` or `{thumbnails}` in the body, the crop where there is a `crop`.
-    `empty`: no result. `failed`: the provider failed. `each`: the wrapper
-    of all of these. `between`: before this observation when it is not the turn's first. `after`: instructions,
-    `after_file` (beside the dialect) replaces them.
+    `empty`: no result. `failed`: the provider failed. `each`: the wrapper of all of these; `{place}` counts the turn's
+    observations from 0. `between`: before this observation when it is not the turn's first, `begin`: when it is.
+    `after`: instructions, `after_file` (beside the dialect) replaces them.
     """
 
     each: Wording = wording("body", *_BODY)
@@ -176,6 +176,7 @@ class BodySpec:
     after: Wording = wording("question")
     after_file: str = ""
     between: str = ""
+    begin: str = ""
 
     @property
     def shows_thumbnails(self) -> bool:

@@ -67,6 +67,11 @@ CALLS = {
         tool("crop_and_search", '{"image_id": "1", "bbox": [[BOX]], "goal": "x"}'),
         (0, 0),
     ),
+    "video-deepresearch": (
+        "thousand",
+        tool("select_crop_search", '{"image_idx": [0], "bbox": [[BOX]], "goal": "x"}'),
+        (0, 0),
+    ),
     "opensearch-vl": (
         "xywh",
         tool("crop", '{"image": "img_1", "x": X, "y": Y, "width": W, "height": H}'),

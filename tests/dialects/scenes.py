@@ -128,6 +128,20 @@ FAULTS: dict[str, dict[str, str]] = {
         "reasoning that does not end": "<thinking>I wonder.",
         "two calls": _call("image_search_tool", "{}") + "\n" + _call("text_search_tool", '{"query": "a"}'),
     },
+    "video-deepresearch": {
+        "nothing": "I wonder.",
+        "unreadable": _UNREADABLE,
+        "no query": _call("search", "{}"),
+        "no image": _call("select_crop_search", '{"bbox": [[0, 0, 500, 500]], "goal": "a"}'),
+        "no box": _call("select_crop_search", '{"image_idx": [0], "goal": "a"}'),
+        "words for an image": _call("select_crop_search", '{"image_idx": ["x"], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "no such image": _call("select_crop_search", '{"image_idx": [0, 7], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "one box too few": _call("select_crop_search", '{"image_idx": [0, 0], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "an empty box": _call("select_crop_search", '{"image_idx": [0], "bbox": [[5, 5, 5, 9]], "goal": "a"}'),
+        "two boxes": _call(
+            "select_crop_search", '{"image_idx": [0, 0], "bbox": [[0, 0, 500, 500], [10, 10, 500, 500]], "goal": "a"}'
+        ),
+    },
     "vision-deepresearch": {
         "nothing": "I wonder.",
         "unreadable": _UNREADABLE,

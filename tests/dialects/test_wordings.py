@@ -9,6 +9,7 @@ import pytest
 from gog_edge import dialects
 from gog_edge.types import Action, ActionKind, Control, Hit, Observation, Region, RegisteredImage
 from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain
+from tests.dialects.scenes import SECOND
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 CROP = RegisteredImage(1, 1000, 800, 448, 352, Region(100, 80, 500, 400), 0)
@@ -253,6 +254,47 @@ def test_vision_deepresearch() -> None:
     )
     broken = "<tool_response>\n[Json Parse Error]: Tool call is not a valid JSON.\n</tool_response>"
     assert broken in reply("vision-deepresearch", "<tool_call>{oops</tool_call>")
+
+
+def test_video_deepresearch() -> None:
+    start, end = f"<|im_end|>\n{USER}<tool_response>\n", f"\n</tool_response>{ASSISTANT}"
+    call = '<tool_call>\n{"name": "select_crop_search", "arguments": {"image_idx": %s, "bbox": %s, "goal": "g"}}\n</tool_call>'
+    one = (
+        "[Image index {} | path: image_0 | bbox: {}]\nThe search results for bbox {} are as follows:\n"
+        "[1] The useful information in [Tower](http://u) are:\n\nEvidence in page:\nHigh.\n\nSummary:\nTower\n\n"
+    )
+    boxes = "[0, 0, 500, 500]", "[1, 1, 9, 9]"
+    pairs = "\n\n=======\n\n".join(one.format(place, box, box) for place, box in enumerate(boxes))
+    assert reply(
+        "video-deepresearch", call % ("[0, 0]", f"[{', '.join(boxes)}]"), [Hit("Tower", "High.", "http://u")]
+    ) == (f"{start}Tool `select_crop_search` returned:\n{pairs}{end}")
+    searches = '<tool_call>\n{"name": "search", "arguments": {"query": ["a", "b"]}}\n</tool_call>'
+    nothing = "No search results found for 'a'\n=======\nNo search results found for 'b'"
+    assert reply("video-deepresearch", searches) == f"{start}Tool `search` returned:\n{nothing}{end}"
+    for images, box, words in (
+        ("[]", "[[0, 0, 5, 5]]", "select_crop_search requires 'image_idx' argument."),
+        ("[0]", "[]", "select_crop_search requires 'bbox' argument."),
+        ('["x"]', "[[0, 0, 5, 5]]", "image_idx values must be integers, got 'x'."),
+        ("[0, 1]", "[[0, 0, 5, 5]]", "image_idx 1 is out of range. Available indices: [0]."),
+        ("[0, 0]", "[[0, 0, 5, 5]]", "bbox and image_idx must have the same length (got 1 bboxes for 2 images)."),
+    ):
+        assert (
+            reply("video-deepresearch", call % (images, box))
+            == f"{start}Tool `select_crop_search` returned:\n{words}{end}"
+        )
+    assert f"{start}Tool `search` returned:\nsearch tool requires 'query' argument{end}" in reply(
+        "video-deepresearch", searches.replace('"query": ["a", "b"]', "")
+    )
+    said = (
+        "No <tool_call> or <answer> detected. Available tools: search, visit, select_crop_search. If you have gathered enough "
+        "information, provide your answer in <answer></answer> tags. Otherwise call a tool via "
+        '<tool_call>{"name": "<name>", "arguments": {...}}</tool_call>.'
+    )
+    for text in ("hm", "<tool_call>{oops</tool_call>"):
+        assert reply("video-deepresearch", text) == f"{start}{said}{end}"
+    pair = call % ("[1, 0]", "[[0, 0, 500, 500], [0, 0, 100, 100]]")
+    read = dialects.load("video-deepresearch").parse(pair, [PHOTO, SECOND], user_images=2).actions
+    assert [(a.image, a.region) for a in read] == [(1, Region(0, 0, 320, 240)), (0, Region(0, 0, 100, 80))]
 
 
 def test_opensearch_vl() -> None:

@@ -76,6 +76,8 @@ class ArgumentSyntax(Syntax):
 
     def _value(self, role: str, form: ActionSpec, rules: Rules) -> str:
         if role == "box":
+            if form.lists == "each" and "image" in form.args:  # one pair: their numbers are equal
+                return '"[" box "]"'
             return '"[" box (", " box)* "]"' if form.lists == "each" else "box"
         if role == "image":
             named = r'"\"" REF "\""' if rules.references_are_text else "REF"
