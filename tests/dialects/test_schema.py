@@ -97,6 +97,7 @@ def test_circles_and_missing_parents(tmp_path: Path) -> None:
         (MINIMAL + "[[actions]]\nkind = 'glance'\nvia = 'tool_call'\nname = 'x'\nargs = { bux = 'b' }\n", "args.bux: unknown role; did you mean 'box'"),
         (MINIMAL + "[[actions]]\nkind = 'zoom'\nvia = 'tool_call'\nname = 'x'\nargs = { box = ['a', 'b', 'c', 'd', 'e'] }\n", "args.box: one key, its alternatives or four"),
         (MINIMAL + "[[actions]]\nkind = 'glance'\nvia = 'tool_call'\nname = 'x'\nrequired = ['box']\n", "required: 'box' is not in args"),
+        (MINIMAL + "[[actions]]\nkind = 'glance'\nvia = 'tool_call'\nname = 'x'\nalways = ['image']\n", "always: 'image' is not in args"),
         (MINIMAL + "[[actions]]\nkind = 'glance'\nvia = 'tool_call'\nname = 'x'\n", "replies.malformed: missing"),
         (MINIMAL.replace('user = "{images}{question}"', "system = ''"), "prompt.user: missing"),
         (MINIMAL + "[chat]\ntemplate = 'none.jinja'\n", "chat.template: none.jinja can't be read"),
