@@ -234,11 +234,12 @@ def _check_action(action: ActionSpec, where: str) -> None:
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")
-        if isinstance(key, tuple) and role == "box" and len(key) != 4:
-            raise DialectError(f"{where}.args.box: one key or four are needed, not {len(key)}")
-    for role in action.required:
-        if role not in action.args:
-            raise DialectError(f"{where}.required: {role!r} is not in args{suggest(role, sorted(action.args))}")
+        if isinstance(key, tuple) and role == "box" and not 2 <= len(key) <= 4:
+            raise DialectError(f"{where}.args.box: one key, its alternatives or four are needed, not {len(key)}")
+    for list_ in ("required", "always"):
+        for role in getattr(action, list_):
+            if role not in action.args:
+                raise DialectError(f"{where}.{list_}: {role!r} is not in args{suggest(role, sorted(action.args))}")
     boxed = "box" in action.args or action.content in ("box", "box_or_label")
     if action.kind in ("gaze", "zoom") and not boxed:
         raise DialectError(f"{where}.args.box: missing; kind {action.kind!r} needs a box")
