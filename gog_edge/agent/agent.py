@@ -319,7 +319,11 @@ class Conversation:
         if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
             trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
             guessing = replace(guessing, max_draft=0)
-        writer = TurnWriter(session, Sampler(agent.sampling), guessing)
+        if request.max_tokens is not None:
+            total = options.total_tokens or dialect.limits.total_tokens or request.max_tokens
+            options = replace(options, total_tokens=min(total, request.max_tokens))
+        sampling = agent.sampling if request.sampling is None else request.sampling.over(agent.sampling)
+        writer = TurnWriter(session, Sampler(sampling), guessing)
         self.speculation = writer.speculation
         return AgentLoop(
             session=session,

@@ -12,6 +12,7 @@ from gog_edge.deadline import Budget
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.sampling_options import Sampling
 
 Images = ImageSource | Sequence[ImageSource]
 
@@ -32,6 +33,8 @@ class AskRequest:
         budget: to cancel from another thread; its own time limit holds, too.
         trace: records what happens.
         urls: public addresses of the images, in order, for web providers that only take addresses.
+        sampling: how tokens of this question are chosen; what it leaves out is as the agent was loaded with.
+        max_tokens: tokens written in the whole question; a lower limit of the options or the dialect holds, too.
         key: the data set's id of the question, for providers that replay recorded searches.
 
     Raises:
@@ -47,6 +50,8 @@ class AskRequest:
     trace: Trace | None = None
     urls: Sequence[str] = ()
     key: str = ""
+    sampling: Sampling | None = None
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -55,6 +60,8 @@ class AskRequest:
             raise UsageError(f"a deadline of {self.deadline} s leaves no time: give a positive number of seconds")
         if self.max_turns is not None and self.max_turns < 1:
             raise UsageError(f"max_turns is {self.max_turns}: at least one turn is needed")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"max_tokens is {self.max_tokens}: at least one token is needed")
 
 
 def open_frames(image: Images | None) -> list[Frame]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+import math
+import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gog_edge.cli.console import stderr
+from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
 
@@ -26,29 +34,102 @@ from gog_edge.errors import UsageError
     show_default=True,
     help="Questions that may wait; further ones get status 429.",
 )
-def command(bundle: Path, index: Path | None, search: Path | None, host: str, port: int, queue: int) -> None:
-    """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /healthz.
+@click.option(
+    "--connections", type=click.IntRange(min=1), default=256, show_default=True, help="Open connections, at most."
+)
+@click.option(
+    "--shutdown",
+    type=SECONDS,
+    default="10s",
+    show_default=True,
+    help="Time for running questions after SIGTERM or Ctrl-C.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads of the engine; 0: the cores it may use."
+)
+@click.option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send.")
+@click.option("--allow-host", "hosts", multiple=True, help="A further host name under which this is reached; '*': any.")
+@click.option("--allow-origin", "origins", multiple=True, help="Origin of pages that may ask (https://name); '*': any.")
+def command(
+    bundle: Path,
+    index: Path | None,
+    search: Path | None,
+    host: str,
+    port: int,
+    queue: int,
+    connections: int,
+    shutdown: float,
+    threads: int,
+    api_key_env: str | None,
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+) -> None:
+    """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /v1/models, GET /healthz.
 
-    There is no authentication: keep it on the loopback address, or behind a proxy that checks who asks.
+    Without --api-key-env everybody who reaches the address may ask: keep it on the loopback address then.
     """
     try:
-        import uvicorn
-
         from gog_edge.serve.app import create_app
+        from gog_edge.serve.connection import make_server
+        from gog_edge.serve.limits import ServeLimits
     except ImportError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
 
-    with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search) as agent:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}"
-        stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
-        config = uvicorn.Config(create_app(agent, name=bundle.name, queue=queue), log_level="warning")
-        uvicorn.Server(config).run(sockets=[listening])
+    key = _key(api_key_env)
+    limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
+    with _ending_with_sigterm(), _listen(host, port) as listening:
+        options = _engine_options(threads) if threads else None
+        with gog_edge.load(bundle, index=index, search=search, engine_options=options) as agent:
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{listening.getsockname()[1]}"
+            name = bundle.resolve().name
+            app = create_app(
+                agent, name=name, queue=queue, limits=limits, hosts=(host, *hosts), origins=origins, key=key
+            )
+            stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
+            if key is None and not _is_loopback(listening):
+                stderr().print("everybody on this network may ask: --api-key-env NAME asks for a key", markup=False)
+            make_server(app, limits).run(sockets=[listening])
+
+
+def _engine_options(threads: int) -> Any:
+    from gog_edge.engines.ort.options import OrtOptions
+
+    return OrtOptions(threads=threads)
+
+
+def _key(variable: str | None) -> str | None:
+    """The API key: never on the command line, where every process can read it."""
+    if variable is None:
+        return None
+    if not (key := os.environ.get(variable, "")).strip():
+        raise UsageError(f"--api-key-env {variable}: this environment variable is not set, or empty")
+    return key.strip()
+
+
+@contextmanager
+def _ending_with_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, everything closed, with exit code 0."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port before the policy is loaded: one that is taken is noticed at once."""
+    if not host.strip():
+        raise UsageError("--host is empty: name an address (127.0.0.1; 0.0.0.0 listens on every network)")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as e:

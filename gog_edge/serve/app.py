@@ -1,119 +1,259 @@
-"""The HTTP service: POST /v1/ask (JSON or server-sent events), POST /v1/chat/completions, GET /healthz.
+"""The HTTP service: POST /v1/ask (JSON or server-sent events), POST /v1/chat/completions, GET /v1/models, /healthz.
 
-One question runs at a time, because one policy fills the machine; `queue` more may wait, further ones get 429.
+One question runs at a time, because one policy fills the machine; `queue` more may wait, further ones get 429. A
+client that closes its connection cancels its question, whether it waits or runs, streams or not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gog_edge._version import __version__
-from gog_edge.agent.loop import last_answer
-from gog_edge.agent.request import AskRequest
-from gog_edge.errors import GogEdgeError, UsageError
-from gog_edge.serve.wire import chat_json, event_json, parse_ask, parse_chat
+from gog_edge.errors import GogEdgeError
+from gog_edge.serve.access import HEALTH, AccessMiddleware
+from gog_edge.serve.chat import Completion, parse_chat
+from gog_edge.serve.limits import ServeLimits
+from gog_edge.serve.refusal import ASK, Refused, error_json, explained, refusal
+from gog_edge.serve.wire import Call, event_json, models_json, parse_ask, parse_json
+from gog_edge.serve.worker import Job, Worker
 from gog_edge.types import Answer, AnswerEvent, Event
 
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent
 
-MAX_BODY = 64 << 20
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+_CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
+_WIND_DOWN_SECONDS = 3.0
+
+Parse = Callable[[Any], Call]
+Whole = Callable[[Answer], dict[str, Any]]
+Chunks = Callable[[Event], Iterable[dict[str, Any]]]
+Rendered = Callable[[Call], tuple[Whole, Chunks]]
+
+
+class BytesInFlight:
+    """The memory that bodies take, over all requests. Used on the event loop only."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.taken = most, 0
+
+    def take(self, count: int) -> None:
+        """Count `count` more bytes.
+
+        Raises:
+            Refused: that would be more than there may be.
+        """
+        if self.taken + count > self.most:
+            raise Refused(503, "too much is being uploaded: try again", {"Retry-After": "1", "Connection": "close"})
+        self.taken += count
+
+
+class Upload:
+    """The bytes of one request's body; `release` when its question has ended."""
+
+    def __init__(self, all_of_them: BytesInFlight) -> None:
+        self._all, self._mine = all_of_them, 0
+
+    async def read(self, request: Request, most: int) -> bytearray:
+        """The whole body.
+
+        Raises:
+            Refused: it is larger than `most`, which is noticed before it is read where its length is stated; or all
+                bodies together are too large. ClientDisconnect: the client left.
+        """
+        too_large = Refused(413, f"the body is larger than {most >> 20} MiB", {"Connection": "close"})
+        stated = request.headers.get("content-length", "")
+        if stated.isdecimal() and int(stated[:20]) > most:
+            raise too_large
+        data = bytearray()
+        async for chunk in request.stream():
+            if len(data) + len(chunk) > most:
+                raise too_large
+            self._all.take(len(chunk))
+            self._mine += len(chunk)
+            data += chunk
+        return data
+
+    def release(self) -> None:
+        """Idempotent."""
+        self._all.taken -= self._mine
+        self._mine = 0
 
 
 class Service:
-    """Serialises questions to one agent. `queue`: how many may wait."""
+    """The handlers around one agent."""
 
-    def __init__(self, agent: Agent, *, name: str, queue: int = 8) -> None:
-        self.agent, self.name = agent, name
-        self._slots = threading.Semaphore(queue + 1)
-        self._turn = asyncio.Lock()
+    def __init__(self, agent: Agent, name: str, queue: int, limits: ServeLimits) -> None:
+        self.name, self.limits = name, limits
+        self.worker = Worker(agent, queue)
+        self.since = int(time.time())
+        self._in_flight = BytesInFlight(limits.in_flight)
 
     async def ask(self, request: Request) -> Response:
-        return await self._answer(*parse_ask(await _body(request)), event_json_answer)
+        def rendered(_: Call) -> tuple[Whole, Chunks]:
+            return (lambda answer: event_json(AnswerEvent(answer))), (lambda event: [event_json(event)])
+
+        return await self._question(request, parse_ask, rendered)
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(*parse_chat(await _body(request)), lambda answer: chat_json(answer, self.name))
+        def rendered(call: Call) -> tuple[Whole, Chunks]:
+            completion = Completion(call, self.name)
+            return completion.whole, completion.chunks
+
+        return await self._question(request, parse_chat, rendered)
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "bundle": self.name})
 
-    async def _answer(self, asked: AskRequest, stream: bool, render: Callable[[Answer], dict[str, Any]]) -> Response:
-        if not self._slots.acquire(blocking=False):
-            return JSONResponse({"error": "too many questions are waiting: try again"}, 429, {"Retry-After": "1"})
-        if stream:
-            return StreamingResponse(self._events(asked), media_type="text/event-stream")
-        try:
-            async with self._turn:
-                answer = await asyncio.to_thread(lambda: last_answer(self.agent.events(asked)))
-        finally:
-            self._slots.release()
-        return JSONResponse(render(answer))
+    async def models(self, _: Request) -> Response:
+        return JSONResponse(models_json(self.name, self.since))
 
-    async def _events(self, asked: AskRequest) -> AsyncIterator[str]:
-        """Events as they happen; closing the connection closes the stream, which cancels the question."""
-        try:
-            async with self._turn:
-                events = self.agent.events(asked)
-                try:
-                    while (event := await asyncio.to_thread(_next, events)) is not None:
-                        yield f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
-                finally:
-                    close = getattr(events, "close", None)
-                    if close is not None:
-                        await asyncio.to_thread(close)
-        finally:
-            self._slots.release()
-        yield "data: [DONE]\n\n"
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Ends what runs when the server does."""
+        yield
+        await asyncio.to_thread(self.worker.close, _WIND_DOWN_SECONDS)
+
+    async def _question(self, request: Request, parse: Parse, rendered: Rendered) -> Response:
+        self.worker.check_room()  # before anything is read
+        with ExitStack() as held:
+            upload = Upload(self._in_flight)
+            held.callback(upload.release)
+            try:
+                data = await upload.read(request, self.limits.body)
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_LEFT)
+            call = await asyncio.to_thread(lambda: parse(parse_json(data)))
+            whole, chunks = rendered(call)
+            job = self.worker.submit(call.request)
+            held.callback(self.worker.cancel, job)
+            if call.stream:
+                return _Events(_events(job, chunks, request.url.path), held.pop_all())
+            return await _reply(request, job, whole)
 
 
-def event_json_answer(answer: Answer) -> dict[str, Any]:
-    """The reply of /v1/ask without streaming: the same fields as the last event."""
-    return event_json(AnswerEvent(answer))
-
-
-def _next(events: Iterator[Event]) -> dict[str, Any] | None:
-    """The next event as JSON; a failure becomes an event, since the status line is long gone."""
+async def _reply(request: Request, job: Job, whole: Whole) -> Response:
+    """The answer, unless the client leaves before it is there."""
+    answer = asyncio.ensure_future(job.answer())
+    left = asyncio.ensure_future(_left(request))
     try:
-        return event_json(next(events))
-    except StopIteration:
-        return None
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(whole(answer.result())) if answer.done() else Response(status_code=_CLIENT_LEFT)
+    finally:
+        answer.cancel()
+        left.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(job: Job, chunks: Chunks, path: str) -> AsyncIterator[str]:
+    """Events as they happen; a failure becomes an event, since the status line is long gone."""
+    try:
+        while (event := await job.next()) is not None:
+            for chunk in chunks(event):
+                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
     except GogEdgeError as e:
-        return {"type": "error", "error": str(e)}
+        yield f"data: {json.dumps({'type': 'error', **error_json(path, explained(e))}, ensure_ascii=False)}\n\n"
+    yield "data: [DONE]\n\n"
 
 
-async def _body(request: Request) -> Any:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise UsageError(f"the body is larger than {MAX_BODY >> 20} MiB")
-    try:
-        return json.loads(data)
-    except ValueError as e:
-        raise UsageError(f"the body is not JSON: {e}") from e
+class _Events(StreamingResponse):  # type: ignore[misc]
+    """Server-sent events; closes `held` when they have ended, or the client has left, even before the first."""
+
+    def __init__(self, events: AsyncIterator[str], held: ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
-async def _input_error(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": " ".join(str(error).split())}, 400 if isinstance(error, ValueError) else 500)
+class _Drain:
+    """The outermost layer: a request that the end of the server cuts short gets a reply instead of a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if begun:  # a stream: it has no [DONE], which says that it was cut
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                refused = Refused(503, "the server is stopping: try again later", {"Connection": "close"})
+                await refusal(scope["path"], refused)(scope, receive, send)
 
 
-def create_app(agent: Agent, *, name: str, queue: int = 8) -> Starlette:
-    """The ASGI application around one agent."""
-    service = Service(agent, name=name, queue=queue)
-    return Starlette(
-        routes=[
-            Route("/v1/ask", service.ask, methods=["POST"]),
-            Route("/v1/chat/completions", service.chat, methods=["POST"]),
-            Route("/healthz", service.health),
-        ],
-        exception_handlers={GogEdgeError: _input_error},
+async def _failed(request: Request, error: Exception) -> Response:
+    return refusal(request.url.path, explained(error))
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return refusal(request.url.path, Refused(error.status_code, f"{error.detail}: see docs/guide.md", error.headers))
+
+
+def create_app(
+    agent: Agent,
+    *,
+    name: str,
+    queue: int = 8,
+    limits: ServeLimits | None = None,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+    key: str | None = None,
+) -> ASGIApp:
+    """The ASGI application around one agent.
+
+    Args:
+        name: of the bundle, for replies.
+        queue: how many questions may wait.
+        hosts, origins, key: who may ask (see `AccessMiddleware`).
+    """
+    service = Service(agent, name, queue, limits or ServeLimits())
+    middleware = [Middleware(AccessMiddleware, hosts=hosts, origins=origins, key=key)]
+    if origins:
+        headers, methods = ("Authorization", "Content-Type"), ("GET", "POST")
+        cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=methods, allow_headers=headers)
+        middleware.insert(0, cors)
+    return _Drain(
+        Starlette(
+            routes=[
+                Route(ASK, service.ask, methods=["POST"]),
+                Route(CHAT, service.chat, methods=["POST"]),
+                Route(MODELS, service.models),
+                Route(HEALTH, service.health),
+            ],
+            middleware=middleware,
+            exception_handlers={GogEdgeError: _failed, HTTPException: _not_here},
+            lifespan=service.lifespan,
+        )
     )

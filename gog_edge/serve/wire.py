@@ -4,20 +4,50 @@ from __future__ import annotations
 
 import base64
 import binascii
-import time
-import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, NoReturn
 
 from gog_edge.agent.request import AskRequest
 from gog_edge.errors import UsageError
 from gog_edge.serde import encode
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.types import AnswerEvent, Event
+
+LONGEST_DEADLINE = 86400.0
+MOST_TURNS = 1000
 
 
-def parse_ask(body: Any) -> tuple[AskRequest, bool]:
-    """The body of POST /v1/ask, {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}: the
-    request, and whether its events are wanted.
+def parse_json(data: bytes | bytearray) -> Any:
+    """A body as JSON proper: no NaN, no number that is infinite as a float.
+
+    Raises:
+        UsageError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+    except UsageError:
+        raise
+    except ValueError as e:
+        raise UsageError(f"the body is not JSON: {e}") from e
+    except RecursionError as e:
+        raise UsageError("the body is nested too deeply") from e
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a body asks for. `stream`: events are wanted. `stop`: the answer ends before the first of these."""
+
+    request: AskRequest
+    stream: bool
+    stop: tuple[str, ...] = ()
+    usage: bool = False
+
+
+def parse_ask(body: Any) -> Call:
+    """The body of POST /v1/ask, {"image": base64 or data URL, "question", "deadline"?, "max_turns"?, "stream"?}.
 
     Raises:
         UsageError: a field is missing, unknown or of another type.
@@ -26,45 +56,18 @@ def parse_ask(body: Any) -> tuple[AskRequest, bool]:
         raise UsageError("the body must be a JSON object with image and question")
     unknown = set(body) - {"image", "question", "deadline", "max_turns", "stream"}
     if unknown:
-        raise UsageError(f"unknown field {sorted(unknown)[0]!r}")
+        raise UsageError(f"unknown field {min(unknown)!r}")
     question = body.get("question")
     if not isinstance(question, str) or not question.strip():
         raise UsageError("question is missing or empty")
-    image, deadline, max_turns = decode_image(body.get("image")), _number(body, "deadline"), _count(body, "max_turns")
-    return AskRequest(image, question, deadline=deadline, max_turns=max_turns), body.get("stream") is True
-
-
-def parse_chat(body: Any) -> tuple[AskRequest, bool]:
-    """The body of an OpenAI-style chat completion with one image and one question in its last user message; what comes
-    back is as of `parse_ask`.
-
-    Raises:
-        UsageError: there is no image as a data URL, or no text.
-    """
-    messages = body.get("messages") if isinstance(body, Mapping) else None
-    if not isinstance(messages, Sequence) or not messages:
-        raise UsageError("messages is missing or empty")
-    users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-    parts = users[-1].get("content") if users else None
-    if not isinstance(parts, Sequence) or isinstance(parts, str):
-        raise UsageError("the last user message must be a list of an image_url part and a text part")
-    texts, images = [], []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind == "image_url":
-            url = part.get("image_url")
-            images.append(url.get("url") if isinstance(url, Mapping) else url)
-        else:
-            raise UsageError(f"a content part of type {kind!r} is not understood")
-    if len(images) != 1 or not texts:
-        raise UsageError(f"one image and a question are needed, not {len(images)} images and {len(texts)} texts")
-    return AskRequest(decode_image(images[0]), "\n".join(texts)), body.get("stream") is True
+    image, stream = decode_image(body.get("image")), flag(body, "stream")
+    deadline, max_turns = number(body, "deadline", LONGEST_DEADLINE), count(body, "max_turns", MOST_TURNS)
+    return Call(AskRequest(image, unicode_text(question, "question"), deadline=deadline, max_turns=max_turns), stream)
 
 
 def decode_image(value: Any) -> bytes:
-    """Base64, with or without a data: prefix. Addresses are not fetched: the service reads nothing by itself.
+    """Base64, with or without line ends and a data: prefix. Addresses are not fetched: the service reads nothing by
+    itself.
 
     Raises:
         UsageError: missing, an address, or not base64.
@@ -76,7 +79,7 @@ def decode_image(value: Any) -> bytes:
     elif "://" in value[:16]:
         raise UsageError("image addresses are not fetched: send the file base64-encoded, or as a data: URL")
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError) as e:
         raise UsageError(f"image is not base64: {e}") from e
 
@@ -85,45 +88,90 @@ def event_json(event: Event) -> dict[str, Any]:
     """{"type": "token" | "action" | "box" | "observation" | "answer", …fields}."""
     name = type(event).__name__.removesuffix("Event").lower()
     if isinstance(event, AnswerEvent):
-        return {"type": name, **encode(event.answer)}
-    return {"type": name, **encode(event)}
+        return {"type": name, **public(encode(event.answer))}
+    return {"type": name, **public(encode(event))}
 
 
-def chat_json(answer: Answer, model: str) -> dict[str, Any]:
-    """The answer as an OpenAI-style chat completion; evidence and steps travel in `gog_edge`."""
-    usage = answer.usage
+def models_json(model: str, since: int) -> dict[str, Any]:
+    """The list of GET /v1/models: the bundle that is served. `since`: when it was loaded, in seconds of Unix time."""
     return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop" if answer.text else "length",
-                "message": {"role": "assistant", "content": answer.text},
-            }
-        ],
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.generated_tokens,
-            "total_tokens": usage.prompt_tokens + usage.generated_tokens,
-        },
-        "gog_edge": encode(answer),
+        "object": "list",
+        "data": [{"id": model, "object": "model", "created": since, "owned_by": "gog-edge"}],
     }
 
 
-def _number(body: Mapping[str, Any], key: str) -> float | None:
+def public(value: Any) -> Any:
+    """Encoded events without paths of this machine: the picture of a hit is an address, or a file's bare name."""
+    if isinstance(value, list):
+        return [public(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    shown = {k: public(v) for k, v in value.items()}
+    for key in ("image", "source"):
+        if isinstance(place := shown.get(key), str) and PurePath(place).is_absolute():
+            shown[key] = PurePath(place).name
+    return shown
+
+
+def number(body: Mapping[str, Any], key: str, most: float, *, zero: bool = False) -> float | None:
+    """A number above 0 (or from 0 on) up to `most`; None if there is none.
+
+    Raises:
+        UsageError: something else.
+    """
     value = body.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UsageError(f"{key} must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 or (zero and value == 0)):
+        raise UsageError(f"{key} must be a {'number of at least 0' if zero else 'positive number'}")
+    if value > most:  # an int of 400 digits is compared, never converted
+        raise UsageError(f"{key} must be at most {most:g}")
     return float(value)
 
 
-def _count(body: Mapping[str, Any], key: str) -> int | None:
-    value = _number(body, key)
+def count(body: Mapping[str, Any], key: str, most: int, *, zero: bool = False) -> int | None:
+    """`number`, whole.
+
+    Raises:
+        UsageError: something else.
+    """
+    value = number(body, key, most, zero=zero)
     if value is not None and value != int(value):
         raise UsageError(f"{key} must be a whole number")
-    return None if value is None else int(value)
+    return None if value is None else int(body[key])
+
+
+def flag(body: Mapping[str, Any], key: str) -> bool:
+    """true or false; false if there is none.
+
+    Raises:
+        UsageError: something else.
+    """
+    value = body.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{key} must be true or false")
+    return value is True
+
+
+def unicode_text(value: str, key: str) -> str:
+    """`value`: JSON can spell half of a surrogate pair, which is no text.
+
+    Raises:
+        UsageError: it holds one.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise UsageError(f"{key} holds half of a surrogate pair: that is not Unicode text") from e
+    return value
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise UsageError(f"the body holds a number that is too large: {digits[:20]}")
+    return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise UsageError(f"the body is not JSON: {name} is no JSON number")

@@ -23,7 +23,8 @@ from gog_edge.serve.app import create_app
 def client(tiny_bundle: Path) -> Iterator[TestClient]:
     options = RunOptions(turn_tokens=12, total_tokens=24, max_turns=1, grammar="off")
     with gog_edge.load(tiny_bundle, options=options) as agent:
-        yield TestClient(create_app(agent, name="tiny", queue=0), raise_server_exceptions=False)
+        app = create_app(agent, name="tiny", queue=0)
+        yield TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,22 @@ def test_chat_completion(client: TestClient, body: dict[str, Any]) -> None:
     assert data["usage"]["total_tokens"] == data["usage"]["prompt_tokens"] + data["usage"]["completion_tokens"]
 
 
+def test_sampling_and_length_of_one_question(client: TestClient, body: dict[str, Any]) -> None:
+    content = [{"type": "image_url", "image_url": {"url": body["image"]}}, {"type": "text", "text": "What is it?"}]
+
+    def written(**options: Any) -> tuple[str, int]:
+        asked = {"messages": [{"role": "user", "content": content}], **options}
+        reply = client.post("/v1/chat/completions", json=asked).json()
+        texts = "".join(step["turn"]["raw"] for step in reply["gog_edge"]["steps"])
+        return texts, reply["usage"]["completion_tokens"]
+
+    plain = written()
+    assert written(temperature=1.9, seed=1) == written(temperature=1.9, seed=1)
+    assert len({written(temperature=1.9, seed=seed)[0] for seed in range(3)} | {plain[0]}) > 2
+    assert written() == plain  # what one question said is not the next one's
+    assert written(max_tokens=5)[1] < plain[1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -100,7 +117,8 @@ def test_a_full_queue_gets_429(tiny_bundle: Path, body: dict[str, Any]) -> None:
             release.wait(10)
             raise gog_edge.GogEdgeError("stopped")
 
-    client = TestClient(create_app(Slow(), name="slow", queue=0))  # type: ignore[arg-type]
+    app = create_app(Slow(), name="slow", queue=0)  # type: ignore[arg-type]
+    client = TestClient(app, base_url="http://localhost")
     with client:
         first = threading.Thread(target=client.post, args=("/v1/ask",), kwargs={"json": body})
         first.start()

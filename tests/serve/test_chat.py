@@ -1,0 +1,107 @@
+"""OpenAI's chat completions: which parameters do what they say, and which are refused instead of ignored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from gog_edge.sampling_options import Sampling
+from tests.serve.over_http import CHAT, Policy, Reply, post, serving, talk
+
+CONTENT: list[Any] = CHAT["messages"][0]["content"]  # type: ignore[assignment]
+
+
+def answering() -> Policy:
+    policy = Policy()
+    policy.let_go.set()
+    return policy
+
+
+def chat(port: int, body: dict[str, Any]) -> Reply:
+    return talk(port, post("/v1/chat/completions", body))
+
+
+def test_what_is_said_of_sampling_and_length_reaches_the_policy() -> None:
+    policy = answering()
+    with serving(policy) as port:
+        said = {"temperature": 0, "top_p": 0.5, "seed": 7, "max_tokens": 9, "max_completion_tokens": 5}
+        for body in (CHAT, {**CHAT, **said}, {**CHAT, "max_tokens": 9, "seed": 2**53 - 1}):
+            assert chat(port, body).status == 200
+    assert [(r.sampling, r.max_tokens) for r in policy.asked] == [
+        (None, None),
+        (Sampling(temperature=0.0, top_p=0.5, seed=7), 5),
+        (Sampling(seed=2**53 - 1), 9),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stop", "content"),
+    [("boat", "a "), (["t", "oa", "z"], "a b"), ("ship", "a boat"), (None, "a boat"), ([], "a boat")],
+)
+def test_the_answer_ends_before_a_stop_string(stop: Any, content: str) -> None:
+    with serving(answering()) as port:
+        reply = chat(port, {**CHAT, "stop": stop}).json
+    assert reply["choices"][0]["message"]["content"] == content
+    assert reply["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_text_may_be_a_string_and_the_picture_an_earlier_message() -> None:
+    policy = answering()
+    turns = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": CONTENT},
+        {"role": "assistant", "content": "a boat"},
+        {"role": "user", "content": "Which colour?"},
+    ]
+    with serving(policy) as port:
+        assert chat(port, {"messages": turns}).status == 200
+        assert chat(port, {"messages": turns[3:]}).status == 400
+    assert [(r.image, r.question) for r in policy.asked] == [(b"\0\0\0", "Which colour?")]
+
+
+def test_a_stream_is_made_of_chunks() -> None:
+    options = {"stream": True, "stop": "oat", "stream_options": {"include_usage": True}}
+    with serving(answering()) as port:
+        reply = chat(port, {**CHAT, **options})
+    lines = [line.removeprefix(b"data: ") for line in reply.body.splitlines() if line.startswith(b"data: ")]
+    assert lines.pop() == b"[DONE]"
+    chunks = [json.loads(line) for line in lines]
+    assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
+    assert len({c["id"] for c in chunks}) == 1
+    choices = [c["choices"][0] for c in chunks[:-1]]
+    assert [c["delta"] for c in choices] == [{}, {"role": "assistant", "content": "a b"}, {}]
+    assert [c["finish_reason"] for c in choices] == [None, None, "stop"]
+    assert chunks[0]["gog_edge"]["type"] == "token"
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["total_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", [-1, 3, "1", True, [], 10**400]),
+        ("top_p", [0, 1.1, "1"]),
+        ("seed", [-1, 1.5, 2**60, "1", 10**400]),
+        ("max_tokens", [0, -1, 1.5, "1", 10**400]),
+        ("max_completion_tokens", [0]),
+        ("stop", ["", [""], [1], 1, {}, ["a"] * 17]),
+        ("stream_options", [{"include_usage": 1}]),
+        ("tools", [[{"type": "function"}]]),
+        ("functions", [[{}]]),
+        ("logprobs", [True]),
+        ("response_format", [{"type": "json_object"}, "text", []]),
+    ],
+)
+def test_what_can_not_be_done_is_refused_and_named(field: str, values: list[Any]) -> None:
+    policy = answering()
+    with serving(policy) as port:
+        for value in values:
+            reply = chat(port, {**CHAT, field: value})
+            assert (reply.status, value) == (400, value)
+            assert (field in reply.json["error"]["message"]) or field == "stream_options"
+    assert not policy.asked
