@@ -17,6 +17,7 @@ from rich.table import Table
 from gog_edge._version import __version__
 from gog_edge.cli.console import human_bytes, plain, print_json, stdout
 from gog_edge.errors import UsageError
+from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
 from gog_edge.shapes import SHAPES
 
@@ -93,8 +94,15 @@ def _machine() -> list[Check]:
         Check("python", None, f"{platform.python_version()} on {platform.machine()} {platform.system()}"),
         Check("cpu", None, f"{os.cpu_count()} cores; {', '.join(found) or 'no vector extension known to us'}"),
         Check("memory", None, f"{human_bytes(ram.available)} free of {human_bytes(ram.total)}"),
-        Check("disk", None, f"{human_bytes(shutil.disk_usage(Path.home()).free)} free for caches"),
+        Check("disk", None, f"{human_bytes(_free(cache_directory()))} free for caches"),
     ]
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or will be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _cpu_flags() -> set[str]:
