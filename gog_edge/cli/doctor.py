@@ -15,7 +15,7 @@ import click
 from rich.table import Table
 
 from gog_edge._version import __version__
-from gog_edge.cli.console import human_bytes, plain, print_json, stdout
+from gog_edge.cli.console import human_bytes, print_json, stdout, styled
 from gog_edge.errors import UsageError
 from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
@@ -69,12 +69,12 @@ def command(
         print_json({"version": __version__, "checks": [asdict(c) for c in checks]})
         return
     table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
-    marks = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}
+    marks = {True: styled("[green]yes[/]"), False: styled("[yellow]no[/]"), None: "   "}
     for check in checks:
         table.add_row(
             marks[check.ok],
             check.name,
-            plain(check.detail) + (f"  [dim]-> {plain(check.mend)}[/]" if check.mend else ""),
+            styled("{}  [dim]-> {}[/]", check.detail, check.mend) if check.mend else check.detail,
         )
     stdout().print(table)
 

@@ -42,7 +42,7 @@ def command(bundle: Path, index: Path | None, search: Path | None, host: str, po
     with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search) as agent:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
-        stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
+        stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)")
         config = uvicorn.Config(create_app(agent, name=bundle.name, queue=queue), log_level="warning")
         uvicorn.Server(config).run(sockets=[listening])
 
