@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
+from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
@@ -90,7 +90,7 @@ def command(
         _print(answer)
     if trace is not None:
         _save(record, trace)
-        stderr().print(f"[dim]trace: {plain(str(trace))}[/]", soft_wrap=True)
+        stderr().print(styled("[dim]trace: {}[/]", trace), soft_wrap=True)
     if not answer.text:
         if view is None:
             stderr().print(f"gog-edge: no answer ({answer.stop.value})")
@@ -121,7 +121,7 @@ def _save(record: Trace, path: Path) -> None:
 def _print(answer: Answer) -> None:
     out = stdout()
     if answer.text:
-        out.print(f"[bold]{plain(answer.text)}[/]")
+        out.print(styled("[bold]{}[/]", answer.text))
     for hit in answer.evidence:
         source = f" ({hit.source})" if hit.source else ""
-        out.print(f"  evidence: {one_line(hit.title)}: {one_line(hit.text)}{plain(source)}")
+        out.print(f"  evidence: {one_line(hit.title)}: {one_line(hit.text)}{source}")

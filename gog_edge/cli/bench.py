@@ -16,7 +16,7 @@ import click
 from gog_edge.cli.bench_camera import camera_options, stream_of
 from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.bench_self_check import command as self_check_command
-from gog_edge.cli.console import progress_bar, stderr, stdout
+from gog_edge.cli.console import progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
@@ -302,10 +302,12 @@ def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
     for change in worse:
         c = change.after
         out.print(
-            f"[red]worse[/] {c.scenario} {c.subject} {c.stage}: {change.ratio:.2f}x (beyond noise: {change.worse:.0%})"
+            styled("[red]worse[/] {} {} {}: ", c.scenario, c.subject, c.stage).append(
+                f"{change.ratio:.2f}x (beyond noise: {change.worse:.0%})"
+            )
         )
     for cell in gone:
-        out.print(f"[red]missing[/] {cell.scenario} {cell.subject} {cell.stage}")
+        out.print(styled("[red]missing[/] {} {} {}", cell.scenario, cell.subject, cell.stage))
     if worse or gone:
         raise click.exceptions.Exit(1)
     out.print("nothing got worse beyond noise")
@@ -326,7 +328,7 @@ def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     if html is not None:
         pages.write(found, html)
     if markdown:
-        stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
+        stdout().print(summary.markdown(found) + "\n" + summary.stages(found), soft_wrap=True)
     elif html is None:
         for report in found:
             stdout().print(text.render(report))

@@ -41,6 +41,6 @@ def command(
         print_json(document)
     else:
         for line in checks.lines(report):
-            stdout().print(line, markup=False)
+            stdout().print(line)
     if report.failed:
         raise click.exceptions.Exit(1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.console import plain, print_json, progress_bar, stderr, stdout
+from gog_edge.cli.console import print_json, progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
@@ -99,9 +99,9 @@ def command(
         planted_texts(agent["inject"])  # so is one of texts to plant
     samples, problems = read_dataset(dataset, form=form, limit=limit)
     for line in problems[:5]:
-        stderr().print(f"[yellow]skipped[/] {plain(line)}")
+        stderr().print(styled("[yellow]skipped[/] {}", line))
     if len(problems) > 5:
-        stderr().print(f"[yellow]skipped[/] {len(problems) - 5} more rows")
+        stderr().print(styled("[yellow]skipped[/] {} more rows", len(problems) - 5))
     spec = _worker_spec(dataset, bundle or Path(), workers, agent)
     if not report_only:
         _run(samples, spec, _settings(dataset, samples, form, spec), out, restart, workers)
@@ -196,9 +196,9 @@ def _say_errors(errors: Sequence[str]) -> None:
 
     shown = Counter(errors).most_common(3)
     for error, count in shown:
-        stderr().print(f"[yellow]no answer to {count}[/] {plain(error)}")
+        stderr().print(styled("[yellow]no answer to {}[/] {}", count, error))
     if others := len(errors) - sum(count for _, count in shown):
-        stderr().print(f"[yellow]no answer to {others} more[/] see `error` in the results")
+        stderr().print(styled("[yellow]no answer to {} more[/] see `error` in the results", others))
 
 
 def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, out: Path) -> dict[str, bool]:
@@ -214,7 +214,7 @@ def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, o
     finally:
         judge.close()
     for line in problems[:5]:
-        stderr().print(f"[yellow]not judged[/] {plain(line)}")
+        stderr().print(styled("[yellow]not judged[/] {}", line))
     return verdicts
 
 
@@ -244,10 +244,10 @@ def _report(
     for name in names:
         table.add_column(name, justify="left" if name == "skill" else "right")
     for row in cells:
-        table.add_row(*(plain(c) for c in row), style="bold" if row[0] == "all" else "")
+        table.add_row(*row, style="bold" if row[0] == "all" else "")
     stdout().print(table)
     for line in lines(found["against"]) if before is not None else ():
-        stdout().print(line, highlight=False)
+        stdout().print(line)
 
 
 def _gallery(

@@ -9,7 +9,7 @@ import click
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
-from gog_edge.cli.console import human_bytes, progress_bar, stderr
+from gog_edge.cli.console import human_bytes, progress_bar, stderr, styled
 from gog_edge.errors import UsageError
 from gog_edge.manifest import Backend
 
@@ -180,7 +180,7 @@ def _best_backend(precision: str) -> Backend:
     if reason is None:
         return "native"
     why = reason.replace(f": {FALLBACK}", "")
-    stderr().print(f"[dim]backend ort is used, native would be faster: {why}[/]")
+    stderr().print(styled("[dim]backend ort is used, native would be faster: {}[/]", why))
     return "ort"
 
 
@@ -212,9 +212,9 @@ def _gate(checkpoint: Checkpoint, images: tuple[Path, ...], bar: Bar) -> Any:
         raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
 
     def show(report: ParityReport) -> None:
-        bar.console.print(f"verified against {report.reference}", markup=False)
+        bar.console.print(f"verified against {report.reference}")
         for line in report.lines():
-            bar.console.print(f"  {line}", markup=False, soft_wrap=True)
+            bar.console.print(f"  {line}", soft_wrap=True)
 
     return gate(checkpoint, images=images, show=show)
 
@@ -254,5 +254,7 @@ def _say(bundle: Bundle) -> None:
     spent = m.provenance
     cost = f"{spent['seconds']} s, peak memory {human_bytes(spent['peak_rss_bytes'])}"
     stderr().print(
-        f"[green]exported[/] {m.name}: {m.precision} for {m.backend}, {size} in {bundle.root}  [dim]({cost})[/]"
+        styled("[green]exported[/] {}: {} for {}, ", m.name, m.precision, m.backend).append_text(
+            styled("{} in {}  [dim]({})[/]", size, bundle.root, cost)
+        )
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.console import human_bytes, one_line, plain, print_json, progress_bar, stderr, stdout
+from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def info(index: Path, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         shown = human_bytes(value) if name == "bytes" and isinstance(value, int) else value
-        table.add_row(name.replace("_", " "), plain(f"{shown:,}" if isinstance(shown, int) else str(shown)))
+        table.add_row(name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
     stdout().print(table)
 
 
@@ -312,8 +312,8 @@ def _print_report(index: Path, report: IngestReport, as_json: bool) -> None:
     )
     err = stderr()
     for kind, lines in report.problems.items():
-        err.print(f"[yellow]{len(lines)} x {kind}[/]")
+        err.print(styled("[yellow]{} x {}[/]", len(lines), kind))
         for line in lines[: report.MAX_LINES]:
-            err.print(f"  {plain(line)}")
+            err.print(f"  {line}")
         if len(lines) > report.MAX_LINES:
             err.print(f"  … {len(lines) - report.MAX_LINES} more")

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from gog_edge.bundle import MANIFEST, Bundle
-from gog_edge.cli.console import human_bytes, plain, print_json, progress_bar, stdout
+from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
 from gog_edge.errors import DialectError
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 from gog_edge.serde import encode
@@ -81,7 +81,7 @@ def _sampling(bundle: Bundle) -> str:
     try:
         own = bundle_dialect(bundle).sampling
     except DialectError as e:
-        return f"not known: {plain(str(e))}"
+        return f"not known: {e}"
     checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)
     said = [f.name for f in fields(own) if f.name != "seed" and getattr(own, f.name) is not None]
     where = f"; by the dialect: {', '.join(said)}" if said else ""

@@ -28,6 +28,7 @@ from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
 from gog_edge.errors import DialectError, UsageError
+from gog_edge.paths import expand
 from gog_edge.serde import suggest
 from gog_edge.types import BoxFrame
 
@@ -148,7 +149,7 @@ def _text(name_or_path: str | Path, beside: Path | None) -> tuple[str, Path | No
             raise DialectError(f"no dialect {name!r}{suggest(name, known)} {hint}")
         entry = files("gog_edge.dialects").joinpath(f"{name}.toml")
         return entry.read_text(encoding="utf-8"), None, name
-    path = Path(name).expanduser()
+    path = expand(name)
     if beside is not None and not path.is_absolute():
         path = beside / path
     try:
@@ -188,7 +189,7 @@ def _anchored(table: Any, base: Path) -> Any:
 
 
 def _beside(base: Path | None, name: str, where: str) -> str:
-    path = Path(name).expanduser()
+    path = expand(name)
     if not path.is_absolute():
         if base is None:
             raise DialectError(f"{where}: {name!r} has no folder to be relative to; give a full path")
