@@ -7,14 +7,13 @@ from pathlib import Path
 
 import click
 
+from gog_edge.cli.bundles import bundle_option, chosen
 from gog_edge.cli.console import stderr
 from gog_edge.errors import UsageError
 
 
 @click.command("serve")
-@click.option(
-    "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
-)
+@bundle_option("The exported policy.")
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -26,7 +25,7 @@ from gog_edge.errors import UsageError
     show_default=True,
     help="Questions that may wait; further ones get status 429.",
 )
-def command(bundle: Path, index: Path | None, search: Path | None, host: str, port: int, queue: int) -> None:
+def command(bundle: Path | None, index: Path | None, search: Path | None, host: str, port: int, queue: int) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /healthz.
 
     There is no authentication: keep it on the loopback address, or behind a proxy that checks who asks.
@@ -39,6 +38,7 @@ def command(bundle: Path, index: Path | None, search: Path | None, host: str, po
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
 
+    bundle = chosen(bundle, say=False)
     with _listen(host, port) as listening, gog_edge.load(bundle, index=index, search=search) as agent:
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
