@@ -315,8 +315,8 @@ def _print_report(index: Path, report: IngestReport, as_json: bool) -> None:
     err = stderr()
     if report.not_embedded:
         err.print(
-            f"[yellow]{counted(report.not_embedded, 'picture')} not embedded[/]: without --bundle or --encoder this index "
-            "is searched by text only"
+            f"[yellow]{counted(report.not_embedded, 'picture')} not embedded[/]: without --bundle or --encoder this "
+            "index is searched by text only"
         )
     for kind, lines in report.problems.items():
         err.print(f"[yellow]{len(lines)} x {kind}[/]")

@@ -35,7 +35,7 @@ def command(bundle: Path | None, hashes: bool, graphs: bool, as_json: bool) -> N
     if hashes:
         _check_hashes(opened)
     if as_json:
-        about = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
+        about: dict[str, Any] = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
         about |= {"checked": "sha256" if hashes else "sizes", "verified": _verdict(opened)}
         print_json({**about, **encode(opened.manifest)})
         return

@@ -54,8 +54,8 @@ def read_dataset(path: str | Path, *, form: str = "", limit: int = 0) -> tuple[l
 def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
     """`count` of the samples in their order, chosen by id and seed: data sets are often sorted by kind.
 
-    A larger count adds to a smaller one, and neither the order nor the number of rows decides about a sample: a run that
-    is repeated with a larger count continues.
+    A larger count adds to a smaller one, and neither the order nor the number of rows decides about a sample: a run
+    that is repeated with a larger count continues.
     """
 
     def rank(sample: Sample) -> bytes:
