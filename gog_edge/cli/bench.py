@@ -16,7 +16,7 @@ import click
 from gog_edge.cli.bench_camera import camera_options, stream_of
 from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.bench_self_check import command as self_check_command
-from gog_edge.cli.bundles import bundle_option
+from gog_edge.cli.bundles import bundle_option, default
 from gog_edge.cli.console import progress_bar, stderr, stdout
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
@@ -59,7 +59,9 @@ command.add_command(self_check_command)
 
 @command.command("run")
 @click.argument("scenarios", nargs=-1)
-@bundle_option("The bundle to measure; without one, what needs none.", asks=False)
+@bundle_option(
+    "The bundle to measure. Default for scenarios that need one: the one last exported or named.", asks=False
+)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint for the export scenario.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
@@ -111,6 +113,8 @@ def run(
     for name in scenarios:
         if name not in known:
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
+    if bundle is None and compare is None and set(scenarios) - {"crop", "export"}:
+        bundle = default()
     needs = dict.fromkeys(known, bundle) | {"crop": ".", "export": checkpoint}
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and needs[n] is not None)
     if html is not None:

@@ -49,16 +49,22 @@ def chosen(bundle: Path | None, *, say: bool = True) -> Path:
     """
     if bundle is not None:
         return bundle
-    found = library.default()
+    found = default(say=say)
     if found is None:
         raise UsageError(
             "there is no bundle yet: gog-edge export CHECKPOINT makes one (or give --bundle, or set GOG_EDGE_BUNDLE)"
         )
-    if say:
-        stderr().print(f"[dim]bundle: {plain(shown(found))}[/]", soft_wrap=True)
     return found
 
 
-def shown(bundle: Path) -> str:
+def default(*, say: bool = True) -> Path | None:
+    """The bundle that is taken where none was named, if there is one; `say`: on stderr."""
+    found = library.default()
+    if found is not None and say:
+        stderr().print(f"[dim]bundle: {plain(_shown(found))}[/]", soft_wrap=True)
+    return found
+
+
+def _shown(bundle: Path) -> str:
     """The name of a bundle of the library, the path of any other."""
     return bundle.name if bundle.parent == library.directory() else str(bundle)

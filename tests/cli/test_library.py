@@ -150,6 +150,17 @@ def test_a_damaged_bundle_is_listed_and_can_be_removed(tiny_bundle: Path, capsys
     assert "is empty: gog-edge export CHECKPOINT fills it" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_scenario_that_needs_a_bundle_takes_the_default(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tiny_bundle, "tiny")
+    out = tmp_path / "r.json"
+    assert run(["bench", "load", "--no-roofline", "--repeats", "1", "--out", str(out)]) == 0
+    assert "bundle: tiny\n" in capsys.readouterr().err
+    assert run(["bench", "crop", "--no-roofline", "--repeats", "1", "--out", str(out)]) == 0
+    assert "bundle: tiny" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["inspect", "index", "eval", "bench", "self-check", "python"])
 def test_a_name_is_taken_wherever_a_bundle_is(
     name: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
