@@ -47,7 +47,9 @@ def place(name: str) -> Path:
         UsageError: that is no name.
     """
     if not is_name(name):
-        raise UsageError(f"{name!r} can't be the name of a bundle: no slashes, no dot in front; or use -o FOLDER")
+        raise UsageError(
+            f"{name!r} can't be the name of a bundle: no slashes, no dot in front; give another, or a folder with -o"
+        )
     return directory() / name
 
 

@@ -9,9 +9,10 @@ import click
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
+from gog_edge.bundle import MANIFEST
 from gog_edge.cli.console import human_bytes, progress_bar, stderr
 from gog_edge.errors import UsageError
-from gog_edge.library import directory, place, remember
+from gog_edge.library import directory, names, place, remember
 from gog_edge.manifest import Backend
 
 if TYPE_CHECKING:
@@ -107,10 +108,10 @@ def command(checkpoint: str, output: Path | None, lora: str | None, revision: st
     """Turn CHECKPOINT into a bundle: graphs, weights, tokenizer, dialect, manifest.
 
     CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT backend) a bundle that already has
-    portable graphs: then only engines are built, for the device of this machine.
+    portable graphs (its folder or its name): then only engines are built, for the device of this machine.
     """
     try:
-        from gog_edge.bundle import MANIFEST, Bundle
+        from gog_edge.bundle import Bundle
         from gog_edge.export.checkpoint.reader import Checkpoint
         from gog_edge.export.pipeline import default_name, export_bundle
     except ImportError as e:
@@ -118,14 +119,16 @@ def command(checkpoint: str, output: Path | None, lora: str | None, revision: st
     if rest["verify_image"] and not rest["verify"]:
         raise UsageError("--verify-image needs --verify")
     _check_extras(rest)
-    if (Path(checkpoint) / MANIFEST).is_file():
-        given = Bundle.open(checkpoint)
-        _engines(given, output or place(rest["name"] or given.manifest.name), rest)
+    if output is None and rest["name"]:
+        output = place(rest["name"])
+    if (found := _bundle_already(checkpoint)) is not None:
+        given = Bundle.open(found)
+        _engines(given, output or place(given.manifest.name), rest)
         return
     opened = Checkpoint.open(checkpoint, revision=revision)
     if lora is not None:
         opened = opened.with_lora(lora)
-    output = output or place(rest["name"] or default_name(opened))
+    output = output or place(default_name(opened))
     with progress_bar() as bar:
         bundle = export_bundle(
             opened,
@@ -140,6 +143,14 @@ def command(checkpoint: str, output: Path | None, lora: str | None, revision: st
         _engines(bundle, output, rest)
     if output.parent == directory():
         remember(output)
+
+
+def _bundle_already(checkpoint: str) -> Path | None:
+    """The bundle that CHECKPOINT is: a folder, or a name of the library that is no folder here."""
+    here = Path(checkpoint)
+    if not here.exists() and checkpoint in names():
+        return place(checkpoint)
+    return here if (here / MANIFEST).is_file() else None
 
 
 def _check_extras(rest: dict[str, Any]) -> None:

@@ -47,6 +47,22 @@ def test_the_name_option_names_it_in_the_library(tiny_checkpoints: dict[str, Pat
     assert library.names() == ["mine"]
 
 
+def test_a_bundle_of_the_library_is_known_by_name_where_a_checkpoint_is_expected(
+    tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = put(tiny_bundle, "tiny")
+    assert run(["export", "tiny"]) == 2
+    assert f"{kept} is a bundle already: only engines can be added" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be_one_is_refused_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gog_edge.export.checkpoint.reader.Checkpoint.open", lambda *_, **__: pytest.fail("fetched"))
+    assert run(["export", "owner/model", "--name", "a/b"]) == 2
+    assert "'a/b' can't be the name of a bundle" in capsys.readouterr().err
+
+
 def test_the_folder_is_named_by_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("GOG_EDGE_LIBRARY", str(tmp_path / "own"))
