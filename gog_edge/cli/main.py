@@ -21,12 +21,15 @@ from gog_edge.sanitize import printable
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
     "export": ("gog_edge.cli.export", "Turn a checkpoint into a bundle."),
+    "list": ("gog_edge.cli.list", "List the bundles of your library."),
+    "remove": ("gog_edge.cli.remove", "Delete bundles of your library."),
     "calibrate": ("gog_edge.cli.calibrate", "Collect what a better int4 export needs."),
-    "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its hashes."),
+    "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its files."),
     "index": ("gog_edge.cli.index", "Build, extend and search a local index."),
     "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),
     "bench": ("gog_edge.cli.bench", "Measure where the time, memory and energy go."),
     "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
+    "demo": ("gog_edge.cli.demo", "Ask gog-nano, the project's own small policy, a question."),
     "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),
 }
 EXIT_BAD_INPUT = 2

@@ -37,12 +37,14 @@ class ChatSpec:
 class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
     wording are the `json` of [[tools]] as written, one a line; else they go through the chat template.
-    `image` is written for every user image; `several` is added to the system text when there are two or more."""
+    `image` is written for every user image; `several` is added to the system text when there are two or more.
+    `usual` is what to ask where nobody said: a question that suits any picture of the policy's world."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
     several: str = ""
+    usual: str = ""
     system_file: str = ""
     user_file: str = ""
 

@@ -135,6 +135,7 @@ class _Pictures:
             except ImageError as e:
                 self._report.problem("unreadable image", f"{name}: {e}")
                 continue
+            self._report.not_embedded += self._embedder is None
             found.append(StoredImage(self._index.store.relative(path), digest, vector))
         return found
 

@@ -69,6 +69,7 @@ class IngestReport:
     unchanged: int = 0
     vectors: int = 0
     reused_vectors: int = 0
+    not_embedded: int = 0  # picture files of a run without an embedder
     problems: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -89,6 +90,7 @@ class IngestReport:
             "unchanged": self.unchanged,
             "vectors": self.vectors,
             "reused_vectors": self.reused_vectors,
+            "not_embedded": self.not_embedded,
             "seconds": round(self.seconds, 3),
             "problems": {
                 kind: {"count": len(lines), "first": lines[: self.MAX_LINES]} for kind, lines in self.problems.items()
