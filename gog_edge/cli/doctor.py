@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from gog_edge._version import __version__
 from gog_edge.cli.console import human_bytes, print_json, stdout, styled
@@ -69,7 +70,7 @@ def command(
         print_json({"version": __version__, "checks": [asdict(c) for c in checks]})
         return
     table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
-    marks = {True: styled("[green]yes[/]"), False: styled("[yellow]no[/]"), None: "   "}
+    marks: dict[bool | None, Text | str] = {True: styled("[green]yes[/]"), False: styled("[yellow]no[/]"), None: "   "}
     for check in checks:
         table.add_row(
             marks[check.ok],
