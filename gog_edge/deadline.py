@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from gog_edge.errors import CancelledError, GogEdgeError
 
 ANSWER_TOKENS = 32  # a forced answer is given time for this many tokens
-FOREVER_S = 1e8  # three years: more than that is no limit, and more than some systems can wait for
+FOREVER_S = 4e6  # 46 days: more than that is no limit, and more than some systems can wait for
 _MARGIN_S = 0.05
 _FIRST_SHARE = 0.25  # of the whole time, kept for the answer before anything was measured
 _MOST_SHARE = 0.5

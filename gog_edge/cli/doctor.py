@@ -70,11 +70,7 @@ def command(
         print_json({"version": __version__, "checks": [asdict(c) for c in checks]})
         return
     table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
-    marks: dict[bool | None, Text] = {
-        True: styled("[green]yes[/]"),
-        False: styled("[yellow]no[/]"),
-        None: styled("   "),
-    }
+    marks: dict[bool | None, Text | str] = {True: styled("[green]yes[/]"), False: styled("[yellow]no[/]"), None: "   "}
     for check in checks:
         table.add_row(
             marks[check.ok],

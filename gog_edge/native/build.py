@@ -144,7 +144,8 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise _Unavailable(f"the built library {path.name} does not load ({error}); delete {path}") from error
+        mend = f"delete {path} to have it built again, or set GOG_EDGE_CACHE to a folder whose programs may run"
+        raise _Unavailable(f"the built library {path.name} does not load ({error}); {mend}") from error
 
 
 def _ensure_built(name: str, sources: list[Path], flags: tuple[str, ...]) -> tuple[Path, float | None]:

@@ -79,7 +79,7 @@ def test_a_reader_that_goes_away_is_no_error(command: str, streams: str) -> None
     assert done.returncode in (0, 2)
 
 
-@pytest.mark.parametrize("seconds", [1e9, 1e10, 1e300, float("inf")])
+@pytest.mark.parametrize("seconds", [1e7, 1e10, 1e300, float("inf")])
 def test_a_deadline_beyond_what_can_be_waited_for_is_none(seconds: float) -> None:
     with Budget(seconds) as budget:
         assert budget.remaining() == float("inf")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.ingest import add_records
 from gog_edge.search.local.readers import read_source
@@ -139,3 +141,20 @@ def test_a_bad_sidecar_costs_only_itself(tmp_path: Path, sidecar: str) -> None:
     (tmp_path / "pictures" / "a.json").write_text(sidecar)
     index, report = built(tmp_path, tmp_path / "pictures")
     assert titles(index) == ["a"] and report.counts() == {"bad sidecar": 1}
+
+
+@pytest.mark.parametrize(
+    ("damage", "mend"),
+    [("read-only", "make its folder writable"), ("gone", "check that its folder is there"), ("garbage", "--force")],
+)
+def test_an_index_that_fails_says_what_helps(tmp_path: Path, damage: str, mend: str) -> None:
+    index = LocalIndex(tmp_path / "i", create=True)
+    index.close()
+    with LocalIndex(tmp_path / "i", writable=damage != "read-only") as index:
+        index.database._idle.clear()
+        if damage == "gone":
+            shutil.rmtree(tmp_path / "i")
+        elif damage == "garbage":
+            (tmp_path / "i" / "index.db").write_bytes(b"x" * 4096)
+        with pytest.raises(SearchIndexError, match=mend), index.database.transaction() as c:
+            c.execute("DELETE FROM meta")

@@ -20,6 +20,14 @@ DATABASE = "index.db"
 MAX_IDLE = 8
 _OLD_WORDS = 1  # the version that only splits words and composes ids differently: both are made anew from the entries
 _BATCH = 2000
+_REBUILD = "rebuild it with `gog-edge index build --force`"
+_MENDS = {  # what SQLite says: what helps
+    "full": "free some space",
+    "locked": "try again",
+    "readonly": "make its folder writable",
+    "unable to open": "check that its folder is there and may be read and written",
+    "disk I/O": "check the disk",
+}
 
 _WORDS = f"""
 CREATE VIRTUAL TABLE entity_fts USING fts5(title, text, content='', tokenize="{TOKENIZER}");
@@ -104,9 +112,7 @@ class Database:
             yield connection
         except sqlite3.Error as e:
             problem = " ".join(str(e).split())
-            mend = (
-                "free some space" if "full" in problem else "try again" if "locked" in problem else "rebuild the index"
-            )
+            mend = next((m for word, m in _MENDS.items() if word in problem), _REBUILD)
             raise SearchIndexError(f"{self.path}: {problem}; {mend}") from e
         finally:
             with self._lock:
