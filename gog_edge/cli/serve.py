@@ -83,7 +83,7 @@ def command(
         with gog_edge.load(bundle, index=index, search=search, engine_options=options) as agent:
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listening.getsockname()[1]}"
-            name = bundle.resolve().name
+            name = bundle.name or bundle.resolve().name
             app = create_app(
                 agent, name=name, queue=queue, limits=limits, hosts=(host, *hosts), origins=origins, key=key
             )

@@ -186,8 +186,9 @@ class _Events(StreamingResponse):  # type: ignore[misc]
             await super().__call__(scope, receive, send)
 
 
-class _Drain:
-    """The outermost layer: a request that the end of the server cuts short gets a reply instead of a traceback."""
+class _LastResort:
+    """The outermost layer: what the end of the server cuts short, or a fault of ours, gets a reply and one line in the
+    log instead of a traceback for each request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -200,16 +201,20 @@ class _Drain:
             begun = True
             await send(message)
 
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         try:
             await self.app(scope, receive, watched)
+            return
         except asyncio.CancelledError:
-            if scope["type"] != "http":
-                raise
-            if begun:  # a stream: it has no [DONE], which says that it was cut
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
-                refused = Refused(503, "the server is stopping: try again later", {"Connection": "close"})
-                await refusal(scope["path"], refused)(scope, receive, send)
+            refused = Refused(503, "the server is stopping: try again later", {"Connection": "close"})
+        except Exception as e:  # noqa: BLE001 - it is logged there
+            refused = explained(e)
+        if begun:  # a stream: it has no [DONE], which says that it was cut
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await refusal(scope["path"], refused)(scope, receive, send)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -230,7 +235,7 @@ def create_app(
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
     key: str | None = None,
-) -> ASGIApp:
+) -> Starlette:
     """The ASGI application around one agent.
 
     Args:
@@ -239,21 +244,19 @@ def create_app(
         hosts, origins, key: who may ask (see `AccessMiddleware`).
     """
     service = Service(agent, name, queue, limits or ServeLimits())
-    middleware = [Middleware(AccessMiddleware, hosts=hosts, origins=origins, key=key)]
+    middleware = [Middleware(_LastResort), Middleware(AccessMiddleware, hosts=hosts, origins=origins, key=key)]
     if origins:
         headers, methods = ("Authorization", "Content-Type"), ("GET", "POST")
         cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=methods, allow_headers=headers)
-        middleware.insert(0, cors)
-    return _Drain(
-        Starlette(
-            routes=[
-                Route(ASK, service.ask, methods=["POST"]),
-                Route(CHAT, service.chat, methods=["POST"]),
-                Route(MODELS, service.models),
-                Route(HEALTH, service.health),
-            ],
-            middleware=middleware,
-            exception_handlers={GogEdgeError: _failed, HTTPException: _not_here},
-            lifespan=service.lifespan,
-        )
+        middleware.insert(1, cors)
+    return Starlette(
+        routes=[
+            Route(ASK, service.ask, methods=["POST"]),
+            Route(CHAT, service.chat, methods=["POST"]),
+            Route(MODELS, service.models),
+            Route(HEALTH, service.health),
+        ],
+        middleware=middleware,
+        exception_handlers={GogEdgeError: _failed, HTTPException: _not_here},
+        lifespan=service.lifespan,
     )

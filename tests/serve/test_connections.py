@@ -6,7 +6,9 @@ import asyncio
 import errno
 import logging
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -14,8 +16,10 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from gog_edge.agent.request import AskRequest
 from gog_edge.serve.connection import LoopErrors, within_descriptors
 from gog_edge.serve.limits import ServeLimits
+from gog_edge.types import Answer, AnswerEvent, Event, StopReason, TokenEvent
 from tests.serve.over_http import BODY, CHAT, Policy, connect, get, head, post, read, serving, talk, until
 
 
@@ -126,8 +130,6 @@ def test_who_hangs_up_while_waiting_gives_the_place_up() -> None:
 
 
 def test_a_client_that_stops_reading_is_disconnected_and_holds_nobody_up() -> None:
-    from gog_edge.types import Answer, AnswerEvent, StopReason, TokenEvent
-
     large = Policy(
         instead=lambda _: iter([*(TokenEvent(0, "x" * 100_000),) * 100, AnswerEvent(Answer("a", StopReason.ANSWERED))])
     )
@@ -189,3 +191,24 @@ def test_the_end_has_a_deadline(caplog: pytest.LogCaptureFixture) -> None:
         assert read(asking).json["error"]["type"] == "server_error"
     assert policy.cancelled == 1
     assert not [r for r in caplog.records if r.exc_info]
+
+
+def test_the_end_does_not_wait_for_a_kernel_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gog_edge.serve.app._WIND_DOWN_SECONDS", 0.2)
+    woken = threading.Event()
+
+    def hang(_: AskRequest) -> Iterator[Event]:
+        woken.wait(60)
+        yield AnswerEvent(Answer("late", StopReason.ANSWERED))
+
+    policy = Policy(instead=hang)
+    with ExitStack() as stack:
+        with serving(policy, ServeLimits(shutdown_seconds=1)) as port:
+            asking = stack.enter_context(connect(port))
+            asking.sendall(post("/v1/ask", BODY))
+            until(lambda: bool(policy.asked))
+            start = time.monotonic()
+        assert time.monotonic() - start < 10
+        assert read(asking).status == 503
+        assert all(t.daemon for t in threading.enumerate() if t.name == "gog-edge-questions")
+    woken.set()

@@ -24,7 +24,7 @@ from gog_edge.types import (
     ObservationEvent,
     StopReason,
 )
-from tests.serve.over_http import BODY, CHAT, Policy, post, serving, talk
+from tests.serve.over_http import BODY, CHAT, Policy, get, post, serving, talk
 
 CONTENT: list[Any] = CHAT["messages"][0]["content"]  # type: ignore[assignment]
 
@@ -97,8 +97,6 @@ def test_good_bodies_are_taken() -> None:
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/nothing", 404), ("/v1/chat/completions", 405), ("/x", 404)])
 def test_unknown_addresses_are_answered_in_json(path: str, status: int) -> None:
-    from tests.serve.over_http import get
-
     with serving(Policy()) as port:
         reply = get(port, path)
     assert reply.status == status
@@ -125,6 +123,21 @@ def test_what_fails_here_is_said_in_the_log_alone(
     assert b"the question failed" in ask.body
     assert b"/srv" not in ask.body + chat.body
     assert "/srv" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_one_line_in_the_log(
+    stream: bool, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = Answer(object(), StopReason.ANSWERED)  # type: ignore[arg-type]  # can't be written as JSON
+    with serving(Policy(instead=lambda _: iter([AnswerEvent(odd)]))) as port:
+        reply = talk(port, post("/v1/ask", {**BODY, "stream": stream}))
+    assert (b"the question failed" in reply.body) != stream
+    assert b"[DONE]" not in reply.body
+    assert [r.getMessage() for r in caplog.records] == [
+        "a question failed: TypeError: Object of type object is not JSON serializable"
+    ]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_pictures_of_hits_are_named_without_their_folder() -> None:
