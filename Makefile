@@ -4,16 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # The parity gates compare with transformers on torch; a CPU build is enough. Override: make test TORCH=torch
 TORCH  ?= torch==2.13.0
-NANO   := models/gog-nano
 OUT    := .cache/demo
 
 .PHONY: demo check test lint types unit wheel matrix docs clean
 
 demo: $(BIN)/.base
-	@$(BIN)/gog-edge export $(NANO) -o $(OUT)/bundle --precision int8
-	@$(BIN)/gog-edge index build $(OUT)/index $(NANO)/world/documents.jsonl --bundle $(OUT)/bundle --force
-	@$(BIN)/gog-edge ask $(NANO)/examples/scene.jpg "What is the capital of the country of the second flag from the left?" \
-		--bundle $(OUT)/bundle --index $(OUT)/index --trace $(OUT)/trace.html
+	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
 
 # Format, lint and the tests that take no more than a moment each.
 check: lint

@@ -12,6 +12,7 @@ Importing this package loads nothing heavy: names are resolved when they are use
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from gog_edge._version import __version__
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
     from gog_edge.types import Step as Step
     from gog_edge.types import StopReason as StopReason
     from gog_edge.types import Usage as Usage
+
+# Libraries below us report home unless they are told not to before they are imported: ONNX Runtime (1.29 and later)
+# keeps a device id and an event database in the home folder and sends them. Who sets a variable keeps its value.
+for _switch in ("ORT_DISABLE_TELEMETRY", "ORT_GENAI_TELEMETRY_DISABLED", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_switch, "1")
 
 _HOMES = {
     "Action": "gog_edge.types",

@@ -23,6 +23,7 @@ from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
 from gog_edge.serde import SerdeError, decode, encode
 
 MANIFEST = "manifest.json"
+VERIFY_FILE = "verify.json"  # how an export with --verify compared with transformers
 _CHUNK = 1 << 22
 
 

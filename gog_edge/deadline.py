@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from gog_edge.errors import CancelledError, GogEdgeError
 
 ANSWER_TOKENS = 32  # a forced answer is given time for this many tokens
+FOREVER_S = 4e6  # 46 days: more than that is no limit, and more than some systems can wait for
 _MARGIN_S = 0.05
 _FIRST_SHARE = 0.25  # of the whole time, kept for the answer before anything was measured
 _MOST_SHARE = 0.5
@@ -80,7 +81,7 @@ class Budget:
     its timer ends with the question.
 
     Args:
-        seconds: wall time from now; None means no limit.
+        seconds: wall time from now; None, or more than `FOREVER_S`, means no limit.
         parent: a wider budget: its cancellation and deadline hold here too.
         clock: what time is read from; default the parent's, else the machine's.
     """
@@ -89,7 +90,7 @@ class Budget:
         self, seconds: float | None = None, *, parent: Budget | None = None, clock: Clock | None = None
     ) -> None:
         self.clock: Clock = clock or (parent.clock if parent else SYSTEM)
-        own = math.inf if seconds is None else self.clock.now() + max(seconds, 0.0)
+        own = math.inf if seconds is None or seconds > FOREVER_S else self.clock.now() + max(seconds, 0.0)
         self._at: float = min(own, parent._at if parent else math.inf)
         self._lock = threading.Lock()
         self._cancelled = False

@@ -10,7 +10,9 @@ from gog_edge.errors import UsageError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 `text` to `path`, making its folder; an older file stays until the new one is complete.
+    r"""Write UTF-8 `text` to `path`, making its folder; an older file stays until the new one is complete.
+
+    Lone surrogates, which UTF-8 lacks, become `\udc..`: in JSON that is the same string.
 
     Raises:
         UsageError: the folder can't be written, or the disk is full.
@@ -18,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, "utf-8")
+        scratch.write_text(text.encode("utf-8", "backslashreplace").decode("utf-8"), "utf-8")
         scratch.replace(path)
     except OSError as e:
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 _FLAG = "\U0001f3f4[\U000e0030-\U000e007a]{1,8}\U000e007f"
 _CONTROL, _DIRECTION = r"\x00-\x08\x0b-\x1f\x7f-\x9f", r"\u202a-\u202e\u2066-\u2069"
 _HIDDEN = re.compile(rf"({_FLAG})|[{_CONTROL}{_DIRECTION}\u200b\u2060-\u2065\ufeff\U000e0000-\U000e007f]")
-_IN_JSON = re.compile(rf"[\x7f-\x9f{_DIRECTION}]")
+_IN_JSON = re.compile(rf"[\x7f-\x9f{_DIRECTION}\ud800-\udfff]")
 _RESERVED = re.compile("[\U000f60e0\U000f60e1]")  # what marks places in a rendered template
 _TAG = re.compile(r"<\s*/?\s*([A-Za-z_][A-Za-z0-9_]*)")
 _SPACE = re.compile(r"\s+")
@@ -45,7 +45,7 @@ def escape_html(text: str) -> str:
 
 
 def printable_json(document: str) -> str:
-    """A JSON document whose strings hold no raw character that a terminal obeys; it means the same."""
+    """A JSON document whose strings hold no raw character that a terminal obeys or UTF-8 lacks; it means the same."""
     return _IN_JSON.sub(lambda match: f"\\u{ord(match.group()):04x}", document)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 from tests import skips
+
+_LIBRARIES = itertools.count()
 
 # a loaded machine is no reason to fail: no example is timed
 settings.register_profile("gog-edge", deadline=None)
@@ -32,6 +35,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GOG_EDGE_CACHE", str(folder))
         yield
+
+
+@pytest.fixture(autouse=True)
+def private_library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's bundles stay out of the tests, and what one test names is no default of the next. Not created."""
+    folder = tmp_path_factory.getbasetemp() / f"library-{next(_LIBRARIES)}"
+    monkeypatch.setenv("GOG_EDGE_LIBRARY", str(folder))
+    monkeypatch.delenv("GOG_EDGE_BUNDLE", raising=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

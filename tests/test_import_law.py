@@ -47,7 +47,8 @@ LAW: dict[str, set[str]] = {
     "runtime": MODEL,
     "search": MODEL | {"runtime"},
     "dialects": BASE,
-    "agent": MODEL | {"runtime", "search", "dialects"},
+    "library": FORMAT,  # bundles by name: what users write, wherever a bundle is loaded
+    "agent": MODEL | {"library", "runtime", "search", "dialects"},
     "prompts": BASE,
     # a bundle holds a dialect, which export checks; engines are built with the binding that later loads them
     "export": FORMAT | {"families", "native", "dialects", "prompts"},

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CALLED_FROM_OUTSIDE = {
     "list_commands", "get_command", "format_commands", "emit", "find_class", "makefile", "readable",
     "handle_starttag", "handle_endtag", "handle_data",
-    "resume",
+    "resume", "on_broken_pipe",
 }  # fmt: skip
 OTHER_NAMES = {"pillow": "PIL"}  # of the package on the index: of the module
 

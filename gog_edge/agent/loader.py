@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gog_edge import families
+from gog_edge import families, library
 from gog_edge.agent.agent import Agent
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
@@ -37,7 +37,7 @@ def load(
     """Load a policy, ready to be asked.
 
     Args:
-        bundle: an exported bundle.
+        bundle: an exported bundle: its folder, or its name in the library (`gog-edge list`).
         engine: "cpu", "cuda", "tensorrt", … (see `runtime.engines.registry`); default: what it was exported for.
         index: folder of a local index; searched before `providers`.
         search: TOML file of web search providers (docs/search.md), asked after the index; results are kept on disk.
@@ -51,7 +51,7 @@ def load(
         DialectError: the dialect is wrong. SearchIndexError: the index is missing or of another encoder.
         GrammarError: a grammar is required but not available. UsageError: an option makes no sense.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(library.find(bundle))
     options = options or RunOptions()
     with ThreadPoolExecutor(1) as pool:  # the vocabulary and the graphs take about as long, side by side
         tokenizer = pool.submit(Tokenizer.load, opened.path(TOKENIZER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from gog_edge.bench.machine.roofline import Roofline, measure
 from gog_edge.bench.report.terminal import format_value
@@ -42,7 +43,7 @@ def table(deadline: float, words: int, tokens: int, roofline: Roofline | None = 
             fitting = [g for g in GLANCES if seconds(shape, precision, limits, g, words, tokens) <= deadline]
             best = max(fitting, default=None)
             least = seconds(shape, precision, limits, best or GLANCES[0], words, tokens)
-            size = f"{best} tokens" if best else "[red]none[/]"
+            size = f"{best} tokens" if best else Text("none", "red")
             gaze = f"{max(64, best // 5)} tokens" if best else ""
             out.add_row(shape.name, precision, size, gaze, format_value(least, "s"))
     return out

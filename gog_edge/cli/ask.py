@@ -1,8 +1,9 @@
-"""`gog-edge ask IMAGE "QUESTION"`: run the loop, show it live, print the answer with its evidence."""
+"""`gog-edge ask IMAGE ["QUESTION"]`: run the loop, show it live, print the answer with its evidence."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gog_edge.cli.console import one_line, plain, print_json, stderr, stdout
+from gog_edge.cli import pictures
+from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
@@ -26,10 +29,8 @@ EXIT_NO_ANSWER = 1
 
 
 @click.command("ask")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] QUESTION")
-@click.option(
-    "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
-)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] [QUESTION]")
+@bundle_option("The exported policy.")
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
@@ -42,12 +43,12 @@ EXIT_NO_ANSWER = 1
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
-@click.option("--quiet", is_flag=True, help="Only the answer.")
+@click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
 def command(
     images: tuple[str, ...],
-    bundle: Path,
+    bundle: Path | None,
     index: Path | None,
     search: Path | None,
     urls: tuple[str, ...],
@@ -61,12 +62,12 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask QUESTION about one or more images; the last argument is the question.
+    """Ask QUESTION about one or more images: files, http(s) addresses, or - for a picture on stdin.
 
-    Steps are shown on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
+    Without QUESTION you are asked for it; where there is no terminal, the dialect's usual one is taken. Steps are shown
+    on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
     """
-    if len(images) < 2:
-        raise UsageError('an image and a question are needed: gog-edge ask photo.jpg "What is this?"')
+    named, question = pictures.split(images)
     if trace is not None and trace.suffix not in (".html", ".json"):
         raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
@@ -74,27 +75,47 @@ def command(
     from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
 
-    *files, question = images
     run = _options(options)
+    bundle = chosen(bundle, say=not quiet)
+    frames = [pictures.open_picture(name) for name in named]  # a bad picture is found before the policy is loaded
+    if question is None:
+        question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
     with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent:
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
-        request = AskRequest(files, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
+        request = AskRequest(frames, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
         events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
         print_json({"question": question, **encode(answer)})
     else:
-        _print(answer)
+        _print(answer, evidence=not quiet)
     if trace is not None:
         _save(record, trace)
-        stderr().print(f"[dim]trace: {plain(str(trace))}[/]", soft_wrap=True)
+    if trace is not None and not quiet:
+        stderr().print(styled("[dim]trace: {}[/]", trace), soft_wrap=True)
     if not answer.text:
         if view is None:
             stderr().print(f"gog-edge: no answer ({answer.stop.value})")
         click.get_current_context().exit(EXIT_NO_ANSWER)
+
+
+def _question(bundle: Path, dialect: str | None, quiet: bool, *, asks: bool) -> str:
+    """The question that was not given: from the user, if there is one at a terminal (`asks`: and stdin is free), else
+    the dialect's usual one."""
+    from gog_edge.agent.loader import bundle_dialect
+    from gog_edge.bundle import Bundle
+
+    usual = bundle_dialect(Bundle.open(bundle), dialect).usual_question
+    if asks and sys.stdin is not None and sys.stdin.isatty():
+        return str(click.prompt("question", default=usual or None, err=True))
+    if not usual:
+        raise UsageError('a question is needed, this dialect has no usual one: gog-edge ask photo.jpg "What is this?"')
+    if not quiet:
+        stderr().print(styled("[dim]question: {}[/]", usual), soft_wrap=True)
+    return usual
 
 
 def _options(given: dict[str, Any]) -> RunOptions:
@@ -118,10 +139,10 @@ def _save(record: Trace, path: Path) -> None:
     write_text(path, json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n")
 
 
-def _print(answer: Answer) -> None:
+def _print(answer: Answer, *, evidence: bool) -> None:
     out = stdout()
     if answer.text:
-        out.print(f"[bold]{plain(answer.text)}[/]")
-    for hit in answer.evidence:
+        out.print(styled("[bold]{}[/]", answer.text))
+    for hit in answer.evidence if evidence else ():
         source = f" ({hit.source})" if hit.source else ""
-        out.print(f"  evidence: {one_line(hit.title)}: {one_line(hit.text)}{plain(source)}")
+        out.print(f"  evidence: {one_line(hit.title)}: {one_line(hit.text)}{source}")

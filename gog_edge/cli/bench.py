@@ -16,7 +16,8 @@ import click
 from gog_edge.cli.bench_camera import camera_options, stream_of
 from gog_edge.cli.bench_peers import command as peers_command
 from gog_edge.cli.bench_self_check import command as self_check_command
-from gog_edge.cli.console import progress_bar, stderr, stdout
+from gog_edge.cli.bundles import bundle_option, default
+from gog_edge.cli.console import progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
@@ -58,7 +59,9 @@ command.add_command(self_check_command)
 
 @command.command("run")
 @click.argument("scenarios", nargs=-1)
-@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle to measure.")
+@bundle_option(
+    "The bundle to measure. Default for scenarios that need one: the one last exported or named.", asks=False
+)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The checkpoint for the export scenario.")
 @click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--compare", help="Peers to run interleaved with ours: openvino-genai,llama.cpp:http://host:port/v1 …")
@@ -98,6 +101,7 @@ def run(
     """Run SCENARIO…; without any, all that can run with what was given."""
     from gog_edge.bench.peers.create import PeerOptions, create_all
     from gog_edge.bench.report import terminal as text
+    from gog_edge.bench.report.plots import require_matplotlib
     from gog_edge.bench.scenarios.parts import PIECES
     from gog_edge.bench.workloads import WORKLOADS
 
@@ -109,8 +113,12 @@ def run(
     for name in scenarios:
         if name not in known:
             raise UsageError(f"there is no scenario {name!r}: one of {', '.join(known)}")
+    if bundle is None and compare is None and set(scenarios) - {"crop", "export"}:
+        bundle = default()
     needs = dict.fromkeys(known, bundle) | {"crop": ".", "export": checkpoint}
     chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and needs[n] is not None)
+    if html is not None:
+        require_matplotlib()  # before anything is measured
     skipped: dict[str, str] = {}
     peers = create_all(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
     stream = stream_of(camera)
@@ -302,10 +310,12 @@ def diff(before: Path, after: Path, threshold: float, peers: bool) -> None:
     for change in worse:
         c = change.after
         out.print(
-            f"[red]worse[/] {c.scenario} {c.subject} {c.stage}: {change.ratio:.2f}x (beyond noise: {change.worse:.0%})"
+            styled("[red]worse[/] {} {} {}: ", c.scenario, c.subject, c.stage).append(
+                f"{change.ratio:.2f}x (beyond noise: {change.worse:.0%})"
+            )
         )
     for cell in gone:
-        out.print(f"[red]missing[/] {cell.scenario} {cell.subject} {cell.stage}")
+        out.print(styled("[red]missing[/] {} {} {}", cell.scenario, cell.subject, cell.stage))
     if worse or gone:
         raise click.exceptions.Exit(1)
     out.print("nothing got worse beyond noise")
@@ -326,7 +336,7 @@ def show(reports: tuple[Path, ...], markdown: bool, html: Path | None) -> None:
     if html is not None:
         pages.write(found, html)
     if markdown:
-        stdout().print(summary.markdown(found) + "\n" + summary.stages(found), markup=False, soft_wrap=True)
+        stdout().print(summary.markdown(found) + "\n" + summary.stages(found), soft_wrap=True)
     elif html is None:
         for report in found:
             stdout().print(text.render(report))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.console import stderr, stdout
+from gog_edge.cli.console import stderr, stdout, styled
 
 
 @click.group("peers")
@@ -26,7 +26,7 @@ def list_peers() -> None:
             state = "a server of yours"
         else:
             state = ", ".join(f"{k} {v}" for k, v in found.items()) or "not installed"
-        stdout().print(f"{peer.name:18} {peer.about}\n{'':18} [dim]{state}[/]")
+        stdout().print(styled("{} {}\n{} [dim]{}[/]", f"{peer.name:18}", peer.about, f"{'':18}", state))
 
 
 @command.command("install")
@@ -44,7 +44,7 @@ def install(name: str, converter: bool, base: Path | None, dry_run: bool) -> Non
     peer = find(name)
     if dry_run:
         for step in environment.commands(peer, converter=converter, base=base):
-            stdout().print(shlex.join(step), markup=False)
+            stdout().print(shlex.join(step))
         return
     python = environment.install(peer, _show, converter=converter, base=base)
     stderr().print(f"{name} is ready: {python}")
@@ -80,8 +80,8 @@ def prepare(
     peer = find(name)
     tool = python or environment.interpreter(peer)
     conversion.prepare(peer, conversion.Job(tool, checkpoint, output, group_size or 0, llama_cpp), _show)
-    stderr().print(f"wrote {output}; next: {conversion.after(peer, output)}", markup=False)
+    stderr().print(f"wrote {output}; next: {conversion.after(peer, output)}")
 
 
 def _show(text: str) -> None:
-    stderr().print(f"$ {text}", markup=False, style="dim", soft_wrap=True)
+    stderr().print(f"$ {text}", style="dim", soft_wrap=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import progress_bar, stdout
 from gog_edge.files import write_text
 
 
 @click.command("self-check")
-@click.option("--bundle", type=click.Path(path_type=Path), help="The bundle whose engine is checked.")
+@bundle_option("The bundle whose engine is checked.", asks=False)
 @click.option("--engine", help="cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The CPU's results: read, or written if missing.")
 @click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Tokens written per turn.")
@@ -41,6 +42,6 @@ def command(
         print_json(document)
     else:
         for line in checks.lines(report):
-            stdout().print(line, markup=False)
+            stdout().print(line)
     if report.failed:
         raise click.exceptions.Exit(1)

@@ -38,6 +38,7 @@ def command(
     like those it will be asked; without them it talks about generated pictures.
     """
     try:
+        import gog_edge.export.parity.reference  # noqa: F401 - torch and transformers, before a checkpoint is fetched
         from gog_edge.export.checkpoint.reader import Checkpoint
         from gog_edge.export.parity.calibrate import calibrate
         from gog_edge.export.parity.rollouts import Source, sample

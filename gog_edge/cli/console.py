@@ -23,30 +23,46 @@ from rich.text import Text
 from gog_edge.sanitize import printable, printable_json
 
 
+class _Console(Console):
+    """Strings are printed as they are: no markup, no emoji names, nothing that steers a terminal. What is styled is a
+    `Text` (see `styled`)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Its reader went away: rich would end the process with code 1, `run` knows better."""
+        raise BrokenPipeError
+
+
 def stderr() -> Console:
     """Progress, steps and notes."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return _Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 def stdout() -> Console:
     """Results for people. Wide enough not to break lines when it is not a terminal."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, soft_wrap=True)
+    return _Console() if sys.stdout.isatty() else _Console(width=160, soft_wrap=True)
 
 
-def plain(text: str) -> str:
-    """Somebody else's text (of a result, a page, a file name, a policy) as markup that prints it as it is: it can
-    neither style nor send a terminal an escape sequence."""
-    return escape(printable(text))
+def styled(pattern: str, *values: object) -> Text:
+    """`pattern` is markup of ours with a `{}` for each value; values are text of anybody's (a result, a page, a file
+    name, a policy) and can neither style nor send a terminal an escape sequence."""
+    return Text.from_markup(pattern.format(*(escape(printable(str(v))) for v in values)), emoji=False)
 
 
 def one_line(text: str) -> str:
-    """`plain`, with white space collapsed."""
-    return plain(" ".join(text.split()))
+    """`text` with white space collapsed."""
+    return " ".join(text.split())
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, and nothing else there."""
-    document = json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None)
+    """One JSON document on stdout, and nothing else there. Its strings may hold anything that argv or a file can."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    document = json.dumps(value, ensure_ascii=not unicode, indent=1 if sys.stdout.isatty() else None)
     sys.stdout.write(printable_json(document) + "\n")
 
 
@@ -72,7 +88,7 @@ class _Bar(Progress):
 def progress_bar() -> Progress:
     """The bar of every long job."""
     return _Bar(
-        TextColumn("{task.description}", justify="left"),
+        TextColumn("{task.description}", justify="left", markup=False),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         TimeElapsedColumn(),

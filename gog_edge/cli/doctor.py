@@ -13,10 +13,12 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from gog_edge._version import __version__
-from gog_edge.cli.console import human_bytes, plain, print_json, stdout
+from gog_edge.cli.console import human_bytes, print_json, stdout, styled
 from gog_edge.errors import UsageError
+from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
 from gog_edge.shapes import SHAPES
 
@@ -68,12 +70,12 @@ def command(
         print_json({"version": __version__, "checks": [asdict(c) for c in checks]})
         return
     table = Table(box=None, show_header=False, title=f"gog-edge {__version__}", title_justify="left")
-    marks = {True: "[green]yes[/]", False: "[yellow]no[/]", None: "   "}
+    marks: dict[bool | None, Text | str] = {True: styled("[green]yes[/]"), False: styled("[yellow]no[/]"), None: "   "}
     for check in checks:
         table.add_row(
             marks[check.ok],
             check.name,
-            plain(check.detail) + (f"  [dim]-> {plain(check.mend)}[/]" if check.mend else ""),
+            styled("{}  [dim]-> {}[/]", check.detail, check.mend) if check.mend else check.detail,
         )
     stdout().print(table)
 
@@ -93,8 +95,15 @@ def _machine() -> list[Check]:
         Check("python", None, f"{platform.python_version()} on {platform.machine()} {platform.system()}"),
         Check("cpu", None, f"{os.cpu_count()} cores; {', '.join(found) or 'no vector extension known to us'}"),
         Check("memory", None, f"{human_bytes(ram.available)} free of {human_bytes(ram.total)}"),
-        Check("disk", None, f"{human_bytes(shutil.disk_usage(Path.home()).free)} free for caches"),
+        Check("disk", None, f"{human_bytes(_free(cache_directory()))} free for caches"),
     ]
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or will be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _cpu_flags() -> set[str]:

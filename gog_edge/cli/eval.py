@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.console import plain, print_json, progress_bar, stderr, stdout
+from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.console import print_json, progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
@@ -25,7 +26,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 
 @click.command("eval")
 @click.argument("dataset", type=_PATH)
-@click.option("--bundle", envvar="GOG_EDGE_BUNDLE", type=_PATH, help="The exported policy.")
+@bundle_option("The exported policy.")
 @click.option("--format", "form", default="", help="fvqa, simplevqa, mmsearch, livevqa, webwatcher, dynvqa or gog.")
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=_PATH, help="A local index to search.")
 @click.option("--search", type=_PATH, help="A TOML file of search providers (docs/search.md).")
@@ -35,7 +36,11 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--restart", is_flag=True, help="Start over instead of continuing --out.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of an engine; 0 shares the cores.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only the first N questions.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="Only N questions, drawn from all of them.")
+@click.option(
+    "--sample-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which ones --limit draws."
+)
+@click.option("--first", is_flag=True, help="Let --limit take the first N questions instead.")
 @click.option("--deadline", type=SECONDS, help="Per question; 2s or 500ms.")
 @click.option("--max-turns", type=click.IntRange(min=0), default=0, help="Rounds before the forced answer.")
 @click.option("--engine", default="", help="cpu, cuda, tensorrt …")
@@ -71,6 +76,8 @@ def command(
     restart: bool,
     workers: int,
     limit: int,
+    sample_seed: int,
+    first: bool,
     against: Path | None,
     judge_url: str | None,
     judge_model: str,
@@ -86,22 +93,25 @@ def command(
 
     Stopped at any moment, the same command continues it. DATASET is JSONL, JSON, parquet, or a folder of them.
     """
-    if bundle is None and not report_only:
-        raise UsageError("--bundle is needed (or GOG_EDGE_BUNDLE)")
+    if not report_only:
+        bundle = chosen(bundle)
     if judge_url and not judge_model:
         raise UsageError("--judge-url needs --judge-model")
-    from gog_edge.evaluation.datasets import read_dataset
+    from gog_edge.evaluation.datasets import draw, read_dataset
     from gog_edge.evaluation.injection import planted_texts
     from gog_edge.evaluation.results import read_results
 
     before = read_results(against)[1] if against is not None else None  # a wrong file is found before the run
     if agent["inject"]:
         planted_texts(agent["inject"])  # so is one of texts to plant
-    samples, problems = read_dataset(dataset, form=form, limit=limit)
+    samples, problems = read_dataset(dataset, form=form, limit=limit if first else 0)
+    if limit and not first and limit < len(samples):
+        everything, samples = len(samples), draw(samples, limit, sample_seed)
+        stderr().print(f"{limit} of {everything} questions, drawn with --sample-seed {sample_seed}")
     for line in problems[:5]:
-        stderr().print(f"[yellow]skipped[/] {plain(line)}")
+        stderr().print(styled("[yellow]skipped[/] {}", line))
     if len(problems) > 5:
-        stderr().print(f"[yellow]skipped[/] {len(problems) - 5} more rows")
+        stderr().print(styled("[yellow]skipped[/] {} more rows", len(problems) - 5))
     spec = _worker_spec(dataset, bundle or Path(), workers, agent)
     if not report_only:
         _run(samples, spec, _settings(dataset, samples, form, spec), out, restart, workers)
@@ -196,9 +206,9 @@ def _say_errors(errors: Sequence[str]) -> None:
 
     shown = Counter(errors).most_common(3)
     for error, count in shown:
-        stderr().print(f"[yellow]no answer to {count}[/] {plain(error)}")
+        stderr().print(styled("[yellow]no answer to {}[/] {}", count, error))
     if others := len(errors) - sum(count for _, count in shown):
-        stderr().print(f"[yellow]no answer to {others} more[/] see `error` in the results")
+        stderr().print(styled("[yellow]no answer to {} more[/] see `error` in the results", others))
 
 
 def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, out: Path) -> dict[str, bool]:
@@ -214,7 +224,7 @@ def _judge(rows: Sequence[dict[str, Any]], url: str, model: str, key_env: str, o
     finally:
         judge.close()
     for line in problems[:5]:
-        stderr().print(f"[yellow]not judged[/] {plain(line)}")
+        stderr().print(styled("[yellow]not judged[/] {}", line))
     return verdicts
 
 
@@ -244,10 +254,10 @@ def _report(
     for name in names:
         table.add_column(name, justify="left" if name == "skill" else "right")
     for row in cells:
-        table.add_row(*(plain(c) for c in row), style="bold" if row[0] == "all" else "")
+        table.add_row(*row, style="bold" if row[0] == "all" else "")
     stdout().print(table)
     for line in lines(found["against"]) if before is not None else ():
-        stdout().print(line, highlight=False)
+        stdout().print(line)
 
 
 def _gallery(

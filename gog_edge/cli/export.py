@@ -1,4 +1,4 @@
-"""`gog-edge export CHECKPOINT -o DIR`: a checkpoint becomes a bundle."""
+"""`gog-edge export CHECKPOINT`: a checkpoint becomes a bundle, in the library or in a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import click
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
-from gog_edge.cli.console import human_bytes, progress_bar, stderr
+from gog_edge.bundle import MANIFEST
+from gog_edge.cli.console import human_bytes, progress_bar, stderr, styled
 from gog_edge.errors import UsageError
+from gog_edge.library import directory, names, place, remember
 from gog_edge.manifest import Backend
 
 if TYPE_CHECKING:
@@ -35,7 +37,12 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 
 @click.command("export")
 @click.argument("checkpoint")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle's folder.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The bundle's folder; default: one in the library, named after the checkpoint (gog-edge list).",
+)
 @click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), default="int4", show_default=True)
 @click.option(
     "--backend",
@@ -79,7 +86,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
-@click.option("--name", help="Name of the bundle; default: the checkpoint's.")
+@click.option("--name", help="Name of the bundle, in the library too; default: the checkpoint's.")
 @click.option("--max-context", type=click.IntRange(min=1), help="Context limit in tokens, below the checkpoint's.")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Least area of a resized image.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Largest area of a resized image.")
@@ -97,26 +104,31 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="TensorRT: limit of scratch memory.")
 @click.option("--no-engines", is_flag=True, help="TensorRT: graphs only; engines are built later, on the device.")
 @click.option("--strip-weights", is_flag=True, help="TensorRT: plans without weights, refitted at load; needs a GPU.")
-def command(checkpoint: str, output: Path, lora: str | None, revision: str | None, **rest: Any) -> None:
-    """Turn CHECKPOINT into the bundle DIR: graphs, weights, tokenizer, dialect, manifest.
+def command(checkpoint: str, output: Path | None, lora: str | None, revision: str | None, **rest: Any) -> None:
+    """Turn CHECKPOINT into a bundle: graphs, weights, tokenizer, dialect, manifest.
 
     CHECKPOINT is a folder with an HF checkpoint, a hub id, or (with a TensorRT backend) a bundle that already has
-    portable graphs: then only engines are built, for the device of this machine.
+    portable graphs (its folder or its name): then only engines are built, for the device of this machine.
     """
     try:
-        from gog_edge.bundle import MANIFEST, Bundle
+        from gog_edge.bundle import Bundle
         from gog_edge.export.checkpoint.reader import Checkpoint
-        from gog_edge.export.pipeline import export_bundle
+        from gog_edge.export.pipeline import default_name, export_bundle
     except ImportError as e:
         raise UsageError(f"export needs {e.name}: pip install 'gog-edge[export]'") from e
     if rest["verify_image"] and not rest["verify"]:
         raise UsageError("--verify-image needs --verify")
-    if (Path(checkpoint) / MANIFEST).is_file():
-        _engines(Bundle.open(checkpoint), output, rest)
+    _check_extras(rest)
+    if output is None and rest["name"]:
+        output = place(rest["name"])
+    if (found := _bundle_already(checkpoint)) is not None:
+        given = Bundle.open(found)
+        _engines(given, output or place(given.manifest.name), rest)
         return
     opened = Checkpoint.open(checkpoint, revision=revision)
     if lora is not None:
         opened = opened.with_lora(lora)
+    output = output or place(default_name(opened))
     with progress_bar() as bar:
         bundle = export_bundle(
             opened,
@@ -129,6 +141,29 @@ def command(checkpoint: str, output: Path, lora: str | None, revision: str | Non
     _say(bundle)
     if rest["backend"] in TENSORRT and not rest["no_engines"]:
         _engines(bundle, output, rest)
+    if output.parent == directory():
+        remember(output)
+
+
+def _bundle_already(checkpoint: str) -> Path | None:
+    """The bundle that CHECKPOINT is: a folder, or a name of the library that is no folder here."""
+    here = Path(checkpoint)
+    if not here.exists() and checkpoint in names():
+        return place(checkpoint)
+    return here if (here / MANIFEST).is_file() else None
+
+
+def _check_extras(rest: dict[str, Any]) -> None:
+    """Nothing is fetched or computed for an export that would end because a package is missing."""
+    if rest["backend"] in TENSORRT and not rest["no_engines"]:
+        from gog_edge.engines.tensorrt.plan import import_library
+
+        import_library(rest["backend"])
+    if rest["verify"]:
+        try:
+            import gog_edge.export.parity.reference  # noqa: F401 - torch and transformers
+        except ImportError as e:
+            raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[export,parity]'") from e
 
 
 def _options(rest: dict[str, Any]) -> ExportOptions:
@@ -180,7 +215,7 @@ def _best_backend(precision: str) -> Backend:
     if reason is None:
         return "native"
     why = reason.replace(f": {FALLBACK}", "")
-    stderr().print(f"[dim]backend ort is used, native would be faster: {why}[/]")
+    stderr().print(styled("[dim]backend ort is used, native would be faster: {}[/]", why))
     return "ort"
 
 
@@ -206,15 +241,12 @@ class _Drawn:
 
 def _gate(checkpoint: Checkpoint, images: tuple[Path, ...], bar: Bar) -> Any:
     """The parity gate as the pipeline wants it; it says how every stage went."""
-    try:
-        from gog_edge.export.parity.gate import gate
-    except ImportError as e:
-        raise UsageError(f"--verify needs {e.name}: pip install 'gog-edge[parity]'") from e
+    from gog_edge.export.parity.gate import gate
 
     def show(report: ParityReport) -> None:
-        bar.console.print(f"verified against {report.reference}", markup=False)
+        bar.console.print(f"verified against {report.reference}")
         for line in report.lines():
-            bar.console.print(f"  {line}", markup=False, soft_wrap=True)
+            bar.console.print(f"  {line}", soft_wrap=True)
 
     return gate(checkpoint, images=images, show=show)
 
@@ -254,5 +286,7 @@ def _say(bundle: Bundle) -> None:
     spent = m.provenance
     cost = f"{spent['seconds']} s, peak memory {human_bytes(spent['peak_rss_bytes'])}"
     stderr().print(
-        f"[green]exported[/] {m.name}: {m.precision} for {m.backend}, {size} in {bundle.root}  [dim]({cost})[/]"
+        styled("[green]exported[/] {}: {} for {}, ", m.name, m.precision, m.backend).append_text(
+            styled("{} in {}  [dim]({})[/]", size, bundle.root, cost)
+        )
     )

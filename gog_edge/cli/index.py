@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.console import human_bytes, one_line, plain, print_json, progress_bar, stderr, stdout
+from gog_edge.cli.bundles import bundle_option
+from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
 from gog_edge.errors import UsageError
+from gog_edge.runtime.telemetry import counted
 
 if TYPE_CHECKING:
     from gog_edge.search.base import Embedder
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.argument("index", type=click.Path(path_type=Path))
 SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-BUNDLE = click.option("--bundle", type=click.Path(path_type=Path), help="Policy whose tower makes image vectors.")
+BUNDLE = bundle_option("Policy whose tower makes image vectors.", asks=False)
 ENCODER = click.option("--encoder", type=click.Path(path_type=Path), help="ONNX encoder that makes image vectors.")
 PIXELS = click.option("--max-pixels", type=click.IntRange(min=0), default=0, help="Resize pictures to this area first.")
 KIND = click.option(
@@ -165,7 +167,7 @@ def info(index: Path, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         shown = human_bytes(value) if name == "bytes" and isinstance(value, int) else value
-        table.add_row(name.replace("_", " "), plain(f"{shown:,}" if isinstance(shown, int) else str(shown)))
+        table.add_row(name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown))
     stdout().print(table)
 
 
@@ -311,9 +313,16 @@ def _print_report(index: Path, report: IngestReport, as_json: bool) -> None:
         f"{report.vectors} pictures embedded ({report.reused_vectors} known) in {report.seconds:.1f} s"
     )
     err = stderr()
+    if report.not_embedded:
+        err.print(
+            styled(
+                "[yellow]{} not embedded[/]: without --bundle or --encoder this index is searched by text only",
+                counted(report.not_embedded, "picture"),
+            )
+        )
     for kind, lines in report.problems.items():
-        err.print(f"[yellow]{len(lines)} x {kind}[/]")
+        err.print(styled("[yellow]{} x {}[/]", len(lines), kind))
         for line in lines[: report.MAX_LINES]:
-            err.print(f"  {plain(line)}")
+            err.print(f"  {line}")
         if len(lines) > report.MAX_LINES:
             err.print(f"  … {len(lines) - report.MAX_LINES} more")

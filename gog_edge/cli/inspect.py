@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,29 +10,37 @@ from typing import Any
 import click
 from rich.table import Table
 
-from gog_edge.bundle import MANIFEST, Bundle
-from gog_edge.cli.console import human_bytes, plain, print_json, progress_bar, stdout
+from gog_edge.bundle import MANIFEST, VERIFY_FILE, Bundle
+from gog_edge.cli.bundles import chosen, named
+from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
 from gog_edge.errors import DialectError
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 from gog_edge.serde import encode
 
 
 @click.command("inspect")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", required=False, metavar="[BUNDLE]", callback=named)
 @click.option("--hashes/--no-hashes", default=False, help="Read every file and compare its sha256.")
 @click.option("--graphs", is_flag=True, help="List the inputs and outputs of the graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(bundle: Path, hashes: bool, graphs: bool, as_json: bool) -> None:
-    """Show what BUNDLE holds: family, sizes, precision, files, verification."""
+def command(bundle: Path | None, hashes: bool, graphs: bool, as_json: bool) -> None:
+    """Show what BUNDLE holds: family, sizes, precision, files; and what of it was checked.
+
+    BUNDLE is a folder or a name of the library; default: the bundle that was last exported or named. Names and sizes of
+    all files are always compared with the manifest, their content only with --hashes. The comparison with transformers
+    is the one that was made at export (--verify); it is shown, not repeated.
+    """
+    bundle = chosen(bundle, say=False)
     opened = Bundle.open(bundle)
     if hashes:
         _check_hashes(opened)
     if as_json:
-        about = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
+        about: dict[str, Any] = {"path": str(bundle), "fingerprint": opened.fingerprint, "sampling": _sampling(opened)}
+        about |= {"checked": "sha256" if hashes else "sizes", "verified": _verdict(opened)}
         print_json({**about, **encode(opened.manifest)})
         return
     out = stdout()
-    out.print(_summary(opened))
+    out.print(_summary(opened, hashes))
     out.print(_files(opened))
     if graphs:
         for name, spec in opened.manifest.graphs.items():
@@ -46,7 +55,7 @@ def _check_hashes(bundle: Bundle) -> None:
             bar.advance(task, size)
 
 
-def _summary(bundle: Bundle) -> Table:
+def _summary(bundle: Bundle, hashes: bool) -> Table:
     m: Manifest = bundle.manifest
     v, d = m.vision, m.decoder
     table = Table(title=f"{m.name}  ({bundle.root})", show_header=False, title_justify="left", box=None)
@@ -66,6 +75,8 @@ def _summary(bundle: Bundle) -> Table:
         "quantization": _quantization(m.quantization),
         "engines": "\n".join(f"{e.graph}, {_engine(e)}" for e in m.engines) or "none",
         "fingerprint": bundle.fingerprint,
+        "files checked": "names, sizes and sha256 of all" if hashes else "names and sizes; --hashes reads them all",
+        "compared": _verdict(bundle) or "never with transformers (export --verify does it)",
     }
     rows.update(_provenance(m.provenance))
     for key, value in rows.items():
@@ -81,11 +92,19 @@ def _sampling(bundle: Bundle) -> str:
     try:
         own = bundle_dialect(bundle).sampling
     except DialectError as e:
-        return f"not known: {plain(str(e))}"
+        return f"not known: {e}"
     checkpoint = Sampling.of_checkpoint(bundle.manifest.generation)
     said = [f.name for f in fields(own) if f.name != "seed" and getattr(own, f.name) is not None]
     where = f"; by the dialect: {', '.join(said)}" if said else ""
     return f"{own.over(checkpoint).describe()}{where}; options such as --temperature stand above"
+
+
+def _verdict(bundle: Bundle) -> str | None:
+    """How the comparison at export ended; None if there was none."""
+    if not bundle.has(VERIFY_FILE):
+        return None
+    report = json.loads(bundle.read_text(VERIFY_FILE))
+    return f"{report['verdict']} at export, with {report['reference']}"
 
 
 def _engine(engine: EngineSpec) -> str:

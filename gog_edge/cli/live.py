@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gog_edge.cli.console import one_line, plain
+from gog_edge.cli.console import one_line, styled
 from gog_edge.runtime.telemetry import counted
 from gog_edge.types import (
     Action,
@@ -55,7 +55,7 @@ class LiveView:
         """One event."""
         if isinstance(event, TokenEvent):
             if self.tokens:
-                self.console.print(f"[dim]{plain(event.text)}[/]", end="", soft_wrap=True)
+                self.console.print(styled("[dim]{}[/]", event.text), end="", soft_wrap=True)
                 self._open_line = True
             return
         if self._open_line:
@@ -66,7 +66,7 @@ class LiveView:
         elif isinstance(event, ObservationEvent):
             self._observation(event.observation)
         elif isinstance(event, BoxEvent) and self.tokens:
-            self.console.print(f"  [dim]box closed: {box_text(event.region)}; crop and search start now[/]")
+            self.console.print(styled("  [dim]box closed: {}; crop and search start now[/]", box_text(event.region)))
         elif isinstance(event, AnswerEvent):
             self._end(event.answer)
 
@@ -76,37 +76,39 @@ class LiveView:
         if action.region is not None:
             detail = f"{detail} {box_text(action.region)}".strip()
         if action.kind is not ActionKind.ANSWER:
-            self.console.print(f"[bold]{step + 1}[/] [{colour}]{name}[/] {detail}")
+            self.console.print(styled(f"[bold]{{}}[/] [{colour}]{{}}[/] {{}}", step + 1, name, detail))
 
     def _observation(self, observation: Observation) -> None:
         if observation.action.kind is ActionKind.INVALID:
             if observation.action.label == "limit":  # the call was shown as it was written; this is what came back
-                self.console.print(f"  [yellow]{plain(observation.action.text)}[/]")
+                self.console.print(styled("  [yellow]{}[/]", observation.action.text))
             return
         if observation.error:
-            self.console.print(f"  [red]{one_line(observation.error)}[/]")
+            self.console.print(styled("  [red]{}[/]", one_line(observation.error)))
             return
         if not observation.hits and not observation.text:
-            self.console.print("  [dim]no results[/]")
+            self.console.print(styled("  [dim]no results[/]"))
         for rank, hit in enumerate(observation.hits, 1):
-            score = "" if hit.score is None else f" [dim]{hit.score:.2f}[/]"
-            self.console.print(f"  {rank}. {one_line(hit.title)}{score}  [dim]{plain(_cut(hit.text))}[/]")
+            score = "" if hit.score is None else f" {hit.score:.2f}"
+            line = styled("  {}. {}[dim]{}  {}[/]", rank, one_line(hit.title), score, _cut(hit.text))
+            self.console.print(line)
 
     def _end(self, answer: Answer) -> None:
         usage = answer.usage
         self.console.print(
-            f"[dim]{answer.seconds:.2f} s, {counted(len(answer.steps), 'step')}, "
+            f"{answer.seconds:.2f} s, {counted(len(answer.steps), 'step')}, "
             f"{counted(usage.generated_tokens, 'token')}, {counted(usage.searches, 'search', 'searches')}, "
-            f"{counted(usage.encoded_images, 'image')} encoded ({usage.cached_images} from cache)[/]"
+            f"{counted(usage.encoded_images, 'image')} encoded ({usage.cached_images} from cache)",
+            style="dim",
         )
         if answer.stop in _STOPS:
-            self.console.print(f"[yellow]{_STOPS[answer.stop] if answer.text else _NO_ANSWERS[answer.stop]}[/]")
+            self.console.print((_STOPS if answer.text else _NO_ANSWERS)[answer.stop], style="yellow")
 
 
 def box_text(region: Region) -> str:
     """'[120,40 - 310,200] px' of the original image."""
     x0, y0, x1, y1 = (round(v) for v in region.as_tuple())
-    return rf"\[{x0},{y0} - {x1},{y1}] px"
+    return f"[{x0},{y0} - {x1},{y1}] px"
 
 
 def _cut(text: str, limit: int = 90) -> str:

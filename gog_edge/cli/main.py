@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import sys
@@ -20,12 +21,15 @@ from gog_edge.sanitize import printable
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
     "export": ("gog_edge.cli.export", "Turn a checkpoint into a bundle."),
+    "list": ("gog_edge.cli.list", "List the bundles of your library."),
+    "remove": ("gog_edge.cli.remove", "Delete bundles of your library."),
     "calibrate": ("gog_edge.cli.calibrate", "Collect what a better int4 export needs."),
-    "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its hashes."),
+    "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its files."),
     "index": ("gog_edge.cli.index", "Build, extend and search a local index."),
     "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),
     "bench": ("gog_edge.cli.bench", "Measure where the time, memory and energy go."),
     "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
+    "demo": ("gog_edge.cli.demo", "Ask gog-nano, the project's own small policy, a question."),
     "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),
 }
 EXIT_BAD_INPUT = 2
@@ -71,6 +75,15 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors made by input are one line on stderr and code 2."""
     _prepare_streams()
     try:
+        return _run(args)
+    except BrokenPipeError:  # the reader of stdout or stderr went away (| head): not an error of ours
+        return 0
+    finally:
+        _drop_output()
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
         code = cli.main(args=list(args) if args is not None else None, prog_name="gog-edge", standalone_mode=False)
         sys.stdout.flush()  # a full disk is found here, not by the interpreter when nobody can report it any more
     except click.exceptions.Exit as e:
@@ -78,7 +91,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except click.UsageError as e:
         return _report_usage(e)
     except click.ClickException as e:
-        e.show()
+        _say(e.format_message())
         return e.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("gog-edge: interrupted", err=True)
@@ -89,15 +102,10 @@ def run(args: Sequence[str] | None = None) -> int:
     except GogEdgeError as e:
         return _report(e)
     except BrokenPipeError:
-        _drop_output()  # its reader went away (| head): not an error of ours
-        return 0
+        raise
     except OSError as e:
         if e.filename is None and e.errno is None:
             raise
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop_output()
         name = f"{e.filename}: " if e.filename else ""
         return _report(GogEdgeError(f"{name}{e.strerror or e}"))
     # without stand-alone mode click returns the code of an Exit instead of raising it
@@ -105,8 +113,12 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """What still waits to be written to stdout can't be; the interpreter must not try again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What still waits to be written and can't be is dropped: the interpreter must not try again at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:
@@ -114,6 +126,8 @@ def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name in argv need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; our own limit refuses it in a line
     logger = logging.getLogger("gog_edge")
     if not logger.handlers:
@@ -138,7 +152,8 @@ def _report_usage(error: click.UsageError) -> int:
     command = error.ctx.command_path if error.ctx is not None else "gog-edge"
     variable = getattr(getattr(error, "param", None), "envvar", None)
     other = f" or set {variable}" if isinstance(error, click.MissingParameter) and variable else ""
-    click.echo(f"{command}: {error.format_message().rstrip('.')}{other}; see {command} --help", err=True)
+    message = printable(" ".join(error.format_message().rstrip(".").split()))
+    click.echo(f"{command}: {message}{other}; see {command} --help", err=True)
     return error.exit_code
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import click
 
+from gog_edge.cli.bundles import bundle_option, chosen
 from gog_edge.cli.console import stderr
 from gog_edge.cli.options import SECONDS
 from gog_edge.errors import UsageError
 
 
 @click.command("serve")
-@click.option(
-    "--bundle", required=True, envvar="GOG_EDGE_BUNDLE", type=click.Path(path_type=Path), help="The exported policy."
-)
+@bundle_option("The exported policy.")
 @click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -51,7 +50,7 @@ from gog_edge.errors import UsageError
 @click.option("--allow-host", "hosts", multiple=True, help="A further host name under which this is reached; '*': any.")
 @click.option("--allow-origin", "origins", multiple=True, help="Origin of pages that may ask (https://name); '*': any.")
 def command(
-    bundle: Path,
+    bundle: Path | None,
     index: Path | None,
     search: Path | None,
     host: str,
@@ -76,6 +75,7 @@ def command(
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
 
+    bundle = chosen(bundle, say=False)
     key = _key(api_key_env)
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with _ending_with_sigterm(), _listen(host, port) as listening:

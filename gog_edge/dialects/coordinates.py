@@ -68,10 +68,14 @@ class CoordinateFrame:
         extents = [self.extent(image, frame) for frame in self.hooks.frames(self.frame)]
         width, height = next((e for e in extents if x1 <= e[0] and y1 <= e[1]), extents[-1])
         view = image.view
-        # Multiplied before divided: 480 of 960 shown pixels is exactly half of 1000.
-        local = Region(
-            x0 * view.width / width, y0 * view.height / height, x1 * view.width / width, y1 * view.height / height
-        )
+        if self.spec.whole_pixels == "cut":  # int(v / 1000 * side): the last bit decides on which side of an edge it is
+            local = Region(
+                x0 / width * view.width, y0 / height * view.height, x1 / width * view.width, y1 / height * view.height
+            )
+        else:  # multiplied before divided: 480 of 960 shown pixels is exactly half of 1000
+            local = Region(
+                x0 * view.width / width, y0 * view.height / height, x1 * view.width / width, y1 * view.height / height
+            )
         px, py = self.hooks.padding(view)
         grown = Region(local.x0 - px, local.y0 - py, local.x1 + px, local.y1 + py)
         kept = _clamped(grown, view, numbers)
@@ -132,7 +136,8 @@ class CoordinateFrame:
             x0, y0, x1, y1 = (float(round(v)) for v in box.as_tuple())
         else:
             x0, y0, x1, y1 = (float(int(v)) for v in box.as_tuple())
-            x1, y1 = min(x1, view.width - 1), min(y1, view.height - 1)
+            if self.spec.whole_pixels == "down":
+                x1, y1 = min(x1, view.width - 1), min(y1, view.height - 1)
         if x1 <= x0 or y1 <= y0:
             raise RegionError(f"the box {_show(numbers)} holds no whole pixel")
         return Region(x0, y0, x1, y1)

@@ -65,6 +65,11 @@ class Dialect:
         return Sampling(**asdict(self.spec.sampling))
 
     @property
+    def usual_question(self) -> str:
+        """What to ask where the user says nothing; empty if the dialect has no such question."""
+        return self.spec.prompt.usual
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end a turn, besides the end-of-turn token; they stay part of the turn."""
         return self.spec.stop

@@ -5,6 +5,7 @@ several systems share are in the file (`spec`). Hooks are code of this package: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gog_edge.types import BoxFrame, Control, Region, Segment
 
@@ -51,6 +52,11 @@ class Hooks:
         """The inverse of `corners`."""
         return corners
 
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        """Why a call of `kind` is refused as it was written (role -> value) with `count` images in scope, in the
+        system's words; empty to read it."""
+        return ""
+
     def padding(self, view: Region) -> tuple[float, float]:
         """Pixels of the target that are added to a box at the left and right, and at the top and bottom."""
         return 0.0, 0.0
@@ -61,6 +67,26 @@ class MMSearchR1(Hooks):
 
     def to_user(self, marker: str) -> str:
         return marker.replace(">\n<", "><", 1)
+
+
+class SenseNovaMars(MMSearchR1):
+    """No line break between the turns either; four reasons why a box is refused, each in its own words."""
+
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        if kind != "zoom":
+            return ""
+        box = values.get("box")
+        if not isinstance(box, (list, tuple)) or len(box) != 4:
+            return "bbox parameter is missing or not a list of 4 numbers."
+        try:
+            x0, y0, x1, y1 = (float(v) for v in box)
+        except (TypeError, ValueError, OverflowError):
+            return f"Bbox coordinates must be numeric: {box}"
+        if not all(0 <= v <= 1000 for v in (x0, y0, x1, y1)):
+            return f"In relative mode, coordinates must be in [0, 1000.0]. Got: {box}"
+        if not (x0 < x1 and y0 < y1):
+            return f"Invalid bbox coordinates: x1 must be < x2, y1 must be < y2. Got: {box}"
+        return ""
 
 
 class DeepEyesV2(Hooks):
@@ -129,6 +155,30 @@ class VisionDeepResearch(Hooks):
         return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
 
 
+class VideoDeepResearch(Hooks):
+    """Images and boxes come in pairs; one wrapper holds all that a turn is told."""
+
+    def refuses(self, kind: str, values: Mapping[str, Any], count: int) -> str:
+        if kind != "gaze":
+            return ""
+        for key, role in (("image_idx", "image"), ("bbox", "box")):
+            given = values.get(role)
+            if not isinstance(given, (list, tuple)) or not given:
+                return f"select_crop_search requires '{key}' argument."
+            for index in given if role == "image" else ():
+                if isinstance(index, bool) or not str(index).lstrip("-").isdecimal():
+                    return f"image_idx values must be integers, got {index!r}."
+                if not 0 <= int(index) < count:
+                    return f"image_idx {index} is out of range. Available indices: {list(range(count))}."
+        boxes, images = len(values["box"]), len(values["image"])
+        if boxes != images:
+            return f"bbox and image_idx must have the same length (got {boxes} bboxes for {images} images)."
+        return ""
+
+    def result_turn(self, content: list[Segment], replies: set[str]) -> list[Segment]:
+        return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
+
+
 HOOKS: Mapping[str, type[Hooks]] = {
     "": Hooks,
     "deepeyes-v2": DeepEyesV2,
@@ -136,6 +186,8 @@ HOOKS: Mapping[str, type[Hooks]] = {
     "opensearch-vl": OpenSearchVL,
     "pixel-reasoner": PixelReasoner,
     "qwen-agent": QwenAgent,
+    "sensenova-mars": SenseNovaMars,
+    "video-deepresearch": VideoDeepResearch,
     "vision-deepresearch": VisionDeepResearch,
     "vrag-rl": VragRL,
     "webwatcher": WebWatcher,

@@ -34,7 +34,7 @@ def resolve_image(
         value = value[0] if value else None
     if not images:
         raise ImageReferenceError("there is no image in this conversation")
-    allowed = _allowed(spec, images, user_images)
+    allowed = allowed_images(spec, images, user_images)
     if value is None or value == "":
         return allowed[0] if spec.default == "first" else allowed[-1]
     number = _number(spec, value)
@@ -57,7 +57,8 @@ def reference(spec: ImagesSpec, position: int) -> str:
     return pattern.replace("{n}", str(position + _first(spec)))
 
 
-def _allowed(spec: ImagesSpec, images: Sequence[RegisteredImage], user_images: int | None) -> list[int]:
+def allowed_images(spec: ImagesSpec, images: Sequence[RegisteredImage], user_images: int | None) -> list[int]:
+    """Registry indices of the images that a call can name."""
     if spec.scope == "all":
         return list(range(len(images)))
     if user_images is None:

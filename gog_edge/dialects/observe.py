@@ -29,19 +29,19 @@ class Observer:
         replies = {o.action.label if o.action.kind is ActionKind.INVALID else "" for o in observations}
         out: list[Segment] = []
         for number, observation in enumerate(observations):
-            if number:
-                out.append(Control(self._body_spec(observation).between))
-            out += self._one(observation, question, step, images)
+            spec = self._body_spec(observation)
+            out.append(Control(spec.between if number else spec.begin))
+            out += self._one(observation, number, question, step, images)
         return join_segments(self.frame.hooks.result_turn(out, replies))
 
     def _one(
-        self, observation: Observation, question: str, step: int, images: Sequence[RegisteredImage]
+        self, observation: Observation, place: int, question: str, step: int, images: Sequence[RegisteredImage]
     ) -> list[Segment]:
         spec = self._body_spec(observation)
-        values = self._values(observation, spec, question, step, images)
+        values = {**self._values(observation, spec, question, step, images), "place": place}
         body: list[Segment]
         if observation.action.kind is ActionKind.INVALID:
-            body = self._reply(observation.action.text)
+            body = self._reply(observation.action)
         elif observation.error:
             body = spec.failed.render(values)
         elif self._only_looks(observation) and spec.crop and observation.shown is None:
@@ -59,10 +59,12 @@ class Observer:
     def _body_spec(self, observation: Observation) -> BodySpec:
         return self.spec.observe.get(observation.action.kind.value, self.spec.observe["invalid"])
 
-    def _reply(self, text: str) -> list[Segment]:
-        """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not."""
-        for reply in fields(self.spec.replies):
-            matched = getattr(self.spec.replies, reply.name).match(text)
+    def _reply(self, action: Action) -> list[Segment]:
+        """A reply's wording is the dialect's (`Control`); what it quotes of the policy's text is not. Its own reply
+        (the action's label) comes before others that would fit as well."""
+        text = action.text
+        for name in sorted((reply.name for reply in fields(self.spec.replies)), key=lambda name: name != action.label):
+            matched = getattr(self.spec.replies, name).match(text)
             if matched is not None:
                 return [Text(self.clean.text(s.text, 400)) if isinstance(s, Text) else s for s in matched]
         return [Text(self.clean.text(text, 400))]

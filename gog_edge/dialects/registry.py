@@ -28,6 +28,7 @@ from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
 from gog_edge.errors import DialectError, UsageError
+from gog_edge.paths import expand
 from gog_edge.serde import suggest
 from gog_edge.types import BoxFrame
 
@@ -148,7 +149,7 @@ def _text(name_or_path: str | Path, beside: Path | None) -> tuple[str, Path | No
             raise DialectError(f"no dialect {name!r}{suggest(name, known)} {hint}")
         entry = files("gog_edge.dialects").joinpath(f"{name}.toml")
         return entry.read_text(encoding="utf-8"), None, name
-    path = Path(name).expanduser()
+    path = expand(name)
     if beside is not None and not path.is_absolute():
         path = beside / path
     try:
@@ -188,7 +189,7 @@ def _anchored(table: Any, base: Path) -> Any:
 
 
 def _beside(base: Path | None, name: str, where: str) -> str:
-    path = Path(name).expanduser()
+    path = expand(name)
     if not path.is_absolute():
         if base is None:
             raise DialectError(f"{where}: {name!r} has no folder to be relative to; give a full path")
@@ -234,11 +235,12 @@ def _check_action(action: ActionSpec, where: str) -> None:
     for role, key in action.args.items():
         if role not in _ROLES:
             raise DialectError(f"{where}.args.{role}: unknown role{suggest(role, sorted(_ROLES))}")
-        if isinstance(key, tuple) and role == "box" and len(key) != 4:
-            raise DialectError(f"{where}.args.box: one key or four are needed, not {len(key)}")
-    for role in action.required:
-        if role not in action.args:
-            raise DialectError(f"{where}.required: {role!r} is not in args{suggest(role, sorted(action.args))}")
+        if isinstance(key, tuple) and role == "box" and not 2 <= len(key) <= 4:
+            raise DialectError(f"{where}.args.box: one key, its alternatives or four are needed, not {len(key)}")
+    for list_ in ("required", "always"):
+        for role in getattr(action, list_):
+            if role not in action.args:
+                raise DialectError(f"{where}.{list_}: {role!r} is not in args{suggest(role, sorted(action.args))}")
     boxed = "box" in action.args or action.content in ("box", "box_or_label")
     if action.kind in ("gaze", "zoom") and not boxed:
         raise DialectError(f"{where}.args.box: missing; kind {action.kind!r} needs a box")

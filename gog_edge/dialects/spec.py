@@ -19,7 +19,7 @@ OBSERVED = ("glance", "gaze", "zoom", "text_search", "visit", "invalid")
 FrameName = Literal["family", "unit", "thousand", "shown", "original"]
 
 RESULT_NAMES = ("n", "title", "text", "source", "score", "detail", "thumbnail", "entity", "picture")
-REPLY_NAMES = ("error", "tool", "call", "missing", "image")
+REPLY_NAMES = ("error", "tool", "call", "missing", "image", "count")
 SYSTEM_NAMES = ("tools", "image_count", "date")
 USER_NAMES = ("question", "images", *SYSTEM_NAMES)
 
@@ -37,12 +37,14 @@ class ChatSpec:
 class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
     wording are the `json` of [[tools]] as written, one a line; else they go through the chat template.
-    `image` is written for every user image; `several` is added to the system text when there are two or more."""
+    `image` is written for every user image; `several` is added to the system text when there are two or more.
+    `usual` is what to ask where nobody said: a question that suits any picture of the policy's world."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
     several: str = ""
+    usual: str = ""
     system_file: str = ""
     user_file: str = ""
 
@@ -60,12 +62,13 @@ class ActionSpec:
 
     `via`: tool_call (JSON with `name`), function_xml (Qwen3.5's calls), json (a bare object between tags), tag (text
     between tags), literal (exactly this text), code (a call of `name` in a code block), boxed (`\\boxed{…}`).
-    `args`: role -> key of the JSON object, or several keys: alternatives, for a box its four numbers. Roles: box,
-    label, query, image, limit, url. For a tag: `content` says which role the text between the tags has; box_or_label
-    is a box with words around it, or words alone (answered with `replies.ground`).
+    `args`: role -> key of the JSON object, or several keys: alternatives, for a box four of them are its numbers.
+    Roles: box, label, query, image, limit, url. For a tag: `content` says which role the text between the tags has;
+    box_or_label is a box with words around it, or words alone (answered with `replies.ground`).
     `unused` is a role for keys that the policy writes and nobody reads.
-    `required`: roles that must be present. `lists`: queries, addresses and images are written as lists, of which the
-    `first` item counts or `each` is an action of its own.
+    `required`: roles that must be present; `always`: roles that are written always, though a call is read without
+    them. `lists`: queries, addresses and images are written as lists, of which the `first` item counts or `each` is
+    an action of its own (a list of images goes with a list of boxes, pair by pair).
     `kind` refuse: known, answered with `replies.refused`.
     """
 
@@ -78,6 +81,7 @@ class ActionSpec:
     content: Literal["text", "query", "box", "label", "url", "box_or_label", "none"] = "text"
     args: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
     lists: Literal["", "first", "each"] = ""
 
 
@@ -110,9 +114,10 @@ class CoordinateSpec:
     smart_resize or before it with `scale_first`), original (pixels of the target image at native size), family
     (thousand for Qwen3-VL, shown for Qwen2.5-VL). `inverted`: swap the corners, or refuse. A box is cut to the image.
     `whole_pixels` of the target: outward (the crop takes every pixel that the box touches), nearest (edges rounded,
-    half to even), or down (edges cut, the image's last row and column left out). `min_side`: smallest
-    side in pixels of the target; `min_side_rule`: grow the short side about the centre, scale both sides, or refuse.
-    `max_aspect`: longest side over shortest, 0 is no limit. `decimals`: digits that are written.
+    half to even), cut (edges rounded down, in the arithmetic of fractions of a side), or down (the same, the image's
+    last row and column left out). `min_side`: smallest side in pixels of the target; `min_side_rule`: grow the short
+    side about the centre, scale both sides, or refuse. `max_aspect`: longest side over shortest, 0 is no limit.
+    `decimals`: digits that are written.
     """
 
     frame: FrameName = "family"
@@ -120,7 +125,7 @@ class CoordinateSpec:
     min_side: float = 0.0
     min_side_rule: Literal["grow", "scale", "refuse"] = "grow"
     max_aspect: float = 0.0
-    whole_pixels: Literal["outward", "nearest", "down"] = "outward"
+    whole_pixels: Literal["outward", "nearest", "cut", "down"] = "outward"
     decimals: int = 0
 
 
@@ -142,7 +147,7 @@ class ImagesSpec:
 
 _BODY = (
     "results", "thumbnails", "crop", "label", "query", "question", "image", "step", "step_before", "shown", "width",
-    "height", "box", "page", "count", "url", "after",
+    "height", "box", "page", "count", "url", "after", "place",
 )  # fmt: skip
 
 
@@ -154,9 +159,9 @@ class BodySpec:
     `body`: with results. `result`: one result, `result_between` between two; `score`, `detail` (when the result has a
     text) and `thumbnail` are its optional parts; `bare` replaces it when pictures are shown but this result has none.
     Pictures are shown where there is a `thumbnail` or `{thumbnails}` in the body, the crop where there is a `crop`.
-    `empty`: no result. `failed`: the provider failed. `each`: the wrapper
-    of all of these. `between`: before this observation when it is not the turn's first. `after`: instructions,
-    `after_file` (beside the dialect) replaces them.
+    `empty`: no result. `failed`: the provider failed. `each`: the wrapper of all of these; `{place}` counts the turn's
+    observations from 0. `between`: before this observation when it is not the turn's first, `begin`: when it is.
+    `after`: instructions, `after_file` (beside the dialect) replaces them.
     """
 
     each: Wording = wording("body", *_BODY)
@@ -173,6 +178,7 @@ class BodySpec:
     after: Wording = wording("question")
     after_file: str = ""
     between: str = ""
+    begin: str = ""
 
     @property
     def shows_thumbnails(self) -> bool:
@@ -186,8 +192,8 @@ class RepliesSpec:
 
     `nothing`: no call and no answer. `malformed`: an unreadable call. `unknown_tool`, `argument` (`missing`, or of the
     wrong type), `surplus` (arguments of an action that has none; with this reply such a call is written without an
-    arguments key), `box`, `image` (`image`: the name that no image has),
-    `refused` (known, not run here), `limit` (used up), `ground` (words without a box).
+    arguments key), `box`, `image` (`image`: the name that no image has, `count`: how many there are), `refused`
+    (known, not run here), `limit` (used up), `ground` (words without a box).
     """
 
     nothing: Wording = wording("error")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box
-from gog_edge.dialects.images import ImageReferenceError, resolve_image
+from gog_edge.dialects.images import ImageReferenceError, allowed_images, resolve_image
 from gog_edge.dialects.spec import ActionSpec, DialectSpec, ParseSpec
 from gog_edge.dialects.syntax import Call, CallProblem, Syntax
 from gog_edge.dialects.syntax.tool_call import OPEN
@@ -84,6 +84,7 @@ class TurnReader:
             "call": cut(problem.call, 400),
             "missing": problem.missing,
             "image": cut(problem.image, 60),
+            "count": len(allowed_images(self.spec.images, self.images, self.user_images)) if self.images else 0,
         }
         return Action(ActionKind.INVALID, wording.plain(values), label=problem.reply)
 
@@ -148,6 +149,9 @@ class TurnReader:
             return [self.invalid(found.problem or CallProblem("malformed", call=found.text))]
         if spec.kind == "refuse":
             return [self.invalid(CallProblem("refused", "", spec.name, found.text))]
+        count = len(allowed_images(self.spec.images, self.images, self.user_images))
+        if refused := self.frame.hooks.refuses(spec.kind, found.values, count):
+            return [self.invalid(CallProblem("box", refused, spec.name, found.text))]
         return [self._one(spec, values, found.text) for values in _split(spec, found.values)]
 
     def _one(self, spec: ActionSpec, values: Mapping[str, Any], call: str) -> Action:
@@ -208,7 +212,9 @@ def _split(spec: ActionSpec, values: Mapping[str, Any]) -> list[dict[str, Any]]:
             kept = list(items) if spec.lists == "each" else list(items[:1])
             out = [{**one, role: item} for one in out for item in kept or [""]]
     if spec.lists == "each" and "box" in values:
-        out = [{**one, "box": box} for one in out for box in boxes_of(values["box"])]
+        boxes, images = boxes_of(values["box"]), values.get("image")
+        paired = zip(boxes, images) if isinstance(images, (list, tuple)) else ((box, images) for box in boxes)
+        out = [{**one, "box": box, "image": image} for one in out for box, image in paired]
     return out[:MAX_ACTIONS]
 
 

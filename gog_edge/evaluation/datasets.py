@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def read_dataset(path: str | Path, *, form: str = "", limit: int = 0) -> tuple[l
     if not samples:
         raise DatasetError(f"{root}: no usable question in it ({problems[0] if problems else 'it is empty'})")
     return list(samples.values()), problems
+
+
+def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """`count` of the samples in their order, chosen by id and seed: data sets are often sorted by kind.
+
+    A larger count adds to a smaller one, and neither the order nor the number of rows decides about a sample: a run
+    that is repeated with a larger count continues.
+    """
+
+    def rank(sample: Sample) -> bytes:
+        return hashlib.sha256(f"{seed}:{sample.id}".encode()).digest()
+
+    kept = {sample.id for sample in sorted(samples, key=rank)[:count]}
+    return [sample for sample in samples if sample.id in kept]
 
 
 def parquet_image(path: str, row: int, column: str, index: int) -> bytes:

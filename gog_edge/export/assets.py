@@ -12,6 +12,7 @@ from gog_edge.export.checkpoint.template_files import chat_template
 from gog_edge.export.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
 from gog_edge.families.base import ModelConfig
 from gog_edge.manifest import SpecialTokens
+from gog_edge.paths import expand
 from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"
@@ -63,7 +64,7 @@ def write_dialect(dialect: str, folder: Path, frame: BoxFrame, named_tokens: Map
     if not dialect.endswith(".toml"):
         load(dialect, frame=frame, chat_template=template, named_tokens=named_tokens)
         return dialect
-    path = Path(dialect).expanduser()
+    path = expand(dialect)
     if not path.is_file():
         raise UsageError(f"dialect file {dialect} does not exist")
     load(path, frame=frame, chat_template=template, named_tokens=named_tokens)

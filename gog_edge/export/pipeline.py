@@ -18,7 +18,7 @@ from typing import Any
 
 from gog_edge import families
 from gog_edge._version import __version__
-from gog_edge.bundle import Bundle, BundleWriter, hash_file
+from gog_edge.bundle import VERIFY_FILE, Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
 from gog_edge.export import assets
 from gog_edge.export.checkpoint.generation_settings import read_generation
@@ -45,7 +45,6 @@ from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
 Stats = Callable[[str], Any]
 Gate = Callable[[Bundle], dict[str, Any]]
-VERIFY_FILE = "verify.json"
 _ORT, _PORTABLE = (OrtTarget, OrtLinear), (PortableTarget, PortableLinear)
 _GRAPHS: dict[Backend, tuple[type[PortableTarget], type[LinearStore]]] = {
     "native": (NativeTarget, NativeLinear),

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gog_edge import paths
 from gog_edge.native.toolchain import Toolchain, cpu_identity, find_toolchain
 
 log = logging.getLogger("gog_edge.native")
@@ -125,12 +126,7 @@ def switched_off() -> bool:
 
 def cache_directory() -> Path:
     """Where builds are kept (not created here)."""
-    override = os.environ.get("GOG_EDGE_CACHE", "").strip()
-    if override:
-        return Path(override).expanduser() / "native"
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    root = Path(base).expanduser() if base else Path("~/.cache").expanduser()
-    return root / "gog-edge" / "native"
+    return paths.cache_directory() / "native"
 
 
 def _load(name: str, sources: list[Path], flags: tuple[str, ...], fallback: str) -> NativeStatus:
@@ -148,7 +144,8 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise _Unavailable(f"the built library {path.name} does not load ({error}); delete {path}") from error
+        mend = f"delete {path} to have it built again, or set GOG_EDGE_CACHE to a folder whose programs may run"
+        raise _Unavailable(f"the built library {path.name} does not load ({error}); {mend}") from error
 
 
 def _ensure_built(name: str, sources: list[Path], flags: tuple[str, ...]) -> tuple[Path, float | None]:

@@ -82,7 +82,7 @@ def _checked_library() -> tuple[str | None, str | None]:
     if version != VERSION:
         return (
             None,
-            f"the operator library speaks version {version}, this package {VERSION}; delete the cache",
+            f"the operator library speaks version {version}, this package {VERSION}; install gog-edge again",
         )
     reason = _self_test(str(status.library.path))
     if reason is not None:

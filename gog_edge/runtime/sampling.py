@@ -57,7 +57,7 @@ class Sampler:
         top = float(scores[best])  # argmax returns the first NaN if there is one
         if not np.isfinite(top):
             what = "every token is ruled out" if top == -np.inf else "the decoder gave logits that are not numbers"
-            raise EngineError(f"{what}; try another precision, or run gog-edge doctor --bundle")
+            raise EngineError(f"{what}; try another precision, or check the bundle: gog-edge inspect DIR --hashes")
         return best if self.options.greedy else self._draw(scores, top)
 
     def _penalise(self, logits: F32) -> F32:

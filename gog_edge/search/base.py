@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.deadline import SYSTEM, Clock
+from gog_edge.deadline import FOREVER_S, SYSTEM, Clock
 from gog_edge.errors import SearchError, SearchTimeoutError
 from gog_edge.types import Hit, Region
 
@@ -38,8 +38,8 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float | None, clock: Clock = SYSTEM) -> Deadline:
-        """`seconds` from now; None means never."""
-        return cls(math.inf if seconds is None else clock.now() + seconds, clock)
+        """`seconds` from now; None, or more than `FOREVER_S`, means never."""
+        return cls(math.inf if seconds is None or seconds > FOREVER_S else clock.now() + seconds, clock)
 
     @classmethod
     def never(cls) -> Deadline:
@@ -55,7 +55,9 @@ class Deadline:
 
     def within(self, seconds: float | None) -> Deadline:
         """The earlier of this deadline and `seconds` from now."""
-        return self if seconds is None else Deadline(min(self._at, self.clock.now() + seconds), self.clock)
+        if seconds is None or seconds > FOREVER_S:
+            return self
+        return Deadline(min(self._at, self.clock.now() + seconds), self.clock)
 
     def timeout(self, cap: float | None = None) -> float | None:
         """Seconds to hand to a blocking call: at most `cap`; None when neither limits it."""

@@ -230,7 +230,7 @@ def _mcp(name: str, entry: dict[str, Any], label: str, secrets: Secrets) -> McpP
         if "url" in entry
         else StdioTransport([str(c) for c in entry["command"]], entry.get("env"), secrets)
     )
-    return McpProvider(name, McpClient(transport), calls, secrets=secrets, policy=_allowed(entry))
+    return McpProvider(name, McpClient(transport, secrets), calls, secrets=secrets, policy=_allowed(entry))
 
 
 def _shell(

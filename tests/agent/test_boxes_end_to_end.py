@@ -44,6 +44,17 @@ CALLS = {
         tool("image_zoom_in_tool", '{"bbox_2d": [BOX], "label": "x", "img_idx": 0}'),
         (0, 0),
     ),
+    "qwen-agent-xml": (
+        "thousand",
+        "<tool_call>\n<function=image_zoom_in_tool>\n<parameter=bbox_2d>\n[BOX]\n</parameter>\n"
+        "<parameter=label>\nx\n</parameter>\n<parameter=img_idx>\n0\n</parameter>\n</function>\n</tool_call>",
+        (0, 0),
+    ),
+    "sensenova-mars": (
+        "thousand",
+        tool("image_zoom_in_tool", '{"bbox_2d": [BOX], "label": "x", "img_idx": 0}'),
+        (0, 0),
+    ),
     "vrag-rl": ("shown", "<think>t</think><bbox>[BOX]</bbox>", (56, 56)),
     "mini-o3": ("unit", '<grounding>{"bbox_2d": [BOX], "source": "original_image"}</grounding>', (0, 0)),
     "pixel-reasoner": (
@@ -56,6 +67,11 @@ CALLS = {
         tool("crop_and_search", '{"image_id": "1", "bbox": [[BOX]], "goal": "x"}'),
         (0, 0),
     ),
+    "video-deepresearch": (
+        "thousand",
+        tool("select_crop_search", '{"image_idx": [0], "bbox": [[BOX]], "goal": "x"}'),
+        (0, 0),
+    ),
     "opensearch-vl": (
         "xywh",
         tool("crop", '{"image": "img_1", "x": X, "y": Y, "width": W, "height": H}'),
@@ -65,6 +81,7 @@ CALLS = {
 }
 AGAIN = {  # the same corner of the crop, by its own name
     "qwen-agent": tool("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "label": "x", "img_idx": 1}'),
+    "sensenova-mars": tool("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "label": "x", "img_idx": 1}'),
     "mini-o3": '<grounding>{"bbox_2d": [0.0, 0.0, 0.5, 0.5], "source": "observation_1"}</grounding>',
 }
 

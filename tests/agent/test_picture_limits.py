@@ -219,6 +219,24 @@ def test_other_systems_cut_whole_pixels_as_well(name: str, width: int, height: i
     assert action.region.as_tuple() == tuple(map(round, wanted))
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(100, 3000), st.integers(100, 3000), st.data())
+@example(100, 100, None)
+def test_sensenova_mars_cuts_with_int(width: int, height: int, data: st.DataObject | None) -> None:
+    """crop_image of its eval.py: the very pixels, also where a number lies on an edge; 57 of 100 is 0.57 * 100 < 57."""
+    box = [0, 0, 570, 570]
+    if data is not None:
+        x0, y0 = data.draw(st.integers(0, 600)), data.draw(st.integers(0, 600))
+        box = [x0, y0, data.draw(st.integers(x0 + 290, 1000)), data.draw(st.integers(y0 + 290, 1000))]
+    wanted = [int(v / 1000.0 * (width, height)[i % 2]) for i, v in enumerate(box)]
+    assume(min(wanted[2] - wanted[0], wanted[3] - wanted[1]) >= 28)  # a smaller one is stretched there
+    dialect = dialects.load("sensenova-mars")
+    registry = [RegisteredImage(0, width, height, width, height, None, 0)]
+    text = call("image_zoom_in_tool", f'{{"bbox_2d": {box}, "label": "x", "img_idx": 0}}')
+    (action,) = dialect.parse(text, registry, user_images=1).actions
+    assert action.region is not None and action.region.as_tuple() == tuple(wanted)
+
+
 @settings(max_examples=60, deadline=None)
 @given(SIDES, SIDES, st.data())
 def test_vrag_boxes_round_trip_in_the_scaled_picture(width: int, height: int, data: st.DataObject) -> None:

@@ -20,8 +20,8 @@ ASK = (sys.executable, "-m", "gog_edge", "ask")
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["ask", "a.jpg", "q"], ("gog-edge ask: ", "'--bundle' or set GOG_EDGE_BUNDLE; see gog-edge ask --help")),
-        (["ask", "a.jpg", "q", "--bundle", "b", "--deadline", "soon"], ("'soon' is not a duration",)),
+        (["ask"], ("gog-edge ask: ", "Missing argument", "see gog-edge ask --help")),
+        (["ask", "a.jpg", "q", "--deadline", "soon"], ("'soon' is not a duration",)),
         (["ask", "--temperatur", "1"], ("No such option", "--temperature")),
         (["index", "serch"], ("gog-edge index: ", "serch")),
     ],

@@ -30,6 +30,11 @@ def _call(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
+def _function(name: str, **arguments: str) -> str:
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items())
+    return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
+
+
 _UNREADABLE = '<tool_call>\n{"name": "\n</tool_call>'
 _CODE = "<code>\n```python\n{}\n```\n</code>"
 # What goes wrong: the turn. Every reply that a dialect has words for is met at least once.
@@ -102,6 +107,40 @@ FAULTS: dict[str, dict[str, str]] = {
         "no label": _call("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "img_idx": 0}'),
         "an empty box": _call("image_zoom_in_tool", '{"bbox_2d": [5, 5, 5, 9], "label": "a", "img_idx": 0}'),
         "no such image": _call("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "label": "a", "img_idx": 7}'),
+    },
+    "qwen-agent-xml": {
+        "unreadable": "<tool_call>\n<function=image_search\n</tool_call>",
+        "a function without an end": "<tool_call>\n<function=image_search>\n<parameter=img_idx>\n0\n</tool_call>",
+        "an unknown tool": _function("no_such_tool", img_idx="0"),
+        "no label": _function("image_zoom_in_tool", bbox_2d="[0, 0, 500, 500]", img_idx="0"),
+        "an empty box": _function("image_zoom_in_tool", bbox_2d="[5, 5, 5, 9]", label="a", img_idx="0"),
+        "no such image": _function("image_zoom_in_tool", bbox_2d="[0, 0, 500, 500]", label="a", img_idx="7"),
+        "two calls": _function("image_search", img_idx="0") + "\n" + _function("image_search", img_idx="7"),
+    },
+    "sensenova-mars": {
+        "unreadable": _UNREADABLE,
+        "no query": _call("text_search_tool", "{}"),
+        "no box": _call("image_zoom_in_tool", '{"label": "a", "img_idx": 0}'),
+        "words for a box": _call("image_zoom_in_tool", '{"bbox_2d": [1, 2, "a", 4], "label": "a", "img_idx": 0}'),
+        "a box outside": _call("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 1200], "label": "a", "img_idx": 0}'),
+        "a box turned round": _call("image_zoom_in_tool", '{"bbox_2d": [500, 0, 5, 9], "label": "a", "img_idx": 0}'),
+        "no such image": _call("image_zoom_in_tool", '{"bbox_2d": [0, 0, 500, 500], "label": "a", "img_idx": 7}'),
+        "reasoning that does not end": "<thinking>I wonder.",
+        "two calls": _call("image_search_tool", "{}") + "\n" + _call("text_search_tool", '{"query": "a"}'),
+    },
+    "video-deepresearch": {
+        "nothing": "I wonder.",
+        "unreadable": _UNREADABLE,
+        "no query": _call("search", "{}"),
+        "no image": _call("select_crop_search", '{"bbox": [[0, 0, 500, 500]], "goal": "a"}'),
+        "no box": _call("select_crop_search", '{"image_idx": [0], "goal": "a"}'),
+        "words for an image": _call("select_crop_search", '{"image_idx": ["x"], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "no such image": _call("select_crop_search", '{"image_idx": [0, 7], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "one box too few": _call("select_crop_search", '{"image_idx": [0, 0], "bbox": [[0, 0, 9, 9]], "goal": "a"}'),
+        "an empty box": _call("select_crop_search", '{"image_idx": [0], "bbox": [[5, 5, 5, 9]], "goal": "a"}'),
+        "two boxes": _call(
+            "select_crop_search", '{"image_idx": [0, 0], "bbox": [[0, 0, 500, 500], [10, 10, 500, 500]], "goal": "a"}'
+        ),
     },
     "vision-deepresearch": {
         "nothing": "I wonder.",

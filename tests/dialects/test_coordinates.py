@@ -129,9 +129,11 @@ def test_rules() -> None:
     assert frame("original", whole_pixels="nearest").to_region(cut, WHOLE) == Region(10, 12, 500, 800)
     assert frame("original", whole_pixels="down").to_region(cut, WHOLE) == Region(10, 11, 500, 799)
     assert frame("original", whole_pixels="down").to_region([0, 0, 400, 300], CROP) == Region(200, 100, 599, 399)
+    assert frame("original", whole_pixels="cut").to_region(cut, WHOLE) == Region(10, 11, 500, 799)
+    assert frame("original", whole_pixels="cut").to_region([0, 0, 400, 300], CROP) == Region(200, 100, 600, 400)
     small = frame("original", whole_pixels="nearest", min_side=32).to_region([10.1, 11, 10.4, 12], WHOLE)
     assert (small.width, small.height) == (32, 32)  # grown before it could vanish
-    for rule in ("nearest", "down"):
+    for rule in ("nearest", "cut", "down"):
         with pytest.raises(RegionError, match="no whole pixel"):
             frame("original", whole_pixels=rule).to_region([10.1, 10, 10.4, 40], WHOLE)
     with pytest.raises(RegionError, match="smaller"):

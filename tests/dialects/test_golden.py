@@ -60,12 +60,12 @@ def test_every_reply_of_a_dialect_is_in_its_golden_file(name: str) -> None:
     dialect = dialects.load(name)
     met = {turn_reply(dialect, text) for text in [BROKEN, *FAULTS[name].values()]}
     spec = dialect.spec
-    possible = {"malformed"} if any(a.via in ("tool_call", "json") for a in spec.actions) else set()
+    possible = {"malformed"} if any(a.via in ("tool_call", "json", "function_xml") for a in spec.actions) else set()
     if spec.parse.otherwise == "error":
         possible.add("nothing")
     if any(a.kind in ("gaze", "zoom") and a.via != "code" for a in spec.actions):
         possible.add("box")
-    if any(a.via == "tool_call" for a in spec.actions):
+    if any(a.via in ("tool_call", "function_xml") for a in spec.actions):
         possible.add("unknown_tool")
     if any(a.kind == "refuse" for a in spec.actions):
         possible.add("refused")

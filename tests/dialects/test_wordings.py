@@ -7,8 +7,9 @@ from __future__ import annotations
 import pytest
 
 from gog_edge import dialects
-from gog_edge.types import Action, ActionKind, Hit, Observation, Region, RegisteredImage
+from gog_edge.types import Action, ActionKind, Control, Hit, Observation, Region, RegisteredImage
 from tests.dialects.helpers import IMAGE_TEXT, PHOTO, plain
+from tests.dialects.scenes import SECOND
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 CROP = RegisteredImage(1, 1000, 800, 448, 352, Region(100, 80, 500, 400), 0)
@@ -109,6 +110,83 @@ def test_qwen_agent() -> None:
     assert "Tool other does not exists." in reply("qwen-agent", '<tool_call>\n{"name": "other"}\n</tool_call>')
 
 
+def test_sensenova_mars() -> None:
+    call = '<thinking>a</thinking>\n<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 500, 500], "label": "a", "img_idx": 0}}\n</tool_call>'
+    start, end = f"<|im_end|>{USER}<tool_response>\n", f"\n</tool_response>{ASSISTANT}"  # no line break in the rollout
+    assert reply("sensenova-mars", call, shown=True) == f"{start}Here is the zoomed image:{IMAGE_TEXT}{end}"
+    search = '<tool_call>\n{"name": "image_search_tool", "arguments": {}}\n</tool_call>'
+    assert reply("sensenova-mars", search, [Hit("Tower", "x"), Hit("Hall", "")], thumbnails=[1]) == (
+        f"{start}Reverse Image Search Results:\n\nTitle 1: Tower\nThumbnail 1: {IMAGE_TEXT}\n\nTitle 2: Hall\nThumbnail 2: {end}"
+    )
+    assert reply("sensenova-mars", search) == f"{start}No matching images were found.{end}"
+    text = '<tool_call>\n{"name": "text_search_tool", "arguments": {"query": "q"}}\n</tool_call>'
+    assert reply("sensenova-mars", text, [Hit("T", "Facts.")]).startswith(
+        f"{start}Final summary generated for query: q\n"
+    )
+    assert reply("sensenova-mars", text) == f"{start}No search results found for query: q{end}"
+    assert reply("sensenova-mars", text, error="down") == f"{start}Error: Search not available.{end}"
+    for wrong, words in (
+        (call.replace('"bbox_2d"', '"box"'), "bbox parameter is missing or not a list of 4 numbers."),
+        (call.replace("[0, 0, 500, 500]", "[1, 2, 3]"), "bbox parameter is missing or not a list of 4 numbers."),
+        (call.replace("500, 500", '"x", 5'), "Bbox coordinates must be numeric: [0, 0, 'x', 5]"),
+        (
+            call.replace("500, 500", "5, 1001"),
+            "In relative mode, coordinates must be in [0, 1000.0]. Got: [0, 0, 5, 1001]",
+        ),
+        (
+            call.replace("500, 500", "0, 5"),
+            "Invalid bbox coordinates: x1 must be < x2, y1 must be < y2. Got: [0, 0, 0, 5]",
+        ),
+        (call.replace('"img_idx": 0', '"img_idx": 7'), "Image at index 7 not found. Available images: 1"),
+        (text.replace('{"query": "q"}', "{}"), "query parameter is required and must be a string."),
+        (text.replace("text_search_tool", "other"), "Unknown tool 'other'"),
+    ):
+        assert reply("sensenova-mars", wrong) == f"{start}Error: {words}{end}"
+
+
+def test_sensenova_mars_reads_as_its_rollout_does() -> None:
+    """The older names of the arguments, none but the box, the first call of a turn; an answer beside a call is none."""
+    read = dialects.load("sensenova-mars").parse
+    call = '<tool_call>\n{"name": "image_zoom_in_tool", "arguments": {"%s": [0, 0, 500, 500]%s}}\n</tool_call>'
+    images = [PHOTO, CROP]
+    for text, image in ((call % ("bbox", ""), 0), (call % ("bbox_2d", ', "image_index": 1'), 1)):
+        for turn in (
+            text,
+            f"{text}\n{call % ('bbox', '')}",
+            f"<answer>no</answer>{text}",
+            f"<thinking>{text}</thinking>",
+        ):
+            (action,) = read(turn, images, user_images=1).actions
+            assert (action.kind, action.image) == (ActionKind.ZOOM, image)
+    (action,) = read("<thinking>a</thinking>\nIt is 1889.", images).actions
+    assert action == Action(ActionKind.ANSWER, "It is 1889.")
+
+
+def test_qwen_agent_xml() -> None:
+    """The tools block is Qwen3.5's own: a template with tools renders it from the same entries."""
+    from gog_edge.dialects.templates import Message
+
+    dialect = dialects.load("qwen-agent-xml")
+    prompt = plain(dialect.opening("Q", 1))
+    assert prompt.startswith(
+        '<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n<tools>\n{"type": "function"'
+    )
+    assert (
+        "</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
+        in prompt
+    )
+    assert prompt.endswith(
+        f"do not tell the user about function calls\n</IMPORTANT><|im_end|>\n{USER}{IMAGE_TEXT}Q{ASSISTANT}"
+    )
+    entries = plain(dialect.template.render([Message("user", (Control("Q"),))], dialect.tools))
+    assert (
+        prompt.partition("<tools>\n{")[2].partition("</tools>")[0]
+        == entries.partition("<tools>\n{")[2].partition("</tools>")[0]
+    )
+    text = reply("qwen-agent-xml", '<tool_call>\n{"name": "image_search", "arguments": {"img_idx": 0}}\n</tool_call>')
+    assert "ValueError: Write <function=NAME>, then each <parameter=KEY>, then </function>!\n" in text
+
+
 def test_vrag_rl() -> None:
     assert reply("vrag-rl", "<think>a</think><search> q </search>", [Hit("p", "", image="p.png")], thumbnails=[1]) == (
         f"<|im_end|>\n{USER}{IMAGE_TEXT}{ASSISTANT}"
@@ -176,6 +254,47 @@ def test_vision_deepresearch() -> None:
     )
     broken = "<tool_response>\n[Json Parse Error]: Tool call is not a valid JSON.\n</tool_response>"
     assert broken in reply("vision-deepresearch", "<tool_call>{oops</tool_call>")
+
+
+def test_video_deepresearch() -> None:
+    start, end = f"<|im_end|>\n{USER}<tool_response>\n", f"\n</tool_response>{ASSISTANT}"
+    call = '<tool_call>\n{"name": "select_crop_search", "arguments": {"image_idx": %s, "bbox": %s, "goal": "g"}}\n</tool_call>'
+    one = (
+        "[Image index {} | path: image_0 | bbox: {}]\nThe search results for bbox {} are as follows:\n"
+        "[1] The useful information in [Tower](http://u) are:\n\nEvidence in page:\nHigh.\n\nSummary:\nTower\n\n"
+    )
+    boxes = "[0, 0, 500, 500]", "[1, 1, 9, 9]"
+    pairs = "\n\n=======\n\n".join(one.format(place, box, box) for place, box in enumerate(boxes))
+    assert reply(
+        "video-deepresearch", call % ("[0, 0]", f"[{', '.join(boxes)}]"), [Hit("Tower", "High.", "http://u")]
+    ) == (f"{start}Tool `select_crop_search` returned:\n{pairs}{end}")
+    searches = '<tool_call>\n{"name": "search", "arguments": {"query": ["a", "b"]}}\n</tool_call>'
+    nothing = "No search results found for 'a'\n=======\nNo search results found for 'b'"
+    assert reply("video-deepresearch", searches) == f"{start}Tool `search` returned:\n{nothing}{end}"
+    for images, box, words in (
+        ("[]", "[[0, 0, 5, 5]]", "select_crop_search requires 'image_idx' argument."),
+        ("[0]", "[]", "select_crop_search requires 'bbox' argument."),
+        ('["x"]', "[[0, 0, 5, 5]]", "image_idx values must be integers, got 'x'."),
+        ("[0, 1]", "[[0, 0, 5, 5]]", "image_idx 1 is out of range. Available indices: [0]."),
+        ("[0, 0]", "[[0, 0, 5, 5]]", "bbox and image_idx must have the same length (got 1 bboxes for 2 images)."),
+    ):
+        assert (
+            reply("video-deepresearch", call % (images, box))
+            == f"{start}Tool `select_crop_search` returned:\n{words}{end}"
+        )
+    assert f"{start}Tool `search` returned:\nsearch tool requires 'query' argument{end}" in reply(
+        "video-deepresearch", searches.replace('"query": ["a", "b"]', "")
+    )
+    said = (
+        "No <tool_call> or <answer> detected. Available tools: search, visit, select_crop_search. If you have gathered enough "
+        "information, provide your answer in <answer></answer> tags. Otherwise call a tool via "
+        '<tool_call>{"name": "<name>", "arguments": {...}}</tool_call>.'
+    )
+    for text in ("hm", "<tool_call>{oops</tool_call>"):
+        assert reply("video-deepresearch", text) == f"{start}{said}{end}"
+    pair = call % ("[1, 0]", "[[0, 0, 500, 500], [0, 0, 100, 100]]")
+    read = dialects.load("video-deepresearch").parse(pair, [PHOTO, SECOND], user_images=2).actions
+    assert [(a.image, a.region) for a in read] == [(1, Region(0, 0, 320, 240)), (0, Region(0, 0, 100, 80))]
 
 
 def test_opensearch_vl() -> None:

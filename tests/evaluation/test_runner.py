@@ -266,10 +266,10 @@ def test_questions_that_can_not_be_asked_are_told(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["none.jsonl", "--bundle", "b"], "no data set"),
-        (["set.jsonl"], "--bundle"),
+        (["none.jsonl", "--bundle", "."], "no data set"),
+        (["set.jsonl"], "there is no bundle yet"),
         (["set.jsonl", "--bundle", "nowhere"], "nowhere"),
-        (["set.jsonl", "--bundle", "b", "--judge-url", "http://x/v1"], "--judge-model"),
+        (["set.jsonl", "--bundle", ".", "--judge-url", "http://x/v1"], "--judge-model"),
         (["set.jsonl", "--report", "--out", "none"], "no such results file"),
     ],
 )

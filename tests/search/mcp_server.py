@@ -44,6 +44,14 @@ def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return text("quota exceeded", isError=True)
     if name == "env":
         return text(",".join(sorted(os.environ)) + " " + os.environ.get("TOKEN", ""))
+    if name == "echo":
+        token = os.environ.get("TOKEN", "")
+        rows = [{"t": f"title {token}", "u": f"https://m.example/{token}", "n": 1, token: token}]
+        return text(json.dumps({"rows": rows}), structuredContent={"rows": rows, "text": token, "title": token})
+    if name == "tells":
+        return text(f"no such key: {os.environ.get('TOKEN', '')}", isError=True)
+    if name == "refuses":
+        return {"error": {"code": -32000, "message": f"bad key {os.environ.get('TOKEN', '')}"}}
     if name == "flood":
         return text("x" * (40 << 20))
     if name == "long":
@@ -63,6 +71,9 @@ def main() -> None:
         message = json.loads(line)
         if message.get("method") == "notifications/initialized":
             ready = True
+            for odd in ([1], {"a": 1}, None, True, 1.0, "1", [[]]):  # no answers to anything, whatever they look like
+                print(json.dumps({"jsonrpc": "2.0", "id": odd, "result": {}}), flush=True)
+                print(json.dumps({"jsonrpc": "2.0", "id": odd, "method": "ping"}), flush=True)
             print(json.dumps({"jsonrpc": "2.0", "id": "s1", "method": "ping"}), flush=True)
             continue
         if "method" not in message:

@@ -144,6 +144,6 @@ def test_prefix_distance_is_bounded_and_zero_for_beginnings(term: str, stem: str
 
 def _fts() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    connection.execute(f"CREATE VIRTUAL TABLE t USING fts5(body, tokenize='{TOKENIZER}')")
+    connection.execute(f'CREATE VIRTUAL TABLE t USING fts5(body, tokenize="{TOKENIZER}")')
     connection.execute("CREATE VIRTUAL TABLE v USING fts5vocab(t, row)")
     return connection

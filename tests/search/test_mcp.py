@@ -213,3 +213,36 @@ def test_no_process_is_left_behind() -> None:
     client.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("tool", ["echo", "tells", "refuses", "env", "plain-echo"])
+@pytest.mark.parametrize("token", ["t0ken-of-mine", 'quo"ted\\tok/en+=&'])
+def test_a_key_that_the_server_echoes_is_shown_nowhere(
+    tool: str, token: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The variable's own name says nothing of a secret; its value is what is redacted."""
+    monkeypatch.setenv("LIBRARY_CARD", token)
+    results = "" if tool == "plain-echo" else ', results = { items = "rows", title = "t", source = "u" }'
+    called = tool.removeprefix("plain-")
+    file = tmp_path / "search.toml"
+    file.write_text(
+        f"[[provider]]\nkind = 'mcp'\nname = 'm'\nretries = 0\ncommand = {json.dumps(SERVER)}\n"
+        f'env = {{ TOKEN = "${{LIBRARY_CARD}}" }}\n'
+        f'text = {{ tool = "{called}"{results} }}\npage = {{ tool = "{called}" }}\n'
+    )
+    (provider,) = load_providers(file)
+    shown: list[str] = []
+    with caplog.at_level("DEBUG"):
+        for ask in (
+            lambda: provider.search_text("x", k=3, deadline=soon()),
+            lambda: provider.read_page("https://1.1.1.1/", deadline=soon()),
+        ):
+            try:
+                shown.append(repr(ask()))
+            except SearchError as e:
+                shown.append(f"{e} {e.__cause__}")
+    provider.close()
+    text = "".join([*shown, caplog.text])
+    assert "[key]" in "".join(shown)
+    for form in (token, json.dumps(token)[1:-1], repr(token)[1:-1]):
+        assert form not in text

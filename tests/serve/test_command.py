@@ -27,7 +27,7 @@ from gog_edge.cli.main import run
 def test_a_taken_port_is_met_before_the_policy_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run(["serve", "--bundle", "no such bundle", "--port", str(port)]) == 2
+        assert run(["serve", "--bundle", "./no such bundle", "--port", str(port)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"gog-edge: can't listen on 127.0.0.1:{port} (Address already in use")
     assert err.count("\n") == 1

@@ -24,12 +24,23 @@ SUBJECTS = {  # the same in all plots of a page
 SCALES = {"B": (2.0**-20, "MiB")}  # of units that are not shown as they are measured
 
 
-def _figure(draw: Callable[[Any], None], width: float = 7.5, height: float = 3.2) -> str:
-    """Run `draw(axes)` on a fresh figure; the figure as SVG without the XML header."""
+def require_matplotlib() -> None:
+    """Ask this before measuring for a page.
+
+    Raises:
+        BenchError: matplotlib is missing.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as e:
         raise BenchError("plots need matplotlib: pip install 'gog-edge[bench]'") from e
+
+
+def _figure(draw: Callable[[Any], None], width: float = 7.5, height: float = 3.2) -> str:
+    """Run `draw(axes)` on a fresh figure; the figure as SVG without the XML header."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -43,16 +43,18 @@ class ArgumentSyntax(Syntax):
         for role, keys in form.args.items():
             key = _keys(keys)[0]
             if role == "box":
-                out.update(zip(keys, box) if isinstance(keys, tuple) else {key: [box] if form.lists == "each" else box})
+                out.update(
+                    zip(_keys(keys), box) if len(_keys(keys)) == 4 else {key: [box] if form.lists == "each" else box}
+                )
             elif role == "image":
-                if "image" in form.required or action.image:
+                if "image" in (*form.required, *form.always) or action.image:
                     out[key] = [image] if form.lists else image
             elif role == "unused":
                 out[key] = name
             elif role == "limit":
                 out.update({key: action.limit} if action.limit else {})
             elif role == "label":
-                out.update({key: action.label} if action.label or "label" in form.required else {})
+                out.update({key: action.label} if action.label or "label" in (*form.required, *form.always) else {})
             else:
                 out[key] = [action.text] if form.lists else action.text
         return out
@@ -61,8 +63,8 @@ class ArgumentSyntax(Syntax):
         """A JSON object with the required keys and any of the optional ones, in the order of `args`."""
         pairs: list[tuple[str, bool]] = []
         for role, keys in form.args.items():
-            needed = role in form.required or role in ("box", "unused")
-            if role == "box" and isinstance(keys, tuple):
+            needed = role in (*form.required, *form.always, "box", "unused")
+            if role == "box" and len(_keys(keys)) == 4:
                 pairs.append((' ", " '.join(f'"\\"{key}\\": " NUM' for key in keys), needed))
             else:
                 pairs.append((f'"\\"{_keys(keys)[0]}\\": " {self._value(role, form, rules)}', needed))
@@ -74,6 +76,8 @@ class ArgumentSyntax(Syntax):
 
     def _value(self, role: str, form: ActionSpec, rules: Rules) -> str:
         if role == "box":
+            if form.lists == "each" and "image" in form.args:  # one pair: their numbers are equal
+                return '"[" box "]"'
             return '"[" box (", " box)* "]"' if form.lists == "each" else "box"
         if role == "image":
             named = r'"\"" REF "\""' if rules.references_are_text else "REF"

@@ -84,8 +84,8 @@ class FunctionXml(ToolCall):
     def _body(self, form: ActionSpec, rules: Rules) -> str:
         parts: list[tuple[str, bool]] = []
         for role, keys in form.args.items():
-            needed = role in form.required or role in ("box", "unused")
-            four = role == "box" and isinstance(keys, tuple)
+            needed = role in (*form.required, *form.always, "box", "unused")
+            four = role == "box" and isinstance(keys, tuple) and len(keys) == 4
             value = "NUM" if four else self._value(role, form, rules)
             text = value == "STR" and self._text(rules)
             for key in keys if isinstance(keys, tuple) and four else [keys if isinstance(keys, str) else keys[0]]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from gog_edge.errors import CheckpointError
+from gog_edge.paths import expand
 
 # A Windows path, ./x, ~/x or /x is never a hub id; owner/name is, when no such folder exists.
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -20,7 +21,7 @@ def locate(path_or_hub_id: str | Path, revision: str | None) -> Path:
         CheckpointError: no such folder, or the download failed (offline, private, unknown).
     """
     text = str(path_or_hub_id)
-    path = Path(text).expanduser()
+    path = expand(text)
     if path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{text} is a folder: a revision only makes sense with a hub id")

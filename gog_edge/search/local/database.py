@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -10,12 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gog_edge.errors import SearchIndexError
-from gog_edge.search.local.text import TOKENIZER
+from gog_edge.search.local.names import stored_id
+from gog_edge.search.local.text import TOKENIZER, normalise
 
-SCHEMA_VERSION = 1
+log = logging.getLogger("gog_edge.search")
+SCHEMA_VERSION = 2
 DATABASE = "index.db"
 MAX_IDLE = 8
+_OLD_WORDS = 1  # the version that only splits words and composes ids differently: both are made anew from the entries
+_BATCH = 2000
+_REBUILD = "rebuild it with `gog-edge index build --force`"
+_MENDS = {  # what SQLite says: what helps
+    "full": "free some space",
+    "locked": "try again",
+    "readonly": "make its folder writable",
+    "unable to open": "check that its folder is there and may be read and written",
+    "disk I/O": "check the disk",
+}
 
+_WORDS = f"""
+CREATE VIRTUAL TABLE entity_fts USING fts5(title, text, content='', tokenize="{TOKENIZER}");
+CREATE VIRTUAL TABLE entity_terms USING fts5vocab(entity_fts, row);
+"""
 # `entity_fts` is contentless: it holds the normalised words only, the readable text lives in `entities` once.
 _SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -45,9 +62,7 @@ CREATE TABLE relations (
 ) WITHOUT ROWID;
 CREATE INDEX entities_source ON entities(source) WHERE source <> '';
 CREATE INDEX relations_target ON relations(target);
-CREATE VIRTUAL TABLE entity_fts USING fts5(title, text, content='', tokenize='{TOKENIZER}');
-CREATE VIRTUAL TABLE entity_terms USING fts5vocab(entity_fts, row);
-PRAGMA user_version = {SCHEMA_VERSION};
+{_WORDS}PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
@@ -97,9 +112,7 @@ class Database:
             yield connection
         except sqlite3.Error as e:
             problem = " ".join(str(e).split())
-            mend = (
-                "free some space" if "full" in problem else "try again" if "locked" in problem else "rebuild the index"
-            )
+            mend = next((m for word, m in _MENDS.items() if word in problem), _REBUILD)
             raise SearchIndexError(f"{self.path}: {problem}; {mend}") from e
         finally:
             with self._lock:
@@ -166,6 +179,9 @@ class Database:
                 if version == SCHEMA_VERSION:
                     connection.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
                     return
+            if version == _OLD_WORDS:
+                self._renew_words()
+                return
         except SearchIndexError:
             self.close()
             raise
@@ -174,3 +190,50 @@ class Database:
             f"{self.path}: schema version {version}, this gog-edge reads {SCHEMA_VERSION}; "
             "rebuild it with `gog-edge index build --force`"
         )
+
+    def _renew_words(self) -> None:
+        """Bring an index of version 1 up to date: entries, pictures and vectors stay, words are read again.
+
+        Raises:
+            SearchIndexError: the folder is not writable.
+        """
+        if not os.access(self.path, os.W_OK) or not os.access(self.folder, os.W_OK):
+            raise SearchIndexError(
+                f"{self.path}: its words were read by an older gog-edge and must be read again, but it can't be "
+                f"written; run `gog-edge index info {self.folder}` as a user who may write there"
+            )
+        log.info("%s: words are read again, once for this version", self.folder)
+        connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute("PRAGMA user_version").fetchone()[0] == _OLD_WORDS:  # nobody else was faster
+                _read_words(connection)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except sqlite3.Error as e:
+            raise SearchIndexError(f"{self.path}: its words can't be read again ({e}); free some space") from e
+        finally:
+            connection.close()
+
+
+def _read_words(connection: sqlite3.Connection) -> None:
+    """Make the full-text tables anew from the entries, and compose ids as they are composed now."""
+    connection.execute("DROP TABLE entity_terms")
+    connection.execute("DROP TABLE entity_fts")
+    for statement in _WORDS.strip().splitlines():
+        connection.execute(statement)
+    after = 0
+    while rows := connection.execute(
+        "SELECT row, title, text, id FROM entities WHERE row > ? ORDER BY row LIMIT ?", (after, _BATCH)
+    ).fetchall():
+        connection.executemany(
+            "INSERT INTO entity_fts (rowid, title, text) VALUES (?, ?, ?)",
+            [(row, normalise(title), normalise(text)) for row, title, text, _ in rows],
+        )
+        composed = [(stored_id(i), row) for row, _, _, i in rows if stored_id(i) != i]
+        connection.executemany("UPDATE OR IGNORE entities SET id = ? WHERE row = ?", composed)
+        after = rows[-1][0]
+    targets = [t for (t,) in connection.execute("SELECT DISTINCT target FROM relations") if stored_id(t) != t]
+    connection.executemany(
+        "UPDATE OR IGNORE relations SET target = ? WHERE target = ?", [(stored_id(t), t) for t in targets]
+    )

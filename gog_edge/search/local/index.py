@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.database import Database
 from gog_edge.search.local.lexical import Lexical
+from gog_edge.search.local.names import stored_id
 from gog_edge.search.local.rank import Scored, dynamic_count, fuse, ordered
 from gog_edge.search.local.record import Entity
 from gog_edge.search.local.store import DTYPE, ENCODER, ENCODER_FILE, Store
@@ -126,7 +127,8 @@ class LocalIndex:
         """
         with self.database.use() as c:
             row = c.execute(
-                "SELECT row FROM entities WHERE id = ?1 OR source = ?1 ORDER BY id <> ?1, row LIMIT 1", (identity,)
+                "SELECT row FROM entities WHERE id = ?1 OR source = ?2 ORDER BY id <> ?1, row LIMIT 1",
+                (stored_id(identity), identity.encode("utf-8", "replace").decode("utf-8")),
             ).fetchone()
         return None if row is None else self.store.entities([row[0]]).get(row[0])
 

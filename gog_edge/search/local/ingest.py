@@ -17,6 +17,7 @@ from gog_edge.deadline import SYSTEM
 from gog_edge.errors import ImageError, SearchIndexError
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
+from gog_edge.search.local.names import FolderNames
 from gog_edge.search.local.readers import Item, Problem
 from gog_edge.search.local.record import IngestReport, Record, file_hash, is_address
 from gog_edge.search.local.store import StoredImage
@@ -113,6 +114,7 @@ class _Pictures:
         self._index, self._embedder, self._load, self._report = index, embedder, load_frame, report
         self.fresh: dict[bytes, NDArray[np.float32]] = {}
         self.made = self.reused = 0
+        self._names = FolderNames()
 
     def prepare(self, record: Record) -> list[StoredImage]:
         name = record.id or record.title[:60]
@@ -120,19 +122,20 @@ class _Pictures:
         for image in record.images:
             if is_address(image):
                 self._report.problem("remote image", f"{name}: {image[:200]} is kept as an address, not embedded")
-                found.append(StoredImage(image, None, None))
+                found.append(StoredImage(image.encode("utf-8", "replace").decode("utf-8"), None, None))
                 continue
-            path = Path(image)
+            path = self._names.find(Path(image))
             try:
                 digest = file_hash(path)
-            except OSError as e:
-                self._report.problem("missing image", f"{name}: {path} ({e.strerror or e})")
+            except (OSError, ValueError) as e:
+                self._report.problem("missing image", f"{name}: {path} ({getattr(e, 'strerror', None) or e})")
                 continue
             try:
                 vector = self._vector(path, digest)
             except ImageError as e:
                 self._report.problem("unreadable image", f"{name}: {e}")
                 continue
+            self._report.not_embedded += self._embedder is None
             found.append(StoredImage(self._index.store.relative(path), digest, vector))
         return found
 

@@ -5,14 +5,16 @@ A line or file that can't be used is yielded as a `Problem`, so one bad row neve
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TextIO, Union
 
 from gog_edge.errors import SearchIndexError
+from gog_edge.search.local.names import FolderNames, decoded, encoding_of, fallback, readable
 from gog_edge.search.local.record import ENTITY, PAGE, Record, is_address
 
 _SUFFIXES = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .heic .heif .avif"
@@ -92,7 +94,8 @@ def record_from(fields: Mapping[str, Any], base: Path, *, kind: str = ENTITY) ->
 
 
 def _read_jsonl(path: Path, kind: str) -> Iterator[Item]:
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    yield from _doubtful(path)
+    with _text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -103,18 +106,22 @@ def _read_jsonl(path: Path, kind: str) -> Iterator[Item]:
                 fields = json.loads(line)
                 if not isinstance(fields, dict):
                     raise ValueError("not a JSON object")
-                yield record_from(fields, path.parent, kind=kind)
+                yield from _items(fields, path.parent, kind, f"{path.name}:{number}")
             except (ValueError, RecursionError) as e:
                 yield Problem("bad line", f"{path.name}:{number}: {e}")
 
 
 def _read_csv(path: Path, kind: str) -> Iterator[Item]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+    yield from _doubtful(path)
+    with _text(path, newline="") as stream:
         head = stream.readline()
         stream.seek(0)
         delimiter = max(",;\t|", key=head.count) if path.suffix.lower() == ".csv" else "\t"
         rows = csv.DictReader(stream, delimiter=delimiter)
-        names = [n for n in rows.fieldnames or [] if n]
+        try:
+            names = [n for n in rows.fieldnames or [] if n]
+        except csv.Error as e:
+            raise SearchIndexError(f"{path}: the first line can't be read ({e})") from e
         if not CSV_COLUMNS & {n.strip().lower() for n in names}:
             raise SearchIndexError(f"{path}: the first line must name the columns (title, text, image, …)")
         number = 1
@@ -123,10 +130,10 @@ def _read_csv(path: Path, kind: str) -> Iterator[Item]:
             try:
                 row = next(rows)
                 fields = _csv_fields(row)
-                yield record_from(fields, path.parent, kind=kind)
+                yield from _items(fields, path.parent, kind, f"{path.name}:{number}")
             except StopIteration:
                 return
-            except (ValueError, csv.Error) as e:
+            except (ValueError, RecursionError, csv.Error) as e:
                 yield Problem("bad line", f"{path.name}:{number}: {e}")
 
 
@@ -148,36 +155,36 @@ def _csv_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             fields[name] = value.strip()
     if relations:
-        fields["relations"] = {**relations, **fields.get("relations", {})}
+        fields["relations"] = {**relations, **_relations(fields.get("relations"))}
     return fields
 
 
 def _read_folder(folder: Path, kind: str) -> Iterator[Item]:
     """Every image under `folder`, with `NAME.json` (fields) or `NAME.txt` (text; a first line "# …" is the title)."""
-    found = False
+    found, names = False, FolderNames()
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         found = True
         identity = path.relative_to(folder).with_suffix("").as_posix()
-        title = path.stem.replace("_", " ").replace("-", " ").strip()
-        fields: dict[str, Any] = {"id": identity, "title": title, "image": path.name}
+        title = readable(path.stem).replace("_", " ").replace("-", " ").strip()
+        own: dict[str, Any] = {"id": identity, "title": title, "image": path.name}
         try:
-            fields.update(_sidecar(path))
-            yield record_from(fields, path.parent, kind=kind)
+            yield from _items({**own, **_sidecar(path, names)}, path.parent, kind, str(path.relative_to(folder)))
         except (ValueError, OSError, RecursionError) as e:
             yield Problem("bad sidecar", f"{path.relative_to(folder)}: {e}")
+            yield record_from(own, path.parent, kind=kind)
     if not found:
         raise SearchIndexError(f"{folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
 
-def _sidecar(image: Path) -> dict[str, Any]:
-    for path in (image.with_suffix(".json"), image.with_suffix(".txt")):
+def _sidecar(image: Path, names: FolderNames) -> dict[str, Any]:
+    for path in (names.find(image.with_suffix(".json")), names.find(image.with_suffix(".txt"))):
         if not path.is_file():
             continue
         if path.stat().st_size > MAX_SIDECAR_BYTES:
             raise ValueError(f"{path.name} is larger than {MAX_SIDECAR_BYTES} bytes")
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = decoded(path.read_bytes())
         if path.suffix == ".json":
             fields = json.loads(text)
             if not isinstance(fields, dict):
@@ -189,6 +196,37 @@ def _sidecar(image: Path) -> dict[str, Any]:
             return {"title": first[2:].strip(), "text": rest.strip()}
         return {"text": text.strip()}
     return {}
+
+
+def _items(fields: Mapping[str, Any], base: Path, kind: str, where: str) -> Iterator[Item]:
+    """The record of one row; relations that make no sense are reported and the rest is kept."""
+    try:
+        _relations(fields.get("relations"))
+    except ValueError as e:
+        yield Problem("bad relations", f"{where}: {e}")
+        fields = {name: value for name, value in fields.items() if name != "relations"}
+    yield record_from(fields, base, kind=kind)
+
+
+def _text(path: Path, newline: str | None = None) -> TextIO:
+    """A source file as text, whatever program wrote it."""
+    with path.open("rb") as stream:
+        encoding = encoding_of(stream.read(2))
+    return path.open(encoding=encoding, errors=fallback(), newline=newline)
+
+
+def _doubtful(path: Path) -> Iterator[Problem]:
+    """One line if a file is not all in its encoding."""
+    with path.open("rb") as stream:
+        encoding = encoding_of(stream.read(2))
+        stream.seek(0)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            while piece := stream.read(1 << 20):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            yield Problem("not UTF-8", f"{path.name}: what is no UTF-8 is read as Windows-1252")
 
 
 def _string(fields: Mapping[str, Any], name: str) -> str:
@@ -221,16 +259,23 @@ def _relations(value: Any) -> dict[str, tuple[str, ...]]:
     if isinstance(value, list):
         pairs: dict[str, list[str]] = {}
         for item in value:
-            if not (isinstance(item, (list, tuple)) and len(item) == 2 and all(isinstance(x, str) for x in item)):
+            if not (
+                isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[0], str) and _is_id(item[1])
+            ):
                 raise ValueError("relations given as a list hold [name, id] pairs")
-            pairs.setdefault(item[0], []).append(item[1])
+            pairs.setdefault(item[0], []).append(str(item[1]))
         return {name: tuple(targets) for name, targets in pairs.items()}
     if not isinstance(value, dict):
         raise ValueError("relations are an object: name -> id or list of ids")
     found: dict[str, tuple[str, ...]] = {}
     for name, targets in value.items():
-        targets = [targets] if isinstance(targets, str) else targets
-        if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        targets = [targets] if _is_id(targets) else list(targets) if isinstance(targets, tuple) else targets
+        if not isinstance(targets, list) or not all(map(_is_id, targets)):
             raise ValueError(f"relation {name!r} is not an id or a list of ids")
-        found[str(name)] = tuple(targets)
+        found[str(name)] = tuple(map(str, targets))
     return found
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a JSON value can name an entry: text or a whole number."""
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +36,14 @@ class Record:
         """Identity of the content without the id: the same text and pictures twice are one entry."""
         digest = hashlib.sha256()
         for part in (self.kind, self.title, self.text, self.source):
-            raw = part.encode("utf-8", "replace")
+            raw = part.encode("utf-8", "backslashreplace")
             digest.update(len(raw).to_bytes(8, "little") + raw)
         for name in sorted(self.relations):
-            digest.update(repr((name, self.relations[name])).encode("utf-8", "replace"))
+            digest.update(repr((name, self.relations[name])).encode("utf-8", "backslashreplace"))
         for image_hash in image_hashes:
             digest.update(image_hash)
         # Addresses of remote pictures are content as well: nothing else is known of them.
-        digest.update("\n".join(i for i in self.images if is_address(i)).encode("utf-8", "replace"))
+        digest.update("\n".join(i for i in self.images if is_address(i)).encode("utf-8", "backslashreplace"))
         return digest.digest()
 
 
@@ -66,6 +69,7 @@ class IngestReport:
     unchanged: int = 0
     vectors: int = 0
     reused_vectors: int = 0
+    not_embedded: int = 0  # picture files of a run without an embedder
     problems: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -86,6 +90,7 @@ class IngestReport:
             "unchanged": self.unchanged,
             "vectors": self.vectors,
             "reused_vectors": self.reused_vectors,
+            "not_embedded": self.not_embedded,
             "seconds": round(self.seconds, 3),
             "problems": {
                 kind: {"count": len(lines), "first": lines[: self.MAX_LINES]} for kind, lines in self.problems.items()
@@ -99,13 +104,21 @@ def is_address(image: str) -> bool:
 
 
 def file_hash(path: Path) -> bytes:
-    """SHA-256 of a file's bytes, read in pieces.
+    """SHA-256 of a regular file's bytes, read in pieces. A pipe or a device would never end.
 
     Raises:
-        OSError: the file can't be read.
+        OSError: the file can't be read, or is no regular file.
+        ValueError: the path can't be one.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open(path, "rb", opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.digest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe waits for its other end otherwise."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

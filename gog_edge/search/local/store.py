@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.database import Database
+from gog_edge.search.local.names import stored_id, stored_path
 from gog_edge.search.local.record import MAX_TEXT_CHARS, MAX_TITLE_CHARS, Entity, Record, is_address
 from gog_edge.search.local.text import normalise
 from gog_edge.search.local.vectors import Vectors
@@ -146,8 +147,9 @@ class Store:
             ).fetchall()
         return [(str(n), int(r)) for n, r in [*forward, *back]]
 
-    def resolve(self, path: str) -> str:
+    def resolve(self, stored: str | bytes) -> str:
         """A stored path as an absolute one; addresses as they are."""
+        path = os.fsdecode(stored)
         return path if is_address(path) else os.path.normpath(self._home / path)
 
     def relative(self, path: Path) -> str:
@@ -198,7 +200,7 @@ class Store:
             "added", "updated", "unchanged", or "duplicate of ID" (the same content under another id; not stored).
         """
         content = record.content_hash(tuple(i.digest for i in images if i.digest is not None))
-        identity = record.id or f"auto/{content.hex()[:16]}"
+        identity = stored_id(record.id) or f"auto/{content.hex()[:16]}"
         twin = c.execute("SELECT id, row FROM entities WHERE content = ?", (content,)).fetchone()
         if twin is not None and twin[0] != identity:
             return f"duplicate of {twin[0]}"
@@ -219,11 +221,11 @@ class Store:
         )
         c.executemany(
             "INSERT OR IGNORE INTO relations (entity, name, target) VALUES (?, ?, ?)",
-            [(row, name, target) for name, targets in record.relations.items() for target in targets],
+            [(row, stored_id(name), stored_id(t)) for name, targets in record.relations.items() for t in targets],
         )
         c.executemany(
             "INSERT INTO images (entity, path, hash, vector) VALUES (?, ?, ?, ?)",
-            [(row, i.path, i.digest, _blob(i.vector)) for i in images],
+            [(row, stored_path(i.path), i.digest, _blob(i.vector)) for i in images],
         )
         return "added" if old is None else "updated"
 
@@ -231,7 +233,7 @@ class Store:
         """Delete entries by id; returns how many there were."""
         gone = 0
         for identity in ids:
-            old = c.execute("SELECT row, title, text FROM entities WHERE id = ?", (identity,)).fetchone()
+            old = c.execute("SELECT row, title, text FROM entities WHERE id = ?", (stored_id(identity),)).fetchone()
             if old is not None:
                 self._forget(c, *old)
                 gone += 1

@@ -51,10 +51,15 @@ class SessionLostError(SearchError):
 
 
 class McpClient:
-    """Initialises a session when it is first needed and calls tools in it. Thread-safe."""
+    """Initialises a session when it is first needed and calls tools in it. Thread-safe.
 
-    def __init__(self, transport: Transport) -> None:
+    Args:
+        secrets: the keys that the transport uses. A server may echo them: whatever it says is redacted here, once.
+    """
+
+    def __init__(self, transport: Transport, secrets: Secrets | None = None) -> None:
         self._transport = transport
+        self._secrets = secrets or Secrets()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._ready = False
@@ -107,7 +112,7 @@ class McpClient:
 
     def _send(self, method: str, params: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
         message = {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": dict(params)}
-        response = self._transport.exchange(message, deadline) or {}
+        response = self._secrets.redact_all(self._transport.exchange(message, deadline) or {})
         error = response.get("error")
         if error is not None:
             said = error.get("message") if isinstance(error, dict) else error
@@ -175,7 +180,7 @@ class McpProvider(BaseProvider):
         result = self._ask(call, {"page_url": url, "goal": goal}, deadline)
         document = result.get("structuredContent")
         text = pick_text(document, call.results.get("text", "text")) if isinstance(document, dict) else ""
-        text = self._secrets.redact(text or texts_of(result))
+        text = text or texts_of(result)
         if not text.strip():
             raise SearchError(f"{self.name}: nothing could be read at {url[:120]}")
         title = pick_text(document, call.results.get("title", "title")) if isinstance(document, dict) else ""
@@ -189,7 +194,6 @@ class McpProvider(BaseProvider):
 
     def _hits(self, call: ToolCall, values: Mapping[str, Any], k: int, deadline: Deadline) -> list[Hit]:
         result = self._ask(call, values, deadline)
-        redact = self._secrets.redact
         if call.results:
             document = result.get("structuredContent")
             if document is None:
@@ -197,8 +201,8 @@ class McpProvider(BaseProvider):
                     document = json.loads(texts_of(result))
                 except (ValueError, RecursionError) as e:
                     raise SearchError(f"{self.name}: tool {call.tool!r} gave no JSON to take results from") from e
-            return hits_of(document, call.results, k, provider=self.name, redact=redact)
-        found = [redact(t.strip())[:MAX_FIELD_CHARS] for t in _texts(result) if t.strip()]
+            return hits_of(document, call.results, k, provider=self.name)
+        found = [t.strip()[:MAX_FIELD_CHARS] for t in _texts(result) if t.strip()]
         return [Hit(title=t.splitlines()[0][:200], text=t) for t in found[:k]]
 
 

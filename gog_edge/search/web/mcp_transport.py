@@ -68,19 +68,19 @@ class StdioTransport:
             )
         except OSError as e:
             raise SearchError(f"MCP server {self._command[0]} can't be started ({e.strerror or e})") from e
-        return _Server(self._command[0], process)
+        return _Server(self._command[0], process, self._secrets)
 
 
 class _Server:
     """One running process. Writing and reading have threads of their own, so neither can outlast a deadline."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        self._name, self._process = name, process
+    def __init__(self, name: str, process: subprocess.Popen[bytes], secrets: Secrets) -> None:
+        self._name, self._process, self._secrets = name, process, secrets
         self._lock = threading.Lock()
         self._ended = False
         self._outbox: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         self._waiting: dict[Any, queue.SimpleQueue[dict[str, Any] | None]] = {}
-        for work, pipe in ((self._write, process.stdin), (self._read, process.stdout), (_drain, process.stderr)):
+        for work, pipe in ((self._write, process.stdin), (self._read, process.stdout), (self._drain, process.stderr)):
             threading.Thread(target=work, args=(pipe,), name="gog-mcp", daemon=True).start()
 
     def exchange(self, message: Mapping[str, Any], deadline: Deadline) -> dict[str, Any] | None:
@@ -127,6 +127,18 @@ class _Server:
             log.debug("MCP server %s: %s", self._name, e)  # it ended: the reader tells whoever waits
 
     def _read(self, pipe: IO[bytes]) -> None:
+        """Whatever ends the reading, those that wait are told: a server that can't be heard has ended."""
+        try:
+            self._listen(pipe)
+        finally:
+            with self._lock:
+                self._ended = True
+                for waiting in self._waiting.values():
+                    waiting.put(None)
+            self._outbox.put(None)
+            pipe.close()
+
+    def _listen(self, pipe: IO[bytes]) -> None:
         while line := pipe.readline(MAX_LINE):
             message = _as_object(line)
             if message is None:
@@ -134,15 +146,16 @@ class _Server:
             elif "method" in message and "id" in message:
                 self._outbox.put(answer_to_server(message))
             else:
-                with self._lock:
-                    waiting = self._waiting.get(message.get("id"))
+                number = message.get("id")
+                with self._lock:  # ours are whole numbers; a list or an object could not even be looked up
+                    waiting = self._waiting.get(number) if type(number) is int else None
                 if waiting is not None:
                     waiting.put(message)
-        with self._lock:
-            self._ended = True
-            for waiting in self._waiting.values():
-                waiting.put(None)
-        self._outbox.put(None)
+
+    def _drain(self, pipe: IO[bytes]) -> None:
+        """A server that logs must not block on a full pipe."""
+        while line := pipe.readline(4096):
+            log.debug("MCP server: %s", self._secrets.redact(line.decode("utf-8", "replace").rstrip())[:500])
         pipe.close()
 
 
@@ -233,10 +246,3 @@ def _as_object(body: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _drain(pipe: IO[bytes]) -> None:
-    """A server that logs must not block on a full pipe."""
-    while line := pipe.readline(4096):
-        log.debug("MCP server: %s", line.decode("utf-8", "replace").rstrip()[:500])
-    pipe.close()

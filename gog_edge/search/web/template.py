@@ -6,6 +6,8 @@ One pass over the template: what is filled in is never looked at again, so a que
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -35,11 +37,20 @@ class Secrets:
         return value
 
     def redact(self, text: str) -> str:
-        """`text` with every used secret replaced."""
+        """`text` with every used secret replaced, plain and as addresses, JSON and base64 spell it."""
         for value in sorted(self._used, key=len, reverse=True):
-            for form in {value, quote(value, safe=""), quote(value)}:
+            encoded = base64.b64encode(value.encode("utf-8", "replace")).decode().rstrip("=")
+            for form in {value, quote(value, safe=""), quote(value), json.dumps(value)[1:-1], encoded}:
                 text = text.replace(form, "[key]")
         return text
+
+    def redact_all(self, value: Any) -> Any:
+        """A copy of a JSON-like value with every used secret replaced, in the names of fields as well."""
+        if isinstance(value, str):
+            return self.redact(value)
+        if isinstance(value, dict):
+            return {self.redact(str(k)): self.redact_all(v) for k, v in value.items()}
+        return [self.redact_all(v) for v in value] if isinstance(value, list) else value
 
     def __repr__(self) -> str:
         return f"Secrets({len(self._used)} in use)"
