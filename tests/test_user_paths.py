@@ -17,7 +17,7 @@ from gog_edge.native import build
 
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for name in ("HOME", "XDG_CACHE_HOME", "GOG_EDGE_CACHE"):
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "GOG_EDGE_CACHE", "GOG_EDGE_LIBRARY"):
         monkeypatch.delenv(name, raising=False)
 
     def unknown(_: object) -> None:
@@ -60,3 +60,12 @@ def test_a_tilde_that_leads_nowhere_is_an_ordinary_path(homeless: Path, monkeypa
         load("~/no.toml")
     monkeypatch.setenv("GOG_EDGE_CACHE", "~nobody-here/cache")
     assert paths.cache_directory() == Path("~nobody-here/cache")
+
+
+def test_such_a_user_asks_with_a_bundle_of_its_own(
+    homeless: Path, tiny_bundle: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(tiny_bundle)]) == 0
+    assert run(["ask", str(photo), "what?", "--bundle", str(tiny_bundle), "--max-turns", "1"]) in (0, 1)
+    assert run(["ask", str(photo), "what?"]) == 2  # no library, no default: one line
+    assert "Traceback" not in capsys.readouterr().err
