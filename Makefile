@@ -11,9 +11,12 @@ OUT    := .cache/demo
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
 
-# Format, lint and the tests that take no more than a moment each.
+# Format, lint and the fast tests: under 40 seconds once the environment is there. What they leave out, `make test` runs.
+FAST := tests/test_*.py tests/agent/test_loop.py tests/agent/test_request.py tests/dialects tests/families tests/faults \
+	tests/image tests/runtime/test_generate.py tests/runtime/test_sampling.py tests/runtime/test_sequence.py \
+	tests/runtime/test_speculation.py tests/runtime/test_tokenizer.py tests/search/test_index_store.py tests/serve
 check: lint
-	$(BIN)/python -m pytest -q -n auto -m "not slow and not parity and not tensorrt"
+	$(BIN)/python -m pytest -q -n auto -m "not slow and not parity and not tensorrt" $(FAST)
 
 test: lint types unit wheel
 
