@@ -57,7 +57,7 @@ class _Patterns:
 
 @functools.cache
 def _patterns() -> _Patterns:
-    """Python's expressions know no marks, so they are listed: some 20 ms, once."""
+    """Python's expressions know no marks, so they are listed: some 40 ms, once."""
     points = [*range(0x300, 0x20000), *range(0xE0100, 0xE01F0)]
     marks = {n for n in points if unicodedata.category(chr(n))[0] == "M"}
     bases = _ranges([n for block in _MARKED for n in block if n not in marks]) + _UNMARKED
