@@ -13,7 +13,7 @@ import pytest
 from gog_edge.cli.main import cli
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gog_edge"
-_COMMAND = re.compile(r"gog-edge((?: +[a-z][a-z-]*)+)([^;,.\n]*)")
+_COMMAND = re.compile(r"gog-edge((?: +[a-z][a-z-]*)+)([^;,.()\n]*)")
 _OPTION = re.compile(r"(?<![\w(-])--[a-z][\w-]*(?![\w-]*:)")  # not a variable of a style sheet
 FOREIGN = {"--system-site-packages"}  # venv's
 
