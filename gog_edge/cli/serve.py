@@ -75,8 +75,9 @@ def command(
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
 
-    bundle = chosen(bundle, say=False)
+    _check_host(host)
     key = _key(api_key_env)
+    bundle = chosen(bundle, say=False)
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with _ending_with_sigterm(), _listen(host, port) as listening:
         options = _engine_options(threads) if threads else None
@@ -126,10 +127,14 @@ def _is_loopback(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before the policy is loaded: one that is taken is noticed at once."""
+def _check_host(host: str) -> None:
+    """An empty name is every network to the system: nobody is to mean that by an unset variable."""
     if not host.strip():
         raise UsageError("--host is empty: name an address (127.0.0.1; 0.0.0.0 listens on every network)")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before the policy is loaded: one that is taken is noticed at once."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as e:

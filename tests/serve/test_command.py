@@ -44,7 +44,7 @@ def test_a_taken_port_is_met_before_the_policy_is_loaded(capsys: pytest.CaptureF
 def test_options_that_would_open_more_than_was_meant_are_refused(
     capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    assert run(["serve", "--bundle", "no such bundle", "--port", "0", *options]) == 2
+    assert run(["serve", "--bundle", "./no such bundle", "--port", "0", *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"gog-edge: {message}")
     assert err.count("\n") == 1
