@@ -6,6 +6,7 @@ docs/adr/0009 says why the arrows point this way, docs/structure.md draws them.
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,10 +108,11 @@ def unit(module: str) -> str:
     return module.split(".")[0]
 
 
-def arrows(module: str) -> set[str]:
+@functools.cache
+def arrows(module: str) -> frozenset[str]:
     """Modules of the package that `module` imports."""
     found = {module_behind(name) for _, name in imported(MODULES[module])}
-    return {other for other in found if other is not None} - {module}
+    return frozenset(other for other in found if other is not None) - {module}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -23,6 +23,7 @@ from tests.dialects.scenes import THINKING
 from tests.dialects.script import ACTIONS, kinds, write_turn
 
 pytest.importorskip("llguidance")
+pytestmark = pytest.mark.slow
 WITH_GRAMMAR = [name for name in dialects.names() if dialects.load(name).grammar()]
 
 

@@ -34,7 +34,7 @@ SMALL = BuildOptions(compute_capabilities=("89",), capacity=256, chunk=64, verif
 needs_no_gpu = pytest.mark.skipif(
     Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists(), reason="this machine has a GPU"
 )
-STAND_IN = Path(__file__).resolve().parents[1] / "runtime" / "stand_in_cuda.cpp"
+STAND_IN = Path(__file__).resolve().parents[1] / "engines" / "stand_in_cuda.cpp"
 ASK = """
 from gog_edge.export.tensorrt.targets import this_device
 print(this_device())
