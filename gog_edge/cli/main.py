@@ -27,7 +27,7 @@ COMMANDS = {
     "inspect": ("gog_edge.cli.inspect", "Show what a bundle holds, and check its files."),
     "index": ("gog_edge.cli.index", "Build, extend and search a local index."),
     "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),
-    "bench": ("gog_edge.cli.bench", "Measure where the time, memory and energy go."),
+    "bench": ("gog_edge.cli.bench.command", "Measure where the time, memory and energy go."),
     "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
     "demo": ("gog_edge.cli.demo", "Ask gog-nano, the project's own small policy, a question."),
     "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gog_edge.cli.bench_camera import camera_options, stream_of
-from gog_edge.cli.bench_peers import command as peers_command
-from gog_edge.cli.bench_self_check import command as self_check_command
+from gog_edge.cli.bench.camera import camera_options, stream_of
+from gog_edge.cli.bench.peers import command as peers_command
+from gog_edge.cli.bench.self_check import command as self_check_command
 from gog_edge.cli.bundles import bundle_option, default
 from gog_edge.cli.console import progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS

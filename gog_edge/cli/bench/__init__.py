@@ -1,0 +1,1 @@
+"""`gog-edge bench`: one file a subcommand."""
