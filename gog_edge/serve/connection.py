@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import socket
-import time
 from typing import Any
 
 import h11
@@ -20,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gog_edge.deadline import SYSTEM
 from gog_edge.serve.limits import ServeLimits
 from gog_edge.serve.refusal import Refused, error_json
 
@@ -83,8 +83,8 @@ class LoopErrors:
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in _USED_UP):
             log.error("%s: %r", context.get("message"), error, exc_info=error)
-        elif time.monotonic() - self._said >= _QUIET_SECONDS:
-            self._said = time.monotonic()
+        elif SYSTEM.now() - self._said >= _QUIET_SECONDS:
+            self._said = SYSTEM.now()
             log.error("new connections wait, %s: raise `ulimit -n`, or lower --connections", error.strerror)
 
 
