@@ -29,7 +29,7 @@ KNOWN_TAGS = frozenset({
     "answer", "assistant", "bbox", "box", "code", "crop", "function", "function_call", "grounding", "im_end",
     "im_start", "image", "image_search", "img", "img_search", "information", "interpreter", "observation",
     "parameter", "python", "reason", "response", "result", "results", "search", "search_result", "system",
-    "text_search", "think", "tool", "tool_call", "tool_response", "tools", "user", "visit", "zoom",
+    "text_search", "think", "thinking", "tool", "tool_call", "tool_response", "tools", "user", "visit", "zoom",
 })  # fmt: skip
 LOOK_ALIKE = "\u2039"
 

@@ -88,6 +88,12 @@ def test_result_text_holds_no_tag_and_no_marker(name: str) -> None:
                 assert not any(ord(c) < 32 and c not in "\n\t" for c in segment.text)
 
 
+def test_the_reasoning_of_any_shipped_dialect_is_known_to_all() -> None:
+    spoken = {tag for name in dialects.names() if (tag := dialects.load(name).spec.parse.think_open)}
+    assert {"<think>", "<thinking>"} <= spoken
+    assert [tag for tag in spoken if Neutraliser().text(tag) == tag] == []
+
+
 def test_what_the_policy_wrote_comes_back_as_text() -> None:
     """A reply that quotes the policy: its wording is control, the quotation is not."""
     dialect = dialects.load("gog")
