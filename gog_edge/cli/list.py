@@ -22,9 +22,9 @@ def command(as_json: bool) -> None:
     The library is $GOG_EDGE_LIBRARY, else gog-edge/bundles in the user's data folder.
     """
     default = library.default()
-    rows = [_row(name, default) for name in library.names()]
+    rows = [_row(name, library.place(name), default) for name in library.names()]
     if default is not None and all(not row["default"] for row in rows):
-        rows.append(_row(str(default), default))
+        rows.append(_row(str(default), default, default))
     if as_json:
         print_json(rows)
         return
@@ -47,8 +47,7 @@ def command(as_json: bool) -> None:
     stdout().print(table)
 
 
-def _row(name: str, default: Path | None) -> dict[str, Any]:
-    path = library.find(name)
+def _row(name: str, path: Path, default: Path | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "path": str(path), "default": path == default}
     try:
         manifest = Bundle.open(path).manifest

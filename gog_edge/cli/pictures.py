@@ -46,7 +46,9 @@ def _is_picture(word: str) -> bool:
 
 def is_address(word: str) -> bool:
     """Whether a picture has to be fetched."""
-    return word.lower().startswith(("http://", "https://"))
+    from gog_edge.search.local.record import is_address as to_fetch
+
+    return to_fetch(word.lower())
 
 
 def open_picture(word: str) -> Frame:

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gog_edge import families
 from gog_edge._version import __version__
 from gog_edge.bundle import VERIFY_FILE, Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError
@@ -87,7 +86,7 @@ def export_bundle(
         checkpoint = Checkpoint.open(checkpoint)
     if checkpoint.quantization and options.recipe is None:
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
-    family = families.find(checkpoint.config)
+    family = checkpoint.family
     config = _limit_context(check_checkpoint(checkpoint), options)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
@@ -208,7 +207,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
             f"{checkpoint.origin} holds an adapter beside the weights, which transformers applies where peft is "
             f"installed: export with --lora {checkpoint.root}, or move adapter_config.json away"
         )
-    family = families.find(checkpoint.config)
+    family = checkpoint.family
     config = family.parse(checkpoint.config)
     config = replace(config, decoder=replace(config.decoder, tied=checkpoint.head == family.embedding))
     for name, shape in shapes(family, config).items():

@@ -166,6 +166,17 @@ def test_a_damaged_bundle_is_listed_and_can_be_removed(tiny_bundle: Path, capsys
     assert "is empty: gog-edge export CHECKPOINT fills it" in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_list_shows_the_librarys_bundle_where_the_working_folder_has_one_of_that_name(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = put(tiny_bundle, "twin")
+    shutil.copytree(tiny_bundle, tmp_path / "twin")
+    monkeypatch.chdir(tmp_path)
+    assert run(["list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["path"], row["default"]) == (str(folder), True)
+
+
 def test_a_scenario_that_needs_a_bundle_takes_the_default(
     tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
