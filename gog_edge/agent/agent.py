@@ -10,6 +10,7 @@ Cancelling: give a `Budget` and call its `cancel` from any thread (or close the 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.sampling_options import Sampling
 from gog_edge.search.base import SearchProvider
 from gog_edge.types import Answer, Event, PixelLimits
+
+log = logging.getLogger("gog_edge.agent")
 
 
 class Agent:
@@ -70,6 +73,7 @@ class Agent:
         self._lock = threading.Lock()
         self._running: set[Budget] = set()
         self._closed = False
+        self._warned: set[str] = set()
         self.grammar = TurnGrammar(model, dialect, self.options.grammar)
 
     # -- asking ----------------------------------------------------------------------------------------------
@@ -163,6 +167,14 @@ class Agent:
         """How large whole images are shown: the options', else the dialect's, else the checkpoint's."""
         return image_limits(self.dialect.limits, self.options)
 
+    def warn(self, text: str) -> None:
+        """Log what a user should know, once for each agent; an empty text says nothing."""
+        with self._lock:
+            new = bool(text) and text not in self._warned
+            self._warned.add(text)
+        if new:
+            log.warning("%s", text)
+
     def started(self, budget: Budget) -> None:
         """A question began."""
         self._check_open()
@@ -250,6 +262,7 @@ class Conversation:
             self.agent.started(budget)
             try:
                 loop = self._prepare(request, budget)
+                self.agent.warn(loop.tools.missing())
                 try:
                     yield loop
                 finally:

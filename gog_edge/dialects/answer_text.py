@@ -20,6 +20,8 @@ from gog_edge.sanitize import KNOWN_TAGS
 # Elements of HTML that pictures of source code show: markup only where the dialect itself has them.
 _HTML = frozenset({"img", "image", "code", "search"})
 _TAG_NAME = re.compile(r"[A-Za-z_]\w*")
+_WRAPPED = re.compile(r"<(answer|response)>(.*?)</\1>", re.DOTALL)  # by whatever dialect
+_MARKS = re.compile(r"</?(?:answer|response)>")
 _THOUGHT = ("think", "thinking", "reason")
 _CONTROL = r"<\|[^|<>\n]{1,40}\|>"
 _TAIL = re.compile(r"""["'\]}\d]\s*\}\s*$""")
@@ -43,6 +45,8 @@ class AnswerText:
         text = self._thought.sub("", text)
         for syntax in self._answering:
             text = syntax.unwrapped(text)
+        wrapped = _WRAPPED.findall(text)
+        text = _MARKS.sub("", wrapped[-1][1] if wrapped else text)
         text = self._outside(text).strip()
         text = text[: len(text) - self._half_a_mark(text)].strip()
         text = self._without_call(text)

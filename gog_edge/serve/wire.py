@@ -85,7 +85,7 @@ def decode_image(value: Any) -> bytes:
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """{"type": "token" | "action" | "box" | "observation" | "answer", …fields}."""
+    """{"type": "notice" | "token" | "action" | "box" | "observation" | "answer", …fields}."""
     name = type(event).__name__.removesuffix("Event").lower()
     if isinstance(event, AnswerEvent):
         return {"type": name, **public(encode(event.answer))}
