@@ -31,7 +31,15 @@ table { border-collapse: collapse; }
 td, th { border-bottom: 1px solid #e4e7eb; padding: .25rem .8rem; text-align: left; }
 img { max-width: 100%; }
 """
-NAVIGATION = ("README.md", "docs/guide.md", "docs/search.md", "docs/dialects.md", "docs/evaluation.md", "docs/log.md")
+NAVIGATION = (
+    "README.md",
+    "docs/guide.md",
+    "docs/python.md",
+    "docs/search.md",
+    "docs/dialects.md",
+    "docs/evaluation.md",
+    "docs/log.md",
+)
 
 
 def pages() -> list[Path]:
