@@ -21,6 +21,7 @@ BASE = {
     "_version",
     "errors",
     "types",
+    "answer_view",
     "serde",
     "sampling_options",
     "sanitize",

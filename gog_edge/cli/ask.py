@@ -18,7 +18,6 @@ from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
-from gog_edge.serde import encode
 
 if TYPE_CHECKING:
     from gog_edge.agent.options import RunOptions
@@ -91,7 +90,7 @@ def command(
         events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
-        print_json({"question": question, **encode(answer)})
+        print_json({"question": question, **answer.to_dict()})
     else:
         _print(answer, evidence=not quiet)
     if trace is not None:

@@ -9,6 +9,7 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
+from gog_edge.answer_view import STEP_COLOURS
 from gog_edge.files import write_text
 from gog_edge.runtime.telemetry import Trace, TracedImage, counted
 from gog_edge.runtime.trace_timeline import stage_table, timeline
@@ -44,7 +45,6 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; backgro
 .forced { background: #fff3bf; } .guessed { background: #d3f9d8; }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_COLOURS = ("#e8590c", "#5f3dc4", "#0b7285", "#c2255c", "#2b8a3e", "#1864ab", "#d9480f", "#6741d9")
 _STOPS = {
     StopReason.ANSWERED: "answered by itself",
     StopReason.FORCED: "made to answer: a limit was reached",
@@ -114,7 +114,7 @@ def _evidence(answer: Answer) -> str:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return STEP_COLOURS[index % len(STEP_COLOURS)]
 
 
 def _boxes(steps: list[Step], image: int) -> Iterator[tuple[int, Region]]:
