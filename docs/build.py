@@ -36,7 +36,13 @@ NAVIGATION = ("README.md", "docs/guide.md", "docs/search.md", "docs/dialects.md"
 
 def pages() -> list[Path]:
     """Every Markdown page of the project, relative to its root."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/**/*.md"), *ROOT.glob("studies/*.md")]
+    found = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("models/**/*.md"),
+        *ROOT.glob("studies/*.md"),
+        *ROOT.glob("peers/*.md"),
+    ]
     return sorted(p.relative_to(ROOT) for p in found)
 
 
