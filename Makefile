@@ -62,9 +62,10 @@ $(BIN)/.base: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@
 
-$(BIN)/.dev: pyproject.toml | $(BIN)/python
+$(BIN)/.dev: pyproject.toml peers/pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,tensorrt-rtx,docs,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --editable ./peers
 	@touch $@ $(BIN)/.base
 
 clean:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.machine.operators import (
+from gog_edge.bench.machine.roofline import Roofline
+from gog_edge.errors import BenchError
+from studies.operators import (
     AROUND,
     ATTENTION,
     BETWEEN,
@@ -17,9 +19,7 @@ from gog_edge.bench.machine.operators import (
     operator_cells,
     read_profile,
 )
-from gog_edge.bench.machine.roofline import Roofline
-from gog_edge.bench.machine.weight_bandwidth import places, weight_cells
-from gog_edge.errors import BenchError
+from studies.weight_bandwidth import places, weight_cells
 from tests.native.graphs import needs_ops
 
 

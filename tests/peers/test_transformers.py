@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.peers.create import create
-from gog_edge.bench.peers.registry import parse
-from gog_edge.bench.peers.workers import wire
-from gog_edge.bench.peers.workers.run_transformers import Transformers
 from gog_edge.bench.subject import Words, picture
+from gog_edge_peers.create import create
+from gog_edge_peers.registry import parse
+from gog_edge_peers.workers import wire
+from gog_edge_peers.workers.run_transformers import Transformers
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

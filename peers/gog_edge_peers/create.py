@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from gog_edge.bench.peers import environment
-from gog_edge.bench.peers.registry import PEERS, Wanted, check_address, find, parse
-from gog_edge.bench.peers.worker_subject import WorkerSubject
+from gog_edge.bench.peers import PeerOptions
+from gog_edge.crop import PixelBox
 from gog_edge.errors import BenchError, UsageError
+from gog_edge_peers import environment
+from gog_edge_peers.registry import PEERS, Wanted, check_address, find, parse
+from gog_edge_peers.worker_subject import WorkerSubject
 
 
 def pairs(given: Sequence[str], option: str) -> dict[str, str]:
@@ -27,17 +28,7 @@ def pairs(given: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class PeerOptions:
-    """What was given for peers, as `NAME=VALUE`: models, interpreters and servers. `threads`: of each, 0 its choice."""
-
-    models: Sequence[str] = ()
-    pythons: Sequence[str] = ()
-    programs: Sequence[str] = ()
-    threads: int = 0
-
-
-def create_all(compare: str | None, given: PeerOptions, skipped: dict[str, str]) -> list[WorkerSubject]:
+def create_all(compare: str, given: PeerOptions, skipped: dict[str, str]) -> list[WorkerSubject]:
     """The peers that were asked for and are available; the others go to `skipped` with the reason.
 
     Raises:
@@ -46,7 +37,7 @@ def create_all(compare: str | None, given: PeerOptions, skipped: dict[str, str])
     folders, interpreters = pairs(given.models, "--peer-model"), pairs(given.pythons, "--peer-python")
     servers = pairs(given.programs, "--peer-program")
     found = []
-    for wanted in parse(compare) if compare is not None else ():
+    for wanted in parse(compare):
         try:
             found.append(create(wanted, folders, interpreters, given.threads, servers))
         except BenchError as e:
@@ -92,6 +83,20 @@ def create(
         "model": _model_hint(wanted),
     }
     return WorkerSubject(wanted.label, peer.starter if started else peer.worker, python, model, options, mends)
+
+
+def create_crops(box: PixelBox, pixels: int, patch: int) -> list[WorkerSubject]:
+    """The fast image processor of transformers on one thread and on two, each in a process of its own.
+
+    Args:
+        box: in pixels of the picture that a turn gets. pixels: the most of the result. patch: side of a patch.
+    """
+    python = environment.interpreter(PEERS["transformers"])
+    if not python.is_file():
+        return []
+    wanted = {"box": [box.x0, box.y0, box.x1, box.y1], "pixels": pixels, "patch": patch}
+    names = {1: "transformers, fast processor", 2: "transformers 2 threads"}
+    return [WorkerSubject(n, "run_hf_crop", python, "", {**wanted, "threads": t}) for t, n in names.items()]
 
 
 def _model_hint(wanted: Wanted) -> str:

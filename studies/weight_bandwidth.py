@@ -1,5 +1,7 @@
 """How fast one and two threads read int4 weights, from the caches and from memory, beside plain reads.
 
+    python -m studies.weight_bandwidth [--repeats N] [--out REPORT.json]
+
 Decoding reads every weight once a token. Three things may limit it: memory, the arithmetic of one row (widening 4 bits,
 dot products), or how many reads a core keeps in flight while it computes. A plain read gives the first, the same kernel
 on a matrix that stays in a core's own cache the second; what the kernel loses between there and memory is the third.
@@ -10,6 +12,8 @@ nodes over one x, so that starting ONNX Runtime is paid once for all of them.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, packing
 from gog_edge.native.contract import DOMAIN, VERSION
 from gog_edge.shapes import SHAPES
+from studies.cells import add_arguments, publish
 
 SCENARIO, OURS = "weights", "gog-edge"
 BLOCK = 32
@@ -176,3 +181,15 @@ def _model(place: Place) -> bytes:
     model: Any = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     data: bytes = model.SerializeToString()
     return data
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of the study."""
+    parser = argparse.ArgumentParser(prog="python -m studies.weight_bandwidth", description=__doc__)
+    add_arguments(parser, repeats=12)
+    given = parser.parse_args(arguments)
+    return publish(lambda: weight_cells(given.repeats), given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,8 +17,8 @@ def command() -> None:
 @command.command("list")
 def list_peers() -> None:
     """Which peers there are, and which are installed."""
-    from gog_edge.bench.peers import environment
-    from gog_edge.bench.peers.registry import PEERS
+    from gog_edge_peers import environment
+    from gog_edge_peers.registry import PEERS
 
     for peer in PEERS.values():
         found = environment.installed(peer)
@@ -38,8 +38,8 @@ def install(name: str, converter: bool, base: Path | None, dry_run: bool) -> Non
     """Make the environment of peer NAME under the user's cache folder, or bring it up to date."""
     import shlex
 
-    from gog_edge.bench.peers import environment
-    from gog_edge.bench.peers.registry import find
+    from gog_edge_peers import environment
+    from gog_edge_peers.registry import find
 
     peer = find(name)
     if dry_run:
@@ -54,8 +54,8 @@ def install(name: str, converter: bool, base: Path | None, dry_run: bool) -> Non
 @click.argument("name")
 def remove(name: str) -> None:
     """Delete the environment of peer NAME."""
-    from gog_edge.bench.peers import environment
-    from gog_edge.bench.peers.registry import find
+    from gog_edge_peers import environment
+    from gog_edge_peers.registry import find
 
     peer = find(name)
     gone = environment.remove(peer)
@@ -73,9 +73,9 @@ def prepare(
     name: str, checkpoint: Path, output: Path, group_size: int | None, llama_cpp: Path | None, python: Path | None
 ) -> None:
     """Convert CHECKPOINT (a Hugging Face folder) to int4 in the format of peer NAME, with that peer's own tool."""
-    from gog_edge.bench.peers import environment
-    from gog_edge.bench.peers import prepare as conversion
-    from gog_edge.bench.peers.registry import find
+    from gog_edge_peers import environment
+    from gog_edge_peers import prepare as conversion
+    from gog_edge_peers.registry import find
 
     peer = find(name)
     tool = python or environment.interpreter(peer)

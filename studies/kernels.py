@@ -1,6 +1,6 @@
 """The native operators one by one, next to what the machine's cores and memory can do.
 
-    python -m gog_edge.bench.machine.kernel_table [--threads N] [--seconds S] [--json]
+    python -m studies.kernels [--threads N] [--seconds S] [--json]
 
 The ceiling of a row is the dot-product rate of all threads for its precision (registers only, measured in the same
 run), or the read bandwidth for rows that read more than they compute. Needs the export extra (onnx).
@@ -22,7 +22,7 @@ from gog_edge.native import dispatch
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; the last line is JSON."""
-    parser = argparse.ArgumentParser(prog="python -m gog_edge.bench.machine.kernel_table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.kernels", description=__doc__)
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--seconds", type=float, default=1.0, help="per case")
     parser.add_argument("--only", default="", help="cases whose name contains this")

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gog_edge.bench.peers.registry import Peer
 from gog_edge.errors import BenchError
 from gog_edge.paths import cache_directory
+from gog_edge_peers.registry import Peer
 
 Show = Callable[[str], None]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gog_edge.bench.peers import environment
-from gog_edge.bench.peers.environment import Show
-from gog_edge.bench.peers.registry import Peer
 from gog_edge.errors import BenchError
+from gog_edge_peers import environment
+from gog_edge_peers.environment import Show
+from gog_edge_peers.registry import Peer
 
 _CONVERT_GGUF = Path(__file__).parent / "workers" / "convert_gguf.py"
 

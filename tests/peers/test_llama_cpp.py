@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gog_edge.bench.peers.create import create
-from gog_edge.bench.peers.registry import parse
-from gog_edge.bench.peers.worker_subject import WorkerSubject
-from gog_edge.bench.peers.workers import run_llama_cpp, wire
 from gog_edge.bench.subject import Words, picture
 from gog_edge.errors import BenchError
+from gog_edge_peers.create import create
+from gog_edge_peers.registry import parse
+from gog_edge_peers.worker_subject import WorkerSubject
+from gog_edge_peers.workers import run_llama_cpp, wire
 
 SERVER = """
 import json, sys, threading, time

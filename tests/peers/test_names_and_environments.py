@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
-from gog_edge.bench.peers import environment, prepare
-from gog_edge.bench.peers.create import create, pairs
-from gog_edge.bench.peers.registry import PEERS, find, parse
-from gog_edge.bench.peers.workers import run_openai, wire
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError, UsageError
+from gog_edge_peers import environment, prepare
+from gog_edge_peers.create import create, pairs
+from gog_edge_peers.registry import PEERS, find, parse
+from gog_edge_peers.workers import run_openai, wire
 
 
 def test_compare_names_peers_variants_and_addresses() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.subject import Words, picture
 from gog_edge.bench.suite import cells, load_subjects, run_conversation
 from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.errors import BenchError
+from gog_edge_peers.worker_subject import WorkerSubject
 
 # Answers as a peer would; the fourth turn, or "seed" 4, makes it misbehave in the way that its model names.
 WORKER = """

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from gog_edge.bench.local_subject import LocalSubject
-from gog_edge.bench.peers.create import create
-from gog_edge.bench.peers.registry import parse
-from gog_edge.bench.peers.worker_subject import WorkerSubject
 from gog_edge.bench.result import Report
 from gog_edge.bench.subject import Words, picture
 from gog_edge.bench.suite import cells, run_conversation
 from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.cli.main import run
 from gog_edge.errors import BenchError
+from gog_edge_peers.create import create
+from gog_edge_peers.registry import parse
+from gog_edge_peers.worker_subject import WorkerSubject
 
 IMAGE_TOKENS = 12
 TALK = Workload("talk", "a test", (TurnSpec(((64, 48),), 9, 4), TurnSpec(words=6, tokens=3)), repeats=2)

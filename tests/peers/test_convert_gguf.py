@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge.bench.peers import workers
+from gog_edge_peers import workers
 
 WRAPPER = Path(workers.__file__).parent / "convert_gguf.py"
 BASE = """

@@ -15,9 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gog_edge.bench.machine.probes import resident_bytes
-from gog_edge.bench.peers.environment import clean_environment
 from gog_edge.bench.subject import Part, Picture, TurnTimes
 from gog_edge.errors import BenchError
+from gog_edge_peers.environment import clean_environment
 
 START = Path(__file__).parent / "workers" / "start.py"
 LOAD_SECONDS, TURN_SECONDS, OTHER_SECONDS = 900.0, 1800.0, 60.0

@@ -6,14 +6,15 @@ import json
 
 import pytest
 
-from gog_edge.bench.machine import kernel_table, kernels
+from gog_edge.bench.machine import kernels
+from studies.kernels import main
 from tests.native.graphs import needs_ops
 
 pytestmark = needs_ops
 
 
 def test_peaks_and_one_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert kernel_table.main(["--threads", "1", "--seconds", "0", "--only", "decode attention", "--json"]) == 0
+    assert main(["--threads", "1", "--seconds", "0", "--only", "decode attention", "--json"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["name"] for row in report["rows"]] == ["decode attention f16", "decode attention int8"]
     assert all(row["rate"] > 0 and row["runs"] >= 3 for row in report["rows"])

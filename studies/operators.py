@@ -1,17 +1,21 @@
 """Where the time of a prefill and a decoding step goes, operator by operator.
 
+    python -m studies.operators BUNDLE [--repeats N] [--out REPORT.json]
+
 The cache is filled with random rows up to the wanted context, and 512 tokens are run after it. The time of that run is
 split, by ONNX Runtime's own profile, into what each kind of operator took, what went between them, and what this
 runtime took around the graph; it is compared with the fastest GEMM, whatever its precision. A decoding step is split by
-running each kind alone (see `alone`), and compared with the read bandwidth of the same minute: the weights of a kind,
-or the cache's rows, at that bandwidth.
+running each kind alone (isolated_ops.py), and compared with the read bandwidth of the same minute: the weights of a
+kind, or the cache's rows, at that bandwidth. Needs the export extra (onnx).
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from gog_edge.bench.machine.isolated_ops import Alone, DecoderFile, random_rows, read_graph
 from gog_edge.bench.machine.kernels import peaks
-from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, read_rate
+from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, measure_apart, read_rate
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import percentile, settled
 from gog_edge.bundle import Bundle
@@ -33,6 +36,8 @@ from gog_edge.engines.registry import create_engine
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch
 from gog_edge.runtime.decoder import Decoder, TokenEmbedding
+from studies.cells import add_arguments, publish
+from studies.isolated_ops import Alone, DecoderFile, random_rows, read_graph
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)
@@ -263,3 +268,17 @@ def _cells(
         )
     whole = tuple(sum(run.values()) for run in runs)
     yield Cell(SCENARIO, OURS, f"{stage} all", "s", whole, x=x, limit=limits.get("all"), note=notes.get("all", ""))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of the study."""
+    parser = argparse.ArgumentParser(prog="python -m studies.operators", description=__doc__)
+    parser.add_argument("bundle", type=Path, help="a bundle with native operators")
+    add_arguments(parser, repeats=5)
+    given = parser.parse_args(arguments)
+    limits = measure_apart()
+    return publish(lambda: operator_cells(given.bundle, given.repeats, limits), given, limits)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
