@@ -34,7 +34,7 @@ def command() -> None:
 
 
 def _nano() -> Path:
-    """The checkpoint with its world: in the installed package, or in the checkout that an editable install runs from."""
+    """The checkpoint with its world: in the package, or in the checkout that an editable install runs from."""
     package = Path(gog_edge.__file__).resolve().parent
     for folder in (package / "nano", package.parent / "models" / "gog-nano"):
         if (folder / "config.json").is_file():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import stderr
 from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
@@ -21,7 +21,7 @@ from gog_edge.errors import UsageError
 
 @click.command("serve")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free port.")
@@ -49,6 +49,7 @@ from gog_edge.errors import UsageError
 def command(
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     host: str,
     port: int,
@@ -74,6 +75,7 @@ def command(
     _check_host(host)
     key = _key(api_key_env)
     bundle = chosen(bundle, say=False)
+    index = chosen_index(bundle, index, no_index)
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with (
         _ending_with_sigterm(),
