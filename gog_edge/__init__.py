@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gog_edge.agent.options import Prefetch as Prefetch
     from gog_edge.agent.options import RunOptions as RunOptions
     from gog_edge.agent.request import AskRequest as AskRequest
+    from gog_edge.agent.watch import Sighting as Sighting
+    from gog_edge.agent.watch import Watch as Watch
     from gog_edge.bundle import Bundle as Bundle
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import BenchError as BenchError
@@ -119,6 +121,8 @@ _HOMES = {
     "Trace": "gog_edge.runtime.telemetry",
     "Turn": "gog_edge.types",
     "Usage": "gog_edge.types",
+    "Sighting": "gog_edge.agent.watch",
+    "Watch": "gog_edge.agent.watch",
     "UsageError": "gog_edge.errors",
     "load": "gog_edge.agent.loader",
 }

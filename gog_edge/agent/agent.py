@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
+from gog_edge.agent.asynchronous import answer_async, events_async
+from gog_edge.agent.conveniences import Conveniences
 from gog_edge.agent.dispatch import SearchDispatcher
 from gog_edge.agent.grammar import TurnGrammar
 from gog_edge.agent.loop import AgentLoop, events, last_answer
@@ -44,7 +46,7 @@ from gog_edge.types import Answer, Event, PixelLimits
 log = logging.getLogger("gog_edge.agent")
 
 
-class Agent:
+class Agent(Conveniences):
     """Created by `gog_edge.load`; a context manager that releases everything it opened."""
 
     def __init__(
@@ -247,6 +249,16 @@ class Conversation:
     def stream(self, request: AskRequest) -> Iterator[Event]:
         """Answer a question as events; closing the iterator cancels it. Arguments and errors as `Agent.stream`."""
         return self.events(request)
+
+    @spelled_out(without_image(AskRequest))
+    async def aask(self, request: AskRequest) -> Answer:
+        """`ask` for asyncio; see `Agent.aask`."""
+        return await answer_async(self.events, request)
+
+    @spelled_out(without_image(AskRequest))
+    def astream(self, request: AskRequest) -> AsyncIterator[Event]:
+        """`stream` for asyncio; see `Agent.astream`."""
+        return events_async(self.events, request)
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""

@@ -132,7 +132,7 @@ class Frame:
 
     @classmethod
     def from_cv2(cls, array: NDArray[Any], *, name: str | None = None) -> Frame:
-        """A copy of what `cv2.imread` or `VideoCapture.read` returned (blue, green, red); errors as `from_array`."""
+        """A copy of what `cv2.imread` or a `cv2.VideoCapture` returned (blue, green, red); errors as `from_array`."""
         return cls.from_array(array, bgr=True, name=name or "cv2 frame")
 
     @classmethod
