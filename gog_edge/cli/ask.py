@@ -15,7 +15,7 @@ from gog_edge.cli import pictures
 from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
+from gog_edge.cli.options import SECONDS, sampling_options, take_sampling, threads_option
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 
@@ -41,6 +41,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
+@threads_option
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gog_edge.allowance import THREADS
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,6 +39,28 @@ class Seconds(_FloatParam):
 
 
 SECONDS = Seconds()
+
+
+def threads_option(command: _Command) -> _Command:
+    """`--threads N`: of every computation of this process and of those that it starts."""
+    text = "Threads of a computation; default, and 0: by the CPUs and the CPU time that it may use."
+    kind = click.IntRange(0, 4096)
+    return click.option("--threads", type=kind, expose_value=False, callback=_set_threads, help=text)(command)
+
+
+def _set_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    """BLAS reads its variables when numpy is imported, which is later. Afterwards they are as they were."""
+    for name in (THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if value else ():
+        before = os.environ.get(name)
+        os.environ[name] = str(value)
+        ctx.call_on_close(partial(_restore, name, before))
+
+
+def _restore(name: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
 
 
 _SAMPLING = (
