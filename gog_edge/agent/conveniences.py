@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,18 +77,19 @@ class Conveniences(ABC):
             yield self._answer(request)
 
     def _side_by_side(self, requests: Iterable[AskRequest], at_once: int) -> Iterator[Answer]:
-        running: deque[Future[Answer]] = deque()
+        running: deque[tuple[Future[Answer], Budget]] = deque()
         with ThreadPoolExecutor(at_once, "gog-many") as pool:
             try:
                 for request in requests:
-                    running.append(pool.submit(self._answer, request))
+                    budget = Budget(parent=request.budget)
+                    running.append((pool.submit(self._answer, replace(request, budget=budget)), budget))
                     if len(running) == at_once:
-                        yield running.popleft().result()
+                        yield running.popleft()[0].result()
                 while running:
-                    yield running.popleft().result()
+                    yield running.popleft()[0].result()
             finally:
-                for waiting in running:
-                    waiting.cancel()
+                for _, budget in running:  # nobody wants these any more
+                    budget.cancel()
 
     def _answer(self, request: AskRequest) -> Answer:
         return last_answer(self.events(request))
