@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix docs clean
+.PHONY: demo check test lint types unit wheel matrix lowest docs clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -39,6 +39,10 @@ wheel: $(BIN)/.dev
 # The wheel and the fast tests on Python 3.10 to 3.13, as far as this machine has them.
 matrix: $(BIN)/.dev
 	$(BIN)/python tests/tools/matrix.py
+
+# The same on the oldest and the newest Python with the oldest packages that pyproject.toml admits.
+lowest: $(BIN)/.dev
+	$(BIN)/python tests/tools/matrix.py --lowest 3.10 3.13
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/build.py
