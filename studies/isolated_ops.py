@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.engines.ort import weights
 from gog_edge.engines.ort.cache import PAST
-from gog_edge.engines.ort.options import OrtOptions, session_options, usable_cores
+from gog_edge.engines.ort.options import OrtOptions, session_options
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch
 from gog_edge.native.contract import DOMAIN, VERSION
@@ -59,7 +60,7 @@ class DecoderFile:
         if not any(node.domain == DOMAIN for node in self.graph.node):
             raise BenchError("this bundle was exported without native operators: export with --backend native")
         self.inputs = {i.name: i for i in self.graph.input}
-        names, arrays = weights.load(path, usable_cores())
+        names, arrays = weights.load(path, usable_threads())
         self.weights: dict[str, NDArray[Any]] = dict(zip(names, arrays))
         for tensor in self.graph.initializer:
             if tensor.name not in self.weights:

@@ -14,16 +14,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine import roofline
 from gog_edge.bench.machine.kernels import cases, measure, peaks
-from gog_edge.engines.ort.options import usable_cores
 from gog_edge.native import dispatch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; the last line is JSON."""
     parser = argparse.ArgumentParser(prog="python -m studies.kernels", description=__doc__)
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--threads", type=int, default=usable_threads())
     parser.add_argument("--seconds", type=float, default=1.0, help="per case")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--json", action="store_true", help="no table, one line of JSON")

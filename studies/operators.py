@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine.kernels import peaks
 from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, measure_apart, read_rate
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import percentile, settled
 from gog_edge.bundle import Bundle
 from gog_edge.engines.base import KvCache
-from gog_edge.engines.ort.options import OrtOptions, usable_cores
+from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch
@@ -133,7 +134,7 @@ def operator_cells(
     nodes = graph_nodes(graph)
     contexts = [n for n in contexts if n + ROWS + STEPS <= bundle.manifest.decoder.max_context]
     reason = dispatch.available()
-    peak = 0.0 if reason is not None else peaks(usable_cores())["bf16"]
+    peak = 0.0 if reason is not None else peaks(usable_threads())["bf16"]
     for n, runs in _prefill(bundle, nodes, contexts, repeats).items():
         limits = _prefill_limits(bundle, nodes, roofline, n)
         split = [run.split() for run in runs]
@@ -184,7 +185,7 @@ def _decode(
             kinds.setdefault(node.kind, []).append(name)
     alone = {kind: Alone(file, names, context) for kind, names in kinds.items()}
     buffer = np.ones(READ_BYTES // 8, np.float64)
-    threads = usable_cores()
+    threads = usable_threads()
     rounds: list[dict[str, float]] = []
     reads = [read_rate(buffer, threads)]
     for _ in range(repeats):

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine.roofline import read_rate
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import percentile, settled
-from gog_edge.engines.ort.options import usable_cores
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, packing
 from gog_edge.native.contract import DOMAIN, VERSION
@@ -77,7 +77,7 @@ def weight_cells(repeats: int, memory_mb: int = MEMORY_MB, threads: Sequence[int
     """
     if (reason := dispatch.available()) is not None:
         raise BenchError(reason)
-    counts = tuple(threads) or tuple(sorted({1, usable_cores()}))
+    counts = tuple(threads) or tuple(sorted({1, usable_threads()}))
     buffer = np.ones((2 * memory_mb << 20) // 8, np.float64)
     made = {(place, t): _Row(place, t) for place in places(memory_mb) for t in counts}
     reads: dict[int, list[float]] = {t: [] for t in counts}

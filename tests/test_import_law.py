@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gog_edge"
 # Pure values and helpers that know nothing of policies; everybody may use them.
 BASE = {
     "_version",
+    "allowance",
     "errors",
     "types",
     "serde",

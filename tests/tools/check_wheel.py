@@ -1,7 +1,8 @@
 """Build the wheels, install ours with the base dependencies alone in a fresh environment, and use it there.
 
 What must hold: the command line starts, nothing imports torch or onnx, the peers are found once their own wheel is
-installed, and a bundle that the checkout exported answers a question.
+installed, a bundle that the checkout exported answers a question, and with the extra `export` the demo runs from what
+the wheel carries.
 Prints one line per check; exits 1 at the first that fails.
 """
 
@@ -72,6 +73,12 @@ def main() -> None:
             print(f"FAILED: no answer in {text[:200]}")
             raise SystemExit(1)
     print("a bundle answers, with and without native kernels")
+
+    call(python, "-m", "pip", "install", "--quiet", f"{wheel}[export]")
+    if "Luanda" not in call(gog, "demo", GOG_EDGE_LIBRARY=str(WORK / "library")):
+        print("FAILED: the demo does not answer")
+        raise SystemExit(1)
+    print("the demo answers, from the wheel alone")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from gog_edge.cli.bench.group import DefaultRun
 from gog_edge.cli.bench.self_check import command as self_check_command
 from gog_edge.cli.bundles import bundle_option, default
 from gog_edge.cli.console import progress_bar, stderr, stdout, styled
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ command.add_command(self_check_command)
 @click.option("--most", type=float, help="End of growth curves: 8192 tokens, 4 images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
+@threads_option
 @camera_options
 @click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line last.")

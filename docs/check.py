@@ -1,18 +1,14 @@
-"""`make docs`: the Markdown pages as HTML under build/docs, every link and every command in them checked.
+"""Every link of the Markdown pages leads somewhere, every `gog-edge` command in them exists, every option is on a page.
 
-python docs/build.py            # write the pages; exit code 1 if a link leads nowhere, a command does not exist, or an
-                                # option is on no page
-python docs/build.py --check    # check only
+python docs/check.py            # exit code 1 if not; `make docs` calls it before mkdocs writes the site (mkdocs.yml)
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 
 import click
@@ -20,18 +16,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "build" / "docs"
-STYLE = """
-body { font: 16px/1.6 system-ui, sans-serif; color: #1f2933; margin: 0 auto; max-width: 56rem; padding: 1.5rem; }
-a { color: #0b7285; } nav { font-size: .9rem; border-bottom: 1px solid #e4e7eb; padding-bottom: .6rem; }
-code { font-size: .9em; background: #f1f3f5; padding: .1em .25em; border-radius: 3px; }
-pre { background: #f8f9fb; padding: .8rem 1rem; overflow-x: auto; border-radius: 6px; }
-pre code { padding: 0; background: none; }
-table { border-collapse: collapse; }
-td, th { border-bottom: 1px solid #e4e7eb; padding: .25rem .8rem; text-align: left; }
-img { max-width: 100%; }
-"""
-NAVIGATION = ("README.md", "docs/guide.md", "docs/search.md", "docs/dialects.md", "docs/evaluation.md", "docs/log.md")
 
 
 def pages() -> list[Path]:
@@ -41,6 +25,7 @@ def pages() -> list[Path]:
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("models/**/*.md"),
         *ROOT.glob("studies/*.md"),
+        *ROOT.glob("examples/*.md"),
         *ROOT.glob("peers/*.md"),
     ]
     return sorted(p.relative_to(ROOT) for p in found)
@@ -81,37 +66,6 @@ def unnamed_options() -> Iterator[str]:
         for option in command.params:
             if isinstance(option, click.Option) and not words & {*option.opts, *option.secondary_opts}:
                 yield f"{path} {option.opts[0]} is named on no page"
-
-
-def build() -> None:
-    """Write build/docs anew."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    for page in pages():
-        target = (OUT / page).with_suffix(".html")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_html(page), "utf-8")
-    for picture in ROOT.glob("docs/**/*.png"):
-        target = OUT / picture.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, target)
-
-
-def _html(page: Path) -> str:
-    tokens = _parse(page)
-    titles = _headings(tokens)
-    anchors = iter(titles)
-    for token in _walk(tokens):
-        if token.type == "heading_open":
-            token.attrSet("id", next(anchors)[0])
-        href = token.attrGet("href") if token.type == "link_open" else None
-        if isinstance(href, str) and not re.match(r"[a-z]+:", href):
-            token.attrSet("href", re.sub(r"\.md(#|$)", r".html\1", href))
-    up = "../" * (len(page.parts) - 1)
-    links = " · ".join(f'<a href="{up}{Path(n).with_suffix(".html")}">{Path(n).stem}</a>' for n in NAVIGATION)
-    body = _markdown().renderer.render(tokens, _markdown().options, {})
-    title = escape(titles[0][1] if titles else page.stem)
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f"{head}<nav>{links}</nav>{body}</html>\n"
 
 
 def _markdown() -> MarkdownIt:
@@ -174,9 +128,6 @@ def _wrong(line: str) -> str | None:
 
 def main() -> int:
     """Exit code 1 if anything is wrong; every problem is printed."""
-    if "--check" not in sys.argv[1:]:
-        build()
-        print(f"{len(pages())} pages in {OUT.relative_to(ROOT)}")
     wrong = [*problems(), *unnamed_options()]
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
