@@ -19,6 +19,7 @@ from rich.text import Text
 from gog_edge._version import __version__
 from gog_edge.allowance import Cpus, available_memory, cpus, total_memory, usable_threads
 from gog_edge.cli.console import human_bytes, print_json, stdout, styled
+from gog_edge.cli.options import parse_size
 from gog_edge.errors import UsageError
 from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
@@ -185,19 +186,6 @@ def _version(module: str) -> str:
         return importlib.metadata.version(names.get(module, module))
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def parse_size(text: str) -> int:
-    """'8GiB', '7.5 GB', '512M' -> bytes.
-
-    Raises:
-        UsageError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None or match.group(1).count(".") > 1 or match.group(1) == ".":
-        raise UsageError(f"{text!r} is not a size: write 8GiB or 7.5GB")
-    base = 1000 if match.group(2) and not match.group(3) and text.strip().upper().endswith("B") else 1024
-    return int(float(match.group(1)) * base ** " KMGT".index(match.group(2).upper() or " "))
 
 
 def _plan(memory_text: str | None, device: str | None, names: list[str], context: int, as_json: bool) -> None:

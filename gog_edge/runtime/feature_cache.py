@@ -85,7 +85,10 @@ class FeatureCache:
                     self._hits += 1
                 return shared, True
             # the thread that computed it was cancelled: this one takes over
-        return self._compute(key, mine, compute)
+        try:
+            return self._compute(key, mine, compute)
+        finally:
+            del mine  # holds an error whose traceback holds this call: a circle, and a frame in it, until collected
 
     def put(self, key: FeatureKey, features: Features) -> None:
         """Keep features that came from elsewhere (a saved session)."""
@@ -121,6 +124,7 @@ class FeatureCache:
             with self._lock:
                 del self._running[key]
             mine.set_exception(e)
+            del mine, compute  # as in `get`
             raise
         with self._lock:
             self._keep(key, features)
@@ -147,10 +151,12 @@ class FeatureCache:
 def _await(running: Future[Features], budget: Budget) -> Features | None:
     """Another thread's result; None if that thread was cancelled or ran out of its own time."""
     budget.wait(running)
-    error = running.exception()
-    if isinstance(error, (CancelledError, DeadlineReached)):
+    if isinstance(running.exception(), (CancelledError, DeadlineReached)):
         return None
-    return running.result()
+    try:
+        return running.result()
+    finally:
+        del running  # as in `get`
 
 
 class DiskFeatures:
