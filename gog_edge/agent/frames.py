@@ -13,8 +13,10 @@ from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame, ImageLimits
 
 
-def open_frames(image: Images | None, limits: ImageLimits, budget: Budget = UNLIMITED) -> list[Frame]:
-    """One image or several, decoded.
+def open_frames(
+    image: Images | None, limits: ImageLimits, budget: Budget = UNLIMITED, *, bgr: bool | None = None
+) -> list[Frame]:
+    """One image or several, decoded; `bgr` as in `Frame.open`.
 
     What has to be decoded is decoded in another thread: a decoder can't always be interrupted, but waiting for it can.
     One that is left behind ends at its next block, and its memory counts until then.
@@ -27,7 +29,7 @@ def open_frames(image: Images | None, limits: ImageLimits, budget: Budget = UNLI
     sources = list(image) if isinstance(image, (list, tuple)) else [image]
 
     def decode() -> list[Frame]:
-        return [Frame.open(source, limits=limits, budget=budget) for source in sources]
+        return [Frame.open(source, bgr=bgr, limits=limits, budget=budget) for source in sources]
 
     budget.check()
     if all(isinstance(source, (Frame, np.ndarray)) for source in sources):

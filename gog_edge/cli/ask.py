@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gog_edge.cli import pictures
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
 from gog_edge.cli.options import (
@@ -38,7 +38,7 @@ EXIT_NO_ANSWER = 1
 @click.command("ask")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] [QUESTION]")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
@@ -59,6 +59,7 @@ def command(
     images: tuple[str, ...],
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     urls: tuple[str, ...],
     engine: str | None,
@@ -86,9 +87,9 @@ def command(
 
     run = _options(options)
     bundle = chosen(bundle, say=not quiet)
-    frames = [
-        pictures.open_picture(name, run.pictures) for name in named
-    ]  # a bad picture is found before the policy is loaded
+    index = chosen_index(bundle, index, no_index, say=not quiet)
+    # a bad picture is found before the policy is loaded
+    frames = [pictures.open_picture(name, run.pictures) for name in named]
     if question is None:
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()

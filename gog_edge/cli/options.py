@@ -22,7 +22,6 @@ else:
     _FloatParam = _IntParam = click.ParamType  # generic since click 8.3 only
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}
 
 
 class Seconds(_FloatParam):
@@ -31,13 +30,14 @@ class Seconds(_FloatParam):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from gog_edge.deadline import seconds_of
+
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|)", str(value).strip())
-        seconds = float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
-        if seconds <= 0:
+        try:
+            return seconds_of(str(value))
+        except UsageError:
             self.fail(f"{value!r} is not a duration: write 2s or 500ms", param, ctx)
-        return seconds
 
 
 SECONDS = Seconds()

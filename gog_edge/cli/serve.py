@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import stderr
 from gog_edge.cli.options import SECONDS, image_options, take_image_limits, threads_option
 from gog_edge.errors import UsageError
@@ -22,7 +22,7 @@ from gog_edge.errors import UsageError
 
 @click.command("serve")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free port.")
@@ -51,6 +51,7 @@ from gog_edge.errors import UsageError
 def command(
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     host: str,
     port: int,
@@ -78,6 +79,7 @@ def command(
     _check_host(host)
     key = _key(api_key_env)
     bundle = chosen(bundle, say=False)
+    index = chosen_index(bundle, index, no_index)
     run = RunOptions(pictures=take_image_limits(images))
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with (
