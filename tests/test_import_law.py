@@ -26,6 +26,8 @@ BASE = {
     "sanitize",
     "deadline",
     "files",
+    "leftovers",
+    "stamps",
     "paths",
     "tensorfile",
     "registry",
