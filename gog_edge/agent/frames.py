@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def open_frames(
     """
     if image is None or (isinstance(image, (list, tuple)) and not image):
         raise UsageError("no image was given: a question needs at least one")
-    sources = list(image) if isinstance(image, (list, tuple)) else [image]
+    sources: list[Any] = list(image) if isinstance(image, (list, tuple)) else [image]
 
     def decode() -> list[Frame]:
         return [Frame.open(source, bgr=bgr, limits=limits, budget=budget) for source in sources]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gog_edge.image.frame import ImageLimits
     from gog_edge.sampling_options import Sampling
 
-    _FloatParam, _IntParam = click.ParamType[float], click.ParamType[int]
+    _FloatParam = click.ParamType[float]
+    _IntParam = click.ParamType[int]
 else:
     _FloatParam = _IntParam = click.ParamType  # generic since click 8.3 only
 
