@@ -27,6 +27,8 @@ BASE = {
     "sanitize",
     "deadline",
     "files",
+    "leftovers",
+    "stamps",
     "paths",
     "tensorfile",
     "registry",
