@@ -28,6 +28,8 @@ BASE = {
     "sanitize",
     "deadline",
     "files",
+    "leftovers",
+    "stamps",
     "paths",
     "tensorfile",
     "registry",

@@ -14,7 +14,14 @@ from gog_edge.cli import pictures
 from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import SECONDS, sampling_options, take_sampling, threads_option
+from gog_edge.cli.options import (
+    SECONDS,
+    image_options,
+    sampling_options,
+    take_image_limits,
+    take_sampling,
+    threads_option,
+)
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
+@image_options
 @threads_option
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
@@ -77,7 +85,8 @@ def command(
     run = _options(options)
     bundle = chosen(bundle, say=not quiet)
     index = chosen_index(bundle, index, no_index, say=not quiet)
-    frames = [pictures.open_picture(name) for name in named]  # a bad picture is found before the policy is loaded
+    # a bad picture is found before the policy is loaded
+    frames = [pictures.open_picture(name, run.pictures) for name in named]
     if question is None:
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
@@ -121,7 +130,7 @@ def _question(bundle: Path, dialect: str | None, quiet: bool, *, asks: bool) -> 
 def _options(given: dict[str, Any]) -> RunOptions:
     from gog_edge.agent.options import RunOptions
 
-    return RunOptions(sampling=take_sampling(given), **given)
+    return RunOptions(sampling=take_sampling(given), pictures=take_image_limits(given), **given)
 
 
 def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:
