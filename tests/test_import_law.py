@@ -22,6 +22,7 @@ BASE = {
     "allowance",
     "errors",
     "types",
+    "answer_view",
     "serde",
     "sampling_options",
     "sanitize",

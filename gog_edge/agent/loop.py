@@ -142,7 +142,9 @@ class AgentLoop:
         """`text` as the question's answer, with everything so far."""
         usage = replace(_minus(self.session.usage, self.start_usage), searches=self.tools.searches)
         seconds = self.budget.clock.now() - self._began
-        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
+        plans = [self.session.image(i).plan for i in range(len(self.session.images))]
+        pictures = tuple(plan and plan.frame for plan in plans)
+        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds, pictures)
 
     def forget_open(self) -> None:
         """What was read ahead for an observation that never came is not part of the conversation."""

@@ -47,6 +47,7 @@ class Policy:
         vision_width: layers times hidden size of the tower, for its attention.
         step_bytes: of the weights that a decoding step reads.
         kv_bytes: of the keys and values of one token.
+        state_bytes: of the recurrent states, which a step reads and writes.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Policy:
     vision_width: int
     step_bytes: float
     kv_bytes: float
+    state_bytes: float = 0.0
 
 
 def published(shape: PolicyShape, precision: str) -> Policy:
@@ -64,7 +66,8 @@ def published(shape: PolicyShape, precision: str) -> Policy:
     weights = (shape.decoder_parameters * linear + shape.vocabulary_parameters * head) / 8
     width = shape.vision_depth * shape.vision_hidden
     kv = kv_bytes_per_token(shape)
-    return Policy(shape.name, precision, shape.decoder_parameters, shape.vision_parameters, width, weights, kv)
+    decoder, vision = shape.decoder_parameters, shape.vision_parameters
+    return Policy(shape.name, precision, decoder, vision, width, weights, kv, shape.state_bytes)
 
 
 def bundled(bundle: Bundle) -> Policy:
@@ -77,12 +80,20 @@ def bundled(bundle: Bundle) -> Policy:
     vocabulary = m.decoder.vocab * m.decoder.hidden * head / 8
     width = m.vision.depth * m.vision.hidden
     parameters = max(decoder - vocabulary, 0.0) * 8 / linear
-    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, _kv_bytes(m.decoder))
+    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, *_cache(m.decoder))
 
 
-def _kv_bytes(decoder: DecoderSpec) -> float:
+def _cache(decoder: DecoderSpec) -> tuple[float, float]:
+    """Bytes of keys and values a token, and of the recurrent states (float32)."""
+    linear = decoder.linear
+    attending = decoder.layers if linear is None else len(linear.full_layers)
     size = {"float32": 4.0, "float16": 2.0, "int8": 1.0 + 4.0 / decoder.head_dim}[decoder.kv_dtype]
-    return 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * size
+    rows = 2 * attending * decoder.kv_heads * decoder.head_dim * size
+    if linear is None:
+        return rows, 0.0
+    values = linear.value_heads * linear.value_dim
+    inputs = 2 * linear.key_heads * linear.key_dim + values  # of the convolution
+    return rows, 4.0 * (decoder.layers - attending) * (values * linear.key_dim + (linear.kernel - 1) * inputs)
 
 
 def seconds(policy: Policy, roofline: Roofline, glance: int, words: int, tokens: int, cached: Cached) -> float:
@@ -96,7 +107,7 @@ def seconds(policy: Policy, roofline: Roofline, glance: int, words: int, tokens:
     read = gaze + words + (0 if cached == "prompt" else glance)
     prefill = roofline.seconds(flops=2.0 * policy.decoder * read, precision=best)
     context = glance + gaze + words
-    step = roofline.seconds(read_bytes=policy.step_bytes + context * policy.kv_bytes)
+    step = roofline.seconds(read_bytes=policy.step_bytes + context * policy.kv_bytes + 2 * policy.state_bytes)
     return (encode + prefill + tokens * step) / EFFICIENCY
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -24,12 +23,9 @@ from gog_edge.cli.options import (
     threads_option,
 )
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
-from gog_edge.serde import encode
 
 if TYPE_CHECKING:
     from gog_edge.agent.options import RunOptions
-    from gog_edge.runtime.telemetry import Trace
     from gog_edge.types import Answer, Event
 
 EXIT_NO_ANSWER = 1
@@ -53,7 +49,7 @@ EXIT_NO_ANSWER = 1
 @threads_option
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html, .json or .perfetto.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
 def command(
     images: tuple[str, ...],
@@ -78,13 +74,14 @@ def command(
     on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
     """
     named, question = pictures.split(images)
-    if trace is not None and trace.suffix not in (".html", ".json"):
-        raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
     from gog_edge.agent.loop import last_answer
     from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
+    from gog_edge.runtime.trace_files import save_trace, writer_of
 
+    if trace is not None:
+        writer_of(trace)  # a name that can't be written is noticed before anything is loaded
     run = _options(options)
     bundle = chosen(bundle, say=not quiet)
     index = chosen_index(bundle, index, no_index, say=not quiet)
@@ -101,11 +98,11 @@ def command(
         events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
-        print_json({"question": question, **encode(answer)})
+        print_json({"question": question, **answer.to_dict()})
     else:
         _print(answer, evidence=not quiet)
     if trace is not None:
-        _save(record, trace)
+        save_trace(record, trace)
     if trace is not None and not quiet:
         stderr().print(styled("[dim]trace: {}[/]", trace), soft_wrap=True)
     if not answer.text:
@@ -140,15 +137,6 @@ def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:
     for event in events:
         view.show(event)
         yield event
-
-
-def _save(record: Trace, path: Path) -> None:
-    if path.suffix == ".html":
-        from gog_edge.runtime.trace_html import save
-
-        save(record, path)
-        return
-    write_text(path, json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n")
 
 
 def _print(answer: Answer, *, evidence: bool) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gog_edge.bench.budget import BOARDS, GLANCES, Cached, Policy, bundled, published, seconds
+from gog_edge.bench.budget import BOARDS, GLANCES, Cached, Policy, _cache, bundled, published, seconds
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import cli
+from gog_edge.manifest import DecoderSpec, LinearSpec
 from gog_edge.runtime.memory_plan import DEVICES
-from gog_edge.shapes import SHAPES
+from gog_edge.shapes import LINEAR_DIM, SHAPES
 
 LIMITS = Roofline(2, 50.0, {"int8": 800.0})
 NANO = Path(__file__).resolve().parents[2] / "models" / "gog-nano"
@@ -72,3 +73,17 @@ def test_the_command(bundle: Bundle, tmp_path: Path) -> None:
     assert "qwen3-vl-2b" in run(cli, args).output
     both = run(cli, [*args, "--limits", str(tmp_path / "report.json")])
     assert "give one of them" in str(both.exception)
+
+
+def test_recurrent_states_of_a_bundle_are_those_of_its_shape() -> None:
+    shape = SHAPES["qwen3.5-2b"]
+    assert shape.linear is not None
+    full = tuple(range(3, shape.layers, 4))
+    keys, values = shape.linear
+    linear = LinearSpec(full, keys, values, LINEAR_DIM, LINEAR_DIM, 4)
+    spec = DecoderSpec(
+        shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab, 1e7, (8, 12, 12), True,
+        shape.context, "float16", linear=linear,
+    )  # fmt: skip
+    expected = published(shape, "int4")
+    assert _cache(spec) == (expected.kv_bytes, expected.state_bytes)
