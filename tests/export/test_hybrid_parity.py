@@ -193,6 +193,7 @@ def test_the_state_after_a_prefill_is_that_after_single_steps(bundles: Callable[
         assert np.abs(cut - single).max() <= tolerance * scale
 
 
+@pytest.mark.parametrize("case", ["given"], indirect=True)
 @pytest.mark.parametrize(
     ("precision", "backend", "least"),
     [
