@@ -11,6 +11,9 @@ from typing import Any, Literal
 FORMAT = "gog-edge-bundle"
 FORMAT_VERSION = 2
 
+# Of the weight file beside a graph that stays memory-mapped: a run reads a few of its bytes.
+EXPERTS_SUFFIX = ".experts.data"
+
 Dim = int | str
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 # What a bundle's graphs are made of, and so what runs them:
@@ -86,7 +89,8 @@ class VisionSpec:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width)."""
+    """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width). Of its `experts` (0:
+    none), a token uses `experts_used`."""
 
     layers: int
     hidden: int
@@ -100,6 +104,8 @@ class DecoderSpec:
     max_context: int
     kv_dtype: Literal["float32", "float16", "int8"] = "float32"
     deepstack: int = 0
+    experts: int = 0
+    experts_used: int = 0
 
 
 @dataclass(frozen=True)

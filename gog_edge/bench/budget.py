@@ -22,8 +22,8 @@ def seconds(shape: PolicyShape, precision: str, roofline: Roofline, glance: int,
     attention = 4.0 * shape.vision_depth * shape.vision_hidden * 16 * (glance**2 + gaze**2)
     encode = roofline.seconds(flops=2.0 * shape.vision_parameters * patches + attention, precision=best)
     read = glance + gaze + words
-    prefill = roofline.seconds(flops=2.0 * shape.decoder_parameters * read, precision=best)
-    weights = (shape.decoder_parameters * BITS[precision][0] + shape.vocabulary_parameters * BITS[precision][1]) / 8
+    prefill = roofline.seconds(flops=2.0 * shape.active_parameters * read, precision=best)
+    weights = (shape.active_parameters * BITS[precision][0] + shape.vocabulary_parameters * BITS[precision][1]) / 8
     step = roofline.seconds(read_bytes=weights + read * kv_bytes_per_token(shape))
     return (encode + prefill + tokens * step) / EFFICIENCY
 

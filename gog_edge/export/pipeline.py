@@ -26,6 +26,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.experts import ExpertFile
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import TensorSource, check_shape
@@ -53,6 +54,8 @@ _GRAPHS: dict[Backend, tuple[type[PortableTarget], type[LinearStore]]] = {
     "tensorrt-rtx": _PORTABLE,
     "portable": _PORTABLE,
 }
+
+_EXPERTS_RUN_ON: tuple[Backend, ...] = ("native", "ort", "portable")
 
 
 def export_bundle(
@@ -88,6 +91,11 @@ def export_bundle(
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = checkpoint.family
     config = _limit_context(check_checkpoint(checkpoint), options)
+    if config.decoder.experts is not None and options.backend not in _EXPERTS_RUN_ON:
+        raise CheckpointError(
+            f"{checkpoint.origin} is a mixture of experts, which backend {options.backend} does not run: "
+            f"export it with --backend {', '.join(_EXPERTS_RUN_ON)}"
+        )
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
@@ -178,18 +186,20 @@ class _Export:
     ) -> GraphSpec:
         self.progress.stage(name, watch(build).values)
         target_class, store_class = _GRAPHS[self.options.backend]
-        with WeightFile(writer.root / f"{name}.onnx.data") as data:
+        with WeightFile(writer.root / f"{name}.onnx.data") as data, ExpertFile(writer.root / name) as experts:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
             if isinstance(store, NativeLinear):
                 store.exact = self.options.exact_int4
-            target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
+            target = target_class(g, self.weights, store, experts, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention
             build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
-        writer.record(data.path.name, data.digest)
+        for file in (data, experts.data):
+            if file is not None:
+                writer.record(file.path.name, file.digest)
         unit = self.config.vision.merge**2  # mergers see one row where the tower has m*m
         values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
         return replace(g.save(writer.root / f"{name}.onnx"), weights=values)

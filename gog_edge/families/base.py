@@ -39,8 +39,17 @@ class VisionDims:
 
 
 @dataclass(frozen=True)
+class ExpertDims:
+    """Layers whose router picks some SwiGLU experts of `intermediate` for each token; DecoderSpec says how many of how
+    many."""
+
+    intermediate: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DecoderDims:
-    """The language decoder as the exporter sees it."""
+    """The language decoder as the exporter sees it. `intermediate`: of the layers without experts."""
 
     spec: DecoderSpec
     intermediate: int
@@ -49,6 +58,7 @@ class DecoderDims:
     out_bias: bool
     qk_norm: bool
     tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
+    experts: ExpertDims | None = None
 
 
 @dataclass(frozen=True)

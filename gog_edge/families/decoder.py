@@ -1,11 +1,11 @@
-"""The language decoder that Qwen2.5-VL and Qwen3-VL share: they differ in biases, q/k norms and DeepStack only.
+"""The language decoder that Qwen2.5-VL and Qwen3-VL share: they differ in biases, q/k norms, DeepStack and experts.
 
-Reads top to bottom: attention, MLP, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
+Reads top to bottom: attention, MLP, experts, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
 """
 
 from __future__ import annotations
 
-from gog_edge.families.base import DecoderDims
+from gog_edge.families.base import DecoderDims, ExpertDims
 from gog_edge.families.target import Cache, LayerCache, Target, Value
 
 MODEL = "model.language_model"
@@ -42,6 +42,25 @@ def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     return t.linear(x, t.matrix((f"{name}.down_proj.weight",), (hidden,), inner), (), role="down_proj")
 
 
+def experts(t: Target, dims: DecoderDims, sizes: ExpertDims, x: Value, layer: int) -> Value:
+    """A mixture of experts in the MLP's place."""
+    count, hidden, inner, name = dims.spec.experts, dims.spec.hidden, sizes.intermediate, f"{MODEL}.layers.{layer}.mlp"
+    return t.experts(
+        x,
+        t.matrix((f"{name}.gate.weight",), (count,), hidden),
+        t.expert_stack(f"{name}.experts.gate_up_proj", count, 2 * inner, hidden),
+        t.expert_stack(f"{name}.experts.down_proj", count, hidden, inner),
+        dims.spec.experts_used,
+    )
+
+
+def feed_forward(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
+    """What a layer has behind its attention."""
+    if dims.experts is not None and layer in dims.experts.layers:
+        return experts(t, dims, dims.experts, x, layer)
+    return mlp(t, dims, x, layer)
+
+
 def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:
     """inputs_embeds and the caches in, logits of the last `last_k` tokens and the caches out."""
     spec = dims.spec
@@ -59,7 +78,7 @@ def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) 
             normed, x = t.add_rms_norm(x, delta, f"{name}.input_layernorm.weight", dims.eps)
             delta = attention(t, dims, cache, normed, i, cos, sin)
             normed, x = t.add_rms_norm(x, delta, f"{name}.post_attention_layernorm.weight", dims.eps)
-            delta = mlp(t, dims, normed, i)
+            delta = feed_forward(t, dims, normed, i)
             if deepstack is not None and i < spec.deepstack:
                 delta = t.add(delta, t.pick(deepstack, i))
     with t.scope("head"):

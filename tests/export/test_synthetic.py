@@ -128,12 +128,15 @@ def test_types_agree(tmp_path: Path) -> None:
             np.testing.assert_allclose(half.read(name), full.read(name), rtol=tolerance, atol=1e-6)
 
 
-# Parameters in millions; the hub shows 2.13B, 4.44B, 8.77B, 33.4B, 3.75B, 8.29B and 33.5B for these checkpoints.
+# Parameters in millions; the hub shows 2.13B, 4.44B, 8.77B, 33.4B, 31.1B, 236B, 3.75B, 8.29B and 33.5B for
+# these checkpoints.
 PARAMETERS = {
     "qwen3-vl-2b": 2128,
     "qwen3-vl-4b": 4438,
     "qwen3-vl-8b": 8767,
     "qwen3-vl-32b": 33357,
+    "qwen3-vl-30b-a3b": 31071,
+    "qwen3-vl-235b-a22b": 235670,
     "qwen2.5-vl-3b": 3755,
     "qwen2.5-vl-7b": 8292,
     "qwen2.5-vl-32b": 33453,
@@ -159,7 +162,7 @@ def test_full_sizes_have_the_shapes_transformers_expects(name: str) -> None:
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if config["tie_word_embeddings"]:
         del expected["lm_head.weight"]
-    assert {t.name: t.shape for t in _tensors(config)} == expected
+    assert {t.name: t.shape for t in _tensors(config, "v5")} == expected
 
 
 def test_overrides_and_progress(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ PUBLISHED = {
     "qwen3-vl-4b": 4.44,
     "qwen3-vl-8b": 8.77,
     "qwen3-vl-32b": 33.4,
+    "qwen3-vl-30b-a3b": 31.1,
+    "qwen3-vl-235b-a22b": 236,
     "qwen2.5-vl-3b": 3.75,
     "qwen2.5-vl-7b": 8.29,
     "qwen2.5-vl-32b": 33.45,
@@ -35,6 +37,12 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert SHAPES[name].parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+def test_a_token_uses_few_of_the_experts() -> None:
+    assert SHAPES["qwen3-vl-30b-a3b"].active_parameters / 1e9 == pytest.approx(2.72, rel=0.01)  # A3B, with both tables
+    assert SHAPES["qwen3-vl-235b-a22b"].active_parameters / 1e9 == pytest.approx(21.0, rel=0.01)
+    assert SHAPES["qwen3-vl-8b"].active_parameters == SHAPES["qwen3-vl-8b"].decoder_parameters
 
 
 def test_kv_of_the_8b_model() -> None:

@@ -56,7 +56,7 @@ class LinearStore(ABC):
 
     def scheme(self, weight: Matrix, role: Role) -> Scheme:
         """The scheme for a matrix; one whose parts are overridden differently follows its first part."""
-        return FLOAT32 if role == "patch_embed" else self.recipe.scheme(role, weight.names[0])
+        return FLOAT32 if role in ("patch_embed", "router") else self.recipe.scheme(role, weight.names[0])
 
     def bias(self, weight: Matrix, names: tuple[str, ...], dtype: DType = "float32") -> Value | None:
         """The biases of a matrix as one vector, or None."""

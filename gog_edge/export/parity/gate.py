@@ -254,7 +254,10 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     def transform(name: str, weight: F32) -> F32:
         kind = classes.get(name)
         scheme = recipe.scheme(kind, name) if kind else None
-        return weight if scheme is None else dequantize(quantize(weight, scheme))
+        if scheme is None:
+            return weight
+        rows = weight.reshape(-1, weight.shape[-1])  # experts are stacked
+        return dequantize(quantize(rows, scheme)).reshape(weight.shape)
 
     return transform
 
