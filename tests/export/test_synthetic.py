@@ -128,8 +128,8 @@ def test_types_agree(tmp_path: Path) -> None:
             np.testing.assert_allclose(half.read(name), full.read(name), rtol=tolerance, atol=1e-6)
 
 
-# Parameters in millions; the hub shows 2.13B, 4.44B, 8.77B, 33.4B, 31.1B, 236B, 3.75B, 8.29B and 33.5B for
-# these checkpoints.
+# Parameters in millions; the hub shows 2.13B, 4.44B, 8.77B, 33.4B, 3.75B, 8.29B and 33.5B for those without experts.
+# The others are what transformers' own models of these shapes have (next test).
 PARAMETERS = {
     "qwen3-vl-2b": 2128,
     "qwen3-vl-4b": 4438,

@@ -20,7 +20,8 @@ from gog_edge.runtime.memory_plan import (
 )
 from gog_edge.shapes import SHAPES
 
-# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
+# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each);
+# for mixtures of experts, what transformers' own models have
 PUBLISHED = {
     "qwen3-vl-2b": 2.13,
     "qwen3-vl-4b": 4.44,
