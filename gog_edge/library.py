@@ -1,12 +1,14 @@
 """Bundles of this user under short names: what `gog-edge export CHECKPOINT` makes, and what is used if none is named.
 
-The library is a folder with one bundle a folder. Beside them, `.last` holds the bundle that was last exported or named.
+The library is a folder with one bundle a folder. Beside them, `.last` holds the bundle that was last exported or named,
+and `.indexes.json` the index that was last named with each bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +19,7 @@ from gog_edge.files import write_text
 
 VARIABLE = "GOG_EDGE_LIBRARY"
 _LAST = ".last"
+_INDEXES = ".indexes.json"
 
 
 def directory() -> Path:
@@ -94,6 +97,27 @@ def remember(bundle: Path) -> None:
     if _is_bundle(bundle):
         with contextlib.suppress(UsageError):
             write_text(directory() / _LAST, f"{bundle.absolute()}\n")
+
+
+def index_of(bundle: Path) -> Path | None:
+    """The index that was last named with this bundle, if it is still there."""
+    found = _indexes().get(str(bundle.absolute()))
+    return Path(found) if isinstance(found, str) and Path(found).is_dir() else None
+
+
+def remember_index(bundle: Path, index: Path) -> None:
+    """Search this index with this bundle from now on, where none is named; what can't be written is not remembered."""
+    if _is_bundle(bundle) and index.is_dir():
+        kept = {**_indexes(), str(bundle.absolute()): str(index.absolute())}
+        with contextlib.suppress(UsageError, OSError):
+            write_text(directory() / _INDEXES, json.dumps(kept, indent=1) + "\n")
+
+
+def _indexes() -> dict[str, object]:
+    with contextlib.suppress(OSError, ValueError, UsageError):
+        found = json.loads((directory() / _INDEXES).read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def remove(name: str) -> None:

@@ -1,4 +1,5 @@
-"""Where caches of this user lie, and how a `~` in a path is read: services and containers often have no home."""
+"""Where files of this user lie, how a `~` in a path is read (services and containers often have no home), and what is
+an address and no path."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an http(s) address and not a file."""
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def cache_directory() -> Path:

@@ -279,6 +279,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class NoticeEvent:
+    """Something that the user should know before the policy starts: a search that nothing is set up for."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """A piece of text that the policy wrote. `forced`: appended by the grammar, without a decoder step."""
 
@@ -319,4 +326,4 @@ class AnswerEvent:
     answer: Answer
 
 
-Event = Union[TokenEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]
+Event = Union[NoticeEvent, TokenEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]

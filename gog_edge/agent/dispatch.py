@@ -21,6 +21,7 @@ from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.image.frame import Frame
+from gog_edge.paths import is_address
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.sanitize import Neutraliser
 from gog_edge.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
@@ -70,7 +71,7 @@ class SearchDispatcher:
         Only providers of this machine may name files: a page from the web must not choose what is opened here.
         Addresses go to the first provider that gets pictures, which checks them.
         """
-        if hit.image.startswith(("http://", "https://")):
+        if is_address(hit.image):
             reader = self.first(PICTURE)
             if reader is None:
                 self._trace.note("a result's picture is left out: no provider gets pictures (add one of kind fetch)")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from gog_edge.agent.evidence import supporting
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
+from gog_edge.agent.repeats import MOST, RepeatedFailures
 from gog_edge.agent.tools import ToolExecutor
 from gog_edge.deadline import Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
@@ -31,6 +32,7 @@ from gog_edge.types import (
     AnswerEvent,
     BoxEvent,
     Event,
+    NoticeEvent,
     Observation,
     ObservationEvent,
     Region,
@@ -75,6 +77,7 @@ class AgentLoop:
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._repeats = RepeatedFailures(self.tools.can)
         self._total = self.budget.remaining()
         self._began = self._step_began = self.budget.clock.now()
         self._step_usage = self.start_usage
@@ -86,6 +89,9 @@ class AgentLoop:
             CancelledError, DeadlineReached: the budget ended; `answer` tells what there is.
             EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
         """
+        if missing := self.tools.missing():
+            self.session.trace.note(missing)
+            yield NoticeEvent(missing)
         self.tools.expect_glance()
         reason: StopReason | None = None
         number = 0
@@ -102,9 +108,10 @@ class AgentLoop:
                 return self.answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
             reason = self._met_limit(number, turn) if in_time else StopReason.DEADLINE
             observations: list[Observation] = []
+            stopped = False
             if reason is None:
                 try:
-                    observations = self._act(number, turn)
+                    observations, stopped = self._repeats.told(self._act(number, turn))
                 except DeadlineReached:
                     reason = StopReason.DEADLINE
             if reason is not None:
@@ -113,6 +120,9 @@ class AgentLoop:
                 for observation in observations:
                     yield ObservationEvent(number, observation)
                 reason = self._append(number, turn, observations)
+                if stopped and reason is None:
+                    self.session.trace.note(f"the same calls failed {MOST} times: the policy is made to answer")
+                    reason = StopReason.FORCED
             number += 1
         exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
         self.session.trace.step = number

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gog_edge.cli import pictures
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
+from gog_edge.cli.options import SECONDS, sampling_options, take_sampling, threads_option
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 from gog_edge.serde import encode
@@ -31,7 +31,7 @@ EXIT_NO_ANSWER = 1
 @click.command("ask")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] [QUESTION]")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
@@ -42,6 +42,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
+@threads_option
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
@@ -50,6 +51,7 @@ def command(
     images: tuple[str, ...],
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     urls: tuple[str, ...],
     engine: str | None,
@@ -77,6 +79,7 @@ def command(
 
     run = _options(options)
     bundle = chosen(bundle, say=not quiet)
+    index = chosen_index(bundle, index, no_index, say=not quiet)
     frames = [pictures.open_picture(name) for name in named]  # a bad picture is found before the policy is loaded
     if question is None:
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gog_edge._version import __version__
+from gog_edge.allowance import Cpus, available_memory, cpus, total_memory, usable_threads
 from gog_edge.cli.console import human_bytes, print_json, stdout, styled
 from gog_edge.errors import UsageError
 from gog_edge.paths import cache_directory
@@ -35,6 +37,8 @@ EXTRAS = {
     "eval": ("pyarrow",),
     "heif": ("pillow_heif",),
 }
+
+_NODES = "{} NUMA nodes: numactl -N 0 -m 0 keeps a policy and its memory on one"
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,23 @@ def run_checks() -> list[Check]:
 
 
 def _machine() -> list[Check]:
-    import psutil
-
     flags = _cpu_flags()
     found = [f for f in CPU_FEATURES if f in flags]
-    ram = psutil.virtual_memory()
+    may = cpus()
     return [
         Check("python", None, f"{platform.python_version()} on {platform.machine()} {platform.system()}"),
         Check("cpu", None, f"{os.cpu_count()} cores; {', '.join(found) or 'no vector extension known to us'}"),
-        Check("memory", None, f"{human_bytes(ram.available)} free of {human_bytes(ram.total)}"),
+        Check("threads", None, _threads(may), _NODES.format(may.nodes) if may.nodes > 1 else ""),
+        Check("memory", None, f"{human_bytes(available_memory())} free of {human_bytes(total_memory())}"),
         Check("disk", None, f"{human_bytes(_free(cache_directory()))} free for caches"),
     ]
+
+
+def _threads(may: Cpus) -> str:
+    """How many a computation gets, and what keeps it from more."""
+    quota = "" if math.isinf(may.quota) else f", {may.quota:g} CPUs' time by a control group"
+    slow = f", {may.allowed - may.fast} of them slower" if may.fast < may.allowed else ""
+    return f"{usable_threads()} of a computation: {may.allowed} CPUs allowed{slow}{quota}"
 
 
 def _free(folder: Path) -> int:
@@ -228,14 +238,12 @@ def _plan(memory_text: str | None, device: str | None, names: list[str], context
 
 def _available(memory_text: str | None, device: str | None) -> tuple[int, str]:
     """(bytes, what they are)."""
-    import psutil
-
     if memory_text:
         return parse_size(memory_text), "for the program"
     if device:
         total, free = memory.DEVICES[device]
         return int(free * memory.GIB), f"for the program on {device} ({total} GiB, with the desktop off)"
-    return psutil.virtual_memory().available, "free on this machine now"
+    return available_memory(), "free on this machine now"
 
 
 def _verdict(rows: list[tuple[memory.MemoryPlan, int]], names: list[str], context: int, available: int) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
+from gog_edge.cli.options import threads_option
 from gog_edge.errors import UsageError
 from gog_edge.runtime.telemetry import counted
 
@@ -42,6 +43,7 @@ def command() -> None:
 @SOURCES
 @BUNDLE
 @ENCODER
+@threads_option
 @PIXELS
 @KIND
 @click.option("--force", is_flag=True, help="Replace an existing index, once the new one is complete.")
@@ -80,6 +82,7 @@ def build(
 @SOURCES
 @BUNDLE
 @ENCODER
+@threads_option
 @PIXELS
 @KIND
 @JSON
@@ -108,6 +111,7 @@ def add(
 @click.option("--box", help="Only this part of the picture: x0,y0,x1,y1 in pixels.")
 @BUNDLE
 @ENCODER
+@threads_option
 @click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Maximum results.")
 @click.option("--all", "everything", is_flag=True, help="Always K results, however low they score.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries.")
@@ -185,6 +189,7 @@ def remove(index: Path, ids: tuple[str, ...]) -> None:
 @FOLDER
 @BUNDLE
 @ENCODER
+@threads_option
 @click.option("--distortion", "names", multiple=True, help="Only these; see docs/search.md.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="Only this many entries, evenly spread.")
 @click.option("--labels", is_flag=True, help="Also search with words next to the image: right and wrong ones.")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from gog_edge.allowance import THREADS
+from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from gog_edge.sampling_options import Sampling
@@ -16,7 +20,6 @@ else:
     _FloatParam = click.ParamType  # generic since click 8.3 only
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0}
 
 
 class Seconds(_FloatParam):
@@ -25,16 +28,39 @@ class Seconds(_FloatParam):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from gog_edge.deadline import seconds_of
+
         if isinstance(value, (int, float)):
             return float(value)
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|)", str(value).strip())
-        seconds = float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
-        if seconds <= 0:
+        try:
+            return seconds_of(str(value))
+        except UsageError:
             self.fail(f"{value!r} is not a duration: write 2s or 500ms", param, ctx)
-        return seconds
 
 
 SECONDS = Seconds()
+
+
+def threads_option(command: _Command) -> _Command:
+    """`--threads N`: of every computation of this process and of those that it starts."""
+    text = "Threads of a computation; default, and 0: by the CPUs and the CPU time that it may use."
+    kind = click.IntRange(0, 4096)
+    return click.option("--threads", type=kind, expose_value=False, callback=_set_threads, help=text)(command)
+
+
+def _set_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    """BLAS reads its variables when numpy is imported, which is later. Afterwards they are as they were."""
+    for name in (THREADS, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if value else ():
+        before = os.environ.get(name)
+        os.environ[name] = str(value)
+        ctx.call_on_close(partial(_restore, name, before))
+
+
+def _restore(name: str, before: str | None) -> None:
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
 
 
 _SAMPLING = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gog_edge.errors import ImageError, SearchError, UsageError
+from gog_edge.paths import is_address
 
 if TYPE_CHECKING:
     from gog_edge.image.frame import Frame
@@ -42,13 +43,6 @@ def _is_picture(word: str) -> bool:
         return Path(word).is_file()
     except (OSError, ValueError):  # a question can be longer than a file's name
         return False
-
-
-def is_address(word: str) -> bool:
-    """Whether a picture has to be fetched."""
-    from gog_edge.search.local.record import is_address as to_fetch
-
-    return to_fetch(word.lower())
 
 
 def open_picture(word: str) -> Frame:

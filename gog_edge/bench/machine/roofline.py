@@ -8,7 +8,6 @@ machine can do; a stage is reported by its median.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge import families
+from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine import kernels
 from gog_edge.manifest import DecoderSpec, Manifest, VisionSpec
 from gog_edge.native import dispatch
@@ -48,7 +48,7 @@ class Roofline:
 
 def measure(threads: int | None = None, *, size_mb: int = 512, gemm_n: int = 1024) -> Roofline:
     """Measure this machine; takes a few seconds and `size_mb` of memory."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_threads()
     gemm = {"fp32": _numpy_gemm(gemm_n)}
     gemm.update(_ort_gemm(threads, gemm_n))
     gemm.update(_native_gemm(threads))
@@ -68,7 +68,7 @@ class BesideProbe:
     """
 
     def __init__(self, threads: int | None = None, *, size_mb: int = 512) -> None:
-        self._arguments = (threads or os.cpu_count() or 1, size_mb)
+        self._arguments = (threads or usable_threads(), size_mb)
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self.best = 0.0
 

@@ -11,7 +11,7 @@ import numpy as np
 from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.ort import weights
-from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, usable_cores
+from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, settled
 from gog_edge.errors import BundleError, EngineError
 from gog_edge.manifest import GraphSpec, Manifest, TensorSpec
 
@@ -143,7 +143,7 @@ def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> lis
         return []
     import onnxruntime
 
-    names, arrays = weights.load(path, options.threads or usable_cores())
+    names, arrays = weights.load(path, settled(options).threads)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     for tensor, value in zip(names, values):
         session_options.add_initializer(tensor, value)  # used in place; add_external_initializers would copy it
