@@ -7,7 +7,7 @@ import pytest
 
 from gog_edge.engines.ort.graph import too_old
 
-_REASON = too_old(True, onnxruntime.__version__)
+_REASON = too_old(True, False, onnxruntime.__version__)
 needs_portable = pytest.mark.skipif(bool(_REASON), reason=_REASON)
 
 

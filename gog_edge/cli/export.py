@@ -292,3 +292,5 @@ def _say(bundle: Bundle) -> None:
             styled("{} in {}  [dim]({})[/]", size, bundle.root, cost)
         )
     )
+    if spent.get("set_aside"):
+        stderr().print(styled("[dim]not in it: {}[/]", spent["set_aside"]))

@@ -35,16 +35,21 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
 
 
 def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
-    """SwiGLU; gate and up run as one matrix."""
-    hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
+    """A layer's SwiGLU."""
+    return swiglu(t, dims, x, f"{MODEL}.layers.{layer}.mlp")
+
+
+def swiglu(t: Target, dims: DecoderDims, x: Value, name: str) -> Value:
+    """down(silu(gate x) * (up x)); gate and up run as one matrix."""
+    hidden, inner = dims.spec.hidden, dims.intermediate
     weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
     x = t.gated_linear(x, t.matrix(weights, (inner, inner), hidden), (), role="mlp")
     return t.linear(x, t.matrix((f"{name}.down_proj.weight",), (hidden,), inner), (), role="down_proj")
 
 
-def experts(t: Target, dims: DecoderDims, sizes: ExpertDims, x: Value, layer: int) -> Value:
+def experts(t: Target, dims: DecoderDims, sizes: ExpertDims, x: Value, name: str) -> Value:
     """A mixture of experts in the MLP's place."""
-    count, hidden, inner, name = dims.spec.experts, dims.spec.hidden, sizes.intermediate, f"{MODEL}.layers.{layer}.mlp"
+    count, hidden, inner = dims.spec.experts, dims.spec.hidden, sizes.intermediate
     return t.experts(
         x,
         t.matrix((f"{name}.gate.weight",), (count,), hidden),
@@ -57,7 +62,7 @@ def experts(t: Target, dims: DecoderDims, sizes: ExpertDims, x: Value, layer: in
 def feed_forward(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     """What a layer has behind its attention."""
     if dims.experts is not None and layer in dims.experts.layers:
-        return experts(t, dims, dims.experts, x, layer)
+        return experts(t, dims, dims.experts, x, f"{MODEL}.layers.{layer}.mlp")
     return mlp(t, dims, x, layer)
 
 

@@ -26,10 +26,10 @@ def parse(config: dict[str, Any]) -> ModelConfig:
         given["num_key_value_heads"] = text.integer("num_key_value_heads", 16)
         given["head_dim"] = text.integer("head_dim", text.integer("hidden_size") // text.integer("num_attention_heads"))
     model = qwen3_vl.parse({**config, "text_config": given})
-    return replace(model, decoder=_with_experts(model.decoder, text))
+    return replace(model, decoder=with_experts(model.decoder, text))
 
 
-def _with_experts(decoder: DecoderDims, text: Section) -> DecoderDims:
+def with_experts(decoder: DecoderDims, text: Section) -> DecoderDims:
     """The decoder, with experts where the configuration puts any.
 
     Raises:
@@ -50,4 +50,4 @@ def _with_experts(decoder: DecoderDims, text: Section) -> DecoderDims:
     return replace(decoder, spec=spec, experts=ExpertDims(text.integer("moe_intermediate_size"), tuple(layers)))
 
 
-FAMILY = replace(qwen3_vl.FAMILY, name="qwen3_vl_moe", parse=parse)
+FAMILY = replace(qwen3_vl.FAMILY, name="qwen3_vl_moe", parse=parse, other_experts="turned")

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gog_edge import families
-from gog_edge.errors import CheckpointError
+from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.graph.matrix import check_shape
 from gog_edge.export.options import ExportOptions
@@ -211,7 +211,7 @@ def test_experts_have_a_scheme_and_no_calibration() -> None:
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt", "tensorrt-rtx"])
 def test_backends_without_experts_refuse_them(backend: Backend, tmp_path: Path) -> None:
     root = small(tmp_path / "c", {})
-    with pytest.raises(CheckpointError, match=f"a mixture of experts, which backend {backend} does not run"):
+    with pytest.raises(UsageError, match=f"layers of experts, which backend {backend} does not build"):
         export_bundle(root, tmp_path / "b", ExportOptions(backend=backend))
     export_bundle(small(tmp_path / "dense", {"num_experts": 0}), tmp_path / "b", ExportOptions(backend=backend))
 

@@ -206,9 +206,10 @@ def _serialize(onnx: Any, node: Any, weights: list[Any], n: int) -> bytes:
 
 
 def decoder_attention_flops(spec: DecoderSpec, new: int, total: int) -> float:
-    """Scores and weighted sum over all layers, `new` queries against on average `total - new / 2` keys."""
+    """Scores and weighted sum over all layers that attend, `new` queries against on average `total - new / 2` keys."""
     keys = total - new / 2
-    return 4.0 * spec.layers * spec.heads * spec.head_dim * new * keys
+    layers = spec.layers if spec.linear is None else len(spec.linear.full_layers)
+    return 4.0 * layers * spec.heads * spec.head_dim * new * keys
 
 
 def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int = 64) -> float:
@@ -220,7 +221,8 @@ def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int =
 
 
 def kv_bytes_read(manifest: Manifest, total: int) -> float:
-    """Bytes of the caches that one decoding step reads."""
+    """Bytes of the caches that one decoding step reads, and of the states that it reads and writes."""
     size = {"float32": 4, "float16": 2, "int8": 1}[manifest.decoder.kv_dtype]
     layers = families.named(manifest.family).caches(manifest.decoder)
-    return float(size * total * sum(layer.values_per_token for layer in layers))
+    states = 2 * 4 * sum(layer.fixed_values for layer in layers)
+    return float(size * total * sum(layer.values_per_token for layer in layers) + states)

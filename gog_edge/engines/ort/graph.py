@@ -67,7 +67,8 @@ class OrtGraph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
-            mend = too_old(bundle.manifest.portable, onnxruntime.__version__)
+            manifest = bundle.manifest
+            mend = too_old(manifest.portable, manifest.decoder.linear is not None, onnxruntime.__version__)
             raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)
@@ -109,14 +110,16 @@ class OrtGraph:
         return EngineError(f"the {self.name} graph failed: {_line(error)}")
 
 
-def too_old(portable: bool, version: str) -> str:
+def too_old(portable: bool, recurrent: bool, version: str) -> str:
     """What to do where ONNX Runtime is too old for a bundle's graphs; empty where it is not.
 
-    1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on (both tried).
+    1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on; its operators of
+    linear attention know all that is asked of them from 1.30 on (1.23, 1.25, 1.29 and 1.30 were tried).
     """
-    if not portable or _numbers(version) >= (1, 25):
-        return ""
-    return "portable graphs need onnxruntime 1.25 or later"
+    numbers = _numbers(version)
+    if portable:
+        return "" if numbers >= (1, 25) else "portable graphs need onnxruntime 1.25 or later"
+    return "linear attention needs onnxruntime 1.30 or later" if recurrent and numbers < (1, 30) else ""
 
 
 def wrong_experts(manifest: Manifest, version: str) -> str | None:

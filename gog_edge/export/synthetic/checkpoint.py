@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.shards import narrow_bf16
 from gog_edge.export.synthetic.configs import TINY, first_special, model_config
+from gog_edge.export.synthetic.hybrid import hybrid_decoder
 from gog_edge.export.synthetic.text import (
     CHAT_TEMPLATE,
     generation_config,
@@ -120,10 +121,11 @@ def _spell_config(config: dict[str, Any], spelling: Spelling, dtype: str) -> dic
         text |= {k: config[k] for k in ("bos_token_id", "eos_token_id")}
         text["model_type"] = f"{config['model_type']}_text"
         config = {k: v for k, v in config.items() if k in outer or k.endswith("_token_id")}
-    rope = dict(text.pop("rope_scaling"))
-    rope.pop("type", None)
-    text["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": text.pop("rope_theta")}
-    if "num_experts" in text:
+    if "rope_scaling" in text:  # Qwen3.5 is published in the new spelling
+        rope = dict(text.pop("rope_scaling"))
+        rope.pop("type", None)
+        text["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    if config["model_type"] == "qwen3_vl_moe":
         text["num_local_experts"] = text.pop("num_experts")
     config.pop("torch_dtype", None)
     return {**config, "dtype": dtype, "text_config": {**text, "dtype": dtype}, "vision_config": vision}
@@ -138,7 +140,7 @@ def _tensors(config: dict[str, Any], spelling: Spelling = "published") -> Iterat
     """All tensors of the checkpoint. Layers that feed the residual stream are damped by the depth."""
     text: dict[str, Any] = config.get("text_config") or config
     hidden, vocab = text["hidden_size"], text["vocab_size"]
-    qwen3 = config["model_type"] != "qwen2_5_vl"
+    qwen3, hybrid = config["model_type"] != "qwen2_5_vl", config["model_type"].startswith("qwen3_5")
     yield from _vision_qwen3(config["vision_config"]) if qwen3 else _vision_qwen2_5(config["vision_config"])
     language = "model.language_model."
     # As a tied head it makes logits with a deviation of about 4, as a real policy has; larger ones blow up every KL.
@@ -146,11 +148,13 @@ def _tensors(config: dict[str, Any], spelling: Spelling = "published") -> Iterat
     head_dim = text.get("head_dim") or hidden // text["num_attention_heads"]
     queries, keys = text["num_attention_heads"] * head_dim, text["num_key_value_heads"] * head_dim
     damp = 1 / math.sqrt(2 * text["num_hidden_layers"])
-    inner = text["intermediate_size"]
+    inner = text.get("intermediate_size", 0)
+    if hybrid:
+        yield from (_Tensor(*draw) for draw in hybrid_decoder(text))
     step, dense = text.get("decoder_sparse_step", 1), text.get("mlp_only_layers", [])
     layers = range(text["num_hidden_layers"] if _experts_of(text) else 0)
     sparse = {i for i in layers if i not in dense and (i + 1) % step == 0}
-    for i in range(text["num_hidden_layers"]):
+    for i in range(0 if hybrid else text["num_hidden_layers"]):
         layer = f"{language}layers.{i}."
         yield from _linear(f"{layer}self_attn.q_proj", queries, hidden, bias=not qwen3)
         yield from _linear(f"{layer}self_attn.k_proj", keys, hidden, bias=not qwen3)
@@ -168,7 +172,7 @@ def _tensors(config: dict[str, Any], spelling: Spelling = "published") -> Iterat
         yield _Tensor(f"{layer}input_layernorm.weight", (hidden,), 0.1, 1.0)
         yield _Tensor(f"{layer}post_attention_layernorm.weight", (hidden,), 0.1, 1.0)
     # Mean 0: else a tied head would find each token most similar to itself and greedy decoding would only repeat.
-    yield _Tensor(f"{language}norm.weight", (hidden,), 1.0)
+    yield _Tensor(f"{language}norm.weight", (hidden,), 1.0, -1.0 if hybrid else 0.0)
     tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
     if not tied:
         yield _Tensor("lm_head.weight", (vocab, hidden), 3 / math.sqrt(hidden))
@@ -216,7 +220,7 @@ def _vision_qwen3(vision: dict[str, Any]) -> Iterator[_Tensor]:
         yield from _linear(f"{block}mlp.linear_fc2", width, inner, damp, bias=True)
     merged = width * vision["spatial_merge_size"] ** 2
     mergers = [("merger", width)]
-    mergers += [(f"deepstack_merger_list.{i}", merged) for i in range(len(vision["deepstack_visual_indexes"]))]
+    mergers += [(f"deepstack_merger_list.{i}", merged) for i in range(len(vision.get("deepstack_visual_indexes", ())))]
     for name, normed in mergers:
         yield from _norm(f"model.visual.{name}.norm", normed, True)
         yield from _linear(f"model.visual.{name}.linear_fc1", merged, merged, bias=True)
