@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix docs docs-serve clean
+.PHONY: demo check test lint types unit wheel matrix lowest docs docs-serve clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -40,6 +40,10 @@ wheel: $(BIN)/.dev
 matrix: $(BIN)/.dev
 	$(BIN)/python tests/tools/matrix.py
 
+# The same on the oldest and the newest Python with the oldest packages that pyproject.toml admits.
+lowest: $(BIN)/.dev
+	$(BIN)/python tests/tools/matrix.py --lowest 3.10 3.13
+
 # The site under build/docs, with search, the command line and the Python reference. No torch.
 docs: $(BIN)/.docs
 	$(BIN)/python docs/check.py
@@ -53,8 +57,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(BIN)/.docs: pyproject.toml | $(BIN)/python
+$(BIN)/.docs: pyproject.toml peers/pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[docs,export,serve]'
+	$(BIN)/python -m pip install --quiet --no-deps --editable ./peers
 	@touch $@
 
 # Running a bundle needs the base install; `make demo` also exports, hence the extra.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import BenchError as BenchError
     from gog_edge.errors import BundleError as BundleError
+    from gog_edge.errors import CameraError as CameraError
     from gog_edge.errors import CancelledError as CancelledError
     from gog_edge.errors import CheckpointError as CheckpointError
     from gog_edge.errors import ContextOverflowError as ContextOverflowError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from gog_edge.image.frame import Frame as Frame
     from gog_edge.runtime.speculation import Speculation as Speculation
     from gog_edge.runtime.telemetry import Trace as Trace
+    from gog_edge.runtime.trace_files import save_trace as save_trace
     from gog_edge.sampling_options import Sampling as Sampling
     from gog_edge.types import Action as Action
     from gog_edge.types import ActionEvent as ActionEvent
@@ -87,6 +89,7 @@ _HOMES = {
     "Budget": "gog_edge.deadline",
     "Bundle": "gog_edge.bundle",
     "BundleError": "gog_edge.errors",
+    "CameraError": "gog_edge.errors",
     "CancelledError": "gog_edge.errors",
     "CheckpointError": "gog_edge.errors",
     "ContextOverflowError": "gog_edge.errors",
@@ -114,6 +117,7 @@ _HOMES = {
     "SearchIndexError": "gog_edge.errors",
     "SearchTimeoutError": "gog_edge.errors",
     "SessionError": "gog_edge.errors",
+    "Sighting": "gog_edge.agent.watch",
     "Speculation": "gog_edge.runtime.speculation",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
@@ -121,10 +125,10 @@ _HOMES = {
     "Trace": "gog_edge.runtime.telemetry",
     "Turn": "gog_edge.types",
     "Usage": "gog_edge.types",
-    "Sighting": "gog_edge.agent.watch",
-    "Watch": "gog_edge.agent.watch",
     "UsageError": "gog_edge.errors",
+    "Watch": "gog_edge.agent.watch",
     "load": "gog_edge.agent.loader",
+    "save_trace": "gog_edge.runtime.trace_files",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604

@@ -13,6 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
+from gog_edge import leftovers
 from gog_edge.bundle import MANIFEST
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.files import write_text
@@ -59,6 +60,7 @@ def place(name: str) -> Path:
 def names() -> list[str]:
     """The bundles of the library, the newest first."""
     root = directory()
+    leftovers.sweep_once(root)
     try:
         found = [path for path in root.iterdir() if is_name(path.name) and _is_bundle(path)]
     except (FileNotFoundError, NotADirectoryError):
@@ -129,8 +131,11 @@ def remove(name: str) -> None:
     folder = place(name)
     if not _is_bundle(folder):
         raise UsageError(f"there is no bundle {name!r} in the library{_instead(name)}")
-    hidden = folder.with_name(f".{name}.removed-{os.getpid()}")
+    hidden = leftovers.beside(folder)
     try:
+        if folder.is_symlink():
+            folder.unlink()
+            return
         folder.rename(hidden)
     except OSError as e:
         raise UsageError(f"{folder} can't be removed: {e.strerror or e}") from e

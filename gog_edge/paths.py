@@ -47,12 +47,16 @@ def cache_directory() -> Path:
 def _homeless() -> Path:
     """A private folder in the temporary folder, where others may have taken the name: then one for this process."""
     if hasattr(os, "getuid"):
-        folder = Path(tempfile.gettempdir()) / f"gog-edge-{os.getuid()}"
         try:
+            folder = Path(tempfile.gettempdir()) / f"gog-edge-{os.getuid()}"
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
                 return folder
         except OSError as e:
-            log.debug("%s: %s", folder, e)
-    return Path(tempfile.mkdtemp(prefix="gog-edge-"))
+            log.debug("a folder among the temporary files: %s", e)
+    try:
+        return Path(tempfile.mkdtemp(prefix="gog-edge-"))
+    except OSError as e:
+        log.info("there is no place for caches (%s); set GOG_EDGE_CACHE", e)
+        return Path(os.devnull) / "gog-edge"  # nothing can be there, so every cache is an absent one

@@ -194,7 +194,7 @@ def test_the_option_holds_for_its_command_only(monkeypatch: pytest.MonkeyPatch) 
 
 
 COMPUTING = [
-    ("ask",), ("export",), ("calibrate",), ("serve",), ("eval",), ("bench", "run"), ("bench", "self-check"),
+    ("ask",), ("watch",), ("export",), ("calibrate",), ("serve",), ("eval",), ("bench", "run"), ("bench", "self-check"),
     ("index", "build"), ("index", "add"), ("index", "search"), ("index", "recall"),
 ]  # fmt: skip
 

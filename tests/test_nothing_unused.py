@@ -14,7 +14,7 @@ SHIPPED = ("gog_edge/**/*.py", "peers/gog_edge_peers/**/*.py")
 CALLED_FROM_OUTSIDE = {
     "list_commands", "get_command", "format_commands", "emit", "find_class", "makefile", "readable",
     "handle_starttag", "handle_endtag", "handle_data",
-    "resume", "on_broken_pipe", "aask", "astream", "ask_many", "plot", "save_crops", "to_dict",
+    "resume", "on_broken_pipe", "aask", "astream", "ask_many", "_repr_html_", "plot", "save_crops", "to_dict",
 }  # fmt: skip
 OTHER_NAMES = {"pillow": "PIL"}  # of the package on the index: of the module
 

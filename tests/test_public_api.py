@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget, seconds_of
 from gog_edge.errors import UsageError
+from gog_edge.search.config import load_providers
+from gog_edge.search.resilience import Resilient
 from gog_edge.serve.wire import parse_ask
 from tests.agent.virtual_clock import VirtualClock
 
@@ -53,3 +56,13 @@ def test_what_is_no_duration(text: str | float) -> None:
 def test_a_budget_takes_a_text_too() -> None:
     clock = VirtualClock()
     assert Budget("2s", clock=clock).remaining() == 2
+
+
+def test_a_file_of_providers_takes_texts_too(tmp_path: Path) -> None:
+    file = tmp_path / "search.toml"
+    file.write_text('[[provider]]\nkind = "fetch"\ntimeout = "1500ms"\ncooldown = "1m"\n')
+    (provider,) = load_providers(file)
+    assert isinstance(provider, Resilient) and (provider.limits.timeout, provider.limits.cooldown) == (1.5, 60)
+    file.write_text('[[provider]]\nkind = "fetch"\ntimeout = "soon"\n')
+    with pytest.raises(UsageError, match="a timeout of 'soon' is no time"):
+        load_providers(file)

@@ -21,11 +21,12 @@ from types import TracebackType
 from gog_edge.agent.asynchronous import answer_async, events_async
 from gog_edge.agent.conveniences import Conveniences
 from gog_edge.agent.dispatch import SearchDispatcher
+from gog_edge.agent.frames import open_frames
 from gog_edge.agent.grammar import TurnGrammar
 from gog_edge.agent.loop import AgentLoop, events, last_answer
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.picture_limits import image_limits
-from gog_edge.agent.request import AskRequest, Images, open_frames, spelled_out, without_image
+from gog_edge.agent.request import AskRequest, Images, spelled_out, without_image
 from gog_edge.agent.tools import ToolExecutor
 from gog_edge.deadline import Budget, Pace, seconds_of
 from gog_edge.dialects import Dialect
@@ -102,12 +103,12 @@ class Agent(Conveniences):
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already."""
-        return events(self._asking(request))
+        return events(self._asking(request), request)
 
     @contextmanager
     def _asking(self, request: AskRequest) -> Iterator[AgentLoop]:
         with Budget(request.deadline, parent=request.budget) as budget:
-            conversation = self._borrow(request)
+            conversation = self._borrow(request, budget)
             try:
                 with conversation.asking(replace(request, deadline=None, budget=budget)) as loop:
                     yield loop
@@ -121,7 +122,7 @@ class Agent(Conveniences):
         """Several questions about the same image or images, one after the other; can be saved and resumed. `bgr` as in
         `Frame.open`."""
         self._check_open()
-        return Conversation(self, Session(self.model), open_frames(image, bgr))
+        return Conversation(self, Session(self.model), open_frames(image, self.options.pictures, bgr=bgr))
 
     def resume(self, path: str | Path, image: Images | None = None) -> Conversation:
         """A conversation that was saved, in this or another process.
@@ -133,7 +134,7 @@ class Agent(Conveniences):
             SessionError: missing, damaged, or made with another bundle.
         """
         self._check_open()
-        return Conversation.load(self, path, open_frames(image) if image is not None else [])
+        return Conversation.load(self, path, open_frames(image, self.options.pictures) if image is not None else [])
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -189,11 +190,11 @@ class Agent(Conveniences):
         with self._lock:
             self._running.discard(budget)
 
-    def _borrow(self, request: AskRequest) -> Conversation:
+    def _borrow(self, request: AskRequest, budget: Budget) -> Conversation:
         """A conversation on an idle session (its KV may serve), or on a new one."""
         self._check_open()
         with (request.trace or NO_TRACE).span("decode_image"):
-            frames = open_frames(request.image, request.bgr)
+            frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
         digests = [f.digest for f in frames]
         with self._lock:
             same = [s for s in self._idle if s.digests[: len(digests)] == digests] or self._idle
@@ -262,7 +263,7 @@ class Conversation:
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""
-        return events(self.asking(request))
+        return events(self.asking(request), request)
 
     @contextmanager
     def asking(self, request: AskRequest) -> Iterator[AgentLoop]:
@@ -332,7 +333,8 @@ class Conversation:
         trace.meta.update(
             bundle=agent.model.manifest.name, dialect=dialect.name, fingerprint=agent.model.bundle.fingerprint
         )
-        dispatcher = SearchDispatcher(agent.providers, seconds_of(options.search_timeout), budget, trace)
+        timeout = seconds_of(options.search_timeout)
+        dispatcher = SearchDispatcher(agent.providers, timeout, budget, trace, options.pictures)
         start_usage = session.usage
         limits = agent.image_limits()
         plans = [agent.model.vision.plan(frame, None, limits) for frame in self.frames]

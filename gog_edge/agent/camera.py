@@ -51,12 +51,11 @@ class Source:
         self._given: Any = source
         self._bgr = bgr
         self.single = False  # frames of an iterable are gone once they were read
-        if isinstance(source, bool) or not isinstance(source, (int, str, Path)):
-            if isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable):
-                raise UsageError(
-                    f"a {type(source).__name__} can't be watched: give a camera, an address, a file or frames"
-                )
-            self._given, self.single, self.name = iter(source), True, "the frames"
+        given: Any = source
+        if isinstance(given, (bool, bytes, bytearray)) or not isinstance(given, (int, str, Path, Iterable)):
+            raise UsageError(f"a {type(source).__name__} can't be watched: give a camera, an address, a file or frames")
+        if not isinstance(given, (int, str, Path)):
+            self._given, self.single, self.name = iter(given), True, "the frames"
             return
         if isinstance(source, str) and source.strip().isdecimal():
             self._given = int(source)

@@ -73,14 +73,14 @@ class Conveniences(ABC):
 
     def _one_by_one(self, requests: Iterable[AskRequest]) -> Iterator[Answer]:
         for request in requests:
-            yield last_answer(self.events(request))
+            yield self._answer(request)
 
     def _side_by_side(self, requests: Iterable[AskRequest], at_once: int) -> Iterator[Answer]:
         running: deque[Future[Answer]] = deque()
         with ThreadPoolExecutor(at_once, "gog-many") as pool:
             try:
                 for request in requests:
-                    running.append(pool.submit(lambda one=request: last_answer(self.events(one))))
+                    running.append(pool.submit(self._answer, request))
                     if len(running) == at_once:
                         yield running.popleft().result()
                 while running:
@@ -88,6 +88,9 @@ class Conveniences(ABC):
             finally:
                 for waiting in running:
                     waiting.cancel()
+
+    def _answer(self, request: AskRequest) -> Answer:
+        return last_answer(self.events(request))
 
     def watch(
         self,
@@ -129,7 +132,7 @@ class Conveniences(ABC):
 
         def ask(frame: Frame, left: float | None, budget: Budget) -> Answer:
             request = AskRequest(frame, asked, deadline=left, max_turns=max_turns, budget=budget)
-            return last_answer(self.events(request))
+            return self._answer(request)
 
         return Watch(Source(source, bgr), ask, deadline=deadline, every=every, patience=patience, clock=clock)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from gog_edge.deadline import Duration, seconds_of
 from gog_edge.errors import UsageError
+from gog_edge.image.frame import DEFAULT_LIMITS, ImageLimits
 from gog_edge.runtime.model import ModelOptions
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
@@ -52,6 +53,7 @@ class RunOptions(ModelOptions):
         turn_tokens, total_tokens: generated in one turn, in one question.
         answer_reserve: tokens of the context that observations must leave free for the answer.
         image_min_pixels, image_max_pixels, crop_min_pixels, crop_max_pixels: of resized images and crops.
+        pictures: which image files and stored sizes are refused, and the memory that decoding them may take.
         search_timeout: seconds (or a text like "2s") that one search may take.
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
@@ -72,6 +74,7 @@ class RunOptions(ModelOptions):
     image_max_pixels: int = 0
     crop_min_pixels: int = 0
     crop_max_pixels: int = 0
+    pictures: ImageLimits = DEFAULT_LIMITS
     search_timeout: Duration = 20.0
     results: int = 0
     early_knowledge: bool = False

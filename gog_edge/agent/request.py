@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 
 from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import UsageError
-from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.image.frame import ImageSource
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.sampling_options import Sampling
 
@@ -64,19 +64,6 @@ class AskRequest:
             raise UsageError(f"max_turns is {self.max_turns}: at least one turn is needed")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}: at least one token is needed")
-
-
-def open_frames(image: Images | None, bgr: bool | None = None) -> list[Frame]:
-    """One image or several, decoded; `bgr` as in `Frame.open`.
-
-    Raises:
-        UsageError: there is none. ImageError: one can't be read.
-    """
-    if image is None or (isinstance(image, (list, tuple)) and not image):
-        raise UsageError("no image was given: a question needs at least one")
-    if isinstance(image, (list, tuple)):
-        return [Frame.open(source, bgr=bgr) for source in image]
-    return [Frame.open(image, bgr=bgr)]  # type: ignore[arg-type]  # a sequence of images was handled above
 
 
 def spelled_out(

@@ -16,10 +16,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from gog_edge import library
 from gog_edge._version import __version__
 from gog_edge.allowance import Cpus, available_memory, cpus, total_memory, usable_threads
+from gog_edge.bundle import Bundle
 from gog_edge.cli.console import human_bytes, print_json, stdout, styled
-from gog_edge.errors import UsageError
+from gog_edge.cli.options import parse_size
+from gog_edge.errors import BundleError, UsageError
 from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
 from gog_edge.shapes import SHAPES
@@ -63,7 +66,7 @@ class Check:
 def command(
     plan_memory: bool, memory_text: str | None, device: str | None, policy: str | None, context: int, as_json: bool
 ) -> None:
-    """Say what this machine can run, and why not."""
+    """Say what this machine can run, and why not; and whether the bundles of the library are whole."""
     if memory_text and device:
         raise UsageError("--memory and --device both say how much memory there is: give one of them")
     if plan_memory or memory_text or policy or device:
@@ -85,8 +88,10 @@ def command(
 
 
 def run_checks() -> list[Check]:
-    """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet."""
-    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras()]
+    """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet, and the
+    bundles of the library are read to the last byte.
+    """
+    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras(), *_bundles()]
 
 
 def _machine() -> list[Check]:
@@ -143,6 +148,23 @@ def _native() -> list[Check]:
     ]
 
 
+def _bundles() -> list[Check]:
+    """Whether the bundles of the library, and the one that is taken by default, are what was exported."""
+    try:
+        found = {library.place(name) for name in library.names()} | {library.default()}
+    except UsageError:
+        return []  # a user without a home has no library
+    return [_bundle(path) for path in sorted(p for p in found if p is not None)]
+
+
+def _bundle(path: Path) -> Check:
+    try:
+        sizes = [size for _, size in Bundle.open(path).verify()]
+    except BundleError as e:
+        return Check(f"bundle {path.name}", False, "damaged", str(e))
+    return Check(f"bundle {path.name}", True, f"the sha256 of {len(sizes)} files, {human_bytes(sum(sizes))}")
+
+
 def _gpu() -> list[Check]:
     if importlib.util.find_spec("pynvml") is None:
         return [Check("nvidia gpu", False, "not looked for", "pip install 'gog-edge[bench]' to ask NVML")]
@@ -185,19 +207,6 @@ def _version(module: str) -> str:
         return importlib.metadata.version(names.get(module, module))
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def parse_size(text: str) -> int:
-    """'8GiB', '7.5 GB', '512M' -> bytes.
-
-    Raises:
-        UsageError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None or match.group(1).count(".") > 1 or match.group(1) == ".":
-        raise UsageError(f"{text!r} is not a size: write 8GiB or 7.5GB")
-    base = 1000 if match.group(2) and not match.group(3) and text.strip().upper().endswith("B") else 1024
-    return int(float(match.group(1)) * base ** " KMGT".index(match.group(2).upper() or " "))
 
 
 def _plan(memory_text: str | None, device: str | None, names: list[str], context: int, as_json: bool) -> None:

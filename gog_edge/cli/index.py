@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from gog_edge import leftovers
 from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import threads_option
@@ -65,15 +64,14 @@ def build(
     from gog_edge.search.local.database import DATABASE
 
     embedder = _embedder(bundle, encoder, max_pixels, "")
-    replaced = force and (index / DATABASE).exists()
-    folder = index.with_name(f".{index.name}.building-{os.getpid()}") if replaced else index
-    try:
-        report = _fill(folder, sources, embedder, kind, create=True)
-        if replaced:
-            _swap(folder, index)
-    finally:
-        if replaced:
-            shutil.rmtree(folder, ignore_errors=True)
+    leftovers.sweep(index.absolute().parent)
+    if force and (index / DATABASE).exists():
+        target = leftovers.followed(index.absolute())
+        with leftovers.scratch_folder(target) as folder:
+            report = _fill(folder, sources, embedder, kind, create=True)
+            leftovers.swap_in(folder, target)
+    else:
+        report = _fill(index, sources, embedder, kind, create=True)
     _print_report(index, report, as_json)
 
 
@@ -286,14 +284,6 @@ def _fill(
 
         index.prepare(grown)
     return report
-
-
-def _swap(new: Path, index: Path) -> None:
-    """Put the finished folder in the place of the old one: two renames, so one of the two is always whole."""
-    old = index.with_name(f".{index.name}.old-{os.getpid()}")
-    index.rename(old)
-    new.rename(index)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _region(box: str | None) -> Any:

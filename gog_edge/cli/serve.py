@@ -10,12 +10,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import stderr
-from gog_edge.cli.options import SECONDS, threads_option
+from gog_edge.cli.options import SECONDS, image_options, take_image_limits, threads_option
 from gog_edge.errors import UsageError
 
 
@@ -42,6 +43,7 @@ from gog_edge.errors import UsageError
     show_default=True,
     help="Time for running questions after SIGTERM or Ctrl-C.",
 )
+@image_options
 @threads_option
 @click.option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send.")
 @click.option("--allow-host", "hosts", multiple=True, help="A further host name under which this is reached; '*': any.")
@@ -59,6 +61,7 @@ def command(
     api_key_env: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    **images: Any,
 ) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /v1/models, GET /healthz.
 
@@ -71,16 +74,18 @@ def command(
     except ImportError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
+    from gog_edge.agent.options import RunOptions
 
     _check_host(host)
     key = _key(api_key_env)
     bundle = chosen(bundle, say=False)
     index = chosen_index(bundle, index, no_index)
+    run = RunOptions(pictures=take_image_limits(images))
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with (
         _ending_with_sigterm(),
         _listen(host, port) as listening,
-        gog_edge.load(bundle, index=index, search=search) as agent,
+        gog_edge.load(bundle, index=index, search=search, options=run) as agent,
     ):
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"

@@ -13,7 +13,7 @@ import click
 
 from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, stdout, styled
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.sanitize import printable_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--every", is_flag=True, help="Ask about every frame of a file; default: the newest.")
 @click.option("--count", type=click.IntRange(min=1), help="End after N answers.")
 @click.option("--patience", type=SECONDS, help="End if no frame comes for so long; default: wait.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def command(
     source: str,

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import ImageError
+from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.errors import ImageError, UsageError
 from gog_edge.types import Region
 
 if TYPE_CHECKING:
@@ -36,11 +37,25 @@ ImageSource = Union["Frame", "Image", str, Path, bytes, bytearray, memoryview, B
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before memory is spent on it.  Pixels count the stored image, before any resizing."""
+    """What is refused before memory is spent on it.
+
+    Args:
+        max_bytes: of the file.
+        max_pixels: of the stored image, before any resizing. The default is Pillow's own: 256 MiB of RGB.
+        max_side: pixels of the longer side.
+        memory: bytes that decoding may take, over all threads of the process: what does not fit beside others waits,
+            what does not fit alone is refused (docs/limits.md says what formats take).
+    """
 
     max_bytes: int = 64 << 20
-    max_pixels: int = 89_478_485  # Pillow's own warning threshold: 256 MiB of RGB
+    max_pixels: int = 89_478_485
     max_side: int = 65_535
+    memory: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "max_side", "memory"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"ImageLimits.{name} is {getattr(self, name)}: a positive number is needed")
 
     def check_size(self, width: int, height: int, name: str) -> None:
         """Raises ImageError if an image of this size is beyond the limits or empty."""
@@ -143,6 +158,7 @@ class Frame:
         bgr: bool | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
         name: str | None = None,
+        budget: Budget = UNLIMITED,
     ) -> Frame:
         """Make a frame of whatever holds an image.
 
@@ -153,9 +169,11 @@ class Frame:
                 red, green, blue, with a warning in the log if OpenCV is loaded.
             limits: what to refuse.
             name: how messages and traces call it; the default is the file's name or the kind of source.
+            budget: ends waiting for memory, and decoding of what is read in blocks (JPEG, PNG, TIFF, GIF).
 
         Raises:
             ImageError: missing, unreadable, truncated, corrupt, of an unknown format or kind, or beyond a limit.
+            CancelledError, DeadlineReached: the budget ended.
         """
         if isinstance(source, Frame):
             return source
@@ -172,16 +190,16 @@ class Frame:
 
         if isinstance(source, (str, Path)):
             label = name or str(source)
-            return cls(decode.decode_bytes(decode.read_file(Path(source), limits, label), limits, label), label)
+            return cls(decode.decode_bytes(decode.read_file(Path(source), limits, label), limits, label, budget), label)
         if isinstance(source, (bytes, bytearray, memoryview)):
             label = name or "image bytes"
-            return cls(decode.decode_bytes(bytes(source), limits, label), label)
+            return cls(decode.decode_bytes(bytes(source), limits, label, budget), label)
         if decode.is_pillow(source):
             label = name or str(getattr(source, "filename", "") or "Pillow image")
-            return cls(decode.decode_image(source, limits, label), label)
+            return cls(decode.decode_image(source, limits, label, budget), label)
         if hasattr(source, "read"):
             label = name or str(getattr(source, "name", "") or "image file")
-            return cls(decode.decode_bytes(decode.read_stream(source, limits, label), limits, label), label)
+            return cls(decode.decode_bytes(decode.read_stream(source, limits, label), limits, label, budget), label)
         raise ImageError(f"can't make an image of a {type(source).__name__}; give a path, bytes, a file or an array")
 
 

@@ -187,7 +187,10 @@ def _image(
     frame = given.get(saved.digest)
     pixels = arrays.get(f"frame.{saved.digest}")
     if frame is None and pixels is not None:
-        frame = given[saved.digest] = Frame(np.array(pixels), "saved session")
+        frame = Frame(np.array(pixels), "saved session")
+        if frame.digest != saved.digest:  # what is computed of it would be kept under the name of another picture
+            raise SessionError("the saved session is damaged: a picture is not the one that it says")
+        given[saved.digest] = frame
     plan = None
     if frame is not None:
         merge = model.manifest.preprocessing.merge_size
@@ -201,8 +204,6 @@ def _image(
         features = Features(
             np.array(arrays[name], np.float32), None if deepstack is None else np.array(deepstack, np.float32)
         )
-        if plan is not None:
-            model.vision.cache.put(plan.key, features)
     return SessionImage(saved.geometry, saved.rows, saved.columns, saved.digest, plan, features)
 
 

@@ -1,19 +1,12 @@
-"""Watching: a video file made here, iterators, an HTTP camera that dies and comes back; real captures, no mocks.
-
-The camera is a server of this test that speaks MJPEG over HTTP, as many IP cameras do. RTSP goes the same way through
-OpenCV's FFmpeg; no RTSP server can be had from a package registry as a small wheel.
-"""
+"""Watching: a video file made here, iterators, an RTSP and an HTTP camera that die and come back; real captures."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
-import socketserver
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +18,7 @@ from gog_edge.agent.watch import Sighting
 from gog_edge.errors import CameraError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.types import StopReason
+from tests.agent.cameras import SIZE, camera
 from tests.agent.test_loop import ANSWER
 from tests.runtime.conftest import MakeAgent, picture
 
@@ -147,62 +141,6 @@ def test_patience_ends(make_agent: MakeAgent) -> None:
 # -- OpenCV --------------------------------------------------------------------------------------------------
 
 
-def jpeg(frame: Frame) -> bytes:
-    out = io.BytesIO()
-    frame.image().save(out, "JPEG", quality=95)
-    return out.getvalue()
-
-
-class Camera(socketserver.ThreadingTCPServer):
-    """MJPEG over HTTP, a frame every 20 ms; `breaks`: connections that end after so many frames."""
-
-    allow_reuse_address = daemon_threads = True
-
-    def __init__(self, breaks: list[int], port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Connection)
-        self.breaks, self.connections, self.stopped = breaks, 0, threading.Event()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/video.mjpg"
-
-
-class Connection(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        camera: Camera = self.server  # type: ignore[assignment]
-        number = camera.connections
-        camera.connections += 1
-        most = camera.breaks[number] if number < len(camera.breaks) else 10_000
-        self.request.recv(4096)
-        if most < 0:
-            return  # it accepts and says nothing
-        head = "HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
-        try:
-            self.request.sendall(head.encode())
-            for n in range(most):
-                data = jpeg(picture(n % 7, 64, 48))
-                self.request.sendall(
-                    f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                    + data
-                    + b"\r\n"
-                )
-                if camera.stopped.wait(0.02):
-                    return
-        except OSError:
-            return
-
-
-@contextmanager
-def camera(*breaks: int) -> Iterator[Camera]:
-    with Camera(list(breaks)) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        try:
-            yield server
-        finally:
-            server.stopped.set()
-            server.shutdown()
-
-
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     """Twelve frames, 30 a second: red, then blue."""
@@ -229,13 +167,17 @@ def test_a_video_file(make_agent: MakeAgent, film: Path) -> None:
     assert newest[-1].number == sum(s.dropped + 1 for s in newest) - 1
 
 
+@pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_camera_that_dies_comes_back(
-    make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scheme: str,
+    make_agent: MakeAgent,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pytest.importorskip("cv2", reason="needs OpenCV")
     monkeypatch.setattr(frame_reader, "FIRST_S", 0.01)
     with camera(6, 0, -1, 6) as server, caplog.at_level(logging.WARNING, "gog_edge.camera"):
-        with make_agent(ANSWERS).watch(server.address, "q", deadline="60s", patience="60s") as watch:
+        with make_agent(ANSWERS).watch(server.address(scheme), "q", deadline="60s", patience="60s") as watch:
             seen: list[Sighting] = []
             while server.connections < 5 or len(seen) < 3:
                 seen.append(next(watch))
@@ -243,6 +185,8 @@ def test_a_camera_that_dies_comes_back(
         thread.join(60)
         assert not thread.is_alive()
     assert {s.answer.stop for s in seen} == {StopReason.ANSWERED}
+    near = [min(np.abs(s.frame.pixels.astype(int) - picture(n, *SIZE).pixels).mean() for n in range(7)) for s in seen]
+    assert max(near) < 70  # noise loses much in JPEG; another frame of it is 85 away
     assert [s.number for s in seen] == sorted({s.number for s in seen})
     pauses = [float(m.rpartition(" in ")[2].removesuffix(" s")) for m in caplog.messages if "opened again" in m]
     assert pauses[:3] == [0.01, 0.02, 0.04]  # it grows while nothing comes
@@ -252,7 +196,7 @@ def test_a_camera_that_dies_comes_back(
 def test_a_camera_that_never_was_is_an_error(make_agent: MakeAgent) -> None:
     pytest.importorskip("cv2", reason="needs OpenCV")
     with camera() as server:
-        address = server.address.replace("http://", "http://me:secret@")
+        address = server.address("http").replace("http://", "http://me:secret@")
     agent = make_agent(ANSWERS)
     for source in (address, "/dev/video97", 97):
         with agent.watch(source, "q") as watch, pytest.raises(CameraError, match="can't be opened") as error:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".cache" / "matrix"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 EXTRAS = "export,grammar,serve,bench,eval"
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "safetensors")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "safetensors", "httpx")
 FAST = ("-q", "-n", "2", "-m", "not slow and not parity and not tensorrt")
 _PIN = re.compile(r"^\s*\"?([A-Za-z0-9_.-]+)(\[[^]]*\])?>=([0-9][\w.]*)")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from gog_edge.export.synthetic.text import (
     tokenizer_config,
     tokenizer_json,
 )
+from gog_edge.leftovers import scratch_folder
 
 Spelling = Literal["published", "v5"]
 Progress = Callable[[int, int], None]
@@ -85,15 +85,10 @@ def make_checkpoint(
     free = shutil.disk_usage(target.parent).free
     if total + (64 << 20) > free:
         raise UsageError(f"{name} needs {total / 1e9:.1f} GB at {target.parent}, which has {free / 1e9:.1f} GB free")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with scratch_folder(target) as partial:
         _write_small_files(partial, config, name in TINY)
         _write_shards(partial, tensors, rename, seed, dtype, shard_bytes, total, progress)
         partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 

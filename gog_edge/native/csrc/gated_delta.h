@@ -13,50 +13,26 @@
 #pragma once
 
 #include <cmath>
+#include <thread>
 
 #include "activation.h"
+#include "delta_state.h"
+#include "flash.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace gog {
 
-constexpr size_t kChunk = 64;  // tokens between two borders
-constexpr size_t kLanes = 16;  // of a panel of keys, and what dv is padded to: the same on every CPU
-
-// A state is `slots` times (value heads times [S: dk x padded dv][d: 64 x padded dv][c: 2 x 64], key heads times
-// [k: 64 / 16 panels x dk x 16]).  Slot i % slots holds S at token 64 i and the rows of the 64 tokens from there on.
-struct DeltaShape {
-    size_t key_heads, value_heads, dk, dv, slots;
-
-    size_t group() const { return value_heads / key_heads; }
-    size_t padded() const { return div_up(dv, kLanes) * kLanes; }
-    size_t value_words() const { return (dk + kChunk) * padded() + 2 * kChunk; }
-    size_t key_words() const { return kChunk * dk; }
-    size_t slot_words() const { return value_heads * value_words() + key_heads * key_words(); }
-    size_t qkv() const { return 2 * key_heads * dk + value_heads * dv; }
-};
-
-struct DeltaInput {
-    DeltaShape shape;
-    const float *qkv, *a, *b;        // [rows, q | k | v], [rows, value heads] twice
-    const float *rate, *bias;        // [value heads] or null: g = rate * softplus(a + bias), beta = sigmoid(b)
-    const float *gate, *norm;        // [rows, value heads * dv], [dv] or null: y = rms(o) * norm * silu(gate)
-    float *state, *y;                // [slots, slot_words], [rows, value heads * dv]
-    size_t rows, start;              // start: tokens before the first row
-    float scale, epsilon, l2_epsilon;
-    bool l2;                         // whether q and k are divided by their length
-};
-
 // Register tiles: tokens (each with its k and its q) x vectors of dv; channels of k x vectors of dv for a border.
 constexpr int kDeltaRows = W == 16 ? 3 : 2, kDeltaColumns = W == 8 ? 2 : 4;
-constexpr int kAloneColumns = W == 16 ? 8 : 4, kFoldRows = W == 8 ? 6 : 8, kFoldColumns = W == 16 ? 2 : kDeltaColumns;
+constexpr int kAloneColumns = W == 16 ? 8 : 4, kFoldRows = W == 8 ? 6 : 4, kFoldColumns = kDeltaColumns;
 
 class DeltaHead {
 public:
     explicit DeltaHead(const DeltaInput& in) : in_(in), s_(in.shape), padded_(s_.padded()) {}
 
-    // All rows of one key head and of the value heads that it serves.
-    void run(size_t key_head) {
+    // All rows of key heads [begin, end) and of the value heads that they serve, chunk by chunk.
+    void run(size_t begin, size_t end) {
         static thread_local Scratch memory;
         float* at = memory.get<float>(2 * kChunk * s_.dk + 4 * kChunk * kChunk + kChunk * padded_ + s_.dk * kChunk);
         const auto take = [&at](size_t count) {
@@ -68,43 +44,57 @@ public:
         kk_ = take(kChunk * kChunk), qk_ = take(kChunk * kChunk);
         lower_ = take(kChunk * kChunk), mix_ = take(kChunk * kChunk);
         out_ = take(kChunk * padded_), weighted_ = take(s_.dk * kChunk);
-        for (size_t row = 0; row < in_.rows; row += count_) {
-            const size_t position = in_.start + row, chunk = position / kChunk;
-            row_ = row, first_ = position % kChunk;
-            count_ = kChunk - first_ < in_.rows - row ? kChunk - first_ : in_.rows - row;
+        begin_ = begin, end_ = end;
+        for (row_ = 0; row_ < in_.rows; row_ += count_) {
+            const size_t position = in_.start + row_, chunk = position / kChunk;
+            first_ = position % kChunk;
+            count_ = kChunk - first_ < in_.rows - row_ ? kChunk - first_ : in_.rows - row_;
             slot_ = in_.state + chunk % s_.slots * s_.slot_words();
             next_ = in_.state + (chunk + 1) % s_.slots * s_.slot_words();
-            panels_ = slot_ + s_.value_heads * s_.value_words() + key_head * s_.key_words();
-            for (size_t i = 0; i < count_; i++) prepare(key_head, i);
-            products();
-            for (size_t g = 0; g < s_.group(); g++) value_head(key_head * s_.group() + g);
+            for (size_t head = begin; head < end; head++) {
+                panels_ = slot_ + s_.value_heads * s_.value_words() + head * s_.key_words();
+                prepare(head);
+                products();
+                for (size_t g = 0; g < s_.group(); g++) value_head(head * s_.group() + g);
+            }
         }
     }
 
 private:
-    // q and k of token i of the chunk's `count_`, ready to be multiplied; k also as a column of the chunk's panels.
-    __attribute__((noinline)) void prepare(size_t head, size_t i) {
-        const float* q = in_.qkv + (row_ + i) * s_.qkv() + head * s_.dk;
-        copy_row(q, in_.scale, q_ + i * s_.dk);
-        copy_row(q + s_.key_heads * s_.dk, 1.0f, k_ + i * s_.dk);
-        const size_t column = first_ + i;
-        float* panel = panels_ + column / kLanes * s_.dk * kLanes + column % kLanes;
-        for (size_t c = 0; c < s_.dk; c++) panel[c * kLanes] = k_[i * s_.dk + c];
+    // q and k of the rows at hand, ready to be multiplied; the keys also as columns of the chunk's panels.
+    void prepare(size_t head) {
+        for (size_t i = 0; i < count_; i++) {
+            const float* q = in_.qkv + (row_ + i) * s_.qkv() + head * s_.dk;
+            copy_row(q, in_.scale, q_ + i * s_.dk);
+            copy_row(q + s_.key_heads * s_.dk, 1.0f, k_ + i * s_.dk);
+        }
+        size_t i = 0;
+#if defined(GOG_AVX512)
+        for (; (first_ + i) % kLanes == 0 && i + kLanes <= count_; i += kLanes) {
+            size_t c = 0;
+            float* panel = panels_ + (first_ + i) * s_.dk;
+            for (; c + kLanes <= s_.dk; c += kLanes)
+                transpose16((const uint32_t*)k_ + i * s_.dk + c, s_.dk, (uint32_t*)panel + c * kLanes);
+            for (; c < s_.dk; c++)
+                for (size_t n = 0; n < kLanes; n++) panel[c * kLanes + n] = k_[(i + n) * s_.dk + c];
+        }
+#endif
+        for (; i < count_; i++) {
+            float* panel = panels_ + (first_ + i) / kLanes * kLanes * s_.dk + (first_ + i) % kLanes;
+            for (size_t c = 0; c < s_.dk; c++) panel[c * kLanes] = k_[i * s_.dk + c];
+        }
     }
 
     __attribute__((noinline)) void copy_row(const float* x, float scale, float* y) const {
+        const size_t whole = s_.dk / W * W, rest = s_.dk - whole;
         if (in_.l2) {
-            vf square{};
-            for (size_t c = 0; c < s_.dk; c += W) {
-                const vf v = load_first(x + c, lanes_left(s_.dk, c));
-                square = madd(square, v, v);
-            }
+            vf square = rest ? load_first(x + whole, (int)rest) : vf{};
+            square *= square;
+            for (size_t c = 0; c < whole; c += W) square = madd(square, load<vf>(x + c), load<vf>(x + c));
             scale /= std::sqrt(hsum(square) + in_.l2_epsilon);
         }
-        for (size_t c = 0; c < s_.dk; c += W) {
-            const int lanes = lanes_left(s_.dk, c);
-            store_first(y + c, load_first(x + c, lanes) * scale, lanes);
-        }
+        for (size_t c = 0; c < whole; c += W) store(y + c, load<vf>(x + c) * scale);
+        if (rest) store_first(y + whole, load_first(x + whole, (int)rest) * scale, (int)rest);
     }
 
     // kk_[i][j] = k_i . k_j and qk_[i][j] = q_i . k_j for j up to i's place in the chunk (and some lanes beyond).
@@ -122,6 +112,8 @@ private:
             for (; i < count_; i++) product<1, 1>(i, p);
         }
     }
+
+    static constexpr size_t kStretch = 16;  // channels of k between two looks at what to fetch
 
     template <int R, int P>
     void product(size_t i, size_t panel) {
@@ -157,8 +149,10 @@ private:
         d_ = matrix_ + s_.dk * padded_;
         decay_ = d_ + kChunk * padded_;
         if (in_.start + row_ == 0) std::memset(matrix_, 0, s_.dk * padded_ * 4);
+        y_ = in_.y + (row_ * s_.value_heads + head) * s_.dv;
         v_ = in_.qkv + row_ * s_.qkv() + 2 * s_.key_heads * s_.dk + head * s_.dv;
         for (size_t i = 0; i < count_; i++) coefficients(head, i);
+        plan(head);
         if (count_ == 1)
             columns<1, kAloneColumns>();
         else if (count_ == 2)
@@ -200,6 +194,26 @@ private:
         }
     }
 
+    // What to fetch while `head` is computed: lines of its y, and q, k and v of the head that comes next.
+    void plan(size_t head) {
+        fetch_.clear();
+        if (count_ > 2) {
+            size_t next = head + 1, row = row_;
+            if (next == end_ * s_.group()) next = begin_ * s_.group(), row += count_;
+            for (size_t i = 0; i < count_; i++) {
+                fetch_.add(y_ + i * s_.value_heads * s_.dv);
+                if (row + i >= in_.rows) continue;
+                const float* at = in_.qkv + (row + i) * s_.qkv();
+                fetch_.add(at + 2 * s_.key_heads * s_.dk + next * s_.dv);
+                if (next % s_.group()) continue;
+                fetch_.add(at + next / s_.group() * s_.dk);
+                fetch_.add(at + (s_.key_heads + next / s_.group()) * s_.dk);
+            }
+        }
+        const size_t tiles = div_up(count_, kDeltaRows) * div_up(padded_, kDeltaColumns * W);
+        fetch_.start(s_.dk > s_.dv ? s_.dk : s_.dv, tiles * div_up(s_.dk, kStretch));
+    }
+
     template <int R, int C>
     void columns() {
         size_t column = 0;
@@ -223,14 +237,17 @@ private:
             GOG_UNROLL
             for (int c = 0; c < C; c++) d[r][c] = o[r][c] = vf{};
         const float *s = matrix_ + column, *k = k_ + i * s_.dk, *q = q_ + i * s_.dk;
-        for (size_t n = 0; n < s_.dk; n++, s += padded_) {
-            GOG_UNROLL
-            for (int c = 0; c < C; c++) {
-                const vf x = load<vf>(s + c * W);
+        for (size_t n = 0; n < s_.dk;) {
+            fetch_.some();
+            for (const size_t stop = n + kStretch < s_.dk ? n + kStretch : s_.dk; n < stop; n++, s += padded_) {
                 GOG_UNROLL
-                for (int r = 0; r < R; r++) {
-                    d[r][c] = madd(d[r][c], x, k[(size_t)r * s_.dk + n]);
-                    o[r][c] = madd(o[r][c], x, q[(size_t)r * s_.dk + n]);
+                for (int c = 0; c < C; c++) {
+                    const vf x = load<vf>(s + c * W);
+                    GOG_UNROLL
+                    for (int r = 0; r < R; r++) {
+                        d[r][c] = madd(d[r][c], x, k[(size_t)r * s_.dk + n]);
+                        o[r][c] = madd(o[r][c], x, q[(size_t)r * s_.dk + n]);
+                    }
                 }
             }
         }
@@ -279,7 +296,7 @@ private:
     // y of token i, with the gated norm where there is one.
     __attribute__((noinline)) void finish(size_t head, size_t i) const {
         const float* o = out_ + i * padded_;
-        float* y = in_.y + ((row_ + i) * s_.value_heads + head) * s_.dv;
+        float* y = y_ + i * s_.value_heads * s_.dv;
         if (!in_.gate) {
             std::memcpy(y, o, s_.dv * 4);
             return;
@@ -341,23 +358,31 @@ private:
     const DeltaInput& in_;
     const DeltaShape& s_;
     const size_t padded_;
-    size_t row_ = 0, first_ = 0, count_ = 0;  // the rows at hand, and the first one's place in its chunk
+    size_t row_ = 0, first_ = 0, count_ = 0;  // the rows at hand, the first one's place in its chunk
     float *slot_ = nullptr, *next_ = nullptr, *panels_ = nullptr;
     float *matrix_ = nullptr, *d_ = nullptr, *decay_ = nullptr;
     const float* v_ = nullptr;
+    float* y_ = nullptr;
     float *k_ = nullptr, *q_ = nullptr, *kk_ = nullptr, *qk_ = nullptr, *lower_ = nullptr, *mix_ = nullptr;
     float *out_ = nullptr, *weighted_ = nullptr;
+    size_t begin_ = 0, end_ = 0;  // key heads
+    FetchAhead fetch_;
     float beta_[kChunk], faded_[kChunk];
 };
 
-// All rows; one task for every key head, so that the heads it serves share what is computed of keys alone.
+// All rows.  The heads that a key head serves share a task, and what is computed of keys alone.
 inline void gated_delta(const DeltaInput& in, const Parallel& parallel) {
     const DeltaShape& s = in.shape;
-    const auto task = [&](size_t head) { DeltaHead(in).run(head); };
+    static const size_t cores = std::thread::hardware_concurrency();
+    // A few tasks for every core; neighbours share pages of qkv.
+    const size_t most = 4 * (cores > 0 ? cores : 8), tasks = s.key_heads < most ? s.key_heads : most;
+    const auto task = [&](size_t i) {
+        DeltaHead(in).run(i * s.key_heads / tasks, (i + 1) * s.key_heads / tasks);
+    };
     if (in.rows * s.value_heads * s.dk * s.dv < 1 << 15) {  // cheaper than waking another thread
-        for (size_t head = 0; head < s.key_heads; head++) task(head);
+        for (size_t i = 0; i < tasks; i++) task(i);
     } else {
-        parallel(s.key_heads, task);
+        parallel(tasks, task);
     }
 }
 

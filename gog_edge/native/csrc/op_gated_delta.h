@@ -44,7 +44,8 @@ public:
         in.shape = shape_;
         require(qkv.last() == shape_.qkv(), "qkv must be [.., 2 * key_heads * key_size + value_heads * value_size]");
         in.rows = qkv.count() / qkv.last();
-        require(a.count() == in.rows * shape_.value_heads && b.count() == a.count(), "a and b must be [.., value_heads]");
+        require(a.count() == in.rows * shape_.value_heads && b.count() == a.count(),
+                "a and b must be [.., value_heads]");
         require(length.count() == 1, "seqlens_k must be [1]");
         const int64_t total = (int64_t)length.as<int32_t>()[0] + 1;
         require(total >= (int64_t)in.rows, "seqlens_k + 1 must be at least the number of rows");
