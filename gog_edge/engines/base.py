@@ -107,6 +107,34 @@ class KvCache(Protocol):
 
 
 @runtime_checkable
+class RecurrentState(Protocol):
+    """A `KvCache` that also keeps the state of layers of linear attention, which can't be cut as rows can. A run must
+    go on after `floor` to `seen` tokens, or begin at token 0."""
+
+    @property
+    def seen(self) -> int:
+        """After how many tokens the state is."""
+        ...
+
+    @property
+    def floor(self) -> int:
+        """To how few tokens it can be taken back; more than `seen` where a run was interrupted: to none."""
+        ...
+
+    def state(self) -> list[NDArray[Any]]:
+        """Copies of its arrays on the host, in the engine's own order."""
+        ...
+
+    def set_state(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """The inverse of `state`, after `seen` tokens, whose rows are there.
+
+        Raises:
+            EngineError: the arrays are those of another policy.
+        """
+        ...
+
+
+@runtime_checkable
 class VisionRunner(Protocol):
     """The vision tower. Thread-safe."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 
 from gog_edge._version import __version__
 from gog_edge.bundle import VERIFY_FILE, Bundle, BundleWriter, hash_file
-from gog_edge.errors import CheckpointError
+from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export import assets
 from gog_edge.export.checkpoint.generation_settings import read_generation
 from gog_edge.export.checkpoint.image_settings import read_preprocessing
@@ -26,6 +27,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.experts import ExpertFile
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import TensorSource, check_shape
@@ -34,11 +36,11 @@ from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.export.graph.weightfile import Blob, WeightFile
-from gog_edge.export.options import ExportOptions, Resolved, resolve
+from gog_edge.export.options import BACKENDS, ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.base import Family, ModelConfig
-from gog_edge.families.target import Target
+from gog_edge.families.target import RecurrentCache, Target
 from gog_edge.families.weights import shapes, watch
 from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
@@ -88,6 +90,7 @@ def export_bundle(
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = checkpoint.family
     config = _limit_context(check_checkpoint(checkpoint), options)
+    _check_layers(family, config, options.backend)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
@@ -96,6 +99,7 @@ def export_bundle(
             "vision_attention": resolved.vision_attention,
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,
+            "set_aside": set_aside(checkpoint),
         }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
@@ -178,18 +182,20 @@ class _Export:
     ) -> GraphSpec:
         self.progress.stage(name, watch(build).values)
         target_class, store_class = _GRAPHS[self.options.backend]
-        with WeightFile(writer.root / f"{name}.onnx.data") as data:
+        with WeightFile(writer.root / f"{name}.onnx.data") as data, ExpertFile(writer.root / name) as experts:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
             if isinstance(store, NativeLinear):
                 store.exact = self.options.exact_int4
-            target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
+            target = target_class(g, self.weights, store, experts, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention
             build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
-        writer.record(data.path.name, data.digest)
+        for file in (data, experts.data):
+            if file is not None:
+                writer.record(file.path.name, file.digest)
         unit = self.config.vision.merge**2  # mergers see one row where the tower has m*m
         values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
         return replace(g.save(writer.root / f"{name}.onnx"), weights=values)
@@ -213,6 +219,29 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     for name, shape in shapes(family, config).items():
         check_shape(checkpoint, name, shape)
     return config
+
+
+def _check_layers(family: Family, config: ModelConfig, backend: Backend) -> None:
+    recurrent = any(isinstance(layer, RecurrentCache) for layer in family.caches(config.decoder.spec))
+    for has, what, able in (
+        (recurrent, "linear attention", [name for name, rules in BACKENDS.items() if rules.recurrent]),
+        (bool(config.decoder.spec.experts), "experts", [name for name, rules in BACKENDS.items() if rules.experts]),
+    ):
+        if has and backend not in able:
+            raise UsageError(
+                f"{family.name} has layers of {what}, which backend {backend} does not build: "
+                f"use one of {', '.join(able)}"
+            )
+
+
+def set_aside(checkpoint: Checkpoint) -> str | None:
+    """What of a checkpoint is known and not exported, for people; None: nothing."""
+    found = []
+    for part in checkpoint.family.set_aside:
+        count = sum(re.match(part.pattern, name) is not None for name in checkpoint.names())
+        if count:
+            found.append(f"{count} tensors of {part.what}")
+    return "; ".join(found) or None
 
 
 def _own_dialect(checkpoint: Checkpoint) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gog_edge.families.layout import F32, I64, Inputs
 from gog_edge.families.target import AttentionCache, LayerCache, Role, Target, Value
@@ -39,8 +39,17 @@ class VisionDims:
 
 
 @dataclass(frozen=True)
+class ExpertDims:
+    """Layers whose router picks some SwiGLU experts of `intermediate` for each token; DecoderSpec says how many of how
+    many."""
+
+    intermediate: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DecoderDims:
-    """The language decoder as the exporter sees it."""
+    """The language decoder as the exporter sees it. `intermediate`: of the layers without experts."""
 
     spec: DecoderSpec
     intermediate: int
@@ -49,6 +58,7 @@ class DecoderDims:
     out_bias: bool
     qk_norm: bool
     tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
+    experts: ExpertDims | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,14 @@ QWEN2_VL_PROCESSOR = Processor(
 )
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """Tensors of a checkpoint that are known and not exported: `pattern` matches their names from the start."""
+
+    pattern: str
+    what: str
+
+
 def attention_everywhere(decoder: DecoderSpec) -> tuple[LayerCache, ...]:
     """Caches of a decoder whose layers all attend."""
     return (AttentionCache(decoder.kv_heads, decoder.head_dim),) * decoder.layers
@@ -109,6 +127,9 @@ class Family:
     `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
     `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
     `caches`: decoder -> what each layer keeps between runs, first layer first.
+    `set_aside`: tensors that an export leaves out and says so.
+    `other_experts`: a layout of experts beside [experts, outputs, inputs] that transformers converts for the family:
+    "turned" is [experts, inputs, outputs], "single" a gate_proj, an up_proj and a down_proj for each expert.
     """
 
     name: str
@@ -123,6 +144,8 @@ class Family:
     vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
     rotary: Callable[[DecoderSpec], tuple[F32, I64]]
     caches: Callable[[DecoderSpec], tuple[LayerCache, ...]] = attention_everywhere
+    set_aside: tuple[SetAside, ...] = ()
+    other_experts: Literal["turned", "single"] | None = None
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
@@ -160,16 +183,27 @@ def read_rope(
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
-    if text.data is not root.data:  # nested: transformers ignores what is next to it, or fails on it
-        for key in ("rope_scaling", "rope_parameters"):
-            _check_plain(root.section(key), types)
-    theta, rope = _rope(text, default_theta, types)
+    theta, rope = read_plain_rope(root, text, default_theta, types)
     section = rope.integers("mrope_section", default_section)
     if len(section) != 3 or sum(section) != head_dim // 2:
         raise rope.fail(
             "mrope_section", f"must be three numbers with the sum head_dim/2 = {head_dim // 2}, not {list(section)}"
         )
     return theta, (section[0], section[1], section[2])
+
+
+def read_plain_rope(
+    root: Section, text: Section, default_theta: float, types: tuple[str, ...]
+) -> tuple[float, Section]:
+    """(theta, the object that holds what else is said of the rope) of the decoder.
+
+    Raises:
+        CheckpointError: a rope type other than the plain one.
+    """
+    if text.data is not root.data:  # nested: transformers ignores what is next to it, or fails on it
+        for key in ("rope_scaling", "rope_parameters"):
+            _check_plain(root.section(key), types)
+    return _rope(text, default_theta, types)
 
 
 def read_vision_rope(vision: Section) -> float:

@@ -85,7 +85,9 @@ class TurnWriter:
         tokens = session.model.manifest.tokens
         never = frozenset({tokens.image_pad, tokens.vision_start, tokens.vision_end, *tokens.eos})
         options = speculation or Speculation()
-        self._lookup = PromptLookup(options, never) if options.max_draft else None
+        model = session.model  # a wrong guess can be taken back from a recurrent state by native operators only
+        guess = options.max_draft and (not model.state_arrays or model.rows_independent)
+        self._lookup = PromptLookup(options, never) if guess else None
         self._control = SpeculationControl(options)
 
     @property

@@ -8,7 +8,6 @@ machine can do; a stage is reported by its median.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge import families
-from gog_edge.bench.machine import kernels
+from gog_edge.allowance import usable_threads
 from gog_edge.manifest import DecoderSpec, Manifest, VisionSpec
-from gog_edge.native import dispatch
+from gog_edge.native import dispatch, packing
+from gog_edge.native.contract import DOMAIN, VERSION
+from gog_edge.shapes import SHAPES
 
 REPEATS = 7
 
@@ -48,7 +49,7 @@ class Roofline:
 
 def measure(threads: int | None = None, *, size_mb: int = 512, gemm_n: int = 1024) -> Roofline:
     """Measure this machine; takes a few seconds and `size_mb` of memory."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_threads()
     gemm = {"fp32": _numpy_gemm(gemm_n)}
     gemm.update(_ort_gemm(threads, gemm_n))
     gemm.update(_native_gemm(threads))
@@ -68,7 +69,7 @@ class BesideProbe:
     """
 
     def __init__(self, threads: int | None = None, *, size_mb: int = 512) -> None:
-        self._arguments = (threads or os.cpu_count() or 1, size_mb)
+        self._arguments = (threads or usable_threads(), size_mb)
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self.best = 0.0
 
@@ -141,16 +142,36 @@ def _ort_gemm(threads: int, n: int) -> dict[str, float]:
 
 
 def _native_gemm(threads: int) -> dict[str, float]:
-    """This project's W8A8 operator, activations quantised on the way, where it can run (a layer of a vision MLP)."""
+    """This project's W8A8 operator, activations quantised on the way, where it can run: a layer of a vision MLP, 3,072
+    patches of the 2B shape."""
+    import onnxruntime as ort
+
     try:
-        import onnx  # noqa: F401 - makes the graph of one node
+        from onnx import TensorProto, helper
     except ImportError:
         return {}
-    if dispatch.available() is not None:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if dispatch.register(options) is not None:
         return {}
-    case = next(c for c in kernels.cases() if c.name == "vision fc2")
-    row = kernels.measure(case, threads, 0.5, {case.precision: 1.0}, 1.0)
-    return {"int8_native": row.rate}
+    m, n = 3072, SHAPES["qwen3-vl-2b"].vision_hidden
+    k = 4 * n
+    rng = np.random.default_rng(0)
+    feeds: dict[str, NDArray[Any]] = {
+        "x": rng.standard_normal((m, k), np.float32),
+        "w": rng.integers(0, 256, (n // packing.PANEL, k // 4, 16, 4), np.uint8),
+        "s": np.full((n // packing.PANEL, 1, 16), 0.01, np.float32),
+    }
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in feeds.items()
+    ]
+    node = helper.make_node("LinearW8", ["x", "w", "s"], ["y"], domain=DOMAIN, N=n)
+    graph = helper.make_graph([node], "gemm", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return {"int8_native": 2.0 * m * n * k / _best(lambda: session.run(None, feeds)) / 1e9}
 
 
 def _gemm_models(onnx: Any, n: int) -> dict[str, bytes]:
@@ -206,9 +227,10 @@ def _serialize(onnx: Any, node: Any, weights: list[Any], n: int) -> bytes:
 
 
 def decoder_attention_flops(spec: DecoderSpec, new: int, total: int) -> float:
-    """Scores and weighted sum over all layers, `new` queries against on average `total - new / 2` keys."""
+    """Scores and weighted sum over all layers that attend, `new` queries against on average `total - new / 2` keys."""
     keys = total - new / 2
-    return 4.0 * spec.layers * spec.heads * spec.head_dim * new * keys
+    layers = spec.layers if spec.linear is None else len(spec.linear.full_layers)
+    return 4.0 * layers * spec.heads * spec.head_dim * new * keys
 
 
 def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int = 64) -> float:
@@ -220,7 +242,8 @@ def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int =
 
 
 def kv_bytes_read(manifest: Manifest, total: int) -> float:
-    """Bytes of the caches that one decoding step reads."""
+    """Bytes of the caches that one decoding step reads, and of the states that it reads and writes."""
     size = {"float32": 4, "float16": 2, "int8": 1}[manifest.decoder.kv_dtype]
     layers = families.named(manifest.family).caches(manifest.decoder)
-    return float(size * total * sum(layer.values_per_token for layer in layers))
+    states = 2 * 4 * sum(layer.fixed_values for layer in layers)
+    return float(size * total * sum(layer.values_per_token for layer in layers) + states)

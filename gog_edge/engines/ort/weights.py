@@ -3,7 +3,8 @@
 Decoding reads every weight once a token. Mapped from a file they usually lie in pages of 4 KiB, and address translation
 then costs a fifth of the time (docs/log.md). So the file is read into anonymous memory that the kernel backs with pages
 of 2 MiB, and ONNX Runtime is handed views of it: nothing is copied again. Stock operators pack their weights into
-memory of their own and keep the mapping.
+memory of their own and keep the mapping. So do experts, of which a run reads a few: what no row was routed to is not
+read at all, and memory that others need is taken from them first.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import available_memory
 from gog_edge.errors import BundleError
+from gog_edge.manifest import EXPERTS_SUFFIX
 
 HUGE = 1 << 21
 _LEAST = 32 << 20  # smaller weights live in caches or are read too seldom to matter
 _PIECE = 16 << 20
+_ROOM = 128 << 20  # that everything else of a small policy takes: vision tower, caches, a picture
 _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TYPES: dict[int, Any] = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
 
@@ -42,16 +46,16 @@ class ExternalTensor:
 
 def why_mapped(path: Path) -> str | None:
     """Why the weights of the graph file `path` stay mapped; None: they can have huge pages here."""
-    size = sum({t.file: (path.parent / t.file).stat().st_size for t in external_tensors(path.read_bytes())}.values())
+    size = sum((path.parent / name).stat().st_size for name in {t.file for t in _copied(path)})
     if size < _LEAST:
         return "the weights are small"
     try:
         if not hasattr(mmap, "MADV_HUGEPAGE") or "[never]" in _SWITCH.read_text(encoding="ascii"):
             return "this system has no transparent huge pages"
-        available = _available_memory()
     except OSError as e:
         return f"this system does not say whether it has huge pages ({e.strerror})"
-    if available < size + size // 4:
+    available = available_memory()
+    if available < size + max(size // 4, _ROOM):
         return f"{available >> 20} MiB of memory are available, a copy of the weights takes {size >> 20}"
     return None
 
@@ -62,7 +66,7 @@ def load(path: Path, threads: int) -> tuple[list[str], list[NDArray[Any]]]:
     Raises:
         BundleError: a file is shorter than the graph says, or can't be read.
     """
-    tensors = [t for t in external_tensors(path.read_bytes()) if t.element in _TYPES]
+    tensors = _copied(path)
     files = {name: _read(path.parent / name, threads) for name in sorted({t.file for t in tensors})}
     arrays = []
     for t in tensors:
@@ -72,6 +76,12 @@ def load(path: Path, threads: int) -> tuple[list[str], list[NDArray[Any]]]:
             raise BundleError(f"{path.parent / t.file} does not hold all of {t.name}; export the checkpoint again")
         arrays.append(data.view(dtype).reshape(t.shape))
     return [t.name for t in tensors], arrays
+
+
+def _copied(path: Path) -> list[ExternalTensor]:
+    """The tensors of the graph file `path` that need not stay mapped."""
+    found = external_tensors(path.read_bytes())
+    return [t for t in found if t.element in _TYPES and not t.file.endswith(EXPERTS_SUFFIX)]
 
 
 def _read(path: Path, threads: int) -> NDArray[np.uint8]:
@@ -102,13 +112,6 @@ def _read(path: Path, threads: int) -> NDArray[np.uint8]:
         raise BundleError(f"{path} can't be read: {e.strerror}") from e
     finally:
         os.close(handle)
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 # What is needed of onnx.proto: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto: dims = 1, data_type = 2,

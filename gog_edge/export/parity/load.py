@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from gog_edge.allowance import available_memory
 from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 
@@ -52,7 +52,7 @@ def load(checkpoint: Checkpoint, transform: Transform | None = None, memory: int
         ParityError: transformers or peft can't load it, or leaves out a part of it.
         UsageError: there are adapters, and peft is missing.
     """
-    budget = memory if memory is not None else int(0.6 * psutil.virtual_memory().available)
+    budget = memory if memory is not None else int(0.6 * available_memory())
     if checkpoint.quantization is not None:
         return _dequantised(checkpoint, transform, budget)
     values, widest = _stored(checkpoint.root)
@@ -246,6 +246,19 @@ def _fill(module: torch.nn.Module, prefix: str, own: list[str], give: Give) -> N
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """transformers' and peft's errors, of any type, as one ParityError of one line; their chatter is not shown."""
+    try:
+        with quiet():
+            yield
+    except (UsageError, ParityError):
+        raise
+    except Exception as e:  # their error types differ by version
+        why = " ".join(str(e).split())[:300] or type(e).__name__
+        raise ParityError(f"{what}: {why}") from e
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says nothing of progress, and nothing less than an error."""
     bars, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -253,11 +266,6 @@ def _one_line(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UsageError, ParityError):
-        raise
-    except Exception as e:  # their error types differ by version
-        why = " ".join(str(e).split())[:300] or type(e).__name__
-        raise ParityError(f"{what}: {why}") from e
     finally:
         transformers.logging.set_verbosity(level)
         if bars:
