@@ -8,7 +8,11 @@ from __future__ import annotations
 
 
 class GogEdgeError(Exception):
-    """Base of everything raised on purpose by gog-edge."""
+    """Base of everything raised on purpose by gog-edge. Its text is one line, whatever words of others (a parser's, a
+    server's, a file's) are in it."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class BundleError(GogEdgeError, ValueError):

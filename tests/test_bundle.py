@@ -129,17 +129,20 @@ def damage_json(root: Path) -> None:
 
 def damage_version(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     (root / "manifest.json").write_text(json.dumps({**data, "format_version": 99}))
 
 
 def damage_key(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     del data["decoder"]["heads"]
     (root / "manifest.json").write_text(json.dumps(data))
 
 
 def damage_escape(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     data["files"]["../secret"] = {"sha256": "0", "size": 1}
     (root.parent / "secret").write_bytes(b"x")
     (root / "manifest.json").write_text(json.dumps(data))
@@ -193,7 +196,7 @@ def test_bundles_of_format_1_are_read(tmp_path: Path, target: str, flavour: str,
     write(tmp_path / "b")
     path = tmp_path / "b" / "manifest.json"
     data = json.loads(path.read_text("utf-8"))
-    del data["backend"]
+    del data["backend"], data["seal"]
     data |= {"format_version": 1, "target": target, "flavour": flavour}
     data["graphs"]["vision"]["domains"] = {domain: 1}
     path.write_text(json.dumps(data), "utf-8")

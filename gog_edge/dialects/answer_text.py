@@ -93,7 +93,8 @@ class AnswerText:
         """`whole`: a call that is one text; `close`: the end of a call; otherwise its beginning, or a control token."""
         whole = [re.escape(s.opening) for s in self._calls if not s.closing and s.opening]
         names = "|".join(sorted(map(re.escape, self._names), key=len, reverse=True))
-        tag = rf"(?:{names})(?=[\s=>/]|\Z)[^<>\n]*(?:>|\Z)"
+        # a damaged one is one as well: "<answer{x}>", "<tool_call\n>", "</think%", and "</reason" in front of "<"
+        tag = rf"(?:{names})(?!\w)(?:\s*>|[^<>\n]*>?)"
         parts = (
             rf"(?P<whole>{'|'.join(whole) or '(?!)'})",
             rf"(?P<close></{tag})",
