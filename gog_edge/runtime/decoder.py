@@ -71,17 +71,25 @@ class TokenEmbedding:
         return rows
 
 
+def check_rotary(manifest: Manifest) -> None:
+    """Compare the numbers that angles are made of with the graph that takes them.
+
+    Raises:
+        BundleError: they do not fit: angles of another width, or more of them than memory holds.
+    """
+    spec = manifest.decoder
+    pairs = spec.head_dim // 2
+    sizes = {t.name: t.shape[-1] for t in manifest.graphs["decoder"].inputs if t.shape}
+    if pairs != sizes.get("rope_cos") or not all(0 <= n <= pairs for n in (*spec.mrope_section, spec.rotary // 2)):
+        raise BundleError("the manifest's rotary angles do not fit its graphs; export the checkpoint again")
+
+
 class Rotary:
     """The decoder's rotary angles, as its family turns them. Thread-safe."""
 
     def __init__(self, manifest: Manifest) -> None:
-        """Raises BundleError where the bundle's family is not known here, or its numbers do not fit its graphs."""
-        spec = manifest.decoder
-        pairs = (spec.rotary or spec.head_dim) // 2
-        sizes = {t.name: t.shape[-1] for t in manifest.graphs["decoder"].inputs if t.shape}
-        if not sum(spec.mrope_section) == pairs == sizes.get("rope_cos") or min(spec.mrope_section) < 0:
-            raise BundleError("the manifest's rotary angles do not fit its graphs; export the checkpoint again")
-        self._frequencies, self._axes = families.named(manifest.family).rotary(spec)
+        """Raises BundleError where the bundle's family is not known here."""
+        self._frequencies, self._axes = families.named(manifest.family).rotary(manifest.decoder)
         self._text: tuple[int, F32, F32] = (0, *self._rotate(np.zeros((3, 0), np.int64)))
 
     def __call__(self, positions: NDArray[np.integer[Any]]) -> tuple[F32, F32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gog_edge import files, serde
+from gog_edge import dialects, files, serde
 from gog_edge.bundle import Bundle, BundleWriter
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
-from gog_edge.errors import BundleError, EngineError, SearchError, SearchIndexError, SessionError
-from gog_edge.runtime.decoder import Rotary
+from gog_edge.errors import (
+    BundleError,
+    DialectError,
+    EngineError,
+    SearchError,
+    SearchIndexError,
+    SessionError,
+    UsageError,
+)
+from gog_edge.runtime.decoder import check_rotary
 from gog_edge.runtime.snapshots import unpack
 from gog_edge.search.base import Deadline
+from gog_edge.search.config import load_providers
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.web.mcp import McpClient
 from gog_edge.stamps import sealed
@@ -61,13 +71,22 @@ def test_every_file_of_a_graph_has_its_hash(tmp_path: Path) -> None:
         writer.commit(SMALL)  # nothing was written
 
 
+def test_names_that_no_file_can_have_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "e.toml").write_text('extends = "a\\u0000b.toml"\n')
+    with pytest.raises(DialectError, match="can't be read"):
+        dialects.load(tmp_path / "e.toml")
+    (tmp_path / "s.toml").write_text('[[provider]]\nkind = "replay"\npath = "a\\u0000b"\n')
+    with pytest.raises((SearchError, UsageError), match="null"):
+        load_providers(tmp_path / "s.toml")
+
+
 def test_rotary_angles_are_those_of_the_graph(bundle: Bundle) -> None:
     from dataclasses import replace
 
     spec = bundle.manifest.decoder
     for odd in ({"rotary": 1 << 31}, {"head_dim": spec.head_dim + 2}, {"mrope_section": (-1, 1, 1 << 30)}):
         with pytest.raises(BundleError, match="rotary"):
-            Rotary(replace(bundle.manifest, decoder=replace(spec, **odd)))
+            check_rotary(replace(bundle.manifest, decoder=replace(spec, **odd)))
 
 
 def test_a_named_size_where_the_graph_has_a_number_is_refused(bundle: Bundle) -> None:
@@ -92,10 +111,21 @@ def test_rows_of_another_shape_are_no_kv_cache(bundle: Bundle) -> None:
     engine.close()
 
 
+def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question ended because `2> log` was on a full disk."""
+    from gog_edge.cli import main
+
+    def full(text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(main, "_say", full)
+    main._Lines().handle(logging.LogRecord("gog_edge", logging.WARNING, "", 0, "a line", (), None))
+
+
 def test_errors_are_one_line_whatever_they_quote() -> None:
     error = SessionError("a parser said: Token `\n` is\r\nodd\u2028here")
     assert str(error) == "a parser said: Token ` ` is odd here"
-    assert len(serde.shown("x" * 5000)) < 200
+    assert len(serde.shown("x" * 5000)) < 200 and len(str(SessionError("x" * 5000))) < 1500
 
 
 @pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400])

@@ -21,6 +21,7 @@ def _open(folder: Path, seed: int) -> Iterator[Attempt]:
     own_cache(folder)
     bundle = tiny(folder)
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
+    del manifest["seal"]
     texts = {n: (bundle / n).read_bytes() for n in manifest["files"] if n.endswith((".json", ".jinja", ".toml"))}
     picture = photo()
 
