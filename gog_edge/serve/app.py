@@ -28,7 +28,7 @@ from gog_edge.serve.access import HEALTH, AccessMiddleware
 from gog_edge.serve.chat import Completion, parse_chat
 from gog_edge.serve.limits import ServeLimits
 from gog_edge.serve.refusal import ASK, Refused, error_json, explained, refusal
-from gog_edge.serve.wire import Call, event_json, models_json, parse_ask, parse_json
+from gog_edge.serve.wire import Call, event_json, model_json, models_json, parse_ask, parse_json
 from gog_edge.serve.worker import Job, Worker
 from gog_edge.types import Answer, AnswerEvent, Event
 
@@ -121,6 +121,11 @@ class Service:
 
     async def models(self, _: Request) -> Response:
         return JSONResponse(models_json(self.name, self.since))
+
+    async def model(self, request: Request) -> Response:
+        if (asked := request.path_params["name"]) != self.name:
+            raise Refused(404, f"there is no model {asked!r} here: this server has {self.name!r}")
+        return JSONResponse(model_json(self.name, self.since))
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -254,6 +259,7 @@ def create_app(
             Route(ASK, service.ask, methods=["POST"]),
             Route(CHAT, service.chat, methods=["POST"]),
             Route(MODELS, service.models),
+            Route(MODELS + "/{name:path}", service.model),
             Route(HEALTH, service.health),
         ],
         middleware=middleware,
