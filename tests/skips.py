@@ -10,7 +10,10 @@ import pytest
 
 ALLOWED = (
     (r"torchvision", "its wheels are built for one torch build each; the processors without it are compared"),
-    (r"(aarch64-linux-gnu-g\+\+|qemu-aarch64\S*|clang\S*) is not installed", "a tool of the system, not of Python"),
+    (
+        r"(aarch64-linux-gnu-g\+\+|qemu-aarch64\S*|clang\S*|chromium) is not installed",
+        "a tool of the system, not of Python",
+    ),
     (r"nvcc is not installed", "NVRTC compiles the same source for the same architectures"),
     (r"this CPU has no .*", "an instruction set of another processor"),
     (r"x86-64 instruction sets", "for tests of one architecture"),
