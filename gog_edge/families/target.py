@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
+# What a matrix is for: a recipe has a scheme for each that is `quantised`.
 Role = Literal["patch_embed", "gates", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-# Always float: the first sees pixels; gates are small, and what they get wrong stays in a state for long.
-UNQUANTISED = frozenset({"patch_embed", "gates"})
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+
+
+def quantised(role: Role) -> TypeGuard[TensorClass]:
+    """All but two, which are always float: one sees pixels; gates are small, and an error of theirs stays in a state."""
+    return role not in ("patch_embed", "gates")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, cast
 from gog_edge import families
 from gog_edge.families.base import Family, ModelConfig
 from gog_edge.families.target import (
-    UNQUANTISED,
     DeltaInputs,
     DeltaWeights,
     LayerCache,
@@ -25,6 +24,7 @@ from gog_edge.families.target import (
     TensorClass,
     Value,
     Weight,
+    quantised,
     vector,
 )
 from gog_edge.manifest import DecoderSpec
@@ -68,7 +68,7 @@ def tensor_classes(config: dict[str, Any]) -> dict[str, TensorClass]:
     dims = family.parse(config)
     found: dict[str, TensorClass] = {}
     for names, role in (*_vision(family, dims).matrices, *_decoder(family, dims).matrices):
-        if role not in UNQUANTISED:
+        if quantised(role):
             found |= dict.fromkeys(names, role)
     return found | {family.head: "head", family.embedding: "embedding"}
 
@@ -77,7 +77,7 @@ def decoder_inputs(config: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Names of the decoder layers' matrices, those that read the same input together. Raises as `tensor_classes`."""
     family = families.find(config)
     matrices = _decoder(family, family.parse(config)).matrices
-    return tuple(names for names, role in matrices if role != "head" and role not in UNQUANTISED)
+    return tuple(names for names, role in matrices if role != "head" and quantised(role))
 
 
 def _vision(family: Family, config: ModelConfig) -> Watched:
