@@ -11,18 +11,22 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
+# What a matrix is for: a recipe has a scheme for each that is `quantised`.
 Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-# Always float: the first sees pixels; the others are small, and what a gate gets wrong stays in a state for long.
-UNQUANTISED = frozenset({"patch_embed", "gates", "router"})
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+
+
+def quantised(role: Role) -> TypeGuard[TensorClass]:
+    """All but three, which are always float: one sees pixels, the others are small and decide much: what a gate gets
+    wrong stays in a state for long."""
+    return role not in ("patch_embed", "gates", "router")
 
 
 @dataclass(frozen=True)
