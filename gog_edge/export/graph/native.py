@@ -13,7 +13,8 @@ from gog_edge.export.graph import native_experts
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import Past, cache_shape, declare_state, declare_states
 from gog_edge.export.graph.native_linear import NativeLinear
-from gog_edge.export.graph.ort import MS, OrtTarget
+from gog_edge.export.graph.ort import OrtTarget
+from gog_edge.export.graph.ort_experts import MS
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.families.target import Cache, ExpertStack, LayerCache, Matrix, RecurrentCache, Value, Weight, Windows
 from gog_edge.manifest import DecoderSpec, DType
