@@ -78,7 +78,7 @@ def command(
     from gog_edge.agent.loop import last_answer
     from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
-    from gog_edge.runtime.trace_files import save_trace, writer_of
+    from gog_edge.runtime.trace.files import save_trace, writer_of
 
     if trace is not None:
         writer_of(trace)  # a name that can't be written is noticed before anything is loaded

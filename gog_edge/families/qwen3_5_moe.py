@@ -40,7 +40,7 @@ def feed_forward(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
     assert dims.experts is not None, "not a decoder of this family"
     routed = experts(t, dims, dims.experts, x, name)
     gate = t.linear(x, t.matrix((f"{name}.shared_expert_gate.weight",), (1,), dims.spec.hidden), (), role="router")
-    return t.add(routed, t.gate(swiglu(t, dims, x, f"{name}.shared_expert"), gate, silu=False))
+    return t.add(routed, t.sigmoid_gate(swiglu(t, dims, x, f"{name}.shared_expert"), gate))
 
 
 def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:

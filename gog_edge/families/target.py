@@ -149,11 +149,23 @@ def vector(weight: Weight) -> Vector:
 @dataclass(frozen=True)
 class DeltaWeights:
     """Names of a Gated DeltaNet layer's small tensors: the convolution's kernel [channels, 1, kernel], the logarithm
-    of the decay's rate and the bias of its time step, [heads] each."""
+    of the decay's rate and the bias of its time step, [heads] each, and the norm of a head's output [value_dim]."""
 
     kernel: str
     rate: str
     bias: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class DeltaInputs:
+    """What a Gated DeltaNet layer is made of, a row a token: `qkv` [rows, channels]; `step` and `rate` [rows, heads],
+    of which decay and update rate are made; `gate` [rows, heads * value_dim]."""
+
+    qkv: Value
+    step: Value
+    rate: Value
+    gate: Value
 
 
 @dataclass(frozen=True)
@@ -227,8 +239,8 @@ class Target(Protocol):
 
     def gelu(self, x: Value, *, tanh: bool) -> Value: ...
 
-    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
-        """x * silu(gate), or x * sigmoid(gate)."""
+    def sigmoid_gate(self, x: Value, gate: Value) -> Value:
+        """x * sigmoid(gate)."""
         ...
 
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
@@ -263,9 +275,8 @@ class Target(Protocol):
         eps: float,
     ) -> Value: ...
 
-    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+    def gated_delta(self, cache: Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         """Causal convolution, SiLU, then the gated delta rule over the layer's state (Yang et al. 2024, arXiv
-        2412.06464): x [rows, channels] is q | k | v, step and rate [rows, heads] are what decay and update rate are
-        made of; [rows, heads * value_dim]. q and k are normalised, q is scaled by key_dim ** -0.5; neighbouring value
-        heads share a key head."""
+        2412.06464), a norm of each head, times silu(gate): [rows, heads * value_dim]. q and k are normalised, q is
+        scaled by key_dim ** -0.5; neighbouring value heads share a key head."""
         ...

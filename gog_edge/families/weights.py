@@ -15,12 +15,14 @@ from typing import Any, cast
 from gog_edge import families
 from gog_edge.families.base import Family, ModelConfig
 from gog_edge.families.target import (
+    DeltaInputs,
     DeltaWeights,
     LayerCache,
     RecurrentCache,
     Role,
     Target,
     TensorClass,
+    Value,
     Weight,
     tensor_class,
     vector,
@@ -199,17 +201,16 @@ class _Watching:
         self.seen.shapes |= {vector(norm).name: (cache.spec.head_dim,) for norm in norms or ()}
         return _Value(cache.spec.heads * cache.spec.head_dim)
 
-    def gated_delta(
-        self, cache: _Cache, layer: int, x: _Value, step: _Value, rate: _Value, weights: DeltaWeights
-    ) -> _Value:
+    def gated_delta(self, cache: _Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         kind = cache.layers[layer]
         assert isinstance(kind, RecurrentCache)
         self.seen.shapes |= {
             weights.kernel: (kind.channels, 1, kind.kernel),
             weights.rate: (kind.heads,),
             weights.bias: (kind.heads,),
+            weights.norm: (kind.value_dim,),
         }
-        return _Value(kind.heads * kind.value_dim)
+        return inputs.gate
 
 
 @dataclass(frozen=True)

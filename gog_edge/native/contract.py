@@ -155,6 +155,8 @@ NORMS = {"none": 0, "rms": 1, "layer": 2}
 VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}
 DELTA_CHUNK = 64
 """Tokens between two updates of S in GatedDelta's state."""
+DELTA_SLOTS, CONV_REWIND = 2, 32
+"""What bundles have of both, so that the last 32 tokens can be taken back: slots, and rows of history beyond K - 1."""
 
 
 def delta_words(key_heads: int, value_heads: int, dk: int, dv: int) -> int:

@@ -16,6 +16,7 @@ from gog_edge.runtime.memory_plan import (
     kv_bytes_per_token,
     largest_context,
     plan,
+    recurrent_bytes,
     suggestion,
 )
 from gog_edge.shapes import SHAPES
@@ -57,6 +58,13 @@ def test_a_token_uses_few_of_the_experts() -> None:
 def test_kv_of_the_8b_model() -> None:
     # 2 * 36 layers * 8 heads * 128 * 2 bytes
     assert kv_bytes_per_token(SHAPES["qwen3-vl-8b"]) == 147456
+
+
+def test_recurrent_states_of_the_4b_model() -> None:
+    # 24 layers: 87 MiB a copy, of which three; 195 MiB in use; keys and values of 8 layers only
+    shape = SHAPES["qwen3.5-4b"]
+    assert round(recurrent_bytes(shape) / 2**20) == 195 + 260
+    assert kv_bytes_per_token(shape) == 32768 and recurrent_bytes(SHAPES["qwen3-vl-8b"]) == 0
 
 
 @pytest.mark.parametrize("precision", BITS)

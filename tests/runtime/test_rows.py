@@ -58,6 +58,7 @@ _SMALL: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3, "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
         "vision_config": {"out_hidden_size": 448},
     },
+    "tiny-qwen3.5": {"text_config": {"linear_key_head_dim": 48, "linear_value_head_dim": 80}},
 }  # fmt: skip
 CASES = {
     "qwen3 int8": ("tiny-qwen3-vl", {"precision": "int8"}),
@@ -71,6 +72,9 @@ CASES = {
     "qwen2.5 int8": ("tiny-qwen2.5-vl", {"precision": "int8"}),
     "qwen2.5 int4": ("tiny-qwen2.5-vl", {"precision": "int4"}),
     "qwen2.5 int4, exact": ("tiny-qwen2.5-vl", {"precision": "int4", "exact_int4": True}),
+    "qwen3.5 int8": ("tiny-qwen3.5", {"precision": "int8"}),
+    "qwen3.5 int4, KV int8": ("tiny-qwen3.5", {"precision": "int4", "kv_dtype": "int8"}),
+    "qwen3.5 fp32": ("tiny-qwen3.5", {"precision": "fp32"}),
     "gog-nano int8": ("gog-nano", {"precision": "int8"}),
     "gog-nano int4": ("gog-nano", {"precision": "int4"}),
 }

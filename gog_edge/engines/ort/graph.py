@@ -68,7 +68,8 @@ class OrtGraph:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
             manifest = bundle.manifest
-            mend = too_old(manifest.portable, manifest.decoder.linear is not None, onnxruntime.__version__)
+            stock = manifest.decoder.linear is not None and not native
+            mend = too_old(manifest.portable, stock, onnxruntime.__version__)
             raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)

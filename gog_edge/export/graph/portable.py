@@ -23,6 +23,7 @@ from gog_edge.export.graph.matrix import Experts, FoldedPatches, Stacked, Tensor
 from gog_edge.export.graph.portable_experts import LoopedExperts
 from gog_edge.families.target import (
     Cache,
+    DeltaInputs,
     DeltaWeights,
     ExpertStack,
     LayerCache,
@@ -180,8 +181,8 @@ class PortableTarget:
         logits = self.store.linear(x, router, (), "router")
         return LoopedExperts(self.g, self.store, self.expert_file)(x, logits, gate_up, down, top)
 
-    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
-        return self.g.op("Mul", x, self._silu(gate) if silu else self.g.op("Sigmoid", gate))
+    def sigmoid_gate(self, x: Value, gate: Value) -> Value:
+        return self.g.op("Mul", x, self.g.op("Sigmoid", gate))
 
     def _silu(self, x: Value) -> Value:
         return self.g.op("Mul", x, self.g.op("Sigmoid", x))
@@ -284,19 +285,20 @@ class PortableTarget:
 
     # -- linear attention -----------------------------------------------------------------------------------------
 
-    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+    def gated_delta(self, cache: Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         held = cast(GraphCache, cache)
         kind, (conv, state) = held.layers[layer], held.past[layer]
         assert isinstance(kind, RecurrentCache), f"layer {layer} keeps something else"
         keys = kind.key_heads * kind.key_dim
-        x = self._convolution(x, self._kernel(weights.kernel, kind), conv, f"present_state.{layer}.conv")
+        x = self._convolution(inputs.qkv, self._kernel(weights.kernel, kind), conv, f"present_state.{layer}.conv")
         q, k, v = self.split(x, (keys, keys, kind.heads * kind.value_dim))
         q, k = self._unit(q, kind, kind.key_dim**-0.5), self._unit(k, kind, 1.0)
-        decay = self.g.op("Softplus", self.g.op("Add", step, self._parameter(weights.bias, (kind.heads,))))
+        decay = self.g.op("Softplus", self.g.op("Add", inputs.step, self._parameter(weights.bias, (kind.heads,))))
         decay = self.g.op("Mul", decay, self._decay_rate(weights.rate, kind))
-        return self._delta_rule(
-            kind, (q, k, v, decay, self.g.op("Sigmoid", rate)), state, f"present_state.{layer}.delta"
-        )
+        parts = (q, k, v, decay, self.g.op("Sigmoid", inputs.rate))
+        out = self._delta_rule(kind, parts, state, f"present_state.{layer}.delta")
+        out = self.rms_norm(self.reshape(out, (-1, kind.value_dim)), weights.norm, eps)
+        return self.g.op("Mul", self.reshape(out, (-1, kind.heads * kind.value_dim)), self._silu(inputs.gate))
 
     def _convolution(self, x: Value, kernel: NDArray[np.float32], past: Value, present: str) -> Value:
         return self._silu(recurrent.convolution(self.g, x, kernel, past, present))
