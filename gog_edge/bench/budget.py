@@ -13,6 +13,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from gog_edge.bench.machine.limits import weight_bytes
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.report.terminal import format_value
 from gog_edge.bundle import Bundle
@@ -63,10 +64,10 @@ class Policy:
 def published(shape: PolicyShape, precision: str) -> Policy:
     """A published shape; its cache has 16 bits."""
     linear, head, _ = BITS[precision]
-    weights = (shape.decoder_parameters * linear + shape.vocabulary_parameters * head) / 8
+    weights = (shape.active_parameters * linear + shape.vocabulary_parameters * head) / 8
     width = shape.vision_depth * shape.vision_hidden
     kv = kv_bytes_per_token(shape)
-    decoder, vision = shape.decoder_parameters, shape.vision_parameters
+    decoder, vision = shape.active_parameters, shape.vision_parameters
     return Policy(shape.name, precision, decoder, vision, width, weights, kv, shape.state_bytes)
 
 
@@ -74,9 +75,8 @@ def bundled(bundle: Bundle) -> Policy:
     """An exported policy."""
     m = bundle.manifest
     linear, head, tower = BITS[m.precision]
-    decoder, vision = (
-        sum(m.files[name].size for name in m.graphs[graph].data) for graph in ("decoder", "vision")
-    )  # the head is in the decoder's file; rows of the embedding are gathered on the host
+    # The head is in the decoder's file; rows of the embedding are gathered on the host.
+    decoder, vision = (weight_bytes(bundle, graph, tokens=1) for graph in ("decoder", "vision"))
     vocabulary = m.decoder.vocab * m.decoder.hidden * head / 8
     width = m.vision.depth * m.vision.hidden
     parameters = max(decoder - vocabulary, 0.0) * 8 / linear

@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
-Role = Literal["patch_embed", "gates", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-# Always float: the first sees pixels; gates are small, and what they get wrong stays in a state for long.
-UNQUANTISED = frozenset({"patch_embed", "gates"})
+# What a matrix is for: a recipe has a scheme for each that has a `tensor_class`.
+Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+
+
+def tensor_class(role: Role) -> TensorClass | None:
+    """The class of a role in a recipe. None: always float32; the patch embedding sees pixels, gates and routers are
+    small, and what a gate gets wrong stays in a state for long."""
+    if role == "patch_embed" or role == "gates" or role == "router":
+        return None
+    return role
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,24 @@ class Matrix(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]: ...
+
+
+class ExpertStack(Protocol):
+    """One matrix [rows, columns] an expert, in one tensor [count, rows, columns] of the checkpoint."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def expert(self, index: int) -> Matrix: ...
 
 
 @dataclass(frozen=True)
@@ -177,6 +201,8 @@ class Target(Protocol):
         output i is row order[i] of the stack."""
         ...
 
+    def expert_stack(self, name: str, count: int, rows: int, columns: int) -> ExpertStack: ...
+
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix: ...
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> Value: ...
@@ -219,6 +245,14 @@ class Target(Protocol):
 
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
         """silu(gate) * up, where `weight` is [gate; up] stacked."""
+        ...
+
+    def experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        """x [n, hidden] through the `top` experts of each row: sum of p_e * down_e(silu(gate_e x) * (up_e x)).
+
+        p is the softmax over the logits of the experts that were picked, those with the highest of router x [n, count],
+        in float32. `gate_up` is [gate; up] stacked.
+        """
         ...
 
     # -- attention

@@ -113,7 +113,7 @@ def plan(
     )
     patches = MERGE**2 * image_tokens
     tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
-    prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
+    prefill = chunk * ((3 + shape.top) * shape.hidden + 2 * (shape.top or 1) * shape.intermediate) * 4
     return MemoryPlan(
         policy=policy,
         precision=precision,

@@ -12,16 +12,20 @@ from typing import Literal
 
 import numpy as np
 
+from gog_edge.export.graph import native_experts
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import Past, cache_shape
 from gog_edge.export.graph.native_linear import NativeLinear
-from gog_edge.export.graph.ort import MS, OrtTarget
+from gog_edge.export.graph.ort import OrtTarget
+from gog_edge.export.graph.ort_experts import MS
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.families.target import (
     Cache,
     DeltaInputs,
     DeltaWeights,
+    ExpertStack,
     LayerCache,
+    Matrix,
     RecurrentCache,
     Value,
     Weight,
@@ -56,6 +60,10 @@ class NativeTarget(OrtTarget):
     # Plain Add and norm nodes: `fuse` makes them part of the linear nodes on either side.
     add_rms_norm = PortableTarget.add_rms_norm
     add_layer_norm = PortableTarget.add_layer_norm
+
+    def _experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        weight = self.store.float_rows(router, "float32")
+        return native_experts.experts(self.g, self.store, self.expert_file, x, weight, gate_up, down, top)
 
     def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
         cut = () if windows is None else (windows.gather, windows.mask)

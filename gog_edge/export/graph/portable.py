@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from gog_edge.export.graph import recurrent
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import GraphCache, Past, declare_past, declare_present
+from gog_edge.export.graph.experts import ExpertFile
 from gog_edge.export.graph.linear import LinearStore
-from gog_edge.export.graph.matrix import FoldedPatches, Stacked, TensorSource, check_shape
+from gog_edge.export.graph.matrix import Experts, FoldedPatches, Stacked, TensorSource, check_shape
+from gog_edge.export.graph.portable_experts import LoopedExperts
 from gog_edge.families.target import (
     Cache,
     DeltaInputs,
     DeltaWeights,
+    ExpertStack,
     LayerCache,
     Matrix,
     RecurrentCache,
@@ -65,12 +68,14 @@ class PortableTarget:
         g: GraphBuilder,
         source: TensorSource,
         store: LinearStore,
+        expert_file: ExpertFile,
         compute: Literal["float32", "float16"] = "float32",
         kv_dtype: Literal["float32", "float16", "int8"] = "float32",
     ) -> None:
         self.g = g
         self.source = source
         self.store = store
+        self.expert_file = expert_file
         self.compute: DType = compute
         self.kv_dtype: DType = kv_dtype
         self.matrix_values: Counter[Role] = Counter()  # what linear layers were built so far
@@ -92,6 +97,9 @@ class PortableTarget:
         self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, order: tuple[int, ...] = ()
     ) -> Matrix:
         return Stacked(self.source, names, rows, columns, order)
+
+    def expert_stack(self, name: str, count: int, rows: int, columns: int) -> ExpertStack:
+        return Experts(self.source, name, count, rows, columns)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix:
         return FoldedPatches(self.source, name, rows, temporal, patch)
@@ -162,6 +170,16 @@ class PortableTarget:
             return self.g.cast(fused, "float32")
         gate, up = self.split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
         return self.g.op("Mul", self._silu(gate), up)
+
+    def experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        self.matrix_values["router"] += router.rows * router.columns
+        self.matrix_values["mlp"] += top * gate_up.rows * gate_up.columns  # those that a row is multiplied with
+        self.matrix_values["down_proj"] += top * down.rows * down.columns
+        return self._experts(x, router, gate_up, down, top)
+
+    def _experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        logits = self.store.linear(x, router, (), "router")
+        return LoopedExperts(self.g, self.store, self.expert_file)(x, logits, gate_up, down, top)
 
     def sigmoid_gate(self, x: Value, gate: Value) -> Value:
         return self.g.op("Mul", x, self.g.op("Sigmoid", gate))
