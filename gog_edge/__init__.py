@@ -20,12 +20,12 @@ from gog_edge._version import __version__
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent as Agent
     from gog_edge.agent.agent import Conversation as Conversation
+    from gog_edge.agent.camera.watch import Sighting as Sighting
+    from gog_edge.agent.camera.watch import Watch as Watch
     from gog_edge.agent.loader import load as load
     from gog_edge.agent.options import Prefetch as Prefetch
     from gog_edge.agent.options import RunOptions as RunOptions
     from gog_edge.agent.request import AskRequest as AskRequest
-    from gog_edge.agent.watch import Sighting as Sighting
-    from gog_edge.agent.watch import Watch as Watch
     from gog_edge.bundle import Bundle as Bundle
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import BenchError as BenchError
@@ -119,7 +119,7 @@ _HOMES = {
     "SearchIndexError": "gog_edge.errors",
     "SearchTimeoutError": "gog_edge.errors",
     "SessionError": "gog_edge.errors",
-    "Sighting": "gog_edge.agent.watch",
+    "Sighting": "gog_edge.agent.camera.watch",
     "Speculation": "gog_edge.runtime.speculation",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
@@ -128,7 +128,7 @@ _HOMES = {
     "Turn": "gog_edge.types",
     "Usage": "gog_edge.types",
     "UsageError": "gog_edge.errors",
-    "Watch": "gog_edge.agent.watch",
+    "Watch": "gog_edge.agent.camera.watch",
     "load": "gog_edge.agent.loader",
     "save_trace": "gog_edge.runtime.trace.files",
 }

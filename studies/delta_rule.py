@@ -25,8 +25,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from gog_edge.disk.files import write_text
 from gog_edge.errors import BenchError, GogEdgeError
-from gog_edge.files import write_text
 from gog_edge.native import dispatch
 from gog_edge.native.contract import DELTA_CHUNK, DOMAIN, VERSION, delta_words
 

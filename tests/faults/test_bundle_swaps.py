@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import gog_edge
-from gog_edge import leftovers
 from gog_edge.agent import loader
 from gog_edge.bundle import Bundle, BundleWriter, hash_file, load_whole
 from gog_edge.cli.main import run
+from gog_edge.disk import leftovers
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import BundleError, GogEdgeError
 from gog_edge.runtime.session import Session

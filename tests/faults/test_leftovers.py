@@ -15,12 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from gog_edge import leftovers, library
+from gog_edge import library
 from gog_edge.bundle import Bundle, BundleWriter
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import write_text, write_whole
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.files import write_text, write_whole
-from gog_edge.tensorfile import read_tensors, write_tensors
 from tests.faults import damage
 from tests.test_bundle import write as write_bundle
 
