@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from gog_edge.types import AnswerEvent as AnswerEvent
     from gog_edge.types import BoxEvent as BoxEvent
     from gog_edge.types import Event as Event
+    from gog_edge.types import Exchange as Exchange
     from gog_edge.types import Hit as Hit
     from gog_edge.types import NoticeEvent as NoticeEvent
     from gog_edge.types import Observation as Observation
@@ -98,6 +99,7 @@ _HOMES = {
     "DialectError": "gog_edge.errors",
     "EngineError": "gog_edge.errors",
     "Event": "gog_edge.types",
+    "Exchange": "gog_edge.types",
     "Frame": "gog_edge.image.frame",
     "GogEdgeError": "gog_edge.errors",
     "GrammarError": "gog_edge.errors",

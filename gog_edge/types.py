@@ -175,6 +175,16 @@ Segment = Union[Control, Text, ImagePart]
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """An earlier question of a conversation, and what it was answered. `images`: how many of the conversation's images
+    came with it; the first exchange has the first ones, and so on."""
+
+    question: str
+    answer: str
+    images: int = 0
+
+
+@dataclass(frozen=True)
 class PixelLimits:
     """How large pictures are shown: smallest and largest area in pixels; 0 means the checkpoint's own.
 

@@ -197,8 +197,8 @@ class Agent(Conveniences):
             frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
         digests = [f.digest for f in frames]
         with self._lock:
-            same = [s for s in self._idle if s.digests[: len(digests)] == digests] or self._idle
-            session = same[-1] if same else None
+            newest_first = reversed(self._idle)
+            session = max(newest_first, key=lambda s: alike(s.digests, digests), default=None)
             if session is not None:
                 self._idle.remove(session)
         return Conversation(self, session or Session(self.model), frames)
@@ -218,9 +218,9 @@ class Conversation:
     """Several questions about the same images, which are encoded and prefilled once. Created by `Agent.session`
     or `Agent.resume`. One question at a time; other threads wait their turn.
 
-    Questions are independent of each other: each begins after what its prompt has in common with the one before (the
-    system prompt and the images, where the dialect puts them first). `save` keeps the KV cache, so a conversation
-    continues in another process where it stopped.
+    Questions are independent of each other, unless they are told what came before (`earlier`): each begins after what
+    its prompt has in common with the one before (the system prompt and the images, where the dialect puts them first).
+    `save` keeps the KV cache, so a conversation continues in another process where it stopped.
     """
 
     def __init__(self, agent: Agent, session: Session, frames: Sequence[Frame]) -> None:
@@ -342,7 +342,11 @@ class Conversation:
         if options.early_knowledge:
             asked += dispatcher.background(plans[0].frame, request, dialect.limits.results or 3)
         geometry = [plan.registered(i, i) for i, plan in enumerate(plans)]
-        session.restart(plans, dialect.opening(asked, len(plans), geometry), reserve=options.answer_reserve)
+        with_earlier = sum(past.images for past in request.earlier)
+        if with_earlier > len(plans):
+            raise UsageError(f"earlier questions are said to have {with_earlier} images, of {len(plans)}")
+        words = dialect.opening(asked, len(plans), geometry, earlier=request.earlier, system=request.system)
+        session.restart(plans, words, reserve=options.answer_reserve)
         guessing = options.speculation
         if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
             trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
@@ -365,6 +369,11 @@ class Conversation:
             grammar=agent.grammar.constraint,
             pace=agent.pace,
         )
+
+
+def alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many items both begin with."""
+    return next((at for at, (x, y) in enumerate(zip(one, other)) if x != y), min(len(one), len(other)))
 
 
 def chosen_sampling(said: Sampling, dialect: Dialect, manifest: Manifest) -> Sampling:

@@ -13,6 +13,7 @@ from gog_edge.errors import UsageError
 from gog_edge.image.frame import ImageSource
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.sampling_options import Sampling
+from gog_edge.types import Exchange
 
 Images = ImageSource | Sequence[ImageSource]
 
@@ -37,6 +38,9 @@ class AskRequest:
         max_tokens: tokens written in the whole question; a lower limit of the options or the dialect holds, too.
         bgr: whether images that are arrays are in OpenCV's order of colours (see `Frame.open`).
         key: the data set's id of the question, for providers that replay recorded searches.
+        earlier: what was asked and answered before, which the policy reads first: its own words are not found again,
+            only the answers. Most policies were trained on one question at a time.
+        system: further instructions, after the dialect's own.
 
     Raises:
         UsageError: the question is empty, or a limit makes no sense.
@@ -54,6 +58,8 @@ class AskRequest:
     sampling: Sampling | None = None
     max_tokens: int | None = None
     bgr: bool | None = None
+    earlier: Sequence[Exchange] = ()
+    system: str = ""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
