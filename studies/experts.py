@@ -13,6 +13,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def _runs(
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(changed) if other else kept)
         for name in outputs:
             binding.bind_output(name, "cpu")
-        runs.append(lambda binding=binding: session.run_with_iobinding(binding))
+        runs.append(partial(session.run_with_iobinding, binding))
     return runs
 
 
