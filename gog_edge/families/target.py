@@ -11,22 +11,24 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeGuard
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each that is `quantised`.
+# What a matrix is for: a recipe has a scheme for each that has a `tensor_class`.
 Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
 
 
-def quantised(role: Role) -> TypeGuard[TensorClass]:
-    """All but three, which are always float: one sees pixels, the others are small and decide much: what a gate gets
-    wrong stays in a state for long."""
-    return role not in ("patch_embed", "gates", "router")
+def tensor_class(role: Role) -> TensorClass | None:
+    """The class of a role in a recipe. None: always float32; the patch embedding sees pixels, gates and routers are
+    small, and what a gate gets wrong stays in a state for long."""
+    if role == "patch_embed" or role == "gates" or role == "router":
+        return None
+    return role
 
 
 @dataclass(frozen=True)
