@@ -138,7 +138,7 @@ GUARDED = {
     "native/build.py": {"fcntl"},  # kernels are not built on Windows
     "export/progress.py": {"resource"},  # psutil instead
     "allowance.py": {"sched_getaffinity"},
-    "paths.py": {"getuid"},
+    "disk/paths.py": {"getuid"},
     "disk/files.py": {"getuid"},
     "crop/cuda_compile.py": {"getuid"},
     "engines/ort/weights.py": {"preadv", "MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"},  # huge pages are Linux's

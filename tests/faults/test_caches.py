@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import sys
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
