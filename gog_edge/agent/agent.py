@@ -104,6 +104,8 @@ class Agent(Conveniences):
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already."""
+        if not self.dialect.follows_up:
+            request = request.alone()
         return events(self._asking(request), request)
 
     @contextmanager
@@ -258,6 +260,8 @@ class Conversation:
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""
+        if not self.agent.dialect.follows_up:
+            request = request.alone()
         return events(self.asking(request), request)
 
     @contextmanager
