@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import UsageError
@@ -75,7 +75,7 @@ class AskRequest:
         """The question without those before it: of their images, those that came last, if none came with itself."""
         if not self.earlier:
             return self
-        images = list(self.image) if isinstance(self.image, (list, tuple)) else [self.image]
+        images: list[Any] = list(self.image) if isinstance(self.image, (list, tuple)) else [self.image]
         first = min(sum(past.images for past in self.earlier), len(images))
         if first == len(images):
             first -= next((past.images for past in reversed(self.earlier) if past.images), 0)

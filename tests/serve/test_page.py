@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.agent.request import AskRequest
 from gog_edge.types import (
     Action,
@@ -273,4 +274,19 @@ def test_what_is_wrong_is_said(
         else:
             ask(page, file)
         sync_api.expect(page.locator("#problem")).to_contain_text(says_so, timeout=SECONDS * 1000)
+        page.close()
+
+
+def test_a_real_policy_is_watched_to_its_end(browser: Any, tiny_bundle: Path, photo: Path) -> None:
+    import gog_edge
+
+    options = RunOptions(turn_tokens=12, total_tokens=24, max_turns=1, grammar="off")
+    with gog_edge.load(tiny_bundle, options=options) as agent, serving(agent) as port:  # type: ignore[arg-type]
+        page = opened(browser, port)
+        ask(page, photo)
+        says(page, "#status", "Answered.")
+        assert "no image search" in page.inner_text("#notices")
+        assert page.inner_text("#answer") and page.inner_text("#steps pre >> nth=0")
+        assert "tokens read" in page.inner_text("#usage")
+        assert page.faults == []
         page.close()
