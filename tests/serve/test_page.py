@@ -149,6 +149,27 @@ def test_what_happens_is_seen_while_it_happens(browser: Any, picture: Path, widt
         page.close()
 
 
+def test_boxes_fit_a_picture_that_lies_on_its_side(browser: Any, tmp_path: Path) -> None:
+    """A photo of a phone: its pixels lie on their side, the boxes of answers are in the upright picture."""
+    upright = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+    upright.paste("red", (80, 50, 160, 150))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.jpg", quality=95, exif=exif)
+    policy = Looking()
+    policy.let_go.set()
+    with serving(policy) as port:
+        page = opened(browser, port)
+        ask(page, tmp_path / "phone.jpg")
+        says(page, "#answer", "It is <red>")
+        assert page.locator("#picture").evaluate("i => [i.naturalWidth, i.naturalHeight]") == [WIDTH, HEIGHT]
+        crop = page.get_by_role("img", name="The crop: box <i>")
+        corners = "c => [2, c.width - 3].map(x => [...c.getContext('2d').getImageData(x, c.height - 3, 1, 1).data])"
+        for red, green, blue, _ in crop.evaluate(corners):
+            assert red > 200 and green < 60 and blue < 60
+        page.close()
+
+
 def test_an_earlier_question_comes_back_as_it_was(browser: Any, picture: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 60), "blue").save(tmp_path / "blue.png")
     policy = Looking()
