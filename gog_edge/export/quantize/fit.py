@@ -26,9 +26,9 @@ def for_portable(scheme: Scheme) -> Scheme:
 
 
 def for_native(scheme: Scheme) -> Scheme:
-    """LinearW8: one scale per output, symmetric; LinearW4: blocks with float16 scales."""
+    """LinearW8: symmetric, even blocks; LinearW4: blocks with float16 scales."""
     if scheme.bits == 8:
-        return replace(scheme, symmetric=True, block=0, scale_dtype="float32")
+        return replace(scheme, symmetric=True, even=True, scale_dtype="float32")
     return replace(scheme, block=scheme.block or 128, scale_dtype="float16")
 
 
