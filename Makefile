@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix docs clean
+.PHONY: demo check test lint types unit wheel matrix lowest docs docs-serve clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -40,21 +40,37 @@ wheel: $(BIN)/.dev
 matrix: $(BIN)/.dev
 	$(BIN)/python tests/tools/matrix.py
 
-docs: $(BIN)/.dev
-	$(BIN)/python docs/build.py
+# The same on the oldest and the newest Python with the oldest packages that pyproject.toml admits.
+lowest: $(BIN)/.dev
+	$(BIN)/python tests/tools/matrix.py --lowest 3.10 3.13
+
+# The site under build/docs, with search, the command line and the Python reference. No torch.
+docs: $(BIN)/.docs
+	$(BIN)/python docs/check.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "the site is in build/docs"
+
+docs-serve: $(BIN)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(BIN)/.docs: pyproject.toml peers/pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs,export,serve]'
+	$(BIN)/python -m pip install --quiet --no-deps --editable ./peers
+	@touch $@
 
 # Running a bundle needs the base install; `make demo` also exports, hence the extra.
 $(BIN)/.base: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@
 
-$(BIN)/.dev: pyproject.toml | $(BIN)/python
+$(BIN)/.dev: pyproject.toml peers/pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,tensorrt-rtx,docs,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --editable ./peers
 	@touch $@ $(BIN)/.base
 
 clean:

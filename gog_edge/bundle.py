@@ -6,33 +6,45 @@ happens before `commit` returns, the old bundle (or none) is what a reader sees.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from gog_edge.errors import BundleError
+from gog_edge import leftovers
+from gog_edge.errors import BundleError, GogEdgeError
+from gog_edge.files import sha256_of
+from gog_edge.leftovers import sync
 from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
 from gog_edge.serde import SerdeError, decode, encode
+from gog_edge.stamps import Checked, Stamp, hash_of, stamp_of
+
+log = logging.getLogger("gog_edge")
+_Loaded = TypeVar("_Loaded")
 
 MANIFEST = "manifest.json"
 VERIFY_FILE = "verify.json"  # how an export with --verify compared with transformers
-_CHUNK = 1 << 22
+_TRIES = 8  # a bundle that is replaced more often than it can be loaded is nobody's
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: the manifest and where its files lie. Opening checks names and sizes; `verify` hashes."""
+    """An opened bundle: the manifest and where its files lie.
+
+    Opening checks names and sizes, and remembers by `stamps` which files they are: all of one moment, so that a bundle
+    that is replaced meanwhile can't be mixed with the one that takes its place. `check` and `verify` read them.
+    """
 
     root: Path
     manifest: Manifest
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -42,6 +54,23 @@ class Bundle:
             BundleError: not a bundle, another format version, or a missing or truncated file.
         """
         root = Path(path)
+        if not (root / MANIFEST).is_file():
+            leftovers.sweep_once(root.absolute().parent)  # an export that was killed while it put this one away
+        for _ in range(_TRIES):
+            before = _stamp(root / MANIFEST)
+            try:
+                manifest = cls._read(root)
+                stamps = {name: _check_size(root, name, digest) for name, digest in manifest.files.items()}
+            except BundleError:
+                if _stamp(root / MANIFEST) == before:
+                    raise
+                continue
+            if before is not None and _stamp(root / MANIFEST) == before:
+                return cls(root, manifest, {**stamps, MANIFEST: before})
+        raise BundleError(f"{root} is replaced again and again; try again when nothing is exported to it")
+
+    @staticmethod
+    def _read(root: Path) -> Manifest:
         file = root / MANIFEST
         if not file.is_file():
             hint = " (an HF checkpoint? run: gog-edge export)" if (root / "config.json").is_file() else ""
@@ -60,12 +89,9 @@ class Bundle:
                 "export the checkpoint again with this version"
             )
         try:
-            bundle = cls(root, decode(Manifest, data, "manifest"))
+            return decode(Manifest, data, "manifest")
         except SerdeError as e:
             raise BundleError(f"{file}: {e}; export the checkpoint again") from e
-        for name, digest in bundle.manifest.files.items():
-            bundle._check_size(name, digest)
-        return bundle
 
     def path(self, name: str) -> Path:
         """Absolute path of a file of the bundle.
@@ -100,27 +126,111 @@ class Bundle:
         h = hashlib.sha256("".join(self.manifest.files[n].sha256 for n in names).encode())
         return h.hexdigest()[:32]
 
-    def verify(self) -> Iterator[tuple[str, int]]:
-        """Hash every file, yielding (name, bytes) as each one passes.
+    @property
+    def weights(self) -> frozenset[str]:
+        """Files that are read as numbers and as nothing else."""
+        files = {name for graph in self.manifest.graphs.values() for name in graph.data}
+        return frozenset(files | {self.manifest.embedding.file})
+
+    def changed(self) -> bool:
+        """Whether a file was replaced, written to or removed since the bundle was opened."""
+        return any(_stamp(self.root / name) != stamp for name, stamp in self.stamps.items())
+
+    def check(self, names: Collection[str]) -> None:
+        """Hash those files that this machine has not hashed since they were last written; the cache remembers.
 
         Raises:
             BundleError: a file differs from what was exported.
         """
-        for name, digest in self.manifest.files.items():
-            self._check_size(name, digest)
-            if hash_file(self.root / name).sha256 != digest.sha256:
-                raise BundleError(f"{self.root / name} differs from its manifest (sha256); export or copy it again")
-            yield name, digest.size
+        cached = Checked.of(self.root)
+        seen = dict(cached.known)
+        for name in sorted(names):
+            digest, stamp = self.manifest.files[name], self.stamps.get(name)
+            if stamp is None or cached.has(name, stamp, digest.sha256):
+                continue
+            self._hash(name, digest)
+            seen[name] = (stamp, digest.sha256)
+        self._remember(cached, seen)
 
-    def _check_size(self, name: str, digest: FileDigest) -> None:
-        file = self.root / name
-        if not file.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"{self.root / MANIFEST} names {name!r}, which lies outside of the bundle")
-        size = file.stat().st_size if file.is_file() else None
-        if size is None:
-            raise BundleError(f"{self.root} lacks {name}; export or copy it again")
-        if size != digest.size:
-            raise BundleError(f"{file} has {size} bytes instead of {digest.size}; export or copy it again")
+    def verify(self) -> Iterator[tuple[str, int]]:
+        """Hash every file, whatever is remembered, yielding (name, bytes) as each one passes.
+
+        Raises:
+            BundleError: a file differs from what was exported.
+        """
+        cached = Checked.of(self.root)
+        seen: dict[str, tuple[Stamp, str]] = {}
+        try:
+            for name, digest in self.manifest.files.items():
+                _check_size(self.root, name, digest)
+                seen[name] = (self._hash(name, digest), digest.sha256)
+                yield name, digest.size
+        finally:
+            self._remember(cached, seen)
+
+    def _hash(self, name: str, digest: FileDigest) -> Stamp:
+        try:
+            stamp, found = hash_of(self.root / name)
+        except OSError as e:
+            raise BundleError(f"{self.root / name} can't be read ({e}); export or copy it again") from e
+        if found != digest.sha256:
+            raise BundleError(f"{self.root / name} differs from its manifest (sha256); export or copy it again")
+        return stamp
+
+    def _remember(self, cached: Checked, seen: Mapping[str, tuple[Stamp, str]]) -> None:
+        try:
+            cached.remember({name: known for name, known in seen.items() if name in self.manifest.files})
+        except OSError as e:
+            log.info("%s is hashed at every start: the cache can't be written (%s); set GOG_EDGE_CACHE", self.root, e)
+
+
+def load_whole(
+    given: str | Path | Bundle, make: Callable[[Bundle], _Loaded], close: Callable[[_Loaded], None]
+) -> _Loaded:
+    """What `make` loads from a bundle, all of it from one and the same: begun again where another took its place.
+
+    Args:
+        given: its folder, or an opened bundle, which is not opened again.
+        make: reads the bundle's files by their names; whatever it raises counts only if the bundle is still the same.
+        close: gets what was loaded from a mixture.
+
+    Raises:
+        BundleError: as `Bundle.open`, or another bundle took the place of the one that was given.
+    """
+    for _ in range(_TRIES):
+        bundle = given if isinstance(given, Bundle) else Bundle.open(given)
+        try:
+            loaded = make(bundle)
+        except (GogEdgeError, OSError):
+            if not bundle.changed():
+                raise
+        else:
+            if not bundle.changed():
+                return loaded
+            close(loaded)
+        if isinstance(given, Bundle):
+            break
+    raise BundleError(f"{bundle.root} was replaced while it was loaded; open it again when nothing is exported to it")
+
+
+def _check_size(root: Path, name: str, digest: FileDigest) -> Stamp:
+    file = root / name
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root / MANIFEST} names {name!r}, which lies outside of the bundle")
+    stamp = _stamp(file)
+    if stamp is None or not file.is_file():
+        raise BundleError(f"{root} lacks {name}; export or copy it again")
+    size = stamp[2]
+    if size != digest.size:
+        raise BundleError(f"{file} has {size} bytes instead of {digest.size}; export or copy it again")
+    return stamp
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None
 
 
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
@@ -137,33 +247,31 @@ def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
 
 def hash_file(path: Path) -> FileDigest:
     """sha256 and size of a file, read in chunks."""
-    h = hashlib.sha256()
-    size = 0
-    with path.open("rb") as f:
-        while chunk := f.read(_CHUNK):
-            h.update(chunk)
-            size += len(chunk)
-    return FileDigest(h.hexdigest(), size)
+    return FileDigest(*sha256_of(path))
 
 
 class BundleWriter:
     """Builds a bundle in a hidden sibling directory and swaps it in as the last act.
 
-    `root` is where files are written. Leaving the context without `commit` removes everything written.
+    `root` is where files are written. Leaving the context without `commit` removes everything written. A `target` that
+    is a symbolic link stays one: what it leads to is replaced. No file of the old bundle is written to, so whoever has
+    it open keeps what was there.
     """
 
+    root: Path
+
     def __init__(self, target: str | Path) -> None:
-        self.target = Path(target).absolute()
-        self.root = self.target.parent / f".{self.target.name}.partial-{os.getpid()}"
+        self.target = leftovers.followed(Path(target).absolute())
         self._digests: dict[str, FileDigest] = {}
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> BundleWriter:
         if self.target.exists() and not (self.target / MANIFEST).is_file() and any(self.target.iterdir()):
             raise BundleError(f"{self.target} exists and is not a bundle: choose another folder or empty it")
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            self.root.mkdir()
+            leftovers.sweep(self.target.parent)
+            self.root = self._open.enter_context(leftovers.scratch_folder(self.target))
         except OSError as e:
             raise BundleError(f"can't write beside {self.target}: {e.strerror or e}") from e
         return self
@@ -171,9 +279,8 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.root.exists():
-            shutil.rmtree(self.root, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == 28:
+        self._open.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BundleError(f"the disk of {self.target.parent} is full; nothing was changed") from error
 
     def record(self, name: str, digest: FileDigest) -> None:
@@ -186,52 +293,15 @@ class BundleWriter:
         for file in sorted(p for p in self.root.rglob("*") if p.is_file()):
             name = file.relative_to(self.root).as_posix()
             files[name] = self._digests.get(name) or hash_file(file)
-            _sync(file)
+            sync(file)
         manifest = dataclasses.replace(manifest, files=files)
         path = self.root / MANIFEST
         path.write_text(json.dumps(encode(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        _sync(path)
-        _sync(self.root)
-        _swap(self.root, self.target)
-        _sync(self.target.parent)
-        return Bundle.open(self.target)
-
-    def _remove_leftovers(self) -> None:
-        """Directories of exports that were killed: their process is gone."""
-        for path in self.target.parent.glob(f".{self.target.name}.partial-*"):
-            pid = path.name.rpartition("-")[2]
-            if pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists():
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _swap(new: Path, target: Path) -> None:
-    """Put `new` in the place of `target` in one step where the kernel can exchange names, else in two renames."""
-    if not target.exists():
-        new.rename(target)
-        return
-    if not _exchange(new, target):
-        backup = new.with_name(new.name + ".old")
-        target.rename(backup)
-        new.rename(target)
-        backup.rename(new)
-    shutil.rmtree(new, ignore_errors=True)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE); False where the C library or the file system lacks it."""
-    at_fdcwd, rename_exchange = -100, 2
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    done: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange)
-    return done == 0
+        for new in (path, *(p for p in self.root.rglob("*") if p.is_dir()), self.root):
+            sync(new)
+        leftovers.swap_in(self.root, self.target)
+        sync(self.target.parent)
+        bundle = Bundle.open(self.target)
+        if bundle.manifest == manifest:  # nobody was faster
+            bundle._remember(Checked.of(bundle.root), {n: (bundle.stamps[n], d.sha256) for n, d in files.items()})
+        return bundle

@@ -9,6 +9,7 @@ graph within milliseconds instead of after a whole prefill chunk.
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 import weakref
@@ -16,15 +17,36 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
-from gog_edge.errors import CancelledError, GogEdgeError
+from gog_edge.errors import CancelledError, GogEdgeError, UsageError
 
 ANSWER_TOKENS = 32  # a forced answer is given time for this many tokens
 FOREVER_S = 4e6  # 46 days: more than that is no limit, and more than some systems can wait for
 _MARGIN_S = 0.05
+_UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|m|h|)", re.ASCII)
+Duration = Union[float, str]
+"""Seconds as a number, or a number with its unit: "2s", "500ms", "1.5m"."""
 _FIRST_SHARE = 0.25  # of the whole time, kept for the answer before anything was measured
 _MOST_SHARE = 0.5
+
+
+def seconds_of(value: Duration, what: str = "a duration") -> float:
+    """`value` in seconds; `what` it is, for the message.
+
+    Raises:
+        UsageError: it is not above zero, or can't be read.
+    """
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        seconds = float(match.group(1)) * _UNITS[match.group(2)] if match else 0.0
+        if not seconds > 0:
+            raise UsageError(f"{what} of {value!r} is no time: write 2s or 500ms")
+        return seconds
+    if not value > 0:
+        raise UsageError(f"{what} of {value} s leaves no time: give a positive number of seconds")
+    return float(value)
 
 
 class WaitedEvent(Protocol):
@@ -81,14 +103,15 @@ class Budget:
     its timer ends with the question.
 
     Args:
-        seconds: wall time from now; None, or more than `FOREVER_S`, means no limit.
+        seconds: wall time from now, as a number or like "2s"; None, or more than `FOREVER_S`, means no limit.
         parent: a wider budget: its cancellation and deadline hold here too.
         clock: what time is read from; default the parent's, else the machine's.
     """
 
     def __init__(
-        self, seconds: float | None = None, *, parent: Budget | None = None, clock: Clock | None = None
+        self, seconds: Duration | None = None, *, parent: Budget | None = None, clock: Clock | None = None
     ) -> None:
+        seconds = seconds_of(seconds) if isinstance(seconds, str) else seconds
         self.clock: Clock = clock or (parent.clock if parent else SYSTEM)
         own = math.inf if seconds is None or seconds > FOREVER_S else self.clock.now() + max(seconds, 0.0)
         self._at: float = min(own, parent._at if parent else math.inf)

@@ -27,6 +27,10 @@ class ImageError(GogEdgeError, ValueError):
     """An image can't be decoded, or breaks a size limit."""
 
 
+class CameraError(GogEdgeError, OSError):
+    """A camera, stream or video can't be opened, or gave no frame for too long."""
+
+
 class RegionError(GogEdgeError, ValueError):
     """A box is empty, outside of the image, or not a box."""
 

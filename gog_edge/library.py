@@ -1,22 +1,26 @@
 """Bundles of this user under short names: what `gog-edge export CHECKPOINT` makes, and what is used if none is named.
 
-The library is a folder with one bundle a folder. Beside them, `.last` holds the bundle that was last exported or named.
+The library is a folder with one bundle a folder. Beside them, `.last` holds the bundle that was last exported or named,
+and `.indexes.json` the index that was last named with each bundle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import shutil
 from pathlib import Path
 
+from gog_edge import leftovers
 from gog_edge.bundle import MANIFEST
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.files import write_text
 
 VARIABLE = "GOG_EDGE_LIBRARY"
 _LAST = ".last"
+_INDEXES = ".indexes.json"
 
 
 def directory() -> Path:
@@ -56,6 +60,7 @@ def place(name: str) -> Path:
 def names() -> list[str]:
     """The bundles of the library, the newest first."""
     root = directory()
+    leftovers.sweep_once(root)
     try:
         found = [path for path in root.iterdir() if is_name(path.name) and _is_bundle(path)]
     except (FileNotFoundError, NotADirectoryError):
@@ -96,6 +101,27 @@ def remember(bundle: Path) -> None:
             write_text(directory() / _LAST, f"{bundle.absolute()}\n")
 
 
+def index_of(bundle: Path) -> Path | None:
+    """The index that was last named with this bundle, if it is still there."""
+    found = _indexes().get(str(bundle.absolute()))
+    return Path(found) if isinstance(found, str) and Path(found).is_dir() else None
+
+
+def remember_index(bundle: Path, index: Path) -> None:
+    """Search this index with this bundle from now on, where none is named; what can't be written is not remembered."""
+    if _is_bundle(bundle) and index.is_dir():
+        kept = {**_indexes(), str(bundle.absolute()): str(index.absolute())}
+        with contextlib.suppress(UsageError, OSError):
+            write_text(directory() / _INDEXES, json.dumps(kept, indent=1) + "\n")
+
+
+def _indexes() -> dict[str, object]:
+    with contextlib.suppress(OSError, ValueError, UsageError):
+        found = json.loads((directory() / _INDEXES).read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def remove(name: str) -> None:
     """Delete a bundle of the library. It leaves its name in one step, so nobody opens half of it.
 
@@ -105,8 +131,11 @@ def remove(name: str) -> None:
     folder = place(name)
     if not _is_bundle(folder):
         raise UsageError(f"there is no bundle {name!r} in the library{_instead(name)}")
-    hidden = folder.with_name(f".{name}.removed-{os.getpid()}")
+    hidden = leftovers.beside(folder)
     try:
+        if folder.is_symlink():
+            folder.unlink()
+            return
         folder.rename(hidden)
     except OSError as e:
         raise UsageError(f"{folder} can't be removed: {e.strerror or e}") from e

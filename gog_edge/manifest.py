@@ -85,8 +85,22 @@ class VisionSpec:
 
 
 @dataclass(frozen=True)
+class LinearSpec:
+    """Layers of linear attention (Gated DeltaNet): all of a decoder's but `full_layers`. `kernel`: tokens that the
+    convolution sees."""
+
+    full_layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
-    """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width)."""
+    """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width). `rotary`: dimensions
+    of a head that turn with the position, 0: all. `linear`: None where every layer attends."""
 
     layers: int
     hidden: int
@@ -100,6 +114,8 @@ class DecoderSpec:
     max_context: int
     kv_dtype: Literal["float32", "float16", "int8"] = "float32"
     deepstack: int = 0
+    rotary: int = 0
+    linear: LinearSpec | None = None
 
 
 @dataclass(frozen=True)

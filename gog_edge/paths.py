@@ -1,4 +1,5 @@
-"""Where caches of this user lie, and how a `~` in a path is read: services and containers often have no home."""
+"""Where files of this user lie, how a `~` in a path is read (services and containers often have no home), and what is
+an address and no path."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ def expand(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an http(s) address and not a file."""
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def cache_directory() -> Path:
@@ -41,12 +47,16 @@ def cache_directory() -> Path:
 def _homeless() -> Path:
     """A private folder in the temporary folder, where others may have taken the name: then one for this process."""
     if hasattr(os, "getuid"):
-        folder = Path(tempfile.gettempdir()) / f"gog-edge-{os.getuid()}"
         try:
+            folder = Path(tempfile.gettempdir()) / f"gog-edge-{os.getuid()}"
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
             if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
                 return folder
         except OSError as e:
-            log.debug("%s: %s", folder, e)
-    return Path(tempfile.mkdtemp(prefix="gog-edge-"))
+            log.debug("a folder among the temporary files: %s", e)
+    try:
+        return Path(tempfile.mkdtemp(prefix="gog-edge-"))
+    except OSError as e:
+        log.info("there is no place for caches (%s); set GOG_EDGE_CACHE", e)
+        return Path(os.devnull) / "gog-edge"  # nothing can be there, so every cache is an absent one

@@ -25,6 +25,9 @@ Hook = Callable[[Any, Any, str, Field], Any]
 NOT_MINE = object()
 """What a hook returns for a kind that it leaves to `decode`."""
 
+NOT_WRITTEN = {"written": False}
+"""Metadata of a field that `encode` leaves out."""
+
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
 
@@ -35,7 +38,8 @@ class SerdeError(ValueError):
 def encode(value: Any) -> Any:
     """A value made of the supported types as plain JSON data."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = (f.name for f in dataclasses.fields(value) if f.metadata.get("written", True))
+        return {name: encode(getattr(value, name)) for name in fields}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, (tuple, list)):

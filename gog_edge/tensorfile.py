@@ -9,7 +9,6 @@ file beside the target and is renamed at the end, so a full disk or a killed pro
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import SessionError
+from gog_edge.files import write_whole
 
 _MAGIC, _END = b"GOGTENS1", b"GOGTEND1"
 _ALIGN = 64
@@ -35,20 +35,10 @@ def write_tensors(path: Path, header: Mapping[str, Any], arrays: Mapping[str, ND
         SessionError: the disk is full or the folder can't be written; an older file stays as it was.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{id(contiguous):x}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as f:
-            for piece in _pieces(header, contiguous):
-                f.write(piece)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        write_whole(path, _pieces(header, contiguous))
     except OSError as e:
         raise SessionError(f"can't write {path} ({e.strerror or e}); what was there before is unchanged") from e
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _pieces(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> list[Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
+from gog_edge.answer_view import AnswerView
 from gog_edge.errors import RegionError, UsageError
+from gog_edge.serde import NOT_WRITTEN
 
 # In what a policy writes boxes: shares of the image, thousandths of it, pixels as shown to it, pixels of the original.
 BoxFrame = Literal["unit", "thousand", "shown", "original"]
@@ -264,8 +266,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The result of one question. `text` is empty when there is no answer; `evidence` are the hits that hold it."""
+class Answer(AnswerView):
+    """The result of one question. `text` is empty when there is no answer; `evidence` are the hits that hold it.
+
+    `pictures`: the frame that each image of the session was cut from, by its number in `Action.image`; None where a
+    session was loaded without it. They are kept as long as the answer, are no part of its value, and are not written.
+    """
 
     text: str
     stop: StopReason
@@ -273,9 +279,17 @@ class Answer:
     evidence: tuple[Hit, ...] = ()
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
+    pictures: tuple[Any, ...] = field(default=(), repr=False, compare=False, metadata=NOT_WRITTEN)
 
 
 # Events of a running question, in the order in which they happen.
+
+
+@dataclass(frozen=True)
+class NoticeEvent:
+    """Something that the user should know before the policy starts: a search that nothing is set up for."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -319,4 +333,4 @@ class AnswerEvent:
     answer: Answer
 
 
-Event = Union[TokenEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]
+Event = Union[NoticeEvent, TokenEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]

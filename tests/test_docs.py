@@ -1,23 +1,32 @@
-"""The documentation: its links lead somewhere, its commands exist, `make docs` renders it."""
+"""The documentation: its links lead somewhere, its commands exist, mkdocs renders it."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import gog_edge
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def docs() -> ModuleType:
+    return script("check")
 
 
 def test_links_and_commands_of_the_documentation(docs: ModuleType) -> None:
@@ -47,13 +56,27 @@ def test_what_is_wrong_is_found(docs: ModuleType, tmp_path: Path, monkeypatch: p
     ]
 
 
-def test_pages_link_to_pages(docs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs, "ROOT", tmp_path)
-    monkeypatch.setattr(docs, "OUT", tmp_path / "out")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text("# A & B\n\n[guide](docs/guide.md#one-two)\n")
-    (tmp_path / "docs" / "guide.md").write_text("## One two\n\n|a|\n|-|\n|b|\n")
-    docs.build()
-    assert '<a href="docs/guide.html#one-two">' in (tmp_path / "out" / "README.html").read_text("utf-8")
-    guide = (tmp_path / "out" / "docs" / "guide.html").read_text("utf-8")
-    assert '<h2 id="one-two">' in guide and "<td>b</td>" in guide and 'href="../README.html"' in guide
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """`strict` in mkdocs.yml: a link of a page or of a docstring that leads nowhere ends the build."""
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    home = (tmp_path / "index.html").read_text("utf-8")
+    assert (
+        'href="guide/"' in home and 'src="images/trace.png"' in home and (tmp_path / "images" / "trace.png").is_file()
+    )
+    assert "fonts.googleapis" not in home
+    commands = (tmp_path / "cli" / "index.html").read_text("utf-8")
+    assert "gog-edge index build" in commands and "Sentinel" not in commands
+    assert "AskRequest" in (tmp_path / "api" / "index.html").read_text("utf-8")
+
+
+def test_every_page_is_on_the_site_and_every_public_name_on_the_python_page() -> None:
+    found = {ROOT / source for source in script("site_hooks").sources() if source.endswith(".md")}
+    assert {ROOT / page for page in script("check").pages()} == found
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    homes = {f"{home}.{name}" for name, home in gog_edge._HOMES.items() if not home.endswith((".errors", "types"))}
+    assert [name for name in sorted(homes) if f"::: {name}\n" not in page] == []

@@ -19,13 +19,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "gog_edge"
 # Pure values and helpers that know nothing of policies; everybody may use them.
 BASE = {
     "_version",
+    "allowance",
     "errors",
     "types",
+    "answer_view",
     "serde",
     "sampling_options",
     "sanitize",
     "deadline",
     "files",
+    "leftovers",
+    "stamps",
     "paths",
     "tensorfile",
     "registry",
@@ -69,7 +73,8 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "peers/workers" not in path.as_posix()}
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PEERS = PACKAGE.parent / "peers" / "gog_edge_peers"
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -170,6 +175,20 @@ def test_no_module_is_named_in_a_string() -> None:
         and (PACKAGE / node.value.removeprefix("gog_edge.").replace(".", "/")).with_suffix(".py").is_file()
     ]
     assert wrong == []
+
+
+def test_peers_are_found_and_not_imported() -> None:
+    wrong = [m for m, path in MODULES.items() for _, name in imported(path) if name.startswith("gog_edge_peers")]
+    assert wrong == []
+
+
+def test_workers_of_peers_import_nothing_of_ours() -> None:
+    """They run in the environment of another program."""
+    for path in (PEERS / "workers").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not [n for n in names if n.startswith("gog_edge")], path.name
 
 
 def modules_after(statement: str) -> set[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from gog_edge.cli.main import cli
 
-PACKAGE = Path(__file__).resolve().parents[1] / "gog_edge"
+ROOT = Path(__file__).resolve().parents[1]
 _COMMAND = re.compile(r"gog-edge((?: +[a-z][a-z-]*)+)([^;,.()\n]*)")
 _OPTION = re.compile(r"(?<![\w(-])--[a-z][\w-]*(?![\w-]*:)")  # not a variable of a style sheet
 FOREIGN = {"--system-site-packages"}  # venv's
@@ -64,10 +64,11 @@ def wrong(text: str, known: dict[str, set[str]]) -> Iterator[str]:
 
 
 KNOWN = commands()
-FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if "peers" not in p.parts]  # those name options of other programs
+# the other files of peers name options of other programs
+FILES = [*sorted((ROOT / "gog_edge").rglob("*.py")), *(ROOT / "peers" / "gog_edge_peers").glob("c*.py")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_and_options_in_messages_exist(path: Path) -> None:
     found = [f"{path.name}:{line}: {what}" for line, text in strings(path) for what in wrong(text, KNOWN)]
     assert found == []

@@ -10,21 +10,25 @@ Cancelling: give a `Budget` and call its `cancel` from any thread (or close the 
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
+from gog_edge.agent.asynchronous import answer_async, events_async
+from gog_edge.agent.conveniences import Conveniences
 from gog_edge.agent.dispatch import SearchDispatcher
+from gog_edge.agent.frames import open_frames
 from gog_edge.agent.grammar import TurnGrammar
 from gog_edge.agent.loop import AgentLoop, events, last_answer
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.picture_limits import image_limits
-from gog_edge.agent.request import AskRequest, Images, open_frames, spelled_out, without_image
+from gog_edge.agent.request import AskRequest, Images, spelled_out, without_image
 from gog_edge.agent.tools import ToolExecutor
-from gog_edge.deadline import Budget, Pace
+from gog_edge.deadline import Budget, Pace, seconds_of
 from gog_edge.dialects import Dialect
 from gog_edge.errors import EngineError, SessionError, UsageError
 from gog_edge.image.frame import Frame
@@ -40,8 +44,10 @@ from gog_edge.sampling_options import Sampling
 from gog_edge.search.base import SearchProvider
 from gog_edge.types import Answer, Event, PixelLimits
 
+log = logging.getLogger("gog_edge.agent")
 
-class Agent:
+
+class Agent(Conveniences):
     """Created by `gog_edge.load`; a context manager that releases everything it opened."""
 
     def __init__(
@@ -70,6 +76,7 @@ class Agent:
         self._lock = threading.Lock()
         self._running: set[Budget] = set()
         self._closed = False
+        self._warned: set[str] = set()
         self.grammar = TurnGrammar(model, dialect, self.options.grammar)
 
     # -- asking ----------------------------------------------------------------------------------------------
@@ -96,12 +103,12 @@ class Agent:
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already."""
-        return events(self._asking(request))
+        return events(self._asking(request), request)
 
     @contextmanager
     def _asking(self, request: AskRequest) -> Iterator[AgentLoop]:
         with Budget(request.deadline, parent=request.budget) as budget:
-            conversation = self._borrow(request)
+            conversation = self._borrow(request, budget)
             try:
                 with conversation.asking(replace(request, deadline=None, budget=budget)) as loop:
                     yield loop
@@ -111,10 +118,11 @@ class Agent:
             finally:
                 self._give_back(conversation)
 
-    def session(self, image: Images) -> Conversation:
-        """Several questions about the same image or images, one after the other; can be saved and resumed."""
+    def session(self, image: Images, *, bgr: bool | None = None) -> Conversation:
+        """Several questions about the same image or images, one after the other; can be saved and resumed. `bgr` as in
+        `Frame.open`."""
         self._check_open()
-        return Conversation(self, Session(self.model), open_frames(image))
+        return Conversation(self, Session(self.model), open_frames(image, self.options.pictures, bgr=bgr))
 
     def resume(self, path: str | Path, image: Images | None = None) -> Conversation:
         """A conversation that was saved, in this or another process.
@@ -126,7 +134,7 @@ class Agent:
             SessionError: missing, damaged, or made with another bundle.
         """
         self._check_open()
-        return Conversation.load(self, path, open_frames(image) if image is not None else [])
+        return Conversation.load(self, path, open_frames(image, self.options.pictures) if image is not None else [])
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -163,6 +171,14 @@ class Agent:
         """How large whole images are shown: the options', else the dialect's, else the checkpoint's."""
         return image_limits(self.dialect.limits, self.options)
 
+    def warn(self, text: str) -> None:
+        """Log what a user should know, once for each agent; an empty text says nothing."""
+        with self._lock:
+            new = bool(text) and text not in self._warned
+            self._warned.add(text)
+        if new:
+            log.warning("%s", text)
+
     def started(self, budget: Budget) -> None:
         """A question began."""
         self._check_open()
@@ -174,11 +190,11 @@ class Agent:
         with self._lock:
             self._running.discard(budget)
 
-    def _borrow(self, request: AskRequest) -> Conversation:
+    def _borrow(self, request: AskRequest, budget: Budget) -> Conversation:
         """A conversation on an idle session (its KV may serve), or on a new one."""
         self._check_open()
         with (request.trace or NO_TRACE).span("decode_image"):
-            frames = open_frames(request.image)
+            frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
         digests = [f.digest for f in frames]
         with self._lock:
             same = [s for s in self._idle if s.digests[: len(digests)] == digests] or self._idle
@@ -235,9 +251,19 @@ class Conversation:
         """Answer a question as events; closing the iterator cancels it. Arguments and errors as `Agent.stream`."""
         return self.events(request)
 
+    @spelled_out(without_image(AskRequest))
+    async def aask(self, request: AskRequest) -> Answer:
+        """`ask` for asyncio; see `Agent.aask`."""
+        return await answer_async(self.events, request)
+
+    @spelled_out(without_image(AskRequest))
+    def astream(self, request: AskRequest) -> AsyncIterator[Event]:
+        """`stream` for asyncio; see `Agent.astream`."""
+        return events_async(self.events, request)
+
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""
-        return events(self.asking(request))
+        return events(self.asking(request), request)
 
     @contextmanager
     def asking(self, request: AskRequest) -> Iterator[AgentLoop]:
@@ -250,6 +276,7 @@ class Conversation:
             self.agent.started(budget)
             try:
                 loop = self._prepare(request, budget)
+                self.agent.warn(loop.tools.missing())
                 try:
                     yield loop
                 finally:
@@ -306,7 +333,8 @@ class Conversation:
         trace.meta.update(
             bundle=agent.model.manifest.name, dialect=dialect.name, fingerprint=agent.model.bundle.fingerprint
         )
-        dispatcher = SearchDispatcher(agent.providers, options.search_timeout, budget, trace)
+        timeout = seconds_of(options.search_timeout)
+        dispatcher = SearchDispatcher(agent.providers, timeout, budget, trace, options.pictures)
         start_usage = session.usage
         limits = agent.image_limits()
         plans = [agent.model.vision.plan(frame, None, limits) for frame in self.frames]

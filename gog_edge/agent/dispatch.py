@@ -20,7 +20,8 @@ from typing import Any
 from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
-from gog_edge.image.frame import Frame
+from gog_edge.image.frame import DEFAULT_LIMITS, Frame, ImageLimits
+from gog_edge.paths import is_address
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.sanitize import Neutraliser
 from gog_edge.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider
@@ -49,10 +50,18 @@ Call = Callable[[SearchProvider, Deadline], Outcome]
 class SearchDispatcher:
     """Searches of one question. Used by the question's own thread; the work runs in threads of its own."""
 
-    def __init__(self, providers: Sequence[SearchProvider], timeout: float, budget: Budget, trace: Trace) -> None:
+    def __init__(
+        self,
+        providers: Sequence[SearchProvider],
+        timeout: float,
+        budget: Budget,
+        trace: Trace,
+        pictures: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
         self._providers = list(providers)
         self._timeout = timeout
         self._budget = budget
+        self._pictures = pictures
         self._trace = trace
         self._early: dict[Key, Future[Outcome]] = {}
 
@@ -70,7 +79,7 @@ class SearchDispatcher:
         Only providers of this machine may name files: a page from the web must not choose what is opened here.
         Addresses go to the first provider that gets pictures, which checks them.
         """
-        if hit.image.startswith(("http://", "https://")):
+        if is_address(hit.image):
             reader = self.first(PICTURE)
             if reader is None:
                 self._trace.note("a result's picture is left out: no provider gets pictures (add one of kind fetch)")
@@ -79,7 +88,8 @@ class SearchDispatcher:
             return run_in_thread(lambda: reader.read_image(hit.image, deadline=deadline), "picture")
         named = (p for p in self._providers if p.name == provider)
         if hit.image and any(getattr(p, "local_files", False) for p in named):
-            return run_in_thread(lambda: Frame.open(Path(hit.image)), "picture")
+            limits, budget = self._pictures, self._budget
+            return run_in_thread(lambda: Frame.open(Path(hit.image), limits=limits, budget=budget), "picture")
         return None
 
     def wait_picture(self, future: Future[Frame], budget: Budget) -> Frame | None:
@@ -224,12 +234,14 @@ def run_in_thread(work: Callable[[], Any], name: str, *, daemon: bool = True) ->
     ends under it.
     """
     future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as e:  # noqa: BLE001 - handed to whoever waits
-            future.set_exception(e)
-
-    threading.Thread(target=run, name=f"gog-{name}", daemon=daemon).start()
+    threading.Thread(target=_run, args=(future, work), name=f"gog-{name}", daemon=daemon).start()
     return future
+
+
+def _run(future: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as e:  # noqa: BLE001 - handed to whoever waits
+        future.set_exception(e)
+    finally:
+        del future, work  # an error's traceback holds this call: with the future in it they would be a circle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gog_edge.agent.loader import bundle_dialect
-from gog_edge.bundle import Bundle
+from gog_edge.bundle import Bundle, load_whole
 from gog_edge.errors import UsageError
 from gog_edge.runtime.feature_cache import FeatureCache
 from gog_edge.runtime.vision import VisionEmbedder, VisionEncoder
@@ -36,12 +36,16 @@ def open_embedder(
         from gog_edge.search.encoder import OnnxEncoder
 
         return OnnxEncoder(encoder)
-    opened = Bundle.open(Path(str(bundle)))
-    if max_pixels:
-        limits = PixelLimits(0, max_pixels)
-    else:
-        limits = limits_of(fingerprint) if fingerprint else _crop_limits(opened)
-    return VisionEmbedder(VisionEncoder(opened, vision_runner(opened), FeatureCache(0)), limits)
+
+    def tower(opened: Bundle) -> Embedder:
+        opened.check(opened.manifest.files.keys())
+        if max_pixels:
+            limits = PixelLimits(0, max_pixels)
+        else:
+            limits = limits_of(fingerprint) if fingerprint else _crop_limits(opened)
+        return VisionEmbedder(VisionEncoder(opened, vision_runner(opened), FeatureCache(0)), limits)
+
+    return load_whole(Path(str(bundle)), tower, lambda embedder: None)
 
 
 def _crop_limits(bundle: Bundle) -> PixelLimits:

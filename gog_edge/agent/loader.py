@@ -10,10 +10,11 @@ from typing import Any
 from gog_edge import families, library
 from gog_edge.agent.agent import Agent
 from gog_edge.agent.options import RunOptions
-from gog_edge.bundle import Bundle
+from gog_edge.bundle import Bundle, load_whole
 from gog_edge.dialects import Dialect
 from gog_edge.dialects import load as load_dialect
 from gog_edge.engines.registry import create_engine
+from gog_edge.errors import GogEdgeError
 from gog_edge.paths import cache_directory
 from gog_edge.runtime.model import TOKENIZER, Model
 from gog_edge.runtime.tokenizer import Tokenizer
@@ -51,14 +52,40 @@ def load(
         DialectError: the dialect is wrong. SearchIndexError: the index is missing or of another encoder.
         GrammarError: a grammar is required but not available. UsageError: an option makes no sense.
     """
-    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(library.find(bundle))
     options = options or RunOptions()
-    with ThreadPoolExecutor(1) as pool:  # the vocabulary and the graphs take about as long, side by side
+    where = bundle if isinstance(bundle, Bundle) else library.find(bundle)
+
+    def assemble(opened: Bundle) -> Agent:
+        return _assemble(opened, engine, index, search, providers, dialect, options, engine_options)
+
+    return load_whole(where, assemble, Agent.close)
+
+
+def _assemble(
+    opened: Bundle,
+    engine: str | None,
+    index: str | Path | None,
+    search: str | Path | None,
+    providers: Sequence[SearchProvider],
+    dialect: str | Path | Dialect | None,
+    options: RunOptions,
+    engine_options: Any,
+) -> Agent:
+    """See `load`. What parsers and engines read is hashed before they read it, weights while they do."""
+    weights = opened.weights
+    opened.check(opened.manifest.files.keys() - weights)
+    with ThreadPoolExecutor(2) as pool:  # the vocabulary and the graphs take about as long, side by side
         tokenizer = pool.submit(Tokenizer.load, opened.path(TOKENIZER))
-        speech = bundle_dialect(opened, dialect)
-        graphs = create_engine(engine, opened, engine_options)
+        hashed = pool.submit(opened.check, weights)
+        try:
+            speech = bundle_dialect(opened, dialect)
+            graphs = create_engine(engine, opened, engine_options)
+        except GogEdgeError:
+            hashed.result()  # damage that is known to be one is said first
+            raise
     owned: list[SearchProvider] = []
     try:
+        hashed.result()
         model = Model.assemble(opened, graphs, options, tokenizer.result())
         if index is not None:
             owned.append(_local(index, model, options.expand))

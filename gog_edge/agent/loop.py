@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 
 from gog_edge.agent.evidence import supporting
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
+from gog_edge.agent.repeats import MOST, RepeatedFailures
+from gog_edge.agent.request import AskRequest
 from gog_edge.agent.tools import ToolExecutor
-from gog_edge.deadline import Budget, DeadlineReached, Pace
+from gog_edge.deadline import SYSTEM, Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError
 from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
@@ -31,6 +33,7 @@ from gog_edge.types import (
     AnswerEvent,
     BoxEvent,
     Event,
+    NoticeEvent,
     Observation,
     ObservationEvent,
     Region,
@@ -75,6 +78,7 @@ class AgentLoop:
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._repeats = RepeatedFailures(self.tools.can)
         self._total = self.budget.remaining()
         self._began = self._step_began = self.budget.clock.now()
         self._step_usage = self.start_usage
@@ -86,6 +90,9 @@ class AgentLoop:
             CancelledError, DeadlineReached: the budget ended; `answer` tells what there is.
             EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
         """
+        if missing := self.tools.missing():
+            self.session.trace.note(missing)
+            yield NoticeEvent(missing)
         self.tools.expect_glance()
         reason: StopReason | None = None
         number = 0
@@ -102,9 +109,10 @@ class AgentLoop:
                 return self.answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
             reason = self._met_limit(number, turn) if in_time else StopReason.DEADLINE
             observations: list[Observation] = []
+            stopped = False
             if reason is None:
                 try:
-                    observations = self._act(number, turn)
+                    observations, stopped = self._repeats.told(self._act(number, turn))
                 except DeadlineReached:
                     reason = StopReason.DEADLINE
             if reason is not None:
@@ -113,6 +121,9 @@ class AgentLoop:
                 for observation in observations:
                     yield ObservationEvent(number, observation)
                 reason = self._append(number, turn, observations)
+                if stopped and reason is None:
+                    self.session.trace.note(f"the same calls failed {MOST} times: the policy is made to answer")
+                    reason = StopReason.FORCED
             number += 1
         exhausted = reason if reason is StopReason.DEADLINE else StopReason.EXHAUSTED
         self.session.trace.step = number
@@ -131,7 +142,9 @@ class AgentLoop:
         """`text` as the question's answer, with everything so far."""
         usage = replace(_minus(self.session.usage, self.start_usage), searches=self.tools.searches)
         seconds = self.budget.clock.now() - self._began
-        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds)
+        plans = [self.session.image(i).plan for i in range(len(self.session.images))]
+        pictures = tuple(plan and plan.frame for plan in plans)
+        return Answer(text, stop, tuple(self.steps), supporting(text, self.steps), usage, seconds, pictures)
 
     def forget_open(self) -> None:
         """What was read ahead for an observation that never came is not part of the conversation."""
@@ -324,13 +337,23 @@ class AgentLoop:
         self._step_began, self._step_usage, self._step_searches = now, usage, searches
 
 
-def events(opening: AbstractContextManager[AgentLoop]) -> Iterator[Event]:
+def events(opening: AbstractContextManager[AgentLoop], request: AskRequest) -> Iterator[Event]:
     """Open a question, run it, close it; the last event is the `AnswerEvent`. Closing the iterator cancels it.
 
     Raises:
         EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
     """
-    with opening as loop:
+    began = (clock := request.budget.clock if request.budget is not None else SYSTEM).now()
+    with ExitStack() as stack:
+        try:
+            loop = stack.enter_context(opening)
+        except (CancelledError, DeadlineReached) as e:  # while its images were decoded, or its early searches ran
+            stop = StopReason.CANCELLED if isinstance(e, CancelledError) else StopReason.DEADLINE
+            answer = Answer("", stop, seconds=clock.now() - began)
+            if request.trace is not None:
+                request.trace.answer = answer
+            yield AnswerEvent(answer)
+            return
         try:
             answer = yield from loop.run()
         except CancelledError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gog_edge.deadline import Duration, seconds_of
 from gog_edge.errors import UsageError
+from gog_edge.image.frame import DEFAULT_LIMITS, ImageLimits
 from gog_edge.runtime.model import ModelOptions
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
@@ -51,7 +53,8 @@ class RunOptions(ModelOptions):
         turn_tokens, total_tokens: generated in one turn, in one question.
         answer_reserve: tokens of the context that observations must leave free for the answer.
         image_min_pixels, image_max_pixels, crop_min_pixels, crop_max_pixels: of resized images and crops.
-        search_timeout: seconds that one search may take.
+        pictures: which image files and stored sizes are refused, and the memory that decoding them may take.
+        search_timeout: seconds (or a text like "2s") that one search may take.
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
         expand: entries related to the results (over the index's own relations) that a local index appends.
@@ -71,7 +74,8 @@ class RunOptions(ModelOptions):
     image_max_pixels: int = 0
     crop_min_pixels: int = 0
     crop_max_pixels: int = 0
-    search_timeout: float = 20.0
+    pictures: ImageLimits = DEFAULT_LIMITS
+    search_timeout: Duration = 20.0
     results: int = 0
     early_knowledge: bool = False
     expand: int = 0
@@ -81,8 +85,7 @@ class RunOptions(ModelOptions):
         super().__post_init__()
         if self.grammar not in ("auto", "on", "off"):
             raise UsageError(f"grammar is {self.grammar!r}: auto, on or off is needed")
-        if self.search_timeout <= 0:
-            raise UsageError("search_timeout is 0: a positive number of seconds is needed")
+        object.__setattr__(self, "search_timeout", seconds_of(self.search_timeout, "a search_timeout"))
 
     def may_guess(self, rows_independent: bool) -> bool:
         """Whether tokens may be guessed and read ahead with a model whose rows are, or are not, independent."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
-from gog_edge.deadline import Budget
+from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import UsageError
-from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.image.frame import ImageSource
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.sampling_options import Sampling
 
@@ -28,13 +28,14 @@ class AskRequest:
     Args:
         image: whatever `Frame.open` takes, or a sequence of such; None for a conversation, which has its own.
         question: what is asked about it.
-        deadline: seconds; then the best answer so far comes back, with `stop` DEADLINE.
+        deadline: seconds, or a text like "2s"; then the best answer so far comes back, with `stop` DEADLINE.
         max_turns: rounds before the policy is made to answer (default: the options', then the dialect's).
         budget: to cancel from another thread; its own time limit holds, too.
         trace: records what happens.
         urls: public addresses of the images, in order, for web providers that only take addresses.
         sampling: how tokens of this question are chosen; what it leaves out is as the agent was loaded with.
         max_tokens: tokens written in the whole question; a lower limit of the options or the dialect holds, too.
+        bgr: whether images that are arrays are in OpenCV's order of colours (see `Frame.open`).
         key: the data set's id of the question, for providers that replay recorded searches.
 
     Raises:
@@ -44,7 +45,7 @@ class AskRequest:
     image: Images | None
     question: str
     _: KW_ONLY
-    deadline: float | None = None
+    deadline: Duration | None = None
     max_turns: int | None = None
     budget: Budget | None = None
     trace: Trace | None = None
@@ -52,29 +53,17 @@ class AskRequest:
     key: str = ""
     sampling: Sampling | None = None
     max_tokens: int | None = None
+    bgr: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise UsageError("the question is empty")
-        if self.deadline is not None and not self.deadline > 0:
-            raise UsageError(f"a deadline of {self.deadline} s leaves no time: give a positive number of seconds")
+        if self.deadline is not None:
+            object.__setattr__(self, "deadline", seconds_of(self.deadline, "a deadline"))
         if self.max_turns is not None and self.max_turns < 1:
             raise UsageError(f"max_turns is {self.max_turns}: at least one turn is needed")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}: at least one token is needed")
-
-
-def open_frames(image: Images | None) -> list[Frame]:
-    """One image or several, decoded.
-
-    Raises:
-        UsageError: there is none. ImageError: one can't be read.
-    """
-    if image is None or (isinstance(image, (list, tuple)) and not image):
-        raise UsageError("no image was given: a question needs at least one")
-    if isinstance(image, (list, tuple)):
-        return [Frame.open(source) for source in image]
-    return [Frame.open(image)]  # type: ignore[arg-type]  # a sequence of images was handled above
 
 
 def spelled_out(

@@ -21,13 +21,21 @@ from gog_edge.dialects import Dialect
 from gog_edge.errors import CancelledError, GogEdgeError, ImageError, RegionError, SessionError
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.vision import VisionEmbedder
-from gog_edge.search.base import IMAGE, ImageQuery
+from gog_edge.search.base import IMAGE, PAGE, TEXT, ImageQuery
 from gog_edge.types import Action, ActionKind, Hit, Observation, PixelLimits, Region
 
 log = logging.getLogger("gog_edge.agent")
 
 _SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.TEXT_SEARCH, ActionKind.VISIT)
 _IMAGE_SEARCHES = (ActionKind.GLANCE, ActionKind.GAZE)
+_NEEDS = {
+    ActionKind.GLANCE: IMAGE,
+    ActionKind.GAZE: IMAGE,
+    ActionKind.TEXT_SEARCH: TEXT,
+    ActionKind.VISIT: PAGE,
+}
+_SET_UP = "name a local index (--index, index=) or search providers (--search, search=)"
+_DONE_BY = {IMAGE: "image search", TEXT: "text search", PAGE: "page reader"}
 
 
 @dataclass
@@ -44,6 +52,19 @@ class ToolExecutor:
     used: dict[ActionKind, int] = field(default_factory=dict)
     _encoding: list[Future[None]] = field(default_factory=list)
     _started: set[tuple[int, Region]] = field(default_factory=set)
+
+    def can(self, kind: ActionKind) -> bool:
+        """Whether anything is set up that does calls of this kind."""
+        return kind not in _NEEDS or self.dispatcher.can(_NEEDS[kind])
+
+    def missing(self) -> str:
+        """What this policy can call and nothing is set up for, in one line; empty if there is no such thing."""
+        known = {action.kind for action in self.dialect.spec.actions}
+        needed = dict.fromkeys(need for kind, need in _NEEDS.items() if kind.value in known)
+        missing = [_DONE_BY[need] for need in needed if not self.dispatcher.can(need)]
+        if not missing:
+            return ""
+        return f"no {' and no '.join(missing)} is set up, such calls of the policy will fail: {_SET_UP}"
 
     # -- early -----------------------------------------------------------------------------------------------
 

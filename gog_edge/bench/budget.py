@@ -24,7 +24,7 @@ def seconds(shape: PolicyShape, precision: str, roofline: Roofline, glance: int,
     read = glance + gaze + words
     prefill = roofline.seconds(flops=2.0 * shape.decoder_parameters * read, precision=best)
     weights = (shape.decoder_parameters * BITS[precision][0] + shape.vocabulary_parameters * BITS[precision][1]) / 8
-    step = roofline.seconds(read_bytes=weights + read * kv_bytes_per_token(shape))
+    step = roofline.seconds(read_bytes=weights + read * kv_bytes_per_token(shape) + 2 * shape.state_bytes)
     return (encode + prefill + tokens * step) / EFFICIENCY
 
 

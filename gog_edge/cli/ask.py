@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gog_edge.cli import pictures
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
 from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
+from gog_edge.cli.options import (
+    SECONDS,
+    image_options,
+    sampling_options,
+    take_image_limits,
+    take_sampling,
+    threads_option,
+)
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
-from gog_edge.serde import encode
 
 if TYPE_CHECKING:
     from gog_edge.agent.options import RunOptions
-    from gog_edge.runtime.telemetry import Trace
     from gog_edge.types import Answer, Event
 
 EXIT_NO_ANSWER = 1
@@ -31,7 +34,7 @@ EXIT_NO_ANSWER = 1
 @click.command("ask")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE [IMAGE…] [QUESTION]")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
@@ -42,14 +45,17 @@ EXIT_NO_ANSWER = 1
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
+@image_options
+@threads_option
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html to look at, .json to process.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html, .json or .perfetto.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
 def command(
     images: tuple[str, ...],
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     urls: tuple[str, ...],
     engine: str | None,
@@ -68,16 +74,19 @@ def command(
     on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
     """
     named, question = pictures.split(images)
-    if trace is not None and trace.suffix not in (".html", ".json"):
-        raise UsageError(f"--trace {trace}: the name must end in .html or .json")
     import gog_edge
     from gog_edge.agent.loop import last_answer
     from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
+    from gog_edge.runtime.trace_files import save_trace, writer_of
 
+    if trace is not None:
+        writer_of(trace)  # a name that can't be written is noticed before anything is loaded
     run = _options(options)
     bundle = chosen(bundle, say=not quiet)
-    frames = [pictures.open_picture(name) for name in named]  # a bad picture is found before the policy is loaded
+    index = chosen_index(bundle, index, no_index, say=not quiet)
+    # a bad picture is found before the policy is loaded
+    frames = [pictures.open_picture(name, run.pictures) for name in named]
     if question is None:
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
@@ -89,11 +98,11 @@ def command(
         events = agent.events(request)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
-        print_json({"question": question, **encode(answer)})
+        print_json({"question": question, **answer.to_dict()})
     else:
         _print(answer, evidence=not quiet)
     if trace is not None:
-        _save(record, trace)
+        save_trace(record, trace)
     if trace is not None and not quiet:
         stderr().print(styled("[dim]trace: {}[/]", trace), soft_wrap=True)
     if not answer.text:
@@ -121,22 +130,13 @@ def _question(bundle: Path, dialect: str | None, quiet: bool, *, asks: bool) -> 
 def _options(given: dict[str, Any]) -> RunOptions:
     from gog_edge.agent.options import RunOptions
 
-    return RunOptions(sampling=take_sampling(given), **given)
+    return RunOptions(sampling=take_sampling(given), pictures=take_image_limits(given), **given)
 
 
 def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:
     for event in events:
         view.show(event)
         yield event
-
-
-def _save(record: Trace, path: Path) -> None:
-    if path.suffix == ".html":
-        from gog_edge.runtime.trace_html import save
-
-        save(record, path)
-        return
-    write_text(path, json.dumps(record.to_json(), ensure_ascii=False, indent=1) + "\n")
 
 
 def _print(answer: Answer, *, evidence: bool) -> None:

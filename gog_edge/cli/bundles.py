@@ -57,6 +57,38 @@ def chosen(bundle: Path | None, *, say: bool = True) -> Path:
     return found
 
 
+def index_options(command: _Command) -> _Command:
+    """`--index` and `--no-index`, for commands that ask the policy; see `chosen_index`."""
+    command = click.option("--no-index", is_flag=True, help="Search no remembered index.")(command)
+    return click.option(
+        "--index",
+        envvar="GOG_EDGE_INDEX",
+        type=click.Path(path_type=Path),
+        help="A local index to search. Default: the one last named with this bundle.",
+    )(command)
+
+
+def chosen_index(bundle: Path, index: Path | None, no_index: bool, *, say: bool = True) -> Path | None:
+    """The index that was named, which is remembered with the bundle; else the remembered one, then said on stderr.
+
+    Raises:
+        UsageError: an index is named and forbidden.
+    """
+    typed = click.get_current_context().get_parameter_source("index") is click.core.ParameterSource.COMMANDLINE
+    if no_index:
+        if index is not None and typed:
+            raise UsageError("--index and --no-index exclude each other")
+        return None
+    if index is not None:
+        if typed:
+            library.remember_index(bundle, index)
+        return index
+    found = library.index_of(bundle)
+    if found is not None and say:
+        stderr().print(styled("[dim]index: {}[/]", found), soft_wrap=True)
+    return found
+
+
 def default(*, say: bool = True) -> Path | None:
     """The bundle that is taken where none was named, if there is one; `say`: on stderr."""
     found = library.default()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gog_edge.cli.console import stderr
+from gog_edge.cli.options import threads_option
 from gog_edge.errors import UsageError
 
 
@@ -18,6 +19,7 @@ from gog_edge.errors import UsageError
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of the images; default: beside the questions.")
 @click.option("--index", type=click.Path(path_type=Path), help="Local index that is searched for the questions.")
 @click.option("--count", default=32, show_default=True, type=click.IntRange(min=1), help="Conversations at most.")
+@threads_option
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
 @click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")

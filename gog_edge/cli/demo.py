@@ -13,7 +13,6 @@ from gog_edge.cli.console import stderr, styled
 from gog_edge.errors import UsageError
 from gog_edge.library import directory
 
-NANO = Path("models") / "gog-nano"
 QUESTION = "What is the capital of the country of the second flag from the left?"
 
 
@@ -21,8 +20,7 @@ QUESTION = "What is the capital of the country of the second flag from the left?
 def command() -> None:
     """Export gog-nano, the project's own small policy, index its world, and ask it a question about a picture.
 
-    It needs a checkout of the repository: beside the package (an editable installation), or the working folder. The
-    bundle goes to the library, index and trace to .demo beside it.
+    The policy and its world travel in the package. The bundle goes to the library, index and trace to .demo beside it.
     """
     nano = _nano()
     out = directory() / ".demo"
@@ -36,13 +34,13 @@ def command() -> None:
 
 
 def _nano() -> Path:
-    beside = Path(gog_edge.__file__).resolve().parents[1]
-    for root in (beside, Path.cwd()):
-        if (root / NANO / "config.json").is_file():
-            return root / NANO
+    """The checkpoint with its world: in the package, or in the checkout that an editable install runs from."""
+    package = Path(gog_edge.__file__).resolve().parent
+    for folder in (package / "nano", package.parent / "models" / "gog-nano"):
+        if (folder / "config.json").is_file():
+            return folder
     raise UsageError(
-        f"the demo needs {NANO}, which the installed package does not carry: clone the gog-edge repository and run "
-        "gog-edge demo in it"
+        "gog-nano is missing from this installation: install gog-edge again, from a wheel or from its repository"
     )
 
 

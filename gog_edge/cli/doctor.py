@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
 import re
@@ -15,9 +16,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from gog_edge import library
 from gog_edge._version import __version__
+from gog_edge.allowance import Cpus, available_memory, cpus, total_memory, usable_threads
+from gog_edge.bundle import Bundle
 from gog_edge.cli.console import human_bytes, print_json, stdout, styled
-from gog_edge.errors import UsageError
+from gog_edge.cli.options import parse_size
+from gog_edge.errors import BundleError, UsageError
 from gog_edge.paths import cache_directory
 from gog_edge.runtime import memory_plan as memory
 from gog_edge.shapes import SHAPES
@@ -35,6 +40,8 @@ EXTRAS = {
     "eval": ("pyarrow",),
     "heif": ("pillow_heif",),
 }
+
+_NODES = "{} NUMA nodes: numactl -N 0 -m 0 keeps a policy and its memory on one"
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Check:
 def command(
     plan_memory: bool, memory_text: str | None, device: str | None, policy: str | None, context: int, as_json: bool
 ) -> None:
-    """Say what this machine can run, and why not."""
+    """Say what this machine can run, and why not; and whether the bundles of the library are whole."""
     if memory_text and device:
         raise UsageError("--memory and --device both say how much memory there is: give one of them")
     if plan_memory or memory_text or policy or device:
@@ -81,22 +88,30 @@ def command(
 
 
 def run_checks() -> list[Check]:
-    """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet."""
-    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras()]
+    """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet, and the
+    bundles of the library are read to the last byte.
+    """
+    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras(), *_bundles()]
 
 
 def _machine() -> list[Check]:
-    import psutil
-
     flags = _cpu_flags()
     found = [f for f in CPU_FEATURES if f in flags]
-    ram = psutil.virtual_memory()
+    may = cpus()
     return [
         Check("python", None, f"{platform.python_version()} on {platform.machine()} {platform.system()}"),
         Check("cpu", None, f"{os.cpu_count()} cores; {', '.join(found) or 'no vector extension known to us'}"),
-        Check("memory", None, f"{human_bytes(ram.available)} free of {human_bytes(ram.total)}"),
+        Check("threads", None, _threads(may), _NODES.format(may.nodes) if may.nodes > 1 else ""),
+        Check("memory", None, f"{human_bytes(available_memory())} free of {human_bytes(total_memory())}"),
         Check("disk", None, f"{human_bytes(_free(cache_directory()))} free for caches"),
     ]
+
+
+def _threads(may: Cpus) -> str:
+    """How many a computation gets, and what keeps it from more."""
+    quota = "" if math.isinf(may.quota) else f", {may.quota:g} CPUs' time by a control group"
+    slow = f", {may.allowed - may.fast} of them slower" if may.fast < may.allowed else ""
+    return f"{usable_threads()} of a computation: {may.allowed} CPUs allowed{slow}{quota}"
 
 
 def _free(folder: Path) -> int:
@@ -131,6 +146,23 @@ def _native() -> list[Check]:
         Check("crop kernel", crop.name == "native", crop.name, crop.reason or ""),
         Check("native operators", reason is None, instruction_set() or "stock operators are used", reason or ""),
     ]
+
+
+def _bundles() -> list[Check]:
+    """Whether the bundles of the library, and the one that is taken by default, are what was exported."""
+    try:
+        found = {library.place(name) for name in library.names()} | {library.default()}
+    except UsageError:
+        return []  # a user without a home has no library
+    return [_bundle(path) for path in sorted(p for p in found if p is not None)]
+
+
+def _bundle(path: Path) -> Check:
+    try:
+        sizes = [size for _, size in Bundle.open(path).verify()]
+    except BundleError as e:
+        return Check(f"bundle {path.name}", False, "damaged", str(e))
+    return Check(f"bundle {path.name}", True, f"the sha256 of {len(sizes)} files, {human_bytes(sum(sizes))}")
 
 
 def _gpu() -> list[Check]:
@@ -177,19 +209,6 @@ def _version(module: str) -> str:
         return ""
 
 
-def parse_size(text: str) -> int:
-    """'8GiB', '7.5 GB', '512M' -> bytes.
-
-    Raises:
-        UsageError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None or match.group(1).count(".") > 1 or match.group(1) == ".":
-        raise UsageError(f"{text!r} is not a size: write 8GiB or 7.5GB")
-    base = 1000 if match.group(2) and not match.group(3) and text.strip().upper().endswith("B") else 1024
-    return int(float(match.group(1)) * base ** " KMGT".index(match.group(2).upper() or " "))
-
-
 def _plan(memory_text: str | None, device: str | None, names: list[str], context: int, as_json: bool) -> None:
     available, whose = _available(memory_text, device)
     if as_json:
@@ -228,14 +247,12 @@ def _plan(memory_text: str | None, device: str | None, names: list[str], context
 
 def _available(memory_text: str | None, device: str | None) -> tuple[int, str]:
     """(bytes, what they are)."""
-    import psutil
-
     if memory_text:
         return parse_size(memory_text), "for the program"
     if device:
         total, free = memory.DEVICES[device]
         return int(free * memory.GIB), f"for the program on {device} ({total} GiB, with the desktop off)"
-    return psutil.virtual_memory().available, "free on this machine now"
+    return available_memory(), "free on this machine now"
 
 
 def _verdict(rows: list[tuple[memory.MemoryPlan, int]], names: list[str], context: int, available: int) -> str:

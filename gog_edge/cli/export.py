@@ -11,6 +11,7 @@ from rich.progress import TaskID
 
 from gog_edge.bundle import MANIFEST
 from gog_edge.cli.console import human_bytes, progress_bar, stderr, styled
+from gog_edge.cli.options import threads_option
 from gog_edge.errors import UsageError
 from gog_edge.library import directory, names, place, remember
 from gog_edge.manifest import Backend
@@ -90,6 +91,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option("--max-context", type=click.IntRange(min=1), help="Context limit in tokens, below the checkpoint's.")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Least area of a resized image.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Largest area of a resized image.")
+@threads_option
 @click.option("--verify", is_flag=True, help="Compare with transformers; a difference fails the export.")
 @click.option("--verify-image", multiple=True, type=click.Path(path_type=Path), help="Also compare on this image.")
 @click.option("--sm", help="TensorRT-RTX: compute capabilities (89,120); default: all that it offers, in one plan.")
@@ -290,3 +292,5 @@ def _say(bundle: Bundle) -> None:
             styled("{} in {}  [dim]({})[/]", size, bundle.root, cost)
         )
     )
+    if spent.get("set_aside"):
+        stderr().print(styled("[dim]not in it: {}[/]", spent["set_aside"]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from gog_edge import leftovers
 from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
+from gog_edge.cli.options import threads_option
 from gog_edge.errors import UsageError
 from gog_edge.runtime.telemetry import counted
 
@@ -42,6 +42,7 @@ def command() -> None:
 @SOURCES
 @BUNDLE
 @ENCODER
+@threads_option
 @PIXELS
 @KIND
 @click.option("--force", is_flag=True, help="Replace an existing index, once the new one is complete.")
@@ -63,15 +64,14 @@ def build(
     from gog_edge.search.local.database import DATABASE
 
     embedder = _embedder(bundle, encoder, max_pixels, "")
-    replaced = force and (index / DATABASE).exists()
-    folder = index.with_name(f".{index.name}.building-{os.getpid()}") if replaced else index
-    try:
-        report = _fill(folder, sources, embedder, kind, create=True)
-        if replaced:
-            _swap(folder, index)
-    finally:
-        if replaced:
-            shutil.rmtree(folder, ignore_errors=True)
+    leftovers.sweep(index.absolute().parent)
+    if force and (index / DATABASE).exists():
+        target = leftovers.followed(index.absolute())
+        with leftovers.scratch_folder(target) as folder:
+            report = _fill(folder, sources, embedder, kind, create=True)
+            leftovers.swap_in(folder, target)
+    else:
+        report = _fill(index, sources, embedder, kind, create=True)
     _print_report(index, report, as_json)
 
 
@@ -80,6 +80,7 @@ def build(
 @SOURCES
 @BUNDLE
 @ENCODER
+@threads_option
 @PIXELS
 @KIND
 @JSON
@@ -108,6 +109,7 @@ def add(
 @click.option("--box", help="Only this part of the picture: x0,y0,x1,y1 in pixels.")
 @BUNDLE
 @ENCODER
+@threads_option
 @click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Maximum results.")
 @click.option("--all", "everything", is_flag=True, help="Always K results, however low they score.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries.")
@@ -185,6 +187,7 @@ def remove(index: Path, ids: tuple[str, ...]) -> None:
 @FOLDER
 @BUNDLE
 @ENCODER
+@threads_option
 @click.option("--distortion", "names", multiple=True, help="Only these; see docs/search.md.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="Only this many entries, evenly spread.")
 @click.option("--labels", is_flag=True, help="Also search with words next to the image: right and wrong ones.")
@@ -281,14 +284,6 @@ def _fill(
 
         index.prepare(grown)
     return report
-
-
-def _swap(new: Path, index: Path) -> None:
-    """Put the finished folder in the place of the old one: two renames, so one of the two is always whole."""
-    old = index.with_name(f".{index.name}.old-{os.getpid()}")
-    index.rename(old)
-    new.rename(index)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _region(box: str | None) -> Any:

@@ -20,6 +20,7 @@ from gog_edge.sanitize import printable
 
 COMMANDS = {
     "ask": ("gog_edge.cli.ask", "Ask a question about an image."),
+    "watch": ("gog_edge.cli.watch", "Ask about a camera's newest frame, again and again."),
     "export": ("gog_edge.cli.export", "Turn a checkpoint into a bundle."),
     "list": ("gog_edge.cli.list", "List the bundles of your library."),
     "remove": ("gog_edge.cli.remove", "Delete bundles of your library."),

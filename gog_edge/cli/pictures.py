@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gog_edge.errors import ImageError, SearchError, UsageError
+from gog_edge.paths import is_address
 
 if TYPE_CHECKING:
-    from gog_edge.image.frame import Frame
+    from gog_edge.image.frame import Frame, ImageLimits
 
 FETCH_SECONDS = 30.0
 STDIN = "-"
@@ -44,14 +45,7 @@ def _is_picture(word: str) -> bool:
         return False
 
 
-def is_address(word: str) -> bool:
-    """Whether a picture has to be fetched."""
-    from gog_edge.search.local.record import is_address as to_fetch
-
-    return to_fetch(word.lower())
-
-
-def open_picture(word: str) -> Frame:
+def open_picture(word: str, limits: ImageLimits) -> Frame:
     """Decode one picture.
 
     An address is trusted as it was typed, so it may be a camera of the local network; where it redirects to, must be a
@@ -65,15 +59,15 @@ def open_picture(word: str) -> Frame:
     if word == STDIN:
         if sys.stdin is None or sys.stdin.isatty():
             raise ImageError("- reads a picture from standard input, but nothing is piped into it")
-        return Frame.open(sys.stdin.buffer, name="standard input")
+        return Frame.open(sys.stdin.buffer, name="standard input", limits=limits)
     if not is_address(word):
-        return Frame.open(word)
+        return Frame.open(word, limits=limits)
     from gog_edge.search.base import Deadline
     from gog_edge.search.web.address import AddressPolicy
     from gog_edge.search.web.page import PageReader
 
     try:
-        reader = PageReader(AddressPolicy().allowing(word))
+        reader = PageReader(AddressPolicy().allowing(word), pictures=limits)
         try:
             return reader.read_image(word, deadline=Deadline.after(FETCH_SECONDS))
         finally:

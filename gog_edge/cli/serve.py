@@ -14,15 +14,15 @@ from typing import Any
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen
+from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import stderr
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, image_options, take_image_limits, threads_option
 from gog_edge.errors import UsageError
 
 
 @click.command("serve")
 @bundle_option("The exported policy.")
-@click.option("--index", envvar="GOG_EDGE_INDEX", type=click.Path(path_type=Path), help="A local index to search.")
+@index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=8710, show_default=True, help="0: any free port.")
@@ -43,25 +43,25 @@ from gog_edge.errors import UsageError
     show_default=True,
     help="Time for running questions after SIGTERM or Ctrl-C.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads of the engine; 0: the cores it may use."
-)
+@image_options
+@threads_option
 @click.option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send.")
 @click.option("--allow-host", "hosts", multiple=True, help="A further host name under which this is reached; '*': any.")
 @click.option("--allow-origin", "origins", multiple=True, help="Origin of pages that may ask (https://name); '*': any.")
 def command(
     bundle: Path | None,
     index: Path | None,
+    no_index: bool,
     search: Path | None,
     host: str,
     port: int,
     queue: int,
     connections: int,
     shutdown: float,
-    threads: int,
     api_key_env: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    **images: Any,
 ) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /v1/models, GET /healthz.
 
@@ -74,30 +74,27 @@ def command(
     except ImportError as e:
         raise UsageError(f"serve needs {e.name}: pip install 'gog-edge[serve]'") from e
     import gog_edge
+    from gog_edge.agent.options import RunOptions
 
     _check_host(host)
     key = _key(api_key_env)
     bundle = chosen(bundle, say=False)
+    index = chosen_index(bundle, index, no_index)
+    run = RunOptions(pictures=take_image_limits(images))
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
-    with _ending_with_sigterm(), _listen(host, port) as listening:
-        options = _engine_options(threads) if threads else None
-        with gog_edge.load(bundle, index=index, search=search, engine_options=options) as agent:
-            shown = f"[{host}]" if ":" in host else host
-            address = f"http://{shown}:{listening.getsockname()[1]}"
-            name = bundle.name or bundle.resolve().name
-            app = create_app(
-                agent, name=name, queue=queue, limits=limits, hosts=(host, *hosts), origins=origins, key=key
-            )
-            stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
-            if key is None and not _is_loopback(listening):
-                stderr().print("everybody on this network may ask: --api-key-env NAME asks for a key", markup=False)
-            make_server(app, limits).run(sockets=[listening])
-
-
-def _engine_options(threads: int) -> Any:
-    from gog_edge.engines.ort.options import OrtOptions
-
-    return OrtOptions(threads=threads)
+    with (
+        _ending_with_sigterm(),
+        _listen(host, port) as listening,
+        gog_edge.load(bundle, index=index, search=search, options=run) as agent,
+    ):
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listening.getsockname()[1]}"
+        name = bundle.name or bundle.resolve().name
+        app = create_app(agent, name=name, queue=queue, limits=limits, hosts=(host, *hosts), origins=origins, key=key)
+        stderr().print(f"serving {bundle} at {address}  (POST /v1/ask, /v1/chat/completions)", markup=False)
+        if key is None and not _is_loopback(listening):
+            stderr().print("everybody on this network may ask: --api-key-env NAME asks for a key", markup=False)
+        make_server(app, limits).run(sockets=[listening])
 
 
 def _key(variable: str | None) -> str | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 from pathlib import Path
 
 from gog_edge.crop.native import SOURCES
 from gog_edge.errors import EngineError
+from gog_edge.files import ours, read_sealed, write_sealed
 from gog_edge.native.build import cache_directory
 
 log = logging.getLogger("gog_edge.crop")
@@ -35,28 +35,24 @@ def crop_cubin(arch: str, directory: Path | None = None) -> bytes:
     path = folder / f"crop-{arch}-{_digest(arch)}.cubin"
     try:
         _check_private(folder)
-        if path.is_file():
-            return path.read_bytes()
+        kept = read_sealed(path)
     except OSError as e:
         log.warning("the kernel cache %s can't be used (%s): the crop kernel is compiled anew", folder, e)
         return compile_crop(arch)[0]
+    if kept is not None:
+        return kept
     cubin, _ = compile_crop(arch)
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        scratch.write_bytes(cubin)
-        scratch.replace(path)
+        write_sealed(path, cubin)
     except OSError as e:
         log.warning("the kernel cache %s can't be written (%s)", folder, e)
-    finally:
-        scratch.unlink(missing_ok=True)
     return cubin
 
 
 def _check_private(folder: Path) -> None:
     """Create the cache; raises PermissionError if another user could plant code in it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    stat = folder.stat()
-    if hasattr(os, "getuid") and (stat.st_uid not in (os.getuid(), 0) or stat.st_mode & 0o022):
+    if not ours(folder.stat()):
         raise PermissionError(f"{folder} is writable by others; chmod 700 it")
 
 

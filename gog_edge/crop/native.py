@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.crop.geometry import Grid, PixelBox
 from gog_edge.crop.normal import Normal
 from gog_edge.errors import EngineError
@@ -89,8 +89,7 @@ class NativeKernel:
 
 
 def _threads(wanted: int | None, source_pixels: int) -> int:
-    """`wanted`, or as many as the crop keeps busy out of the CPUs this process may use (at most 8)."""
+    """`wanted`, or as many as the crop keeps busy out of those this process may have (at most 8)."""
     if wanted is not None:
         return max(1, wanted)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, _MAX_THREADS, source_pixels // _PIXELS_A_THREAD))
+    return max(1, min(usable_threads(), _MAX_THREADS, source_pixels // _PIXELS_A_THREAD))

@@ -16,6 +16,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
+from gog_edge.dialects.answer_text import AnswerText
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.grammar import dialect_grammar
 from gog_edge.dialects.images import reference
@@ -136,8 +137,13 @@ class Dialect:
         """How the actions are written."""
         return syntaxes_of(self.spec, self.frame)
 
+    @cached_property
+    def answers(self) -> AnswerText:
+        """What of a text is an answer."""
+        return AnswerText(self.spec, self.syntaxes)
+
     def _reader(self, images: Sequence[RegisteredImage], user_images: int | None = None) -> TurnReader:
-        return TurnReader(self.spec, self.frame, self.syntaxes, images, user_images)
+        return TurnReader(self.spec, self.frame, self.syntaxes, images, self.answers, user_images)
 
     # -- reading -----------------------------------------------------------------------------------------------
 

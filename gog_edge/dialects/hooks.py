@@ -152,7 +152,7 @@ class VisionDeepResearch(Hooks):
     def result_turn(self, content: list[Segment], replies: set[str]) -> list[Segment]:
         if replies == {"nothing"}:
             return content
-        return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
+        return _one_response(content)
 
 
 class VideoDeepResearch(Hooks):
@@ -176,7 +176,12 @@ class VideoDeepResearch(Hooks):
         return ""
 
     def result_turn(self, content: list[Segment], replies: set[str]) -> list[Segment]:
-        return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
+        return _one_response(content)
+
+
+def _one_response(content: list[Segment]) -> list[Segment]:
+    """One wrapper around everything that a turn is told."""
+    return [Control("<tool_response>\n"), *content, Control("\n</tool_response>")]
 
 
 HOOKS: Mapping[str, type[Hooks]] = {

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from gog_edge.dialects.answer_text import AnswerText
 from gog_edge.dialects.coordinates import CoordinateFrame, boxes_of, read_box
 from gog_edge.dialects.images import ImageReferenceError, allowed_images, resolve_image
 from gog_edge.dialects.spec import ActionSpec, DialectSpec, ParseSpec
 from gog_edge.dialects.syntax import Call, CallProblem, Syntax
-from gog_edge.dialects.syntax.tool_call import OPEN
 from gog_edge.dialects.wording import Wording
 from gog_edge.errors import DialectError, RegionError
 from gog_edge.sanitize import cut
 from gog_edge.types import Action, ActionKind, Region, RegisteredImage, Turn
 
 MAX_ACTIONS = 16
+_NO_ANSWER = CallProblem("nothing", "there is neither an answer nor a call that can be read")
 _IMAGE_KINDS = (ActionKind.GLANCE, ActionKind.GAZE, ActionKind.ZOOM)
 
 
@@ -30,6 +31,7 @@ class TurnReader:
     frame: CoordinateFrame
     syntaxes: Sequence[Syntax]
     images: Sequence[RegisteredImage]
+    answers: AnswerText
     user_images: int | None = None
 
     def read_forced(self, text: str) -> Turn:
@@ -40,10 +42,8 @@ class TurnReader:
         thought, begin = split_thought(raw, self.spec.parse)
         body = raw[begin:]
         answers = [call for call in self._calls(body) if _answers(call)]
-        said = str(answers[-1].values.get("text", "")) if answers else self._unwrapped(body)
-        for opening in [OPEN, *(s.opening for s in self.syntaxes if s not in answering)]:
-            said = said.split(opening, 1)[0]
-        return Turn(thought, (Action(ActionKind.ANSWER, said.strip()),), raw)
+        said = str(answers[-1].values.get("text", "")) if answers else body
+        return Turn(thought, (Action(ActionKind.ANSWER, self.answers.read(said)),), raw)
 
     def read(self, raw: str) -> Turn:
         """One turn; never raises."""
@@ -55,9 +55,10 @@ class TurnReader:
         found = self._calls(body)
         chosen = self._choose(found, [call for call in found if _answers(call)], body)
         if not chosen:
-            if spec.otherwise == "answer" and not self._unfinished(seen):
-                return Turn(thought, (Action(ActionKind.ANSWER, self._unwrapped(seen[begin:])),), raw)
-            return Turn(thought or seen.strip(), (self.invalid(CallProblem("nothing")),), raw)
+            said = self.answers.read(seen[begin:]) if spec.otherwise == "answer" and not self._unfinished(seen) else ""
+            if said or (spec.otherwise == "answer" and not seen[begin:].strip()):
+                return Turn(thought, (Action(ActionKind.ANSWER, said),), raw)
+            return Turn(thought or seen.strip(), (self.invalid(_NO_ANSWER),), raw)
         actions = [action for f in chosen for action in self._actions(f)]
         return Turn(thought or self._before(seen, begin, offset, chosen[0]), tuple(actions[:MAX_ACTIONS]), raw)
 
@@ -129,11 +130,6 @@ class TurnReader:
                 out.append((number, call))
         return [call for _, call in out]
 
-    def _unwrapped(self, text: str) -> str:
-        for syntax in self.syntaxes:
-            text = syntax.unwrapped(text) if syntax.first.kind == "answer" else text
-        return text.strip()
-
     def _size_of(self, name: str) -> tuple[float, float] | None:
         try:
             index = resolve_image(self.spec.images, name, self.images, self.user_images)
@@ -168,6 +164,9 @@ class TurnReader:
         kind = ActionKind(spec.kind)
         text = _string(values, "text") or _string(values, "query") or _string(values, "url")
         label = _string(values, "label")
+        if kind is ActionKind.ANSWER:
+            said = self.answers.read(text)
+            return Action(kind, said, label=label) if said or not text else self.invalid(_NO_ANSWER)
         if kind in (ActionKind.TEXT_SEARCH, ActionKind.VISIT) and not text:
             raise DialectError("the call has no text")
         if kind not in _IMAGE_KINDS:

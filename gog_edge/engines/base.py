@@ -107,6 +107,29 @@ class KvCache(Protocol):
 
 
 @runtime_checkable
+class RecurrentState(Protocol):
+    """A `KvCache` that also keeps the state of layers of linear attention, which belongs to one number of tokens: it
+    can't be cut as rows can. A run must go on where the state is, or begin at token 0."""
+
+    @property
+    def seen(self) -> int:
+        """After how many tokens the state is."""
+        ...
+
+    def state(self) -> list[NDArray[Any]]:
+        """Copies of its arrays on the host, in the engine's own order."""
+        ...
+
+    def set_state(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """The inverse of `state`, after `seen` tokens, whose rows are there.
+
+        Raises:
+            EngineError: the arrays are those of another policy.
+        """
+        ...
+
+
+@runtime_checkable
 class VisionRunner(Protocol):
     """The vision tower. Thread-safe."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gog_edge.errors import DatasetError
 from gog_edge.evaluation.samples import ImageRef, Sample
+from gog_edge.paths import is_address
 
 Row = Mapping[str, Any]
 
@@ -258,7 +259,7 @@ def _image(value: Any, column: str, index: int, parquet: tuple[str, int] | None)
     if not isinstance(value, str) or not value.strip():
         return None
     value = value.strip()
-    if value.startswith(("http://", "https://")):
+    if is_address(value):
         return ImageRef("url", value)
     if value.startswith("data:image/"):
         return ImageRef("base64", value.partition(",")[2])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
+import logging
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gog_edge.errors import DatasetError, SearchError
+from gog_edge.errors import DatasetError, ImageError, SearchError
 from gog_edge.evaluation.datasets import parquet_image
 from gog_edge.evaluation.samples import ImageRef
+from gog_edge.files import whole_file
 from gog_edge.image.frame import Frame
 from gog_edge.search.base import Deadline
 from gog_edge.search.web.page import PageReader
 
+log = logging.getLogger("gog_edge.evaluation")
 FETCH_SECONDS = 30.0
 
 
@@ -69,15 +71,18 @@ class ImageStore:
         if self._downloads is None:
             raise DatasetError(f"picture {url[:120]} is only an address; give --images, or --download to fetch it")
         kept = self._downloads / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.png"
-        if kept.is_file():
-            return Frame.open(kept)
+        try:
+            if kept.is_file():
+                return Frame.open(kept)
+        except (OSError, ImageError) as e:
+            log.warning("a picture that was fetched before is fetched again (%s)", e)
         try:
             frame = (self._reader or PageReader()).read_image(url, deadline=Deadline.after(FETCH_SECONDS))
         except SearchError as e:
             raise DatasetError(f"picture {url[:120]} can't be fetched ({e})") from e
-        self._downloads.mkdir(parents=True, exist_ok=True)
-        # Workers share the folder: a half-written file must never be seen.
-        beside = kept.with_name(f".{kept.name}.{os.getpid()}")
-        frame.image().save(beside, "PNG")
-        beside.replace(kept)
+        try:
+            with whole_file(kept) as scratch:  # workers share the folder: a half-written file must never be seen
+                frame.image().save(scratch, "PNG")
+        except OSError as e:
+            log.warning("a fetched picture is not kept (%s)", e)
         return frame

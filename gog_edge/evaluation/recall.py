@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import ImageError
 from gog_edge.image.frame import Frame
+from gog_edge.paths import is_address
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
-from gog_edge.search.local.record import Entity, is_address
+from gog_edge.search.local.record import Entity
 from gog_edge.search.local.text import tokens
 from gog_edge.types import Hit, Region
 

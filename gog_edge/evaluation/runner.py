@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from gog_edge.allowance import usable_threads
 from gog_edge.errors import GogEdgeError
 from gog_edge.evaluation import worker as worker_module
 from gog_edge.evaluation.results import ResultsFile
@@ -131,6 +131,5 @@ def _given_up(sample: Sample) -> dict[str, Any]:
 
 
 def default_threads(workers: int) -> int:
-    """Engine threads of each process: the cores, shared."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(workers, 1))
+    """Engine threads of each process: those that this one may have, shared."""
+    return max(1, usable_threads() // max(workers, 1))

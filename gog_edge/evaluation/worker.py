@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -213,9 +216,23 @@ _worker: Worker | None = None
 def start(spec: WorkerSpec) -> None:
     """Initialise this process (called once in each)."""
     global _worker
+    _end_with_parent()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, str(max(spec.agent.threads, 1)))
     _worker = Worker(spec)
+
+
+def _end_with_parent() -> None:
+    """A run that is killed takes its processes along: nobody would ever ask them again, and each holds a policy."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="gog-parent", daemon=True).start()
 
 
 def start_once(spec: WorkerSpec) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 
 from gog_edge._version import __version__
 from gog_edge.bundle import VERIFY_FILE, Bundle, BundleWriter, hash_file
-from gog_edge.errors import CheckpointError
+from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export import assets
 from gog_edge.export.checkpoint.generation_settings import read_generation
 from gog_edge.export.checkpoint.image_settings import read_preprocessing
@@ -34,11 +35,11 @@ from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.export.graph.weightfile import Blob, WeightFile
-from gog_edge.export.options import ExportOptions, Resolved, resolve
+from gog_edge.export.options import BACKENDS, ExportOptions, Resolved, resolve
 from gog_edge.export.progress import Progress, Silent, peak_rss
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.base import Family, ModelConfig
-from gog_edge.families.target import Target
+from gog_edge.families.target import RecurrentCache, Target
 from gog_edge.families.weights import shapes, watch
 from gog_edge.manifest import FORMAT_VERSION, Backend, GraphSpec, Manifest
 
@@ -88,6 +89,7 @@ def export_bundle(
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = checkpoint.family
     config = _limit_context(check_checkpoint(checkpoint), options)
+    _check_layers(family, config, options.backend)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
@@ -96,6 +98,7 @@ def export_bundle(
             "vision_attention": resolved.vision_attention,
             "min_pixels": options.min_pixels,
             "max_pixels": options.max_pixels,
+            "set_aside": set_aside(checkpoint),
         }
         manifest = replace(manifest, provenance=provenance)
         if gate is not None:
@@ -213,6 +216,26 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     for name, shape in shapes(family, config).items():
         check_shape(checkpoint, name, shape)
     return config
+
+
+def _check_layers(family: Family, config: ModelConfig, backend: Backend) -> None:
+    if BACKENDS[backend].recurrent:
+        return
+    if any(isinstance(layer, RecurrentCache) for layer in family.caches(config.decoder.spec)):
+        able = ", ".join(name for name, rules in BACKENDS.items() if rules.recurrent)
+        raise UsageError(
+            f"{family.name} has layers of linear attention, which backend {backend} does not build: use one of {able}"
+        )
+
+
+def set_aside(checkpoint: Checkpoint) -> str | None:
+    """What of a checkpoint is known and not exported, for people; None: nothing."""
+    found = []
+    for part in checkpoint.family.set_aside:
+        count = sum(re.match(part.pattern, name) is not None for name in checkpoint.names())
+        if count:
+            found.append(f"{count} tensors of {part.what}")
+    return "; ".join(found) or None
 
 
 def _own_dialect(checkpoint: Checkpoint) -> str:

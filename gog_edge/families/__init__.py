@@ -18,7 +18,8 @@ FAMILIES = Registry("gog_edge.families", Family)
 _OTHERS = (
     (r"\w+_moe(?:_|$)|mixtral|deepseek|kimi|glm4v_moe|ernie4_5_vl|llama4", "a mixture of experts"),
     (r"qwen4_exp", "hyper-connections and an n-gram table"),
-    (r"qwen3_5|qwen3_6|qwen3_next", "linear attention layers"),
+    (r"qwen3_5_text$", "a language model"),
+    (r"qwen3_6|qwen3_next", "linear attention layers"),
     (r"qwen2_vl", "the Qwen2-VL architecture"),
     (r"qwen\d?(?:_\d)?_omni", "an audio and speech model"),
     (

@@ -92,6 +92,14 @@ QWEN2_VL_PROCESSOR = Processor(
 )
 
 
+@dataclass(frozen=True)
+class SetAside:
+    """Tensors of a checkpoint that are known and not exported: `pattern` matches their names from the start."""
+
+    pattern: str
+    what: str
+
+
 def attention_everywhere(decoder: DecoderSpec) -> tuple[LayerCache, ...]:
     """Caches of a decoder whose layers all attend."""
     return (AttentionCache(decoder.kv_heads, decoder.head_dim),) * decoder.layers
@@ -109,6 +117,7 @@ class Family:
     `vision_inputs`: (tower, merge size, rows, columns of patches) -> every input of the vision graph but `patches`.
     `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
     `caches`: decoder -> what each layer keeps between runs, first layer first.
+    `set_aside`: tensors that an export leaves out and says so.
     """
 
     name: str
@@ -123,6 +132,7 @@ class Family:
     vision_inputs: Callable[[VisionSpec, int, int, int], Inputs]
     rotary: Callable[[DecoderSpec], tuple[F32, I64]]
     caches: Callable[[DecoderSpec], tuple[LayerCache, ...]] = attention_everywhere
+    set_aside: tuple[SetAside, ...] = ()
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
@@ -160,16 +170,27 @@ def read_rope(
     Raises:
         CheckpointError: a rope type other than the plain one, or a section that does not fill half a head.
     """
-    if text.data is not root.data:  # nested: transformers ignores what is next to it, or fails on it
-        for key in ("rope_scaling", "rope_parameters"):
-            _check_plain(root.section(key), types)
-    theta, rope = _rope(text, default_theta, types)
+    theta, rope = read_plain_rope(root, text, default_theta, types)
     section = rope.integers("mrope_section", default_section)
     if len(section) != 3 or sum(section) != head_dim // 2:
         raise rope.fail(
             "mrope_section", f"must be three numbers with the sum head_dim/2 = {head_dim // 2}, not {list(section)}"
         )
     return theta, (section[0], section[1], section[2])
+
+
+def read_plain_rope(
+    root: Section, text: Section, default_theta: float, types: tuple[str, ...]
+) -> tuple[float, Section]:
+    """(theta, the object that holds what else is said of the rope) of the decoder.
+
+    Raises:
+        CheckpointError: a rope type other than the plain one.
+    """
+    if text.data is not root.data:  # nested: transformers ignores what is next to it, or fails on it
+        for key in ("rope_scaling", "rope_parameters"):
+            _check_plain(root.section(key), types)
+    return _rope(text, default_theta, types)
 
 
 def read_vision_rope(vision: Section) -> float:

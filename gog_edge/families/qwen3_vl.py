@@ -42,7 +42,8 @@ def parse(config: dict[str, Any]) -> ModelConfig:
     if not text.data:
         raise root.fail("text_config", "is missing (a flat Qwen3-VL configuration means nothing to transformers)")
     decoder = _parse_decoder(root, text)
-    vision = _parse_vision(root.section("vision_config"), decoder)
+    section = root.section("vision_config")
+    vision = parse_vision(section, decoder.spec, section.integers("deepstack_visual_indexes", (8, 16, 24)))
     return ModelConfig(vision, decoder, *read_tokens(root, text))
 
 
@@ -86,21 +87,21 @@ def _parse_decoder(root: Section, text: Section) -> DecoderDims:
     )
 
 
-def _parse_vision(vision: Section, decoder: DecoderDims) -> VisionDims:
+def parse_vision(vision: Section, decoder: DecoderSpec, taps: tuple[int, ...]) -> VisionDims:
+    """The tower's shapes. `taps`: blocks that feed DeepStack."""
     depth = vision.integer("depth")
     hidden = vision.integer("hidden_size")
     heads, head_dim = vision_heads(vision, hidden)
     positions = vision.integer("num_position_embeddings", 2304)
     if math.isqrt(positions) ** 2 != positions:
         raise vision.fail("num_position_embeddings", f"= {positions} is not the square of a table's side")
-    taps = vision.integers("deepstack_visual_indexes", (8, 16, 24))
     if len(set(taps)) != len(taps) or any(tap >= depth for tap in taps):
         raise vision.fail("deepstack_visual_indexes", f"must be different blocks below depth {depth}, not {list(taps)}")
     if vision.integer("in_channels", 3) != 3:
         raise vision.fail("in_channels", "must be 3")
-    out = vision.integer("out_hidden_size", decoder.spec.hidden)
-    if out != decoder.spec.hidden:
-        raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.spec.hidden}")
+    out = vision.integer("out_hidden_size", decoder.hidden)
+    if out != decoder.hidden:
+        raise vision.fail("out_hidden_size", f"= {out} differs from the decoder's hidden_size {decoder.hidden}")
     return VisionDims(
         spec=VisionSpec(
             depth=depth,

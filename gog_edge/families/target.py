@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each but "patch_embed", which is always float.
-Role = Literal["patch_embed", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+# What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
+Role = Literal["patch_embed", "gates", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+# Always float: the first sees pixels; gates are small, and what they get wrong stays in a state for long.
+UNQUANTISED = frozenset({"patch_embed", "gates"})
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
 
 
@@ -64,10 +66,70 @@ class AttentionCache:
         """Numbers that the layer keeps for each token, keys and values together."""
         return 2 * self.heads * self.head_dim
 
+    @property
+    def fixed_values(self) -> int:
+        """Numbers that the layer keeps however many tokens it has seen."""
+        return 0
 
-# What one decoder layer keeps between runs. Layers that keep something else (the last rows of a convolution, a
-# recurrent state) get a kind of their own here, and targets and engines learn to declare and hold it.
-LayerCache = AttentionCache
+
+@dataclass(frozen=True)
+class RecurrentCache:
+    """The state of one layer of linear attention (Gated DeltaNet), as large after a thousand tokens as after one: the
+    last inputs of its convolution [channels, kernel - 1] and what it remembers [heads, key_dim, value_dim], both
+    float32. `channels` are those of queries, keys (of `key_heads` each) and values (of `heads`)."""
+
+    key_heads: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.key_heads * self.key_dim + self.heads * self.value_dim
+
+    @property
+    def values_per_token(self) -> int:
+        """See `AttentionCache`."""
+        return 0
+
+    @property
+    def fixed_values(self) -> int:
+        """See `AttentionCache`."""
+        return self.channels * (self.kernel - 1) + self.heads * self.key_dim * self.value_dim
+
+
+# What one decoder layer keeps between runs. The rows of attention can be forgotten from the end; a recurrent state
+# can't: whoever wants to go back keeps a copy of it (`gog_edge.runtime.snapshots`).
+LayerCache = AttentionCache | RecurrentCache
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A norm's weight as it is used: `plus` + the tensor `name` (Qwen3.5 stores what differs from 1), its values in
+    another `order` where the rows that it belongs to are."""
+
+    name: str
+    plus: float = 0.0
+    order: tuple[int, ...] = ()
+
+
+Weight = str | Vector
+
+
+def vector(weight: Weight) -> Vector:
+    """A name alone means the tensor as it is stored."""
+    return weight if isinstance(weight, Vector) else Vector(weight)
+
+
+@dataclass(frozen=True)
+class DeltaWeights:
+    """Names of a Gated DeltaNet layer's small tensors: the convolution's kernel [channels, 1, kernel], the logarithm
+    of the decay's rate and the bias of its time step, [heads] each."""
+
+    kernel: str
+    rate: str
+    bias: str
 
 
 @dataclass(frozen=True)
@@ -96,8 +158,11 @@ class Target(Protocol):
     def scope(self, name: str) -> AbstractContextManager[None]: ...
 
     # -- weights: named tensors of the checkpoint, checked against the shape that the config implies
-    def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Matrix:
-        """Matrices that read one input, stacked along their outputs; a number of rows for each name."""
+    def matrix(
+        self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, order: tuple[int, ...] = ()
+    ) -> Matrix:
+        """Matrices that read one input, stacked along their outputs; a number of rows for each name. With `order`
+        output i is row order[i] of the stack."""
         ...
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix: ...
@@ -115,22 +180,30 @@ class Target(Protocol):
 
     def pick(self, x: Value, index: int) -> Value: ...
 
+    def split(self, x: Value, widths: tuple[int, ...]) -> list[Value]:
+        """x cut along its last axis."""
+        ...
+
     def last_rows(self, x: Value, count: Value) -> Value: ...
 
     def weighted_rows(self, table: Value, index: Value, weight: Value) -> Value: ...
 
     # -- norms and activations; add_*: (norm(x + delta), x + delta), delta None at the first block
-    def rms_norm(self, x: Value, weight: str, eps: float) -> Value: ...
+    def rms_norm(self, x: Value, weight: Weight, eps: float) -> Value: ...
 
     def layer_norm(self, x: Value, weight: str, bias: str, eps: float) -> Value: ...
 
-    def add_rms_norm(self, x: Value, delta: Value | None, weight: str, eps: float) -> tuple[Value, Value]: ...
+    def add_rms_norm(self, x: Value, delta: Value | None, weight: Weight, eps: float) -> tuple[Value, Value]: ...
 
     def add_layer_norm(
         self, x: Value, delta: Value | None, weight: str, bias: str, eps: float
     ) -> tuple[Value, Value]: ...
 
     def gelu(self, x: Value, *, tanh: bool) -> Value: ...
+
+    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
+        """x * silu(gate), or x * sigmoid(gate)."""
+        ...
 
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
         """silu(gate) * up, where `weight` is [gate; up] stacked."""
@@ -152,6 +225,13 @@ class Target(Protocol):
         qkv: Value,
         cos: Value,
         sin: Value,
-        norms: tuple[str, str] | None,
+        norms: tuple[Weight, Weight] | None,
         eps: float,
     ) -> Value: ...
+
+    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+        """Causal convolution, SiLU, then the gated delta rule over the layer's state (Yang et al. 2024, arXiv
+        2412.06464): x [rows, channels] is q | k | v, step and rate [rows, heads] are what decay and update rate are
+        made of; [rows, heads * value_dim]. q and k are normalised, q is scaled by key_dim ** -0.5; neighbouring value
+        heads share a key head."""
+        ...

@@ -14,7 +14,17 @@ from typing import Any, cast
 
 from gog_edge import families
 from gog_edge.families.base import Family, ModelConfig
-from gog_edge.families.target import Role, Target, TensorClass
+from gog_edge.families.target import (
+    UNQUANTISED,
+    DeltaWeights,
+    LayerCache,
+    RecurrentCache,
+    Role,
+    Target,
+    TensorClass,
+    Weight,
+    vector,
+)
 from gog_edge.manifest import DecoderSpec
 
 Shape = tuple[int, ...]
@@ -56,7 +66,7 @@ def tensor_classes(config: dict[str, Any]) -> dict[str, TensorClass]:
     dims = family.parse(config)
     found: dict[str, TensorClass] = {}
     for names, role in (*_vision(family, dims).matrices, *_decoder(family, dims).matrices):
-        if role != "patch_embed":
+        if role not in UNQUANTISED:
             found |= dict.fromkeys(names, role)
     return found | {family.head: "head", family.embedding: "embedding"}
 
@@ -64,7 +74,8 @@ def tensor_classes(config: dict[str, Any]) -> dict[str, TensorClass]:
 def decoder_inputs(config: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Names of the decoder layers' matrices, those that read the same input together. Raises as `tensor_classes`."""
     family = families.find(config)
-    return tuple(names for names, role in _decoder(family, family.parse(config)).matrices if role != "head")
+    matrices = _decoder(family, family.parse(config)).matrices
+    return tuple(names for names, role in matrices if role != "head" and role not in UNQUANTISED)
 
 
 def _vision(family: Family, config: ModelConfig) -> Watched:
@@ -114,7 +125,10 @@ class _Watching:
     def stack(self, parts: list[_Value]) -> _Value:
         return parts[0]
 
-    def matrix(self, names: tuple[str, ...], rows: Shape, columns: int) -> _Matrix:
+    def split(self, x: _Value, widths: Shape) -> list[_Value]:
+        return [_Value(width) for width in widths]
+
+    def matrix(self, names: tuple[str, ...], rows: Shape, columns: int, order: Shape = ()) -> _Matrix:
         return _Matrix({name: (n, columns) for name, n in zip(names, rows)}, rows, columns)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> _Matrix:
@@ -134,15 +148,15 @@ class _Watching:
     def gated_linear(self, x: _Value, weight: _Matrix, biases: tuple[str, ...], *, role: Role) -> _Value:
         return _Value(self.linear(x, weight, biases, role=role).width // 2)
 
-    def rms_norm(self, x: _Value, weight: str, eps: float) -> _Value:
-        self.seen.shapes[weight] = (x.width,)
+    def rms_norm(self, x: _Value, weight: Weight, eps: float) -> _Value:
+        self.seen.shapes[vector(weight).name] = (x.width,)
         return x
 
     def layer_norm(self, x: _Value, weight: str, bias: str, eps: float) -> _Value:
         self.seen.shapes |= {weight: (x.width,), bias: (x.width,)}
         return x
 
-    def add_rms_norm(self, x: _Value, delta: _Value | None, weight: str, eps: float) -> tuple[_Value, _Value]:
+    def add_rms_norm(self, x: _Value, delta: _Value | None, weight: Weight, eps: float) -> tuple[_Value, _Value]:
         return self.rms_norm(x, weight, eps), x
 
     def add_layer_norm(
@@ -153,18 +167,38 @@ class _Watching:
     def vision_attention(self, qkv: _Value, *_: Any) -> _Value:
         return _Value(qkv.width // 3)
 
-    def cache(self, spec: DecoderSpec, layers: Any) -> _Cache:
-        return _Cache(spec)
+    def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> _Cache:
+        return _Cache(spec, layers)
 
     def cached_attention(
-        self, cache: _Cache, layer: int, qkv: _Value, cos: _Value, sin: _Value, norms: tuple[str, ...] | None, *_: Any
+        self,
+        cache: _Cache,
+        layer: int,
+        qkv: _Value,
+        cos: _Value,
+        sin: _Value,
+        norms: tuple[Weight, ...] | None,
+        *_: Any,
     ) -> _Value:
-        self.seen.shapes |= dict.fromkeys(norms or (), (cache.spec.head_dim,))
+        self.seen.shapes |= {vector(norm).name: (cache.spec.head_dim,) for norm in norms or ()}
         return _Value(cache.spec.heads * cache.spec.head_dim)
+
+    def gated_delta(
+        self, cache: _Cache, layer: int, x: _Value, step: _Value, rate: _Value, weights: DeltaWeights
+    ) -> _Value:
+        kind = cache.layers[layer]
+        assert isinstance(kind, RecurrentCache)
+        self.seen.shapes |= {
+            weights.kernel: (kind.channels, 1, kind.kernel),
+            weights.rate: (kind.heads,),
+            weights.bias: (kind.heads,),
+        }
+        return _Value(kind.heads * kind.value_dim)
 
 
 @dataclass(frozen=True)
 class _Cache:
     spec: DecoderSpec
+    layers: tuple[LayerCache, ...]
 
     def finish(self) -> None: ...

@@ -1,7 +1,7 @@
 """From files, Pillow images and arrays to upright 8-bit RGB pixels; `Frame.open` is the public way in.
 
 Image files are hostile until proven otherwise: only the formats below are tried, sizes are checked before pixels are
-decoded, and whatever a decoder raises ends as one line of ImageError.
+decoded, memory is asked for (`gog_edge.image.memory`), and whatever a decoder raises ends as one line of ImageError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import ImageError
+from gog_edge.deadline import UNLIMITED, Budget, DeadlineReached
+from gog_edge.errors import CancelledError, ImageError
+from gog_edge.image.memory import MEMORY, needed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +31,8 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "HEIF")
 _PLUGINS = ("MpoImagePlugin", "WebPImagePlugin", "AvifImagePlugin", "TiffImagePlugin")  # beyond Image.preinit()
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112
+_BAND_PIXELS = 1 << 20  # converted at once: 4 MiB beside the image and the frame
+_OURS = (ImageError, CancelledError, DeadlineReached, MemoryError)
 
 
 def read_file(path: Path, limits: ImageLimits, name: str) -> bytes:
@@ -64,19 +68,35 @@ def is_pillow(source: object) -> TypeGuard[Image]:
     return module is not None and isinstance(source, module.Image)
 
 
-def decode_bytes(data: bytes, limits: ImageLimits, name: str) -> NDArray[np.uint8]:
-    """Upright RGB [H, W, 3] of an encoded image.  Raises ImageError."""
+class _Watched(io.BytesIO):
+    """An encoded image whose reading ends with the budget: decoders ask for one block after the other."""
+
+    def __init__(self, data: bytes, budget: Budget) -> None:
+        super().__init__(data)
+        self._budget = budget
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._budget.check()
+        return super().read(size)
+
+
+def decode_bytes(data: bytes, limits: ImageLimits, name: str, budget: Budget = UNLIMITED) -> NDArray[np.uint8]:
+    """Upright RGB [H, W, 3] of an encoded image.
+
+    Raises:
+        ImageError: it can't be read, or is beyond a limit. CancelledError, DeadlineReached: the budget ended.
+    """
     from PIL import Image, UnidentifiedImageError
 
     limits.check_bytes(len(data), name)
     try:
-        with Image.open(io.BytesIO(data), formats=_known_formats(data)) as image:
-            return decode_image(image, limits, name)
+        with Image.open(_Watched(data, budget), formats=_known_formats(data)) as image:
+            return decode_image(image, limits, name, budget)
     except UnidentifiedImageError as e:
         if _is_heif(data) and "HEIF" not in Image.OPEN:
             raise ImageError(f"{name} is a HEIF image; pip install 'gog-edge[heif]' to read it") from e
         raise ImageError(f"{name} is not an image that can be read ({', '.join(_FORMATS)})") from e
-    except ImageError:
+    except _OURS:
         raise
     except Image.DecompressionBombError as e:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -84,20 +104,18 @@ def decode_bytes(data: bytes, limits: ImageLimits, name: str) -> NDArray[np.uint
             f"{name} claims more than {most:.0f} million pixels, Pillow's limit; "
             "shrink it first (or raise PIL.Image.MAX_IMAGE_PIXELS as well)"
         ) from e
-    except MemoryError:
-        raise
     except Exception as e:  # a broken file can make a decoder raise anything
         raise ImageError(f"{name} is truncated or corrupt: {_one_line(e)}") from e
 
 
-def decode_image(image: Image, limits: ImageLimits, name: str) -> NDArray[np.uint8]:
-    """Upright RGB [H, W, 3] of a Pillow image (its current picture, if it has several).  Raises ImageError."""
+def decode_image(image: Image, limits: ImageLimits, name: str, budget: Budget = UNLIMITED) -> NDArray[np.uint8]:
+    """Upright RGB [H, W, 3] of a Pillow image (its current picture, if it has several).  Raises as `decode_bytes`."""
     limits.check_size(image.width, image.height, name)
     try:
-        image.load()
-        orientation = _orientation(image, name)
-        return _turn(_to_rgb(image, name), orientation)
-    except (ImageError, MemoryError):
+        with MEMORY.hold(needed(image), limits, name, budget):
+            image.load()
+            return _upright(image, _orientation(image, name), name, budget)
+    except _OURS:
         raise
     except Exception as e:  # as above
         raise ImageError(f"{name} is truncated or corrupt: {_one_line(e)}") from e
@@ -193,18 +211,27 @@ def _orientation(image: Image, name: str) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Apply an EXIF orientation; the result is C-contiguous and read-only."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):  # after the transposition, if any
-        pixels = pixels[:, ::-1]
+def _upright(image: Image, orientation: int, name: str, budget: Budget) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] of a loaded image with its EXIF orientation applied, C-contiguous and read-only.
+
+    In bands of rows, each written where it belongs: the image and the frame are the only whole pictures in memory.
+    """
+    width, height = image.size
+    frame = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    stored = frame  # as the image is stored
     if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    pixels = np.ascontiguousarray(pixels)
-    if pixels.flags.writeable:
-        pixels.flags.writeable = False
-    return pixels
+        stored = stored[::-1]
+    if orientation in (2, 3, 6, 7):
+        stored = stored[:, ::-1]
+    if orientation >= 5:
+        stored = stored.transpose(1, 0, 2)
+    rows = max(_BAND_PIXELS // width, 1)
+    for y in range(0, height, rows):
+        budget.check()
+        band = image if rows >= height else image.crop((0, y, width, min(y + rows, height)))
+        stored[y : y + rows] = _to_rgb(band, name)
+    frame.flags.writeable = False
+    return frame
 
 
 def _one_line(error: BaseException) -> str:

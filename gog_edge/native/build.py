@@ -7,9 +7,10 @@
 
 The file in the cache is named after the sources (and the headers beside them), the compiler flags, the CPU
 and the compiler; a change of any of them builds anew.  It appears by an atomic rename under a file lock, so
-two processes that start together compile once and a killed build leaves nothing that could be loaded.  A
-build made on the same CPU with the same sources is used even if the compiler has gone since (a container
-image can be warmed and the compiler removed).
+two processes that start together compile once and a killed build leaves nothing that could be loaded.  Its
+hash lies beside it: one that is damaged, or that another user can have written, is built anew.  A build made
+on the same CPU with the same sources is used even if the compiler has gone since (a container image can be
+warmed and the compiler removed).  Where the cache can't be used, a process compiles for itself alone.
 
 Environment: GOG_EDGE_NO_NATIVE=1 switches native code off; GOG_EDGE_CACHE names the cache directory
 (default $XDG_CACHE_HOME/gog-edge, else ~/.cache/gog-edge); CXX names the compiler.
@@ -17,22 +18,26 @@ Environment: GOG_EDGE_NO_NATIVE=1 switches native code off; GOG_EDGE_CACHE names
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from gog_edge import paths
+from gog_edge import leftovers, paths
+from gog_edge.files import ours, remove_sealed, seal, trusted, write_whole
 from gog_edge.native.toolchain import Toolchain, cpu_identity, find_toolchain
 
 log = logging.getLogger("gog_edge.native")
@@ -40,6 +45,8 @@ log = logging.getLogger("gog_edge.native")
 BASE_FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden")
 _COMPILE_LIMIT_S = 600
 _HEADERS = ("*.h", "*.hpp", "*.inc")
+_AT_A_PLACE = re.compile(r":\d+:\d+: error: ")
+_PASSING = re.compile(r"no space left|memory|killed|resource|quota|too many open|fatal error|i/o error", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,14 @@ class _Unavailable(Exception):
     """Why a library is not available; never leaves this module."""
 
 
+class _WrongSourceError(_Unavailable):
+    """The compiler refuses the source, and will again."""
+
+
 _statuses: dict[str, NativeStatus] = {}
 _guard = threading.Lock()
+_ours_alone = contextlib.ExitStack()  # folders of libraries that were compiled for this process
+atexit.register(_ours_alone.close)
 
 
 def load_library(
@@ -133,68 +146,140 @@ def _load(name: str, sources: list[Path], flags: tuple[str, ...], fallback: str)
     if switched_off():
         return NativeStatus(name, None, f"native code is switched off by GOG_EDGE_NO_NATIVE: {fallback}")
     try:
-        path, built_s = _ensure_built(name, sources, flags)
-        return NativeStatus(name, NativeLibrary(name, path, _open(path)), None, built_s)
+        library, built_s = _find_or_build(name, sources, flags)
+        return NativeStatus(name, library, None, built_s)
     except _Unavailable as error:
         problem, _, mend = str(error).partition("; ")
         return NativeStatus(name, None, f"{problem}: {fallback}" + (f"; {mend}" if mend else ""))
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        mend = f"delete {path} to have it built again, or set GOG_EDGE_CACHE to a folder whose programs may run"
-        raise _Unavailable(f"the built library {path.name} does not load ({error}); {mend}") from error
-
-
-def _ensure_built(name: str, sources: list[Path], flags: tuple[str, ...]) -> tuple[Path, float | None]:
-    """Path of the shared library for these sources on this machine, compiled now if the cache lacks it."""
+def _find_or_build(name: str, sources: list[Path], flags: tuple[str, ...]) -> tuple[NativeLibrary, float | None]:
+    """The library for these sources on this machine, compiled now (in so many seconds) if the cache lacks it."""
     if sys.platform == "win32":
         raise _Unavailable("native kernels are built on Linux and macOS only")
-    directory = _private_directory(cache_directory())
     stem = f"{name}-{_source_digest(sources, flags)}-{cpu_identity()[:12]}"
     toolchain = find_toolchain()
+    try:
+        return _from_cache(name, stem, toolchain, sources, flags)
+    except OSError as e:  # read-only, full, somebody else's, or of a file system from which nothing may run
+        if toolchain is None:
+            raise _no_compiler() from e
+        log.warning("%s: compiled for this process alone, as the cache can't be used (%s); set GOG_EDGE_CACHE", name, e)
+    try:
+        scratch = leftovers.scratch_folder(Path(tempfile.gettempdir()) / "gog-edge-native", mode=0o700)
+        target = _ours_alone.enter_context(scratch) / f"{stem}.so"
+        took = _compile(toolchain, sources, flags, target)
+        library = _open(name, target)
+    except OSError as e:
+        raise _Unavailable(f"there is no place to compile {name} in ({e}); set GOG_EDGE_CACHE or TMPDIR") from e
+    if library is None:
+        raise _Unavailable(f"the built library {target.name} does not load; set TMPDIR to a folder whose programs run")
+    return library, took
+
+
+def _from_cache(
+    name: str, stem: str, toolchain: Toolchain | None, sources: list[Path], flags: tuple[str, ...]
+) -> tuple[NativeLibrary, float | None]:
+    """As `_find_or_build`, in the cache.  Raises OSError where it can't be used."""
+    directory = _private_directory(cache_directory())
+    leftovers.sweep_once(directory)
     if toolchain is None:
-        kept = sorted(directory.glob(f"{stem}-*.so"))
-        if kept:
-            return kept[-1], None
-        raise _Unavailable("no C++ compiler found; install g++")
+        opened = (_open(name, kept) for kept in sorted(directory.glob(f"{stem}-*.so"), reverse=True))
+        library = next((found for found in opened if found is not None), None)
+        if library is None:
+            raise _no_compiler()
+        return library, None
     target = directory / f"{stem}-{hashlib.sha256(toolchain.identity.encode()).hexdigest()[:8]}.so"
-    if target.is_file():
-        return target, None
+    library = _open(name, target)
+    if library is not None:
+        return library, None
     with _locked(directory / f"{target.stem}.lock"):
-        if target.is_file():
-            return target, None
+        library = _open(name, target)
+        if library is not None:  # another process was faster
+            return library, None
         failed = target.with_suffix(".failed")
         if failed.is_file():
-            raise _Unavailable(f"{failed.read_text(encoding='utf-8')}; see {failed}, delete it to try again")
+            raise _Unavailable(f"{failed.read_text('utf-8')}; see {failed}, delete it to try again")
         log.info("compiling the %s kernels for this CPU with %s, once", name, toolchain.path.name)
-        start = time.perf_counter()
-        _compile(toolchain, sources, flags, target, failed)
-        took = time.perf_counter() - start
+        try:
+            took = _compile(toolchain, sources, flags, target)
+        except _WrongSourceError as error:
+            with contextlib.suppress(OSError):
+                write_whole(failed, [str(error).encode()])
+            raise
         log.debug("%s: compiled in %.1f s with %s", name, took, toolchain.path.name)
-        return target, took
+        library = _open(name, target)
+    if library is None:
+        raise OSError(f"{target} does not load")
+    return library, took
 
 
-def _compile(toolchain: Toolchain, sources: list[Path], flags: tuple[str, ...], target: Path, failed: Path) -> None:
-    scratch = target.with_name(f".{target.stem}-{os.getpid()}.so")  # unique: the caller holds the lock
-    options = (*BASE_FLAGS, *_cpu_flags(), *flags)
-    command = [str(toolchain.path), *options, "-o", str(scratch), *map(str, sources)]
+def _open(name: str, path: Path) -> NativeLibrary | None:
+    """A library that is what the compiler wrote, is this user's, and loads; any other is removed.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    if not path.is_file():
+        return None
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_LIMIT_S, check=False)
+        if trusted(path):
+            return NativeLibrary(name, path, ctypes.CDLL(str(path)))
+        problem = "is damaged, or others can have written it"
+    except OSError as e:
+        problem = f"does not load ({e})"
+    log.warning("the built library %s %s", path.name, problem)
+    remove_sealed(path)
+    return None
+
+
+def _compile(toolchain: Toolchain, sources: list[Path], flags: tuple[str, ...], target: Path) -> float:
+    """Build `target` and its seal; seconds.
+
+    Raises:
+        _Unavailable: the compiler failed; _WrongSourceError where it would fail again.
+        OSError: there is no place to write.
+    """
+    start = time.perf_counter()
+    options = (*BASE_FLAGS, *_cpu_flags(), *flags)
+    compiler = [str(toolchain.path), *toolchain.arguments]
+    with leftovers.scratch_folder(target, mode=0o700) as scratch:
+        made = scratch / target.name
+        command = [*compiler, *options, "-o", str(made), *map(str, sources)]
+        env = {**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"}  # what is left of a killed one is swept with it
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_COMPILE_LIMIT_S,
+                check=False,
+                env=env,
+                errors="replace",
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise _Unavailable(f"{toolchain.path.name} could not build {sources[0].name} ({error})") from error
         if done.returncode != 0:
-            errors = [line.strip() for line in done.stderr.splitlines() if "error" in line]
-            why = errors[0] if errors else f"exit {done.returncode}"
-            message = f"{toolchain.path.name} failed on {sources[0].name} ({why})"
-            if done.returncode > 0:  # a signal (killed, out of memory) is not a property of the source
-                failed.write_text(message.replace("; ", ", "), encoding="utf-8")
-            raise _Unavailable(message)
-        scratch.replace(target)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise _Unavailable(f"{toolchain.path.name} could not build {sources[0].name} ({error})") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+            _fail(toolchain, sources, done.returncode, done.stderr)
+        made.chmod(0o700)
+        leftovers.sync(made)
+        made.replace(target)
+    seal(target)
+    return time.perf_counter() - start
+
+
+def _fail(toolchain: Toolchain, sources: list[Path], code: int, said: str) -> NoReturn:
+    """Errors at a place in a source are the source's. All else (no memory, no space, a missing header) may pass."""
+    errors = [line.strip() for line in said.splitlines() if "error" in line]
+    why = errors[0] if errors else f"exit {code}"
+    message = f"{toolchain.path.name} failed on {sources[0].name} ({why})".replace("; ", ", ")
+    if code > 0 and any(_AT_A_PLACE.search(line) for line in errors) and not _PASSING.search(said):
+        raise _WrongSourceError(message)
+    raise _Unavailable(message)
+
+
+def _no_compiler() -> _Unavailable:
+    return _Unavailable("no C++ compiler found; install g++")
 
 
 def _cpu_flags() -> tuple[str, ...]:
@@ -218,27 +303,19 @@ def _source_digest(sources: list[Path], flags: tuple[str, ...]) -> str:
 
 
 def _private_directory(directory: Path) -> Path:
-    """Create the cache directory; refuse one another user could plant a library in."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stat = directory.stat()
-    except OSError as error:
-        raise _Unavailable(f"the cache {directory} can not be used ({error}); set GOG_EDGE_CACHE") from error
-    if sys.platform != "win32" and (stat.st_uid not in (os.getuid(), 0) or stat.st_mode & 0o022):
-        raise _Unavailable(f"the cache {directory} is writable by others; chmod 700 it or set GOG_EDGE_CACHE")
+    """Create the cache directory; raises OSError for one another user could plant a library in."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not ours(directory.stat()):
+        raise PermissionError(f"{directory} is writable by others; chmod 700 it")
     return directory
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (released by the kernel if this process dies)."""
+    """Hold an exclusive lock on `path` (released by the kernel if this process dies).  Raises OSError."""
     import fcntl
 
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        problem = f"the cache {path.parent} can not be written ({error}); set GOG_EDGE_CACHE"
-        raise _Unavailable(problem) from error
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -9,6 +9,7 @@ on the session's own intra-op threads.  A transformer layer takes five of them:
              -> LinearW8(norm, fc1, gelu) -> LinearW8(fc2, + residual)
     decoder: LinearW4(norm, qkv) -> DecoderAttention -> LinearW4(out, + residual)
              -> LinearW4(norm, gate|up, silu_mul) -> LinearW4(down, + residual)
+    linear attention, in the place of DecoderAttention: CausalConv -> GatedDelta
 
 Names in brackets are axes; M is the product of all leading axes; `?` marks an optional input (empty name in
 the graph).  Np = the packed number of columns: N rounded up to 32 (see `packing.column_order`).
@@ -83,6 +84,43 @@ DecoderAttention: causal grouped-query attention with an in-place KV cache
     attributes  heads, kv_heads, scale (default 1/sqrt(hd)), epsilon (of the norms, default 1e-6)
     The cache inputs must be the graph's inputs, bound to buffers the caller owns: they are written.
     DecoderAttentionF16 and DecoderAttentionI8 are the two names, by cache type.
+
+CausalConv: y_t = silu(bias + sum over i of weight[i] * x_{t - K + 1 + i}), each channel on its own
+    inputs   0 x              f32 [.., C]                leading axes multiply to s tokens
+             1 weight         f32 [K, C]                 the last row belongs to the token itself
+             2 seqlens_k      i32 [1]                    total - 1, as DecoderAttention
+             3 history        f32 [R, C]                 x of token t at row t % R, written in place; R >= K - 1
+             4 bias?          f32 [C]
+    output   0 y              f32 [.., C]
+    attributes  activation  0 none, 1 silu (default)
+    Tokens before the first count as zero; `history` needs no clearing.
+
+GatedDelta: the gated delta rule of linear attention; per value head, with a state S [dk, dv],
+    S <- exp(g_t) S;  d_t = beta_t (v_t - S^T k_t);  S <- S + k_t d_t^T;  o_t = S^T q_t
+    inputs   0 qkv            f32 [.., 2 * key_heads * dk + value_heads * dv]   q | k | v: CausalConv's output
+             1 a              f32 [.., value_heads]      g, a logarithm that is not positive
+             2 b              f32 [.., value_heads]      beta
+             3 seqlens_k      i32 [1]                    total - 1
+             4 state          f32 [slots, words]         written in place; words = `delta_words`, slots >= 1
+             5 decay_rate?    f32 [value_heads]          with these two, a and b are projections as they come:
+             6 dt_bias?       f32 [value_heads]          g = decay_rate * softplus(a + dt_bias), beta = sigmoid(b);
+                                                         decay_rate = -exp(A_log)
+             7 gate?          f32 [.., value_heads * dv] with these two, y = o / sqrt(mean o^2 + epsilon)
+             8 norm_weight?   f32 [dv]                       * norm_weight * silu(gate), head by head
+    output   0 y              f32 [.., value_heads * dv]
+    attributes  key_heads, value_heads (value head h takes the key head h // (value_heads / key_heads))
+                key_size, value_size   dk and dv, 1 to 4096
+                scale       of q, default 1/sqrt(dk)
+                l2_norm     1 (default): q and k are divided by sqrt(sum x^2 + l2_epsilon) first; 0: taken as they are
+                l2_epsilon  default 1e-6
+                epsilon     of the gated norm, default 1e-6
+    S is brought up to date at every 64th token; between, k_t, d_t and the sums of g are kept beside it, and what S
+    would be follows from them (csrc/gated_delta.h).  So slot i % slots of `state` is S at token 64 i and up to 64
+    tokens from there on.  It needs no clearing: at token 0 S is zero.
+
+    One arithmetic computes these two for one token and for many; they take no prefill_rows.  A token's bits depend
+    on the tokens before it alone.  Nor does going back take anything but a smaller seqlens_k: from n tokens to
+    (n // 64 - slots + 1) * 64 or any number above, and for CausalConv by up to R - K + 1 tokens.
 """
 
 from __future__ import annotations
@@ -94,3 +132,11 @@ VERSION = 1
 ACTIVATIONS = {"none": 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "silu_mul": 4}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}
+DELTA_CHUNK = 64
+"""Tokens between two updates of S in GatedDelta's state."""
+
+
+def delta_words(key_heads: int, value_heads: int, dk: int, dv: int) -> int:
+    """Floats in a slot of GatedDelta's state: S, d and the sums of g of every value head, k of every key head."""
+    padded = -(-dv // 16) * 16
+    return value_heads * ((dk + DELTA_CHUNK) * padded + 2 * DELTA_CHUNK) + key_heads * DELTA_CHUNK * dk

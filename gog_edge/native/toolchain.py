@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,19 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CANDIDATES = ("g++", "clang++", "c++")
+_SEARCHED = ("CPATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "COMPILER_PATH", "GCC_EXEC_PREFIX")
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "cpu implementer", "cpu part", "features")
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A compiler that was found.  `path` is what is executed; `identity` changes when the compiler does."""
+    """A compiler that was found.  `identity` changes when the compiler does, or what else it reads.
+
+    `path` is what is executed, with `arguments`: CXX may be "ccache g++".
+    """
 
     path: Path
     identity: str
+    arguments: tuple[str, ...] = ()
 
     def version(self) -> str:
         """First line of `--version` (starts a process)."""
-        command = [str(self.path), "--version"]
+        command = [str(self.path), *self.arguments, "--version"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         lines = done.stdout.splitlines()
         return lines[0] if lines else f"{self.path.name} (version unknown)"
@@ -38,13 +44,32 @@ class Toolchain:
 def find_toolchain() -> Toolchain | None:
     """The compiler named by $CXX, else the first of g++, clang++, c++ on PATH; None when there is none."""
     wanted = os.environ.get("CXX", "").strip()
-    for name in (wanted, *_CANDIDATES) if wanted else _CANDIDATES:
-        found = shutil.which(name)
+    for words in ([wanted], _words(wanted), *([name] for name in _CANDIDATES)):
+        found = shutil.which(words[0]) if words and words[0] else None
         if found is not None:
+            return Toolchain(Path(found), _identity(words), tuple(words[1:]))
+    return None
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # an open quote
+        return []
+
+
+def _identity(words: list[str]) -> str:
+    """Of every word of the command: the program behind it, if it is one; and where compilers look by environment."""
+    facts = [f"{name}={os.environ[name]}" for name in _SEARCHED if os.environ.get(name)]
+    for word in words:
+        found = shutil.which(word)
+        if found is None:
+            facts.append(word)
+        else:
             real = Path(os.path.realpath(found))
             stat = real.stat()
-            return Toolchain(Path(found), f"{real}:{stat.st_size}:{stat.st_mtime_ns}")
-    return None
+            facts.append(f"{real}:{stat.st_size}:{stat.st_mtime_ns}")
+    return "\n".join(facts)
 
 
 @functools.lru_cache(maxsize=1)

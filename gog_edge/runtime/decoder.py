@@ -14,6 +14,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
+from gog_edge.families.target import RecurrentCache
 from gog_edge.manifest import Manifest
 
 I32 = NDArray[np.int32]
@@ -100,7 +101,8 @@ class Rotary:
 
 
 class Decoder:
-    """The policy's language model over an engine's runner. Thread-safe for distinct caches."""
+    """The policy's language model over an engine's runner. Thread-safe for distinct caches. `state_arrays`: see
+    `Model.state_arrays`."""
 
     def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, manifest: Manifest) -> None:
         self._runner = runner
@@ -108,6 +110,8 @@ class Decoder:
         self._embedding = embedding
         self._spec = manifest.decoder
         self._rotary = Rotary(manifest)
+        caches = families.named(manifest.family).caches(manifest.decoder)
+        self.state_arrays = 2 * sum(isinstance(layer, RecurrentCache) for layer in caches)
 
     @property
     def vocab(self) -> int:

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+from gog_edge import leftovers
 from gog_edge.deadline import UNLIMITED, Budget, DeadlineReached
 from gog_edge.engines.base import Features
 from gog_edge.errors import CancelledError, SessionError
@@ -85,13 +86,10 @@ class FeatureCache:
                     self._hits += 1
                 return shared, True
             # the thread that computed it was cancelled: this one takes over
-        return self._compute(key, mine, compute)
-
-    def put(self, key: FeatureKey, features: Features) -> None:
-        """Keep features that came from elsewhere (a saved session)."""
-        with self._lock:
-            if key not in self._kept:
-                self._keep(key, features)
+        try:
+            return self._compute(key, mine, compute)
+        finally:
+            del mine  # holds an error whose traceback holds this call: a circle, and a frame in it, until collected
 
     def peek(self, key: FeatureKey) -> bool:
         """Whether the features are in memory now."""
@@ -121,6 +119,7 @@ class FeatureCache:
             with self._lock:
                 del self._running[key]
             mine.set_exception(e)
+            del mine, compute  # as in `get`
             raise
         with self._lock:
             self._keep(key, features)
@@ -147,10 +146,12 @@ class FeatureCache:
 def _await(running: Future[Features], budget: Budget) -> Features | None:
     """Another thread's result; None if that thread was cancelled or ran out of its own time."""
     budget.wait(running)
-    error = running.exception()
-    if isinstance(error, (CancelledError, DeadlineReached)):
+    if isinstance(running.exception(), (CancelledError, DeadlineReached)):
         return None
-    return running.result()
+    try:
+        return running.result()
+    finally:
+        del running  # as in `get`
 
 
 class DiskFeatures:
@@ -164,23 +165,24 @@ class DiskFeatures:
 
     def __init__(self, folder: Path, fingerprint: str, max_bytes: int) -> None:
         self._folder = folder / fingerprint
+        leftovers.sweep_once(self._folder)
         self._fingerprint = fingerprint
         self._max = max_bytes
 
     def load(self, key: FeatureKey) -> Features | None:
         """The features, or None."""
         path = self._path(key)
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             header, arrays = read_tensors(path)
             if header.get("key") != _spell(key) or header.get("fingerprint") != self._fingerprint:
                 raise SessionError(f"{path} holds another image")
-            path.touch()
+            leftovers.touch(path)
             return Features(arrays["main"].copy(), arrays["deepstack"].copy() if "deepstack" in arrays else None)
         except (SessionError, OSError, KeyError) as e:
             log.warning("a cached feature file is left out: %s", e)
-            path.unlink(missing_ok=True)
+            leftovers.remove(path)
             return None
 
     def save(self, key: FeatureKey, features: Features) -> None:
@@ -201,8 +203,7 @@ class DiskFeatures:
         for stat, path in sorted(files, key=lambda f: f[0].st_mtime):
             if total <= self._max:
                 return
-            if now - stat.st_mtime > 1 or stat.st_size > self._max:
-                path.unlink(missing_ok=True)
+            if (now - stat.st_mtime > 1 or stat.st_size > self._max) and leftovers.remove(path):
                 total -= stat.st_size
 
     def _path(self, key: FeatureKey) -> Path:

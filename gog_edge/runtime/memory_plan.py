@@ -1,8 +1,9 @@
 """How much memory a policy needs on a device, and which context fits: the arithmetic behind `doctor --plan`.
 
 Every figure is computed from the published shape of the policy; none is measured here. Weights: parameters times
-bits per weight of the precision (4-bit blocks of 32 carry a float16 scale: 4.5 bits). KV cache: 2 * layers *
-KV heads * head size * bytes a token. Activations: one image through the vision tower plus one prefill chunk.
+bits per weight of the precision (4-bit blocks of 32 carry a float16 scale: 4.5 bits). KV cache: 2 * layers that
+attend * KV heads * head size * bytes a token, and the states of those that do not, with the copies of them that
+sessions keep. Activations: one image through the vision tower plus one prefill chunk.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gog_edge.errors import UsageError
-from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, PolicyShape
+from gog_edge.runtime.snapshots import copies
+from gog_edge.shapes import MERGE, SHAPES, PolicyShape
 
 GIB = 1024**3
 IMAGE_TOKENS = 768  # of the largest image: 0.79 megapixels of Qwen3-VL, 0.6 of Qwen2.5-VL
@@ -62,8 +64,8 @@ class MemoryPlan:
 
 
 def kv_bytes_per_token(shape: PolicyShape, kv_bytes: int = 2) -> int:
-    """Keys and values of one token over all layers."""
-    return 2 * shape.layers * shape.kv_heads * HEAD_DIM * kv_bytes
+    """Keys and values of one token over all layers that attend."""
+    return 2 * shape.attention_layers * shape.kv_heads * shape.head_dim * kv_bytes
 
 
 def plan(
@@ -97,6 +99,7 @@ def plan(
         + tables * shape.vocabulary_parameters * vocabulary
         + shape.vision_parameters * vision
     )
+    states = 2 + copies(shape.state_bytes)  # a run reads one and writes another
     patches = MERGE**2 * image_tokens
     tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
     prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
@@ -105,7 +108,7 @@ def plan(
         precision=precision,
         context=context,
         weights=int(bits / 8),
-        kv_cache=context * kv_bytes_per_token(shape, kv_bytes),
+        kv_cache=context * kv_bytes_per_token(shape, kv_bytes) + states * shape.state_bytes,
         activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
         runtime=runtime,
         available=available,

@@ -80,6 +80,12 @@ class Model:
         decoder = self.engine.decoder
         return isinstance(decoder, RowsIndependent) and decoder.rows_independent
 
+    @property
+    def state_arrays(self) -> int:
+        """How many arrays the state of recurrent layers is (a convolution's and a memory's for each); 0: all layers
+        attend, and going back costs nothing."""
+        return self.decoder.state_arrays
+
     @classmethod
     def assemble(
         cls, bundle: Bundle, engine: Engine, options: ModelOptions, tokenizer: Tokenizer | None = None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge import leftovers
 from gog_edge.errors import SessionError
 from gog_edge.tensorfile import read_tensors, write_tensors
 
@@ -37,6 +38,7 @@ class PrefixCache:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._folder = folder
+        leftovers.sweep_once(folder)
         self._fingerprint = fingerprint
         self._kept: OrderedDict[str, KvArrays] = OrderedDict()
         self._lock = threading.Lock()
@@ -73,17 +75,20 @@ class PrefixCache:
 
     def _read(self, name: str, ids: NDArray[np.int32]) -> KvArrays | None:
         path = self._folder / f"{name}.gogt"
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             header, arrays = read_tensors(path)
             if header.get("fingerprint") != self._fingerprint or not np.array_equal(arrays["ids"], ids):
                 raise SessionError(f"{path} belongs to another bundle or prompt")
-            path.touch()
-            return [arrays[f"kv.{i}"] for i in range(len(arrays) - 1)]
+            leftovers.touch(path)
+            kept = [arrays[f"kv.{i}"] for i in range(len(arrays) - 1)]
+            if any(array.ndim < 2 or array.shape[1] != len(ids) for array in kept):
+                raise SessionError(f"{path} does not hold the KV of its tokens")
+            return kept
         except (SessionError, KeyError, OSError) as e:
             log.warning("a cached prompt prefix is left out: %s", e)
-            path.unlink(missing_ok=True)
+            leftovers.remove(path)
             return None
 
     def _keep(self, name: str, arrays: KvArrays) -> None:
@@ -96,7 +101,7 @@ class PrefixCache:
     def _prune(self) -> None:
         files = sorted(self._folder.glob("*.gogt"), key=lambda p: p.stat().st_mtime, reverse=True)
         for old in files[_ON_DISK:]:
-            old.unlink(missing_ok=True)
+            leftovers.remove(old)
 
     def _name(self, ids: NDArray[np.int32]) -> str:
         h = hashlib.sha256(f"{self._fingerprint}:".encode())

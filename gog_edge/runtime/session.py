@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, Features, KvCache
@@ -31,10 +30,12 @@ from gog_edge.runtime.sequence import (
     run_end,
     shared,
 )
+from gog_edge.runtime.shared_prefix import SharedPrefix
+from gog_edge.runtime.snapshots import Snapshots
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
-from gog_edge.types import Control, PixelLimits, Region, RegisteredImage, Segment, Usage
+from gog_edge.types import PixelLimits, Region, RegisteredImage, Segment, Usage
 
 
 class Session:
@@ -52,7 +53,8 @@ class Session:
         self._rows: F32 | None = None  # logits of the newest tokens; row 0 belongs to token `_rows_at`
         self._rows_at = -1
         self._draft: tuple[int, ...] = ()
-        self._share = 0  # length of the prefix whose KV is to be kept once it is computed
+        self._prefix = SharedPrefix(model)
+        self._snapshots = Snapshots(model.state_arrays > 0)
         self._counts = Counter(dict.fromkeys(Usage.__dataclass_fields__, 0))
         self.encoded_early: set[FeatureKey] = set()  # crops that are encoded before they are appended
 
@@ -177,6 +179,7 @@ class Session:
             size = self.sequence.size(parts, self.sequence.images)
             if behind + size.tokens + reserve > self.model.max_context:
                 return 0
+            self._snapshots.want(behind)
             self._go_on(parts, behind)
             return len(self) - self._computed
 
@@ -232,7 +235,9 @@ class Session:
     def _write(self, parts: Sequence[EncodedPart]) -> int:
         """Add to the sequence; returns the tokens of images among them."""
         self._draft = ()
-        return sum(self.sequence.append(part) for part in parts)
+        shown = sum(self.sequence.append(part) for part in parts)
+        self._snapshots.want(*(span.stop + 1 for span in self.sequence.spans))  # other questions go on there
+        return shown
 
     # -- computing -------------------------------------------------------------------------------------------
 
@@ -251,9 +256,12 @@ class Session:
             length = self.sequence.length
             if length == 0:
                 raise SessionError("the session is empty: append a prompt before running it")
-            if not draft and self._rows is not None and self._computed == length and self._rows_at == length - 1:
-                return self._rows[:1]
-            start = min(self._computed, length - 1)
+            if not draft and self._computed == length:
+                if self._rows is None or self._rows_at != length - 1:
+                    self._rows, self._rows_at = self._snapshots.rows(length), length - 1
+                if self._rows is not None:
+                    return self._rows[:1]
+            start = self._computed = self._snapshots.begin(self._cache, min(self._computed, length - 1))
             ids, where, written = self.sequence.ahead(start, draft)
             self._rows = None  # an engine may write the next logits over the last ones
             logits = self._chunks(start, ids, where, written, 1 + len(draft), budget)
@@ -293,7 +301,8 @@ class Session:
             self._cache = self.model.decoder.new_cache(end)
         at = start
         while True:
-            stop = run_end(at, end, chunk, last_k, self._share)
+            stop = run_end(at, end, chunk, last_k, self._prefix.length)
+            stop = self._snapshots.run_end(at, stop, end - last_k)
             read, fit = read_rows(written[at - start : stop - start])
             if at + fit < stop and self.model.rows_independent:
                 stop = at + fit
@@ -313,8 +322,11 @@ class Session:
                     budget=budget,
                 )
             self._computed = min(stop, self.sequence.length)
-            if images or self._share:
-                self._after_chunk(stop)
+            if images:
+                self.sequence.drop_features(stop)  # they are in the KV cache now; the feature cache may keep them
+            self._prefix.computed(self.sequence, self._cache, stop)
+            if stop <= self.sequence.length:
+                self._snapshots.ran(self._cache, stop, logits[-1], final and stop - start > 1)
             if final:
                 return logits
             at = stop
@@ -336,35 +348,20 @@ class Session:
             self._counts["cached_images" if cached else "encoded_images"] += 1
         return image.features
 
-    def _after_chunk(self, stop: int) -> None:
-        self.sequence.drop_features(stop)  # they are in the KV cache now; the feature cache may keep them
-        if self._share and stop >= self._share and self._cache is not None and self.model.prefixes is not None:
-            self.model.prefixes.save(self.tokens[: self._share].copy(), self._cache.read(0, self._share))
-            self._share = 0
-
     def _reuse_prefix(self, segments: Sequence[Segment]) -> None:
         """Take the KV of the leading wording from the cache, or note that it is to be kept."""
-        leading = list(takewhile(lambda segment: isinstance(segment, Control), segments))
-        store = self.model.prefixes
-        if store is None or not leading:
-            return
-        parts = self.model.tokenizer.encode(leading)
-        same, _ = self.sequence.common(parts, ())  # text after it may merge into its last token
-        count = min(same, len(self) - 1)
-        arrays = store.load(self.tokens[:count].copy())
-        if arrays is None:
-            self._share = count
-            return
-        self._cache = self.model.decoder.new_cache(len(self))
-        self._cache.write(0, arrays)
-        self._computed = count
-        self._counts.update(prompt_tokens=-count, reused_tokens=count)
+        found = self._prefix.find(self.sequence, segments)
+        if found is not None:
+            self._cache, self._computed = found
+            self._snapshots.ran(self._cache, self._computed, None, True)
+            self._counts.update(prompt_tokens=-self._computed, reused_tokens=self._computed)
 
     # -- going back ------------------------------------------------------------------------------------------
 
     def mark(self) -> Mark:
         """The present end, to come back to."""
         with self.lock:
+            self._snapshots.want(len(self))
             return Mark(len(self), self.sequence.delta, len(self.sequence.images), len(self._cuts))
 
     def rewind(self, mark: Mark) -> None:
@@ -392,8 +389,9 @@ class Session:
                 self._draft = ()
                 return
             self.sequence.truncate(length)
-            self._computed = min(self._computed, length)
-            self._share = self._share if self._share <= length else 0
+            self._prefix.cut(length)
+            self._snapshots.cut(length)
+            self._computed = self._snapshots.place(self._cache, min(self._computed, length))
             self._cuts.append(length)
             self._draft = ()
             if self._rows_at != length - 1:

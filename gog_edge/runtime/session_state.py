@@ -24,6 +24,7 @@ from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import ImageSpan, SessionImage
 from gog_edge.runtime.session import Session
+from gog_edge.runtime.snapshots import pack, unpack
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.serde import SerdeError, decode, encode
 from gog_edge.tensorfile import read_tensors, write_tensors
@@ -42,7 +43,7 @@ class _SavedImage:
 
 @dataclasses.dataclass(frozen=True)
 class _Saved:
-    """The header. `computed`: tokens whose KV is stored; `layers`: KV arrays."""
+    """The header. `computed`: tokens whose KV is stored; `kv_arrays`: of keys, values and recurrent states."""
 
     kind: str
     version: int
@@ -75,9 +76,10 @@ def save_session(
             "tokens": session.tokens.copy(),
             "written": session.sequence.written.astype(np.uint8),
         }
-        cache = session._cache
+        cache, recurrent = session._cache, session.model.state_arrays > 0
+        session._computed = session._snapshots.begin(cache, session.computed)  # a state that saw guesses goes back
         computed = session.computed if kv and cache is not None else 0
-        kv_arrays = cache.read(0, computed) if cache is not None and computed else []
+        kv_arrays = pack(cache, computed, recurrent) if cache is not None and computed else []
         arrays |= {f"kv.{i}": a for i, a in enumerate(kv_arrays)}
         if session._rows is not None and computed == len(session) and session._rows_at == len(session) - 1:
             arrays["logits"] = session._rows[:1]
@@ -171,8 +173,10 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
         raise SessionError("the saved session is damaged: it says that the policy wrote an image")
     if saved.computed:
         session._cache = session.model.decoder.new_cache(max(len(tokens), 1))
-        session._cache.write(0, [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)])
+        kept = [arrays[f"kv.{i}"] for i in range(saved.kv_arrays)]
+        unpack(session._cache, saved.computed, kept, session.model.state_arrays)
         session._computed = saved.computed
+        session._snapshots.ran(session._cache, saved.computed, None, True)
     if "logits" in arrays:
         session._rows, session._rows_at = np.array(arrays["logits"], np.float32), len(tokens) - 1
 
@@ -183,7 +187,10 @@ def _image(
     frame = given.get(saved.digest)
     pixels = arrays.get(f"frame.{saved.digest}")
     if frame is None and pixels is not None:
-        frame = given[saved.digest] = Frame(np.array(pixels), "saved session")
+        frame = Frame(np.array(pixels), "saved session")
+        if frame.digest != saved.digest:  # what is computed of it would be kept under the name of another picture
+            raise SessionError("the saved session is damaged: a picture is not the one that it says")
+        given[saved.digest] = frame
     plan = None
     if frame is not None:
         merge = model.manifest.preprocessing.merge_size
@@ -197,8 +204,6 @@ def _image(
         features = Features(
             np.array(arrays[name], np.float32), None if deepstack is None else np.array(deepstack, np.float32)
         )
-        if plan is not None:
-            model.vision.cache.put(plan.key, features)
     return SessionImage(saved.geometry, saved.rows, saved.columns, saved.digest, plan, features)
 
 

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from pathlib import Path
 
-from gog_edge.files import write_text
+from gog_edge.answer_view import STEP_COLOURS
 from gog_edge.runtime.telemetry import Trace, TracedImage, counted
 from gog_edge.runtime.trace_timeline import stage_table, timeline
 from gog_edge.sanitize import escape_html as escape
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason
 
 _STYLE = """
-:root { --ink: #1f2933; --soft: #7b8794; --line: #e4e7eb; --panel: #f8f9fb; --accent: #0b7285; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb; --panel: #f8f9fb;
+  --accent: #0b7285; --found: #e6fcf5; --wrong: #c92a2a; --forced: #fff3bf; --guessed: #d3f9d8; --lift: 0%; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e7eb; --soft: #9aa5b1; --line: #323f4b;
+  --panel: #1f262e; --accent: #66d9e8; --found: #123a30; --wrong: #ff8787; --forced: #5c4a00; --guessed: #1b4d2a;
+  --lift: 45%; } }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 78rem; padding: 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 78rem; padding: 1.5rem; }
 h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1rem; margin: 1.8rem 0 .6rem; color: var(--soft); }
 .answer { font-size: 1.9rem; font-weight: 600; color: var(--accent); margin: .3rem 0; overflow-wrap: anywhere; }
 .facts, .soft { color: var(--soft); font-size: .9rem; }
@@ -29,22 +33,25 @@ h1 { font-size: 1.35rem; margin: 0; } h2 { font-size: 1rem; margin: 1.8rem 0 .6r
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .step { border-left: 4px solid var(--c, var(--line)); background: var(--panel); padding: .6rem .9rem; margin: 0 0 .8rem;
   border-radius: 0 6px 6px 0; }
-.kind { color: var(--c); font-weight: 600; } .thought { font-style: italic; color: var(--soft); }
+.kind { color: color-mix(in srgb, var(--c), white var(--lift)); font-weight: 600; }
+.thought { font-style: italic; color: var(--soft); }
 .hits { margin: .4rem 0 0; padding-left: 1.4rem; } .hits li { margin: .15rem 0; overflow-wrap: anywhere; }
-.evidence { background: #e6fcf5; } .error { color: #c92a2a; }
+.evidence { background: var(--found); } .error { color: var(--wrong); }
 .score { color: var(--soft); font-variant-numeric: tabular-nums; }
 .crop { max-height: 110px; max-width: 220px; float: right; margin: 0 0 .4rem .8rem; border-radius: 4px;
   border: 2px solid var(--c); }
-.timeline { width: 100%; height: auto; font: 11px system-ui, sans-serif; }
+.wide { overflow-x: auto; }
+.timeline { width: 100%; min-width: 60rem; height: auto; font: 11px system-ui, sans-serif; }
+.timeline text { fill: var(--soft); } .timeline line { stroke: var(--line); }
+@media (max-width: 30rem) { body { padding: .9rem; } .answer { font-size: 1.5rem; } .crop { max-width: 45%; } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .1rem .8rem .1rem 0; text-align: left; font-weight: 400; } th { color: var(--soft); }
-td.number { text-align: right; }
+table.notes td { overflow-wrap: anywhere; } td.number { text-align: right; }
 details { margin: .4rem 0; } summary { cursor: pointer; color: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; background: var(--panel); padding: .6rem; }
-.forced { background: #fff3bf; } .guessed { background: #d3f9d8; }
+.forced { background: var(--forced); } .guessed { background: var(--guessed); }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_COLOURS = ("#e8590c", "#5f3dc4", "#0b7285", "#c2255c", "#2b8a3e", "#1864ab", "#d9480f", "#6741d9")
 _STOPS = {
     StopReason.ANSWERED: "answered by itself",
     StopReason.FORCED: "made to answer: a limit was reached",
@@ -63,12 +70,6 @@ _NAMES = {
 }
 
 
-def save(trace: Trace, path: str | Path) -> None:
-    """Write the page beside nothing else: images are inside."""
-    path = Path(path)
-    write_text(path, page(trace))
-
-
 def page(trace: Trace) -> str:
     """The whole page."""
     steps = list(trace.answer.steps if trace.answer is not None else trace.steps)
@@ -79,11 +80,12 @@ def page(trace: Trace) -> str:
         "</div><div>",
         *(_step(trace, step) for step in steps),
         "</div></div>",
-        f"<h2>time line</h2>{timeline(trace)}{stage_table(trace)}",
+        f"<h2>time line</h2><div class=wide>{timeline(trace)}</div>{stage_table(trace)}",
         _tokens(trace),
         _meta(trace),
     ]
-    policy = f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
+    policy = '<meta name=viewport content="width=device-width, initial-scale=1">'
+    policy += f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8>{policy}"
         f"<title>{escape(trace.question)}</title><style>{_STYLE}</style>{''.join(parts)}</html>\n"
@@ -114,7 +116,7 @@ def _evidence(answer: Answer) -> str:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return STEP_COLOURS[index % len(STEP_COLOURS)]
 
 
 def _boxes(steps: list[Step], image: int) -> Iterator[tuple[int, Region]]:
@@ -210,4 +212,4 @@ def _meta(trace: Trace) -> str:
     rows = [(str(k), str(v)) for k, v in trace.to_json()["meta"].items()]
     rows += [(f"{at:.2f} s", text) for at, text in trace.notes]
     body = "".join(f"<tr><th>{escape(k)}<td>{escape(v)}" for k, v in rows)
-    return f"<details><summary>environment and notes</summary><table>{body}</table></details>"
+    return f"<details><summary>environment and notes</summary><table class=notes>{body}</table></details>"

@@ -31,7 +31,7 @@ def timeline(trace: Trace) -> str:
     parts = [f'<svg class=timeline viewBox="0 0 {WIDTH:.0f} {height:.0f}">', *_axis(end, scale, LANE * len(lanes))]
     for row, lane in enumerate(lanes):
         y = row * LANE
-        parts.append(f'<text x="0" y="{y + 14:.0f}" fill="#7b8794">{escape(lane.replace("_", " "))}</text>')
+        parts.append(f'<text x="0" y="{y + 14:.0f}">{escape(lane.replace("_", " "))}</text>')
         parts.extend(_bar(span, y, scale) for span in _of(trace, lane))
     return "".join([*parts, "</svg>"])
 
@@ -68,6 +68,6 @@ def _axis(end: float, scale: float, bottom: float) -> list[str]:
     for i in range(int(end / tick) + 1):
         x = LABEL + i * tick * scale
         label = f"{i * tick:.3g} s" if tick >= 0.1 else f"{i * tick * 1e3:.3g} ms"
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom:.0f}" stroke="#e4e7eb"/>')
-        parts.append(f'<text x="{x + 2:.1f}" y="{bottom + 14:.0f}" fill="#7b8794">{label}</text>')
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom:.0f}"/>')
+        parts.append(f'<text x="{x + 2:.1f}" y="{bottom + 14:.0f}">{label}</text>')
     return parts

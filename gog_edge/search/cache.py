@@ -8,11 +8,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gog_edge import leftovers
 from gog_edge.search.base import Page
 from gog_edge.types import Hit
 
@@ -23,6 +24,7 @@ CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, value TEXT NOT NULL, e
 CREATE INDEX IF NOT EXISTS results_expires ON results(expires);
 """
 _SWEEP_EVERY = 256
+_DAMAGED = ("malformed", "not a database", "no such table", "no such column", "disk I/O error", "UTF-8", "corrupt")
 
 
 class ResultCache:
@@ -82,11 +84,13 @@ class ResultCache:
                 connection = self._connect()
             except (sqlite3.Error, OSError) as e:
                 log.warning("search cache %s can't be opened (%s)", self.path, e)
+                self._discard(e)
             try:
                 yield connection
             except (sqlite3.Error, OSError) as e:
                 log.warning("search cache %s can't be %s (%s)", self.path, what, e)
                 self._drop()
+                self._discard(e)
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -103,9 +107,16 @@ class ResultCache:
         return self._connection
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _discard(self, error: Exception) -> None:
+        """Remove a file that is damaged, or no database at all, so that the next result begins a new one."""
+        if any(word in str(error) for word in _DAMAGED):
+            for path in (self.path, *(self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))):
+                leftovers.remove(path)
 
 
 def encode_hits(hits: Sequence[Hit]) -> str:

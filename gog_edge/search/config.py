@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gog_edge.deadline import seconds_of
 from gog_edge.errors import EngineError, SearchError, UsageError
 from gog_edge.search.base import IMAGE, PAGE, TEXT, SearchProvider
 from gog_edge.search.cache import ResultCache
@@ -41,12 +42,12 @@ _SHELL: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "preset": str,
     "name": str,
-    "timeout": (int, float),
+    "timeout": (int, float, str),
     "retries": int,
     "rate": (int, float),
     "concurrency": int,
     "failures": int,
-    "cooldown": (int, float),
+    "cooldown": (int, float, str),
     "cache_hours": (int, float),
     "record": str,
     "early": bool,
@@ -242,6 +243,9 @@ def _shell(
     if "record" in entry:
         provider = Recorder(provider, folder / entry["record"])
     own = _given(entry, "timeout", "retries", "rate", "concurrency", "failures", "cooldown")
+    for key in ("timeout", "cooldown"):
+        if isinstance(own.get(key), str):
+            own[key] = seconds_of(own[key], f"{label}: a {key}")
     if entry.get("kind") == "fetch":
         own.setdefault("failures", 1 << 30)  # pages lie on many hosts: some dead ones say nothing about the others
     try:

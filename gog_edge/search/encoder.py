@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.search.local.record import file_hash
 from gog_edge.types import Region
@@ -89,7 +90,7 @@ class OnnxEncoder:
     Args:
         model: the .onnx file.
         options: preparation; by default `MODEL.json` beside it where that exists.
-        threads: of the session; 0 lets ONNX Runtime choose.
+        threads: of the session; 0: as many as this process may use.
 
     Raises:
         EngineError: the file is missing or not loadable, or its input is not an image.
@@ -104,7 +105,7 @@ class OnnxEncoder:
             raise EngineError(f"{path}: no such encoder file")
         options = _beside(path) if options is None else options
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
+        settings.intra_op_num_threads = threads or usable_threads()
         settings.log_severity_level = 3
         # One picture at a time beside other work: spinning threads would only take cores away.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from gog_edge.errors import EngineError, SearchError
+from gog_edge.paths import is_address
 from gog_edge.search.base import PAGE, PICTURE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.passages import TextEmbedder, best_passages
 from gog_edge.types import Hit
@@ -55,7 +56,7 @@ class ReadingProvider(BaseProvider):
 
     def search_text(self, query: str, *, k: int, deadline: Deadline) -> list[Hit]:
         hits = self._search.search_text(query, k=k, deadline=deadline)
-        chosen = [i for i, hit in enumerate(hits) if hit.source.startswith(("http://", "https://"))][: self._pages]
+        chosen = [i for i, hit in enumerate(hits) if is_address(hit.source)][: self._pages]
         limit = deadline.within(self._seconds)
         limit = limit.within(limit.remaining() * (1 - RESERVE))
         for number, page in self._read(hits, chosen, limit):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gog_edge.errors import SearchError
+from gog_edge.paths import is_address
 from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.cache import hit_from
 from gog_edge.types import Hit
@@ -55,7 +56,7 @@ class FvqaReplay(BaseProvider):
                 title=titles[i] if i < len(titles) else "",
                 text="",
                 entity=f"{query.key}#{i + 1}",
-                image=pictures[i] if i < len(pictures) and pictures[i].startswith(("http://", "https://")) else "",
+                image=pictures[i] if i < len(pictures) and is_address(pictures[i]) else "",
             )
             for i in range(count)
         ]

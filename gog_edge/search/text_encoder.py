@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.errors import EngineError
 
 MAX_TOKENS = 256
@@ -22,7 +23,7 @@ class OnnxTextEncoder:
 
     Args:
         model: the .onnx file; `tokenizer.json` is next to it.
-        threads: of the session; 0 lets ONNX Runtime choose.
+        threads: of the session; 0: as many as this process may use.
 
     Raises:
         EngineError: a file is missing or can't be loaded, or the graph is not a text encoder.
@@ -38,7 +39,7 @@ class OnnxTextEncoder:
             if not needed.is_file():
                 raise EngineError(f"{needed}: no such file; a text encoder is an .onnx with a tokenizer.json beside it")
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
+        settings.intra_op_num_threads = threads or usable_threads()
         settings.log_severity_level = 3
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, NoReturn
 
 from gog_edge.agent.request import AskRequest
+from gog_edge.deadline import seconds_of
 from gog_edge.errors import UsageError
 from gog_edge.serde import encode
 from gog_edge.types import AnswerEvent, Event
@@ -61,8 +62,18 @@ def parse_ask(body: Any) -> Call:
     if not isinstance(question, str) or not question.strip():
         raise UsageError("question is missing or empty")
     image, stream = decode_image(body.get("image")), flag(body, "stream")
-    deadline, max_turns = number(body, "deadline", LONGEST_DEADLINE), count(body, "max_turns", MOST_TURNS)
+    deadline, max_turns = duration(body, "deadline", LONGEST_DEADLINE), count(body, "max_turns", MOST_TURNS)
     return Call(AskRequest(image, unicode_text(question, "question"), deadline=deadline, max_turns=max_turns), stream)
+
+
+def duration(body: Mapping[str, Any], name: str, most: float) -> float | None:
+    """A number of seconds, or a text like "2s"; None where it is missing or null.
+
+    Raises:
+        UsageError: it is neither, or not above 0 and at most `most`.
+    """
+    value = body.get(name)
+    return number({name: seconds_of(value, name)} if isinstance(value, str) else body, name, most)
 
 
 def decode_image(value: Any) -> bytes:
@@ -85,7 +96,7 @@ def decode_image(value: Any) -> bytes:
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """{"type": "token" | "action" | "box" | "observation" | "answer", …fields}."""
+    """{"type": "notice" | "token" | "action" | "box" | "observation" | "answer", …fields}."""
     name = type(event).__name__.removesuffix("Event").lower()
     if isinstance(event, AnswerEvent):
         return {"type": name, **public(encode(event.answer))}

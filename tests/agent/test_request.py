@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gog_edge import AskRequest
 from gog_edge.agent.agent import Agent, Conversation
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
+from gog_edge.runtime.telemetry import Trace
 from tests.agent.test_loop import ANSWER
 from tests.runtime.conftest import MakeAgent
 
@@ -54,3 +56,16 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(
     with pytest.raises(UsageError, match="no image was given"):
         agent.ask([], "q")
     assert agent.model.engine.decoder.runs == []  # type: ignore[attr-defined]
+
+
+def test_bgr_reaches_the_frame(make_agent: MakeAgent) -> None:
+    pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    traces = [Trace(), Trace(), Trace()]
+    agent = make_agent([ANSWER])
+    agent.ask(pixels, "q", bgr=True, trace=traces[0])
+    agent.ask(Frame.from_cv2(pixels), "q", trace=traces[1])
+    list(agent.stream(pixels, "q", bgr=False, trace=traces[2]))
+    frames = [t.images[0].frame for t in traces]
+    assert frames[0] == frames[1] != frames[2]
+    with agent.session(pixels, bgr=True) as session:
+        assert session.frames[0] == frames[0]

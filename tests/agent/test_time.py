@@ -20,7 +20,7 @@ from gog_edge.runtime.telemetry import Trace
 from gog_edge.search.base import Deadline
 from gog_edge.search.resilience import Resilient
 from gog_edge.search.web.http import RetryableError
-from gog_edge.types import AnswerEvent, Hit, StopReason, TokenEvent
+from gog_edge.types import AnswerEvent, Hit, NoticeEvent, StopReason, TokenEvent
 from tests.agent.test_loop import ANSWER, GAZE, GLANCE, HERON, TEXT
 from tests.agent.virtual_clock import VirtualClock
 from tests.runtime.conftest import MakeAgent, picture
@@ -167,6 +167,7 @@ def test_cancel_interrupts_what_runs(make_agent: MakeAgent, frame: Frame, where:
 def test_closing_the_stream_cancels(make_agent: MakeAgent, frame: Frame) -> None:
     agent = make_agent([LONG], step_s=0.005)
     events = agent.stream(frame, "q")
+    assert isinstance(next(events), NoticeEvent)  # there is nothing to search with
     assert isinstance(next(events), TokenEvent)
     events.close()  # type: ignore[attr-defined]
     assert agent._running == set()

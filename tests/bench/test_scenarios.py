@@ -173,6 +173,6 @@ def test_crops_are_cut_by_everybody_who_is_here(monkeypatch: pytest.MonkeyPatch,
 def test_every_piece_says_what_it_is_and_what_it_needs() -> None:
     for name, piece in PIECES.items():
         assert piece.__doc__
-        if name not in ("crop", "index", "weights"):
+        if name not in ("crop", "index"):
             with pytest.raises(BenchError, match="--checkpoint" if name == "export" else "--bundle"):
                 list(piece(Given(None, 1)))

@@ -22,6 +22,7 @@ from gog_edge.errors import BenchError, EngineError, UsageError
 from tests.crop.fake_gpu import FakeDriver, build_grid
 from tests.engines.host_trt import host_engine, with_engines
 from tests.runtime.fakes import make_bundle
+from tests.versions import need_portable
 
 TOKENS = 4
 PLAN = {"capacity": 512, "chunk": 64, "verify": 8, "image_patches": [16, 64, 4096]}
@@ -35,6 +36,7 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def portable(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    need_portable()
     return make_bundle(tmp_path_factory.mktemp("portable"), backend="portable")
 
 

@@ -14,6 +14,7 @@ from gog_edge import dialects
 from gog_edge.cli import pictures
 from gog_edge.cli.main import run
 from gog_edge.errors import ImageError
+from gog_edge.image.frame import DEFAULT_LIMITS
 from tests.cli.asking import ANSWER, GAZE, TEXT, Play
 from tests.search import server as web
 from tests.search.server import WebServer
@@ -78,6 +79,14 @@ def test_a_picture_is_fetched_from_an_address(asked: list[str], site: WebServer,
     assert [(c.method, c.path) for c in site.calls] == [("GET", "/a.jpg")]
 
 
+def test_limits_hold_for_fetched_pictures(
+    asked: list[str], site: WebServer, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.routes["/a.jpg"] = web.answer(photo.read_bytes(), content_type="image/jpeg")
+    assert run([*asked, f"{site.url}/a.jpg", "When?", "--image-pixels", "9"]) == 2
+    assert "million pixels" in capsys.readouterr().err
+
+
 def test_addresses_are_limited(
     asked: list[str], site: WebServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +106,7 @@ def test_addresses_are_limited(
         assert says in err, err
         assert err.count("\n") == 1
     with pytest.raises(ImageError, match="credentials in it"):
-        pictures.open_picture("http://me:secret@example.com/a.jpg")
+        pictures.open_picture("http://me:secret@example.com/a.jpg", DEFAULT_LIMITS)
 
 
 def test_without_a_question_the_dialects_own_is_asked(

@@ -149,16 +149,18 @@ def test_the_demo_answers_and_leaves_a_bundle_in_the_library(capsys: pytest.Capt
     assert library.default() == library.directory() / "gog-nano"
 
 
-def test_the_demo_of_an_installed_wheel_says_where_to_get_it(
+def test_the_demo_runs_from_the_package_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    package = tmp_path / "site-packages" / "gog_edge"
+    package.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gog_edge, "__file__", str(tmp_path / "site-packages" / "gog_edge" / "__init__.py"))
+    monkeypatch.setattr(gog_edge, "__file__", str(package / "__init__.py"))
     assert run(["demo"]) == 2
     err = capsys.readouterr().err
-    assert "clone the gog-edge repository and run gog-edge demo in it" in err
+    assert "gog-nano is missing from this installation" in err
     assert err.count("\n") == 1
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    (package / "nano").symlink_to(ROOT / "models" / "gog-nano")
     assert run(["demo"]) == 0
 
 

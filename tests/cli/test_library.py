@@ -14,7 +14,7 @@ from gog_edge import library
 from gog_edge.bundle import MANIFEST
 from gog_edge.cli.main import run
 from gog_edge.errors import BundleError, UsageError
-from tests.cli.asking import ANSWER, Play
+from tests.cli.asking import ANSWER, TEXT, Play
 
 
 def put(bundle: Path, name: str, age: int = 0) -> Path:
@@ -207,3 +207,27 @@ def test_a_name_is_taken_wherever_a_bundle_is(
         "self-check": ["bench", "self-check", "--bundle", "tiny", "--tokens", "2"],
     }[name]
     assert run(command) == 0, capsys.readouterr().err
+
+
+def test_an_index_named_once_is_remembered_with_its_bundle(
+    tiny_bundle: Path, photo: Path, play: Play, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, lines, index = put(tiny_bundle, "one"), tmp_path / "lines.jsonl", tmp_path / "world.index"
+    other = put(tiny_bundle, "two")
+    lines.write_text('{"title": "Tower", "text": "The tower year is 1889."}\n')
+    assert run(["index", "build", str(index), str(lines)]) == 0
+    play([TEXT, ANSWER])
+    words = ["ask", str(photo), "When?", "--grammar", "off"]
+    assert run([*words, "--bundle", "one"]) == 0
+    assert "no text search is set up" in (said := capsys.readouterr().err) and "index:" not in said
+    assert run([*words, "--bundle", "one", "--index", str(index)]) == 0
+    capsys.readouterr()
+    assert run([*words, "--bundle", "one"]) == 0
+    assert f"index: {index}" in (said := capsys.readouterr().err) and "Tower" in said
+    assert run([*words, "--bundle", "one", "--no-index"]) == 0
+    assert "Tower" not in capsys.readouterr().err
+    assert (library.index_of(bundle), library.index_of(other)) == (index, None)
+    assert run([*words, "--bundle", "one", "--index", str(index), "--no-index"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    shutil.rmtree(index)
+    assert library.index_of(bundle) is None

@@ -63,7 +63,7 @@ def test_arrays_hold_the_file(bundle: Bundle) -> None:
 @pytest.mark.skipif(available() is not None, reason=str(available()))
 def test_same_logits_as_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_weights, "_LEAST", 0)
-    monkeypatch.setattr(ort_weights, "_available_memory", lambda: 1 << 40)
+    monkeypatch.setattr(ort_weights, "available_memory", lambda: 1 << 40)
     spec = bundle.manifest.decoder
     x = np.random.default_rng(0).standard_normal((5, spec.hidden)).astype(np.float32)
     cos, sin = Rotary(bundle.manifest)(np.broadcast_to(np.arange(5), (3, 5)))
@@ -81,7 +81,7 @@ def test_stays_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path:
     path = bundle.path("decoder.onnx")
     assert ort_weights.why_mapped(path) == "the weights are small"
     monkeypatch.setattr(ort_weights, "_LEAST", 0)
-    monkeypatch.setattr(ort_weights, "_available_memory", lambda: 0)
+    monkeypatch.setattr(ort_weights, "available_memory", lambda: 0)
     switch = tmp_path / "enabled"
     monkeypatch.setattr(ort_weights, "_SWITCH", switch)
     assert "huge pages" in str(ort_weights.why_mapped(path))

@@ -36,6 +36,7 @@ from tests.engines.host_gpu import HostGpu
 from tests.engines.host_trt import host_engine
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
+from tests.versions import need_portable
 
 FIRST: list[Segment] = [
     Control("<|im_start|>system\nyou are a tool of search<|im_end|>\n<|im_start|>user\n"),
@@ -54,6 +55,7 @@ CROP = Region(20, 10, 120, 110)
 
 @pytest.fixture(scope="module", params=["tiny-qwen3-vl", "tiny-qwen2.5-vl"])
 def portable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    need_portable()
     return make_bundle(tmp_path_factory.mktemp("portable"), request.param, "portable")
 
 

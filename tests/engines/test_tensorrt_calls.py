@@ -26,6 +26,7 @@ from tests.engines import fake_tensorrt
 from tests.engines.host_gpu import HostGpu
 from tests.engines.host_trt import REPORT, need_rtx, with_engines
 from tests.runtime.fakes import make_bundle
+from tests.versions import needs_portable
 
 HERE = Path(__file__).parent
 GPU_HERE = Path("/dev/nvidiactl").exists() or Path("/dev/nvgpu").exists()
@@ -121,6 +122,7 @@ def test_a_plan_of_another_version_is_one_line(tmp_path: Path, portable: Bundle)
         TrtPlan.load(Library("tensorrt-rtx", fake_tensorrt), request, "89")
 
 
+@needs_portable
 def test_plain_tensorrt_gets_its_strategy_without_a_runtime_config(
     portable: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ class TestTheHostIsStrict:
         gpu.synchronize(stream)
         assert not target.any()
 
+    @needs_portable
     @pytest.mark.parametrize("fault", ["alias", "address", "profile", "align"])
     def test_a_run_with_wrong_bindings(self, portable: Bundle, fault: str) -> None:
         gpu = HostGpu()

@@ -23,6 +23,7 @@ from gog_edge.export.quantize.fit import for_ort, for_portable
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
+from tests.versions import need_portable
 
 DOMAINS = {"ort": {"": 21, "com.microsoft": 1}, "portable": {"": 24}}
 FIT = {"ort": for_ort, "portable": for_portable}
@@ -56,6 +57,8 @@ def run_linear(
     backend: str, folder: Path, source: Tensors, names: tuple[str, ...], x: np.ndarray, scheme: Scheme
 ) -> Any:
     """y of one linear layer, built, saved, loaded and run."""
+    if backend == "portable":
+        need_portable()
     parts = tuple(source.shape(name)[0] for name in names)
     biases = tuple(n.replace("weight", "bias") for n in names if n.replace("weight", "bias") in source.names())
     scheme = scheme if scheme.is_float else FIT[backend](scheme)

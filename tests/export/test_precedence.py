@@ -345,7 +345,7 @@ def test_theta_of_the_tower(base: Path, spelled: dict[str, Any]) -> None:
     [
         ("qwen3_vl_moe", "a mixture of experts"),
         ("qwen3_5_moe", "a mixture of experts"),
-        ("qwen3_5", "linear attention"),
+        ("qwen3_next", "linear attention"),
         ("qwen4_exp", "hyper-connections"),
         ("qwen2_vl", "Qwen2-VL"),
         ("qwen2_5_omni", "audio"),

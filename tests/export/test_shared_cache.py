@@ -14,10 +14,13 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from tests.export.graph_driver import Runner
 from tests.families.sequence import text_positions
+from tests.versions import need_portable
 
 
 @pytest.fixture(scope="module", params=["ort", "portable"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    if request.param == "portable":
+        need_portable()
     folder = tmp_path_factory.mktemp("b")
     root = make_checkpoint("tiny-qwen2.5-vl", folder / "c", 1, "float32")
     return export_bundle(root, folder / "b", ExportOptions(precision="fp32", backend=request.param))

@@ -40,6 +40,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.serde import Section
 from gog_edge.types import Control, ImagePart, Text
 from tests.export.weights_helpers import write_checkpoint
+from tests.versions import need_portable
 
 ROWS = 64  # of the tower's table of learned positions
 EPS = 1e-5
@@ -333,6 +334,8 @@ needs_compiler = pytest.mark.skipif(available() is not None, reason=str(availabl
 def test_it_is_exported_and_verified(
     checkpoint: tuple[Path, Weights], backend: Any, precision: Any, tolerance: float, tmp_path: Path
 ) -> None:
+    if backend == "portable":
+        need_portable()
     root, weights = checkpoint
     options = ExportOptions(precision=precision, backend=backend)
     bundle = export_bundle(root, tmp_path / "b", options, gate=Verify(weights, tolerance))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -143,7 +145,13 @@ def test_rare_alpha_modes(mode: str) -> None:
     rgba = np.dstack([np.full((4, 4, 3), 90, np.uint8), np.full((4, 4), 255, np.uint8)])
     rgba[0, 0, 3] = 0
     image = Image.fromarray(rgba)
-    image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+    if mode == "PA":  # not by convert: before Pillow 12 it loses the transparency
+        alpha = image.getchannel("A")
+        image = image.convert("RGB").quantize(2)
+        image.putalpha(alpha)
+    else:
+        image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode)
+    assert image.mode == mode
     pixels = Frame.open(image).pixels
     assert (pixels[0, 0] == 255).all() and np.abs(pixels[1, 1].astype(int) - 90).max() <= 2
 
@@ -289,3 +297,32 @@ def test_sources_that_are_nothing() -> None:
     closed.close()
     with pytest.raises(ImageError, match="can't be read"):
         Frame.open(closed)
+
+
+def test_the_order_of_colours_is_said() -> None:
+    blue = np.zeros((4, 6, 3), np.uint8)
+    blue[:, :, 0] = 255  # of an OpenCV frame
+    assert Frame.from_cv2(blue).pixels[0, 0].tolist() == [0, 0, 255]
+    assert Frame.from_array(blue, bgr=True) == Frame.from_cv2(blue)
+    assert Frame.from_array(blue, bgr=False).pixels[0, 0].tolist() == [255, 0, 0]
+
+
+def test_an_array_without_an_order_is_warned_of_once_where_opencv_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from gog_edge.image import frame as module
+
+    module._warn_of_bgr.cache_clear()
+    array = np.zeros((4, 6, 3), np.uint8)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    Frame.open(array)
+    assert caplog.messages == []
+    monkeypatch.setitem(sys.modules, "cv2", ModuleType("cv2"))
+    for said in (True, False):
+        Frame.open(array, bgr=said)
+    Frame.open(array[:, :, 0])  # grey has no order
+    assert caplog.messages == []
+    Frame.open(array)
+    Frame.open(array)
+    assert len(caplog.messages) == 1 and "bgr=True" in caplog.messages[0]
+    module._warn_of_bgr.cache_clear()

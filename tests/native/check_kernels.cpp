@@ -48,6 +48,8 @@ static void dispatch(const void*, Parallel::Task task, size_t count, void* user)
 }
 static const Parallel kParallel(nullptr, &dispatch);
 
+#include "check_delta.h"
+
 struct Linear {
     size_t m, n, k, block;
     int bits;
@@ -288,6 +290,13 @@ int main() {
                 check_prefill<F32Words>(rows, total, hd);
                 check_prefill<FastWords>(rows, total, hd);
             }
+    for (size_t rows : {1, 63, 64, 150}) {
+        check_delta({1, 2, 32, 32, 1, false}, rows);
+        check_delta({2, 2, 20, 71, 2, true}, rows);
+        check_delta({1, 1, 64, 144, 1, true}, rows);
+    }
+    check_convolution(37, 4, 3);
+    check_convolution(16, 2, 5);
     for (uint32_t bits = 0; bits < 0x7c00; bits++)  // every finite half there and back
         failures += float_to_half(half_to_float((uint16_t)bits)) != bits;
     std::printf("%d failures\n", failures);

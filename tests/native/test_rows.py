@@ -17,6 +17,7 @@ from gog_edge.native import packing
 from gog_edge.native.contract import ACTIVATIONS, NORMS
 from gog_edge.native.dispatch import gemm_rows_independent
 from tests.native.graphs import needs_ops, session
+from tests.native.test_gated_delta import Conv, Delta, part
 
 pytestmark = needs_ops
 F32 = np.float32
@@ -206,6 +207,39 @@ def test_decoder_attention(name: str, int8: bool) -> None:
                 at += count
             stored = [layer.keys, layer.values, layer.key_scale, layer.value_scale]
             assert all(a is b is None or np.array_equal(a, b) for a, b in zip(stored, rows)), (past, cut)
+
+
+DELTAS = {
+    "two heads a key": {"nk": 2, "nv": 4, "dk": 32, "dv": 32},
+    "the real size": {"nk": 1, "nv": 1, "dk": 128, "dv": 128, "slots": 2},
+    "no whole vectors": {"nk": 3, "nv": 9, "dk": 21, "dv": 13, "fused": True},
+}
+
+
+@pytest.mark.parametrize("name", DELTAS)
+def test_linear_attention(name: str) -> None:
+    """Behind any number of tokens, so that the 40 lie on both sides of a border; also the state."""
+    rng = np.random.default_rng(9)
+    layer, conv = Delta(**DELTAS[name]), Conv(48, 4, 3)
+    for number, past in enumerate((0, 1, 23, 24, 30, 47, 63, 64, 65, 127, 200)):
+        total = past + MOST
+        tokens, x = layer.tokens(total, past), rng.standard_normal((total, 48)).astype(F32)
+        layer.run(part(tokens, 0, past), past)
+        conv.run(x[:past], past)
+        begun, kept = layer.state.copy(), conv.history.copy()
+        rows = [np.concatenate([layer.run(part(tokens, i, i + 1), i + 1) for i in range(past, total)]),
+                np.concatenate([conv.run(x[i : i + 1], i + 1) for i in range(past, total)])]  # fmt: skip
+        states = [layer.matrices(total), conv.history.copy()]
+        for cut in _cuts(rng):
+            threads = 1 + (number + cut[0]) % 3
+            layer.state[:], conv.history[:] = begun, kept
+            at = past
+            for count in cut:
+                delta, y = layer.run(part(tokens, at, at + count), at + count, threads), x[at : at + count]
+                assert np.array_equal(delta, rows[0][at - past :][:count]), (past, at, count, threads)
+                assert np.array_equal(conv.run(y, at + count, threads), rows[1][at - past :][:count])
+                at += count
+            assert np.array_equal(layer.matrices(total), states[0]) and np.array_equal(conv.history, states[1])
 
 
 @pytest.mark.parametrize("precision", [0, 1, 2])

@@ -46,7 +46,7 @@ def picture(seed: int, width: int = 203, height: int = 141) -> Frame:
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """Give it to a question as `Budget(clock=clock)`: fakes wait in virtual time, the rest takes none."""
     virtual = VirtualClock()
-    for module in ("dispatch", "tools"):
+    for module in ("dispatch", "frames", "tools"):
         monkeypatch.setattr(f"gog_edge.agent.{module}.run_in_thread", virtual.start)
     return virtual
 

@@ -25,6 +25,7 @@ from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, PixelLimits, Region, Segment, Text
 from tests.runtime.conftest import picture
+from tests.versions import needs_portable
 
 PROMPT: list[Segment] = [
     Control("<|im_start|>system\nyou are a tool of search<|im_end|>\n<|im_start|>user\n"),
@@ -283,6 +284,7 @@ def test_where_address_space_is_short_a_cache_begins_small(
         session._cache.reserve(1025, 0)
 
 
+@needs_portable
 def test_guessing_is_off_where_rows_depend_on_each_other(frame: Frame, tmp_path: Path) -> None:
     """ONNX Runtime's attention adds in an order that follows the number of rows, its int8 without blocks quantises a
     whole run with one scale; native operators do neither."""

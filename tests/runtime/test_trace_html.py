@@ -65,3 +65,15 @@ def test_boxes_are_drawn_in_the_pixels_of_the_frame() -> None:
 
 def test_an_unfinished_question_has_a_page() -> None:
     assert "unfinished" in page(Trace("still running"))
+
+
+def test_the_page_fits_a_phone_and_follows_dark_mode() -> None:
+    text = page(traced())
+    assert '<meta name=viewport content="width=device-width' in text
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    light, _, dark = style.partition("@media (prefers-color-scheme: dark)")
+    names = set(re.findall(r"(--[a-z]+):", light))
+    assert names and names == set(re.findall(r"(--[a-z]+):", dark.partition("} }")[0])) | {"--c"} - {"--c"}
+    rules = dark.partition("} }")[2]
+    assert not re.search(r"(?:color|background|fill): #", rules)  # colours of the page are variables
+    assert "<div class=wide><svg class=timeline" in text  # the time line scrolls by itself

@@ -45,7 +45,7 @@ BAD_JSON = [
 BAD_ASK = [
     field(name, raw)
     for name in ("deadline", "max_turns")
-    for raw in ("1e400", "9" * 400, "-" + "9" * 400, "9" * 5000, "0", "-1", "1e300", '"2"', "true", "[]", "{}", "NaN")
+    for raw in ("1e400", "9" * 400, "-" + "9" * 400, "9" * 5000, "0", "-1", "1e300", '"two"', "true", "[]", "{}", "NaN")
 ] + [
     field("max_turns", "1.5"), field("stream", "1"), field("stream", '"yes"'), field("image", "7"),
     field("image", "[]"), field("question", "[1]"), field("question", '"\\ud800"'), field("surprise", "1"),

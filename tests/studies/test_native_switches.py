@@ -9,8 +9,12 @@ import pytest
 
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.native.dispatch import available
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
 from studies import native_switches
 
+pytestmark = pytest.mark.parity
 needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 

@@ -1,7 +1,8 @@
-"""Build the wheel, install it with the base dependencies alone in a fresh environment, and use it there.
+"""Build the wheels, install ours with the base dependencies alone in a fresh environment, and use it there.
 
-What must hold: the command line starts, nothing imports torch or onnx, and a bundle that the
-checkout exported answers a question.
+What must hold: the command line starts, nothing imports torch or onnx, the peers are found once their own wheel is
+installed, a bundle that the checkout exported answers a question, and with the extra `export` the demo runs from what
+the wheel carries.
 Prints one line per check; exits 1 at the first that fails.
 """
 
@@ -34,7 +35,9 @@ def main() -> None:
     for old in (WORK / "dist").glob("*"):
         old.unlink()
     call(sys.executable, "-m", "build", "--wheel", "--outdir", WORK / "dist", ROOT)
-    (wheel,) = (WORK / "dist").glob("*.whl")
+    call(sys.executable, "-m", "build", "--wheel", "--outdir", WORK / "dist", ROOT / "peers")
+    (wheel,) = (WORK / "dist").glob("gog_edge-*.whl")
+    (peers,) = (WORK / "dist").glob("gog_edge_peers-*.whl")
     print(f"built {wheel.name}, {wheel.stat().st_size / 1024:.0f} KiB")
 
     venv.create(WORK / "venv", with_pip=True, clear=True)
@@ -47,6 +50,13 @@ def main() -> None:
         print("FAILED: the base install imports something heavy")
         raise SystemExit(1)
     print("doctor runs; nothing heavy is imported")
+
+    without = subprocess.run([gog, "bench", "peers", "list"], cwd=WORK, capture_output=True, text=True)
+    call(python, "-m", "pip", "install", "--quiet", "--no-deps", peers)
+    if without.returncode != 2 or "llama.cpp" not in call(gog, "bench", "peers", "list"):
+        print(f"FAILED: peers are not a distribution of their own: {without.stdout}{without.stderr}")
+        raise SystemExit(1)
+    print("the peers are found where their distribution is installed")
 
     bundle, index = WORK / "bundle", WORK / "index"
     exporter = Path(sys.executable).with_name("gog-edge")
@@ -63,6 +73,12 @@ def main() -> None:
             print(f"FAILED: no answer in {text[:200]}")
             raise SystemExit(1)
     print("a bundle answers, with and without native kernels")
+
+    call(python, "-m", "pip", "install", "--quiet", f"{wheel}[export]")
+    if "Luanda" not in call(gog, "demo", GOG_EDGE_LIBRARY=str(WORK / "library")):
+        print("FAILED: the demo does not answer")
+        raise SystemExit(1)
+    print("the demo answers, from the wheel alone")
 
 
 if __name__ == "__main__":

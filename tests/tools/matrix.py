@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / ".cache" / "matrix"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 EXTRAS = "export,grammar,serve,bench,eval"
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "ml_dtypes")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "ml_dtypes", "safetensors", "httpx")
 FAST = ("-q", "-n", "2", "-m", "not slow and not parity and not tensorrt")
 _PIN = re.compile(r"^\s*\"?([A-Za-z0-9_.-]+)(\[[^]]*\])?>=([0-9][\w.]*)")
 
@@ -62,14 +62,15 @@ def lowest(version: str) -> list[str]:
     return pins
 
 
-def run(version: str, python: Path, wheel: Path, pins: list[str]) -> bool:
-    """Whether the wheel installs and its fast tests pass there."""
+def run(version: str, python: Path, wheels: tuple[Path, Path], pins: list[str]) -> bool:
+    """Whether the wheels (ours, the peers') install and their fast tests pass there."""
     folder = WORK / (version + ("-lowest" if pins else ""))
     shutil.rmtree(folder, ignore_errors=True)
     own = folder / "bin" / "python"
+    wanted = (f"{wheels[0]}[{EXTRAS}]", wheels[1], *TOOLS, *pins)
     steps = (
         [python, "-m", "venv", folder],
-        [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[{EXTRAS}]", *TOOLS, *pins],
+        [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted],
         [own, "-m", "pytest", "-p", "no:cacheprovider", *FAST],
     )
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -88,20 +89,21 @@ def main() -> int:
     asked = [a for a in sys.argv[1:] if not a.startswith("-")] or list(VERSIONS)
     shutil.rmtree(WORK / "checkout", ignore_errors=True)
     (WORK / "checkout").mkdir(parents=True)
-    for name in ("tests", "docs", "models", "studies", "pyproject.toml", "README.md", "CHANGELOG.md"):
+    for name in ("tests", "peers", "docs", "models", "studies", "pyproject.toml", "README.md", "CHANGELOG.md"):
         if (ROOT / name).exists():
             (WORK / "checkout" / name).symlink_to(ROOT / name)
-    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(WORK / "dist"), str(ROOT)]
     shutil.rmtree(WORK / "dist", ignore_errors=True)
-    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    (wheel,) = (WORK / "dist").glob("*.whl")
+    for source in (ROOT, ROOT / "peers"):
+        build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(WORK / "dist"), str(source)]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    (wheel,), (peers,) = (WORK / "dist").glob("gog_edge-*.whl"), (WORK / "dist").glob("gog_edge_peers-*.whl")
     results = {}
     for version in asked:
         python = interpreter(version)
         if python is None:
             print(f"Python {version}: not on this machine")
             continue
-        results[version] = run(version, python, wheel, lowest(version) if "--lowest" in sys.argv else [])
+        results[version] = run(version, python, (wheel, peers), lowest(version) if "--lowest" in sys.argv else [])
     return 0 if results and all(results.values()) else 1
 
 

@@ -1,7 +1,8 @@
 """The native operators one by one: cases of the Qwen3-VL-2B shape, and how fast each runs here.
 
-A 1024 x 768 image (3,072 patches), a prefill of 1,024 tokens, decoding after 1,024. Weights of rows that read more
-than they compute take turns, so that they come from memory. Needs the export extra (onnx).
+A 1024 x 768 image (3,072 patches), a prefill of 1,024 tokens, decoding after 1,024; linear attention of Qwen3.5-0.8B.
+Weights and states of rows that read more than they compute take turns, so that they come from memory. Needs the export
+extra (onnx).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from gog_edge.errors import BenchError
 from gog_edge.native import dispatch, native_status, packing
-from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS, VERSION
+from gog_edge.native.contract import ACTIVATIONS, DELTA_CHUNK, DOMAIN, NORMS, VERSION, delta_words
 from gog_edge.shapes import SHAPES, VISION_HEADS
 
 Feeds = dict[str, Any]
@@ -84,6 +85,8 @@ def cases() -> list[Case]:
     made.append(_decoder("decode attention f16", 1, 1024))
     made.append(_decoder("decode attention int8", 1, 1024, bytes_=True))
     made.append(_decoder("check of 4 guesses, attention f16", 5, 1024))
+    for rows, name in ((1024, "prefill"), (1, "decode"), (5, "check of 4 guesses,")):
+        made += [_delta(f"{name} delta rule", rows, 1024 + 32), _convolution(f"{name} convolution", rows, 1024 + 32)]
     return made
 
 
@@ -151,6 +154,34 @@ def _decoder(name: str, s: int, total: int, *, bytes_: bool = False) -> Case:
     read = 2.0 * kv * total * hd * (1 if bytes_ else 2) if s <= _FEW else 0.0
     turns = ("keys", "values") if s <= _FEW else ()
     return Case(name, op, feeds, {"heads": heads, "kv_heads": kv}, flops, "bf16", read, turns)
+
+
+def _delta(name: str, s: int, total: int) -> Case:
+    """16 heads of 128. A token reads S, and k and d of the tokens since the last border."""
+    heads, d = 16, 128
+    words, between = delta_words(heads, heads, d, d), (total - s) % DELTA_CHUNK
+
+    def feeds(rng: np.random.Generator) -> Feeds:
+        made: Feeds = {"qkv": rng.standard_normal((s, 3 * heads * d), np.float32)}
+        made |= {"a": -rng.random((s, heads), np.float32), "b": rng.random((s, heads), np.float32)}
+        return made | {"length": np.array([total - 1], np.int32), "state": np.zeros((1, words), np.float32)}
+
+    attributes = {"key_heads": heads, "value_heads": heads, "key_size": d, "value_size": d}
+    flops = heads * s * (4.0 * d * d + 2.0 * d * d + 4.0 * d * DELTA_CHUNK)  # of k and q by S, of S, inside a chunk
+    read, turns = (4.0 * heads * d * (d + 2 * between), ("state",)) if s <= _FEW else (0.0, ())
+    return Case(name, "GatedDelta", feeds, attributes, flops, "f32", read, turns)
+
+
+def _convolution(name: str, s: int, total: int) -> Case:
+    channels, taps = 6144, 4
+
+    def feeds(rng: np.random.Generator) -> Feeds:
+        made: Feeds = {"x": rng.standard_normal((s, channels), np.float32)}
+        made |= {"weight": rng.standard_normal((taps, channels), np.float32), "length": np.array([total - 1], np.int32)}
+        return made | {"history": np.zeros((taps - 1, channels), np.float32)}
+
+    flops, read = 2.0 * s * channels * taps, 4.0 * channels * (2 * s + 2 * taps - 1)
+    return Case(name, "CausalConv", feeds, {}, flops, "f32", read, ("weight", "history") if s <= _FEW else ())
 
 
 def _rope(n: int, hd: int) -> Feeds:

@@ -8,7 +8,6 @@ machine can do; a stage is reported by its median.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge import families
+from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine import kernels
 from gog_edge.manifest import DecoderSpec, Manifest, VisionSpec
 from gog_edge.native import dispatch
@@ -48,7 +48,7 @@ class Roofline:
 
 def measure(threads: int | None = None, *, size_mb: int = 512, gemm_n: int = 1024) -> Roofline:
     """Measure this machine; takes a few seconds and `size_mb` of memory."""
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_threads()
     gemm = {"fp32": _numpy_gemm(gemm_n)}
     gemm.update(_ort_gemm(threads, gemm_n))
     gemm.update(_native_gemm(threads))
@@ -68,7 +68,7 @@ class BesideProbe:
     """
 
     def __init__(self, threads: int | None = None, *, size_mb: int = 512) -> None:
-        self._arguments = (threads or os.cpu_count() or 1, size_mb)
+        self._arguments = (threads or usable_threads(), size_mb)
         self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self.best = 0.0
 
@@ -206,9 +206,10 @@ def _serialize(onnx: Any, node: Any, weights: list[Any], n: int) -> bytes:
 
 
 def decoder_attention_flops(spec: DecoderSpec, new: int, total: int) -> float:
-    """Scores and weighted sum over all layers, `new` queries against on average `total - new / 2` keys."""
+    """Scores and weighted sum over all layers that attend, `new` queries against on average `total - new / 2` keys."""
     keys = total - new / 2
-    return 4.0 * spec.layers * spec.heads * spec.head_dim * new * keys
+    layers = spec.layers if spec.linear is None else len(spec.linear.full_layers)
+    return 4.0 * layers * spec.heads * spec.head_dim * new * keys
 
 
 def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int = 64) -> float:
@@ -220,7 +221,8 @@ def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int =
 
 
 def kv_bytes_read(manifest: Manifest, total: int) -> float:
-    """Bytes of the caches that one decoding step reads."""
+    """Bytes of the caches that one decoding step reads, and of the states that it reads and writes."""
     size = {"float32": 4, "float16": 2, "int8": 1}[manifest.decoder.kv_dtype]
     layers = families.named(manifest.family).caches(manifest.decoder)
-    return float(size * total * sum(layer.values_per_token for layer in layers))
+    states = 2 * 4 * sum(layer.fixed_values for layer in layers)
+    return float(size * total * sum(layer.values_per_token for layer in layers) + states)

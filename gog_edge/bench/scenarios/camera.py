@@ -1,8 +1,7 @@
 """The camera scenario: frames come at a fixed rate; the policy answers a question about the newest, with a deadline.
 
-The deadline is the runtime's own (`Agent.ask(deadline=…)`), counted from the moment when the frame was taken: what is
-left of it when the question is asked is what the agent gets, less a twentieth (at most 50 ms), as an answer that is cut
-off still has to be read and returned. Frames that come meanwhile are dropped.
+The clock and the drop rule are those of `Agent.watch` (`agent/newest.py`); only the camera is made up: frame n is taken
+n / fps seconds after the start.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.agent.newest import Taken, cut_of, newest_answers
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import picture
 from gog_edge.errors import BenchError
@@ -48,7 +49,7 @@ class Stream:
     @property
     def cut(self) -> float:
         """Seconds after the frame at which the agent is to return with what it has."""
-        return self.deadline - min(0.05, 0.05 * self.deadline)
+        return cut_of(self.deadline)
 
 
 @dataclass(frozen=True)
@@ -88,21 +89,26 @@ def watch(
             n / fps seconds after the start.
         cut: seconds that a frame may age until its answer; one that is older already is dropped.
     """
-    start = clock()
-    last = -1
-    given: list[Answer] = []
-    latencies: list[float] = []
-    while len(given) < answers:
-        now = clock() - start
-        newest = max(int(now * fps), last + 1)
-        if now - newest / fps >= cut:
-            newest += 1
-        if newest / fps > now:
-            sleep(newest / fps - now)
-        given.append(answer(newest, max(newest / fps + cut - (clock() - start), 0.0)))
-        latencies.append(clock() - start - newest / fps)
-        last = newest
-    return Watched(tuple(given), tuple(latencies), last + 1, clock() - start)
+    camera = _Clockwork(fps, clock, sleep)
+    seen = list(islice(newest_answers(camera, lambda taken, left: answer(taken.number, left), cut, clock), answers))
+    ages = tuple(one.age for one in seen)
+    return Watched(tuple(one.result for one in seen), ages, seen[-1].taken.number + 1, clock() - camera.start)
+
+
+class _Clockwork:
+    """A camera that takes frame n at n / fps seconds after its start, to the moment."""
+
+    def __init__(self, fps: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self.fps, self.clock, self.sleep = fps, clock, sleep
+        self.start = clock()
+
+    def newest(self, after: int) -> Taken[None]:
+        now = self.clock() - self.start
+        number = max(int(now * self.fps), after + 1)
+        at = number / self.fps
+        if at > now:
+            self.sleep(at - now)
+        return Taken(number, self.start + at, None)
 
 
 def camera_cells(ask: Ask, stream: Stream, repeats: int, subject: str = "gog-edge") -> Iterator[Cell]:

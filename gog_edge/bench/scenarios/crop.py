@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gog_edge.bench.peers import environment
-from gog_edge.bench.peers.registry import PEERS
-from gog_edge.bench.peers.worker_subject import WorkerSubject
+from gog_edge.bench.peers import find_peers
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import seconds_of
 from gog_edge.bench.subject import picture
-from gog_edge.crop import PixelBox, backend, crop_patches, pixel_box, region_grid
+from gog_edge.crop import backend, crop_patches, pixel_box, region_grid
 from gog_edge.crop.reference import resize_box
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Preprocessing
@@ -49,7 +47,8 @@ def crop_cells(repeats: int) -> Iterator[Cell]:
         "gog-edge 2 threads": ours(2),
         "Pillow + numpy": lambda: seconds_of(pillow_numpy),
     }
-    peers = _transformers(box)
+    brought = find_peers()
+    peers = brought.crop(box, BUDGET, QWEN3_VL.patch_size) if brought is not None else []
     try:
         for peer in peers:
             peer.load()
@@ -60,17 +59,6 @@ def crop_cells(repeats: int) -> Iterator[Cell]:
     finally:
         for peer in peers:
             peer.close()
-
-
-def _transformers(box: PixelBox) -> list[WorkerSubject]:
-    """Its fast image processor on one thread and on two, each in a process of its own."""
-    peer = PEERS["transformers"]
-    python = environment.interpreter(peer)
-    if not python.is_file():
-        return []
-    wanted = {"box": [box.x0, box.y0, box.x1, box.y1], "pixels": BUDGET, "patch": QWEN3_VL.patch_size}
-    names = {1: "transformers, fast processor", 2: "transformers 2 threads"}
-    return [WorkerSubject(n, "run_hf_crop", python, "", {**wanted, "threads": t}) for t, n in names.items()]
 
 
 def _interleaved(work: dict[str, Work], repeats: int) -> dict[str, tuple[float, ...]]:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from gog_edge.agent.loader import load as load_agent
 from gog_edge.bench.local_subject import LocalSubject
-from gog_edge.bench.machine.operators import operator_cells
 from gog_edge.bench.machine.roofline import Roofline
-from gog_edge.bench.machine.weight_bandwidth import weight_cells
 from gog_edge.bench.result import Cell
 from gog_edge.bench.scenarios.camera import Stream, camera_cells
 from gog_edge.bench.scenarios.crop import crop_cells
@@ -109,16 +107,6 @@ def export(given: Given) -> Iterator[Cell]:
     yield from export_cells(given.checkpoint, given.repeats)
 
 
-def operators(given: Given) -> Iterator[Cell]:
-    """A prefill of 512 tokens and a decoding step at 1k and 16k, operator by operator, beside their limits."""
-    yield from operator_cells(given.path(), given.repeats, given.roofline)
-
-
-def weights(given: Given) -> Iterator[Cell]:
-    """int4 weights through one row of products, from the caches and from memory, beside plain reads."""
-    yield from weight_cells(given.repeats)
-
-
 PIECES: dict[str, Piece] = {
     "crop": crop,
     "load": load,
@@ -128,6 +116,4 @@ PIECES: dict[str, Piece] = {
     "search": search,
     "index": index,
     "export": export,
-    "operators": operators,
-    "weights": weights,
 }

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gog_edge.cli.bench.camera import camera_options, stream_of
-from gog_edge.cli.bench.peers import command as peers_command
+from gog_edge.cli.bench.group import DefaultRun
 from gog_edge.cli.bench.self_check import command as self_check_command
 from gog_edge.cli.bundles import bundle_option, default
 from gog_edge.cli.console import progress_bar, stderr, stdout, styled
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from gog_edge.bench.machine.roofline import BesideProbe, Roofline
-    from gog_edge.bench.peers.worker_subject import WorkerSubject
+    from gog_edge.bench.peers import PeerSubject
     from gog_edge.bench.result import Cell, Report
     from gog_edge.bench.scenarios.camera import Stream
     from gog_edge.bench.scenarios.parts import Given
@@ -35,25 +35,11 @@ if TYPE_CHECKING:
     MakeCells = Callable[[Roofline | None], list[Cell]]
 
 
-class DefaultRun(click.Group):
-    """`gog-edge bench encode` is `gog-edge bench run encode`: anything that is not a sub-command is a scenario.
-
-    `bench --self-check` is `bench self-check`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--self-check" in args:
-            args = ["self-check", *(a for a in args if a != "--self-check")]
-        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 @click.group("bench", cls=DefaultRun)
 def command() -> None:
     """Measure where the time, memory and energy go: gog-edge bench [run] SCENARIO… --bundle DIR."""
 
 
-command.add_command(peers_command)
 command.add_command(self_check_command)
 
 
@@ -74,6 +60,7 @@ command.add_command(self_check_command)
 @click.option("--most", type=float, help="End of growth curves: 8192 tokens, 4 images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page with plots.")
+@threads_option
 @camera_options
 @click.option("--no-roofline", is_flag=True, help="Do not measure the machine's limits (saves a few seconds).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line last.")
@@ -99,7 +86,7 @@ def run(
     **camera: Any,
 ) -> None:
     """Run SCENARIO…; without any, all that can run with what was given."""
-    from gog_edge.bench.peers.create import PeerOptions, create_all
+    from gog_edge.bench.peers import PeerOptions, create_peers
     from gog_edge.bench.report import terminal as text
     from gog_edge.bench.report.plots import require_matplotlib
     from gog_edge.bench.scenarios.parts import PIECES
@@ -120,7 +107,7 @@ def run(
     if html is not None:
         require_matplotlib()  # before anything is measured
     skipped: dict[str, str] = {}
-    peers = create_all(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
+    peers = create_peers(compare, PeerOptions(models, pythons, programs, peer_threads or 0), skipped)
     stream = stream_of(camera)
     wanted = _Wanted(chosen, bundle, checkpoint, engine, peers, repeats, warmup, most, out, stream, not no_roofline)
     report = _measure(wanted, skipped)
@@ -147,7 +134,7 @@ class _Wanted:
     bundle: Path | None
     checkpoint: Path | None
     engine: str | None
-    peers: Sequence[WorkerSubject]
+    peers: Sequence[PeerSubject]
     repeats: int | None
     warmup: int | None
     most: float | None

@@ -9,6 +9,7 @@ import click
 
 from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import progress_bar, stdout
+from gog_edge.cli.options import threads_option
 from gog_edge.files import write_text
 
 
@@ -17,6 +18,7 @@ from gog_edge.files import write_text
 @click.option("--engine", help="cuda, tensorrt …; default: what the bundle was exported for.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The CPU's results: read, or written if missing.")
 @click.option("--tokens", type=click.IntRange(min=2), default=12, show_default=True, help="Tokens written per turn.")
+@threads_option
 @click.option("--out", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(

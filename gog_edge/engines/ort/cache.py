@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.engines.ort.graph import DTYPES, OrtGraph
+from gog_edge.engines.ort.state import OrtState
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 
@@ -56,9 +57,11 @@ class BoundRun:
 
 
 class OrtKvCache:
-    """Buffers [1, kv_heads, capacity, …], host or device, and the I/O bindings that hold them.
+    """Buffers [1, kv_heads, capacity, …], host or device, the state of recurrent layers, and the I/O bindings that
+    hold them.
 
-    `ready`: runs that need nothing but new values, by the number of their tokens and of their logits' rows.
+    `ready`: runs that need nothing but new values, by the number of their tokens, of their logits' rows, and the side
+    of the state that they read.
     """
 
     def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int) -> None:
@@ -70,16 +73,30 @@ class OrtKvCache:
         self.capacity = 0
         self._arrays: list[NDArray[Any]] = []  # host caches only: what the OrtValues show
         self._values: list[Any] = []
-        self._binding: Any = None
         self._logits: NDArray[np.float32] | None = None
-        self.ready: dict[tuple[int, int], BoundRun] = {}
+        self.recurrent = OrtState(graph)
+        self.ready: dict[tuple[int, int, int], BoundRun] = {}
         self.reserve(max(tokens, 1), 0)
 
     @property
     def nbytes(self) -> int:
-        return sum(
+        rows = sum(
             int(np.dtype(DTYPES[s.dtype]).itemsize) * math.prod(self._shape(s, self.capacity)) for s in self._specs
         )
+        return rows + self.recurrent.nbytes
+
+    @property
+    def seen(self) -> int:
+        """See `RecurrentState.seen`."""
+        return self.recurrent.seen
+
+    def state(self) -> list[NDArray[Any]]:
+        """See `RecurrentState.state`."""
+        return list(self.recurrent.get())
+
+    def set_state(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """See `RecurrentState.set_state`."""
+        self.recurrent.set(seen, arrays)
 
     def reserve(self, tokens: int, keep: int) -> None:
         """Room for `tokens`; see `KvCache.reserve`."""
@@ -93,7 +110,6 @@ class OrtKvCache:
         except (MemoryError, OSError, RuntimeError) as e:
             raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
         self.capacity = capacity
-        self._binding = self._new_binding()
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
@@ -120,9 +136,9 @@ class OrtKvCache:
             run = BoundRun(self._new_binding(), {n: np.array(a) for n, a in feeds.items()}, self._logits[:, : shape[1]])
             for name, array in run.inputs.items():  # read where they lie whenever the graph runs
                 run.binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-            self.ready[count, shape[1]] = run
+            self.ready[count, shape[1], self.recurrent.side] = run
         else:
-            run = BoundRun(self._binding, {}, np.empty(shape, np.float32))
+            run = BoundRun(self._new_binding(), {}, np.empty(shape, np.float32))
             for name, array in feeds.items():
                 run.binding.bind_cpu_input(name, array)
         run.binding.bind_output("logits", "cpu", 0, np.float32, list(shape), run.logits.ctypes.data)
@@ -136,7 +152,7 @@ class OrtKvCache:
         import onnxruntime
 
         fresh = [_zeros(self._shape(spec, capacity), DTYPES[spec.dtype]) for spec in self._specs]
-        self._values, self._binding, self.ready = [], None, {}  # they hold the old buffers
+        self._values, self.ready = [], {}  # they hold the old buffers
         for i in range(len(self._arrays)):
             fresh[i][0, :, :keep] = self._arrays[i][0, :, :keep]
             self._arrays[i] = fresh[i]
@@ -148,7 +164,7 @@ class OrtKvCache:
 
         kept = self.read(0, keep) if keep else []
         make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
-        self._values, self._binding, self.ready = [], None, {}  # the old buffers go first
+        self._values, self.ready = [], {}  # the old buffers go first
         for i, spec in enumerate(self._specs):
             array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
             if kept:
@@ -167,6 +183,7 @@ class OrtKvCache:
             present = PRESENT + name.removeprefix(PAST)
             if present in self._graph.outputs:  # native operators write into their input and have no such output
                 binding.bind_ortvalue_output(present, value)
+        self.recurrent.bind(binding, self.recurrent.side)
         return binding
 
 

@@ -11,6 +11,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, KvCache, causal_bias
 from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
+from gog_edge.engines.ort.state import state_names
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
 from gog_edge.native.contract import DOMAIN
@@ -41,9 +42,10 @@ class OrtDecoder:
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
         self._native = DOMAIN in graph.spec.domains
+        self._recurrent = bool(state_names(graph))
         positions = _POSITION[manifest.portable]
         needed = {*_NEEDED, positions[0], *((_READ,) if self._native else ())}
-        known = {*needed, *positions, "deepstack", *cache_names(graph)}
+        known = {*needed, *positions, "deepstack", *cache_names(graph), *state_names(graph)}
         odd = sorted((graph.inputs.keys() - known) | (needed - graph.inputs.keys()))
         if odd:
             raise EngineError(
@@ -54,8 +56,9 @@ class OrtDecoder:
     @property
     def rows_independent(self) -> bool:
         """Native operators (see `gog_edge.native.contract`), with float matrices where ONNX Runtime's Gemm is found to
-        be; its attention is not: the sums of a row follow the number of rows."""
-        return self._native and gemm_rows_independent()
+        be; its attention is not: the sums of a row follow the number of rows. Nor is a recurrent state: many tokens at
+        once and one by one are two ways to compute it."""
+        return self._native and not self._recurrent and gemm_rows_independent()
 
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
@@ -74,10 +77,11 @@ class OrtDecoder:
         count = int(inputs.embeds.shape[0])
         if inputs.last_k < 1 or inputs.last_k > count:
             raise EngineError(f"logits of the last {inputs.last_k} of {count} tokens were asked for")
+        cache.recurrent.begin(past)
         if past + count > cache.capacity:
             cache.reserve(past + count, past)
         feeds = self._feeds(inputs, past, count, cache.capacity)
-        run = cache.ready.get((count, inputs.last_k))
+        run = cache.ready.get((count, inputs.last_k, cache.recurrent.side))
         if run is None:
             run = cache.bind(count, feeds, (1, inputs.last_k, self._vocab))
         else:
@@ -96,6 +100,7 @@ class OrtDecoder:
                 self._graph.session.run_with_iobinding(run.binding, options)
         except Exception as e:  # the binding raises many types without a common base
             raise self._graph.failed(e, budget) from e
+        cache.recurrent.ran(past + count)
         logits: F32 = run.logits[0]
         return logits
 

@@ -17,7 +17,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import EngineInfo, Features
 from gog_edge.engines.ort.decoder import OrtDecoder
 from gog_edge.engines.ort.graph import OrtGraph
-from gog_edge.engines.ort.options import OrtOptions, find_device, usable_cores
+from gog_edge.engines.ort.options import OrtOptions, find_device, settled
 from gog_edge.engines.registry import EngineEntry
 from gog_edge.errors import EngineError, UsageError
 
@@ -78,7 +78,7 @@ class OrtEngine:
         import onnxruntime
 
         device = find_device(self._device_name)
-        settings = {**dataclasses.asdict(self._options), "threads": self._options.threads or usable_cores()}
+        settings = dataclasses.asdict(settled(self._options))
         return EngineInfo("onnxruntime", onnxruntime.__version__, (device.provider, *device.fallback), settings)
 
     def close(self) -> None:

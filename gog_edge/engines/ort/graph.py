@@ -11,7 +11,7 @@ import numpy as np
 from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.ort import weights
-from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, usable_cores
+from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, settled
 from gog_edge.errors import BundleError, EngineError
 from gog_edge.manifest import GraphSpec, TensorSpec
 
@@ -65,7 +65,8 @@ class OrtGraph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
-            mend = too_old(bundle.manifest.portable, onnxruntime.__version__)
+            manifest = bundle.manifest
+            mend = too_old(manifest.portable, manifest.decoder.linear is not None, onnxruntime.__version__)
             raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)
@@ -107,15 +108,16 @@ class OrtGraph:
         return EngineError(f"the {self.name} graph failed: {_line(error)}")
 
 
-def too_old(portable: bool, version: str) -> str:
+def too_old(portable: bool, recurrent: bool, version: str) -> str:
     """What to do where ONNX Runtime is too old for a bundle's graphs; empty where it is not.
 
-    1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on (both tried).
+    1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on; its operators of
+    linear attention know all that is asked of them from 1.30 on (1.23, 1.25, 1.29 and 1.30 were tried).
     """
     numbers = tuple(int(part) for part in version.split(".")[:2])
-    if not portable or numbers >= (1, 25):
-        return ""
-    return "portable graphs need onnxruntime 1.25 or later"
+    if portable:
+        return "" if numbers >= (1, 25) else "portable graphs need onnxruntime 1.25 or later"
+    return "linear attention needs onnxruntime 1.30 or later" if recurrent and numbers < (1, 30) else ""
 
 
 def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> list[Any]:
@@ -128,7 +130,7 @@ def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> lis
         return []
     import onnxruntime
 
-    names, arrays = weights.load(path, options.threads or usable_cores())
+    names, arrays = weights.load(path, settled(options).threads)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
     for tensor, value in zip(names, values):
         session_options.add_initializer(tensor, value)  # used in place; add_external_initializers would copy it

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from gog_edge.allowance import cpus, usable_threads
 from gog_edge.errors import EngineError, UsageError
 
 Optimize = Literal["all", "extended", "basic", "none"]
@@ -53,8 +53,9 @@ class OrtOptions:
     """How graphs are run.
 
     Args:
-        threads: worker threads of one operator; 0 means as many as this process may use cores.
-        spin: workers wait busily between operators: lower latency, one core each while a graph runs.
+        threads: worker threads of one operator; 0 means as many as this process may use (`gog_edge.allowance`).
+        spin: workers wait busily between operators: lower latency, one CPU each while a graph runs. None: where every
+            thread has a CPU of its own and no quota of CPU time is spent by it.
         arena: pool memory between runs: faster, but the peak of one run stays allocated.
         shrink: give the arena's unused memory back after each vision run (costs a few milliseconds).
         optimize: ONNX Runtime's graph optimisation at load.
@@ -70,7 +71,7 @@ class OrtOptions:
     """
 
     threads: int = 0
-    spin: bool = True
+    spin: bool | None = None
     arena: bool = True
     shrink: bool = True
     optimize: Optimize = "all"
@@ -83,7 +84,7 @@ class OrtOptions:
 
     def __post_init__(self) -> None:
         if self.threads < 0:
-            raise UsageError(f"threads is {self.threads}: 0 (all cores) or a positive number is needed")
+            raise UsageError(f"threads is {self.threads}: 0 (all that it may use) or a positive number is needed")
         if self.weights not in ("auto", "map"):
             raise UsageError(f"weights is {self.weights!r}: auto or map is needed")
         if self.initial_context is not None and self.initial_context < 1:
@@ -111,20 +112,20 @@ def find_device(name: str) -> Device:
     return device
 
 
-def usable_cores() -> int:
-    """Cores this process may run on (affinity and container limits that show in it)."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(len(os.sched_getaffinity(0)), 1)
-    return os.cpu_count() or 1
+def settled(options: OrtOptions) -> OrtOptions:
+    """`options` with threads and spinning as this process may have them."""
+    threads = options.threads or usable_threads()
+    return replace(options, threads=threads, spin=cpus().may_spin(threads) if options.spin is None else options.spin)
 
 
 def session_options(options: OrtOptions) -> Any:
     """`onnxruntime.SessionOptions` for `options`."""
     import onnxruntime
 
+    options = settled(options)
     level = onnxruntime.GraphOptimizationLevel
     so = onnxruntime.SessionOptions()
-    so.intra_op_num_threads = options.threads or usable_cores()
+    so.intra_op_num_threads = options.threads
     so.inter_op_num_threads = 1
     so.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     so.enable_cpu_mem_arena = options.arena

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import available_memory
 from gog_edge.errors import BundleError
 
 HUGE = 1 << 21
 _LEAST = 32 << 20  # smaller weights live in caches or are read too seldom to matter
 _PIECE = 16 << 20
+_ROOM = 128 << 20  # that everything else of a small policy takes: vision tower, caches, a picture
 _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _TYPES: dict[int, Any] = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
 
@@ -48,10 +50,10 @@ def why_mapped(path: Path) -> str | None:
     try:
         if not hasattr(mmap, "MADV_HUGEPAGE") or "[never]" in _SWITCH.read_text(encoding="ascii"):
             return "this system has no transparent huge pages"
-        available = _available_memory()
     except OSError as e:
         return f"this system does not say whether it has huge pages ({e.strerror})"
-    if available < size + size // 4:
+    available = available_memory()
+    if available < size + max(size // 4, _ROOM):
         return f"{available >> 20} MiB of memory are available, a copy of the weights takes {size >> 20}"
     return None
 
@@ -102,13 +104,6 @@ def _read(path: Path, threads: int) -> NDArray[np.uint8]:
         raise BundleError(f"{path} can't be read: {e.strerror}") from e
     finally:
         os.close(handle)
-
-
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 # What is needed of onnx.proto: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto: dims = 1, data_type = 2,

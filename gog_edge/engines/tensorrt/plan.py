@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import mmap
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 from gog_edge.bundle import Bundle
 from gog_edge.errors import EngineError
+from gog_edge.files import read_sealed, write_sealed
 from gog_edge.manifest import EngineSpec, GraphSpec
 
 log = logging.getLogger("gog_edge.tensorrt")
@@ -231,7 +230,8 @@ class TrtPlan:
         if self._kernels is None:
             self._kernels = config.create_runtime_cache()
             kept = self._request.kept
-            if kept is not None and kept.is_file() and not self._kernels.deserialize(kept.read_bytes()):
+            found = _kept(kept) if kept is not None else None
+            if found is not None and not self._kernels.deserialize(found):
                 log.info("compiled kernels in %s do not fit this device: they are made anew", kept)
         return self._kernels
 
@@ -309,12 +309,16 @@ def _refit(library: Library, engine: Any, listener: _Listener, request: PlanRequ
 
 def _keep(path: Path, data: bytes) -> None:
     """Write compiled kernels; a cache that can't be written costs compiling again and one line in the log."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        scratch.replace(path)
+        write_sealed(path, data)
     except OSError as e:
         log.warning("compiled kernels are not kept in %s: %s", path.parent, e)
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> bytes | None:
+    """Compiled kernels as they were written, or None: TensorRT is given nothing damaged, and nothing of others."""
+    try:
+        return read_sealed(path)
+    except OSError as e:
+        log.warning("compiled kernels in %s can't be read: %s", path.parent, e)
+        return None

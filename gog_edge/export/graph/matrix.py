@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,12 +45,14 @@ def check_shape(source: TensorSource, name: str, expected: tuple[int, ...]) -> N
 
 @dataclass(frozen=True)
 class Stacked:
-    """Matrices of one input stacked along their outputs (q, k and v; gate and up), or a single one."""
+    """Matrices of one input stacked along their outputs (q, k and v; gate and up), or a single one. `order`: which
+    row of the stack each output is, where that is not the stack's own order."""
 
     source: TensorSource
     names: tuple[str, ...]
     parts: tuple[int, ...]  # rows of each
     columns: int
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, rows in zip(self.names, self.parts):
@@ -66,6 +68,13 @@ class Stacked:
 
     def read(self, start: int, stop: int) -> F32:
         """Rows start:stop as float32."""
+        if self.order:
+            runs = [self._stored(first, last) for first, last in _runs(self.order[start:stop])]
+            return runs[0] if len(runs) == 1 else np.concatenate(runs)
+        return self._stored(start, stop)
+
+    def _stored(self, start: int, stop: int) -> F32:
+        """Rows of the stack in its own order."""
         parts, at = [], 0
         for name, rows in zip(self.names, self.parts):
             low, high = max(start - at, 0), min(stop - at, rows)
@@ -113,6 +122,15 @@ def chunks(matrix: Matrix, multiple: int = 1) -> Iterator[tuple[int, int, F32]]:
     for start in range(0, matrix.rows, step):
         stop = min(start + step, matrix.rows)
         yield start, stop, matrix.read(start, stop)
+
+
+def _runs(order: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, one past the last) of each stretch of consecutive numbers."""
+    first = 0
+    for at in range(1, len(order) + 1):
+        if at == len(order) or order[at] != order[at - 1] + 1:
+            yield order[first], order[at - 1] + 1
+            first = at
 
 
 def _joined(names: tuple[str, ...]) -> str:

@@ -10,27 +10,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.caches import Past, cache_shape, declare_state, declare_states
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import MS, OrtTarget
-from gog_edge.export.graph.portable import PortableTarget, cache_shape
-from gog_edge.families.target import Cache, LayerCache, Value, Windows
+from gog_edge.export.graph.portable import PortableTarget
+from gog_edge.families.target import Cache, LayerCache, RecurrentCache, Value, Weight, Windows
 from gog_edge.manifest import DecoderSpec, DType
 from gog_edge.native.contract import DOMAIN, VERSION, VISION_PRECISIONS
 
 
 @dataclass(frozen=True)
 class NativeCache:
-    """Cache inputs that the attention nodes write into; there are no outputs. `scales`: int8 caches only."""
+    """Cache inputs that the attention nodes write into; only states have outputs. `scales`: of int8 caches, by
+    layer."""
 
     g: GraphBuilder
     spec: DecoderSpec
+    layers: tuple[LayerCache, ...]
     seqlens_k: Value
     prefill_rows: Value
-    past: tuple[tuple[Value, Value], ...]
-    scales: tuple[tuple[Value, Value], ...]
+    past: Past
+    scales: dict[int, tuple[Value, Value]]
 
     def finish(self) -> None:
-        """Nothing to declare: the cache is written where it is read."""
+        """Keys and values are written where they are read; states get their outputs."""
+        declare_states(self.g, self.layers)
 
 
 class NativeTarget(OrtTarget):
@@ -54,15 +58,18 @@ class NativeTarget(OrtTarget):
         prefill_rows = g.input("prefill_rows", "int32", (2,))
         if isinstance(self.store, NativeLinear):
             self.store.prefill_rows = prefill_rows
-        past, scales = [], []
+        past, scales = [], {}
         for i, layer in enumerate(layers):
+            if isinstance(layer, RecurrentCache):
+                past.append(declare_state(g, i, layer))
+                continue
             shape = cache_shape(layer)
             names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
             past.append((g.input(names[0], self.kv_dtype, shape), g.input(names[1], self.kv_dtype, shape)))
             if self.kv_dtype == "int8":
                 rows = (g.input(f"{name}_scale", "float32", shape[:3]) for name in names)
-                scales.append((next(rows), next(rows)))
-        return NativeCache(g, spec, seqlens, prefill_rows, tuple(past), tuple(scales))
+                scales[i] = (next(rows), next(rows))
+        return NativeCache(g, spec, layers, seqlens, prefill_rows, tuple(past), scales)
 
     def cached_attention(
         self,
@@ -71,13 +78,13 @@ class NativeTarget(OrtTarget):
         qkv: Value,
         cos: Value,
         sin: Value,
-        norms: tuple[str, str] | None,
+        norms: tuple[Weight, Weight] | None,
         eps: float,
     ) -> Value:
         assert isinstance(cache, NativeCache), "a cache made by another target"
         spec = cache.spec
         vectors = (None, None) if norms is None else (self._vector(norms[0]), self._vector(norms[1]))
-        scales = cache.scales[layer] if cache.scales else (None, None)
+        scales = cache.scales.get(layer, (None, None))
         return self.g.op(
             _KINDS[self.kv_dtype],
             qkv,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph.builder import GraphBuilder
-from gog_edge.export.graph.portable import PortableTarget, declare_past, declare_present
-from gog_edge.families.target import Cache, LayerCache, Value, Windows
+from gog_edge.export.graph.caches import Past, declare_past, declare_present
+from gog_edge.export.graph.portable import PortableTarget
+from gog_edge.families.target import Cache, LayerCache, RecurrentCache, Value, Weight, Windows
 from gog_edge.manifest import DecoderSpec, DType
 
 MS = "com.microsoft"
@@ -23,7 +25,7 @@ class OrtCache:
     spec: DecoderSpec
     layers: tuple[LayerCache, ...]
     dtype: DType
-    past: tuple[tuple[Value, Value], ...]
+    past: Past
     seqlens_k: Value
     total: Value
 
@@ -39,10 +41,10 @@ class OrtTarget(PortableTarget):
 
     # -- norms and activations ------------------------------------------------------------------------------------
 
-    def rms_norm(self, x: Value, weight: str, eps: float) -> Value:
-        return self.g.op("SimplifiedLayerNormalization", x, self._vector(weight), axis=-1, epsilon=eps)
+    def _norm_by(self, x: Value, weight: Value, eps: float) -> Value:
+        return self.g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps)
 
-    def add_rms_norm(self, x: Value, delta: Value | None, weight: str, eps: float) -> tuple[Value, Value]:
+    def add_rms_norm(self, x: Value, delta: Value | None, weight: Weight, eps: float) -> tuple[Value, Value]:
         if delta is None:
             return self.rms_norm(x, weight, eps), x
         inputs = (x, delta, self._vector(weight))
@@ -99,13 +101,13 @@ class OrtTarget(PortableTarget):
         qkv: Value,
         cos: Value,
         sin: Value,
-        norms: tuple[str, str] | None,
+        norms: tuple[Weight, Weight] | None,
         eps: float,
     ) -> Value:
         assert isinstance(cache, OrtCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = self._split(self.reshape(qkv, (1, -1, wide + 2 * narrow)), (wide, narrow, narrow))
+        q, k, v = self.split(self.reshape(qkv, (1, -1, wide + 2 * narrow)), (wide, narrow, narrow))
         if norms is not None:
             q = self.reshape(self.rms_norm(self.reshape(q, (-1, spec.head_dim)), norms[0], eps), (1, -1, wide))
             k = self.reshape(self.rms_norm(self.reshape(k, (-1, spec.head_dim)), norms[1], eps), (1, -1, narrow))
@@ -123,3 +125,38 @@ class OrtTarget(PortableTarget):
             scale=float(np.float32(spec.head_dim) ** np.float32(-0.5)),
         )
         return self.reshape(g.cast(y, "float32"), (-1, wide))
+
+    # -- linear attention -----------------------------------------------------------------------------------------
+
+    def _convolution(self, x: Value, kernel: NDArray[np.float32], past: Value, present: str) -> Value:
+        channels, taps = kernel.shape
+        weight = self.g.weight(f"{present}.kernel", kernel.reshape(channels, 1, taps))
+        y = Value(f"{present}/y")
+        self.g.node(
+            "CausalConvWithState",
+            [self.reshape(x, (1, -1, channels)), weight, None, past],
+            [y.name, present],
+            MS,
+            activation="silu",
+            channels_last=1,
+        )
+        return self.reshape(y, (-1, channels))
+
+    def _delta_rule(
+        self, kind: RecurrentCache, parts: tuple[Value, Value, Value, Value, Value], past: Value, present: str
+    ) -> Value:
+        heads, keys, values = kind.heads, kind.heads * kind.key_dim, kind.heads * kind.value_dim
+        widths = (keys, keys, values, heads, heads)
+        q, k, v, decay, rate = (self.reshape(part, (1, -1, width)) for part, width in zip(parts, widths))
+        y = Value(f"{present}/y")
+        self.g.node(
+            "LinearAttention",
+            [q, k, v, past, decay, rate],
+            [y.name, present],
+            MS,
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=1.0,
+            update_rule="gated_delta",
+        )
+        return self.reshape(y, (-1, values))

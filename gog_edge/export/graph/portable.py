@@ -9,14 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gog_edge.export.graph import recurrent
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.caches import GraphCache, Past, declare_past, declare_present
 from gog_edge.export.graph.linear import LinearStore
 from gog_edge.export.graph.matrix import FoldedPatches, Stacked, TensorSource, check_shape
-from gog_edge.families.target import Cache, LayerCache, Matrix, Role, Value, Windows
+from gog_edge.families.target import (
+    Cache,
+    DeltaWeights,
+    LayerCache,
+    Matrix,
+    RecurrentCache,
+    Role,
+    Value,
+    Weight,
+    Windows,
+    vector,
+)
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
 INT64_MAX = np.iinfo(np.int64).max
@@ -30,7 +44,7 @@ class PortableCache:
     spec: DecoderSpec
     layers: tuple[LayerCache, ...]
     dtype: DType
-    past: tuple[tuple[Value, Value], ...]
+    past: Past
     write_indices: Value
     bias: Value
     heads: int  # of an attention node: query heads that share a KV head may be rows of one
@@ -38,29 +52,6 @@ class PortableCache:
     def finish(self) -> None:
         """Declare the present values as outputs."""
         declare_present(self.g, self.layers, self.dtype)
-
-
-def cache_shape(layer: LayerCache) -> tuple[Dim, ...]:
-    """[batch, KV heads, capacity, head_dim]."""
-    return (1, layer.heads, "cap", layer.head_dim)
-
-
-def declare_past(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> tuple[tuple[Value, Value], ...]:
-    """Inputs past_key_values.{i}.key / .value of all layers."""
-    return tuple(
-        (
-            g.input(f"past_key_values.{i}.key", dtype, cache_shape(layer)),
-            g.input(f"past_key_values.{i}.value", dtype, cache_shape(layer)),
-        )
-        for i, layer in enumerate(layers)
-    )
-
-
-def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
-    """Outputs present.{i}.key / .value of all layers."""
-    for i, layer in enumerate(layers):
-        for half in ("key", "value"):
-            g.result(f"present.{i}.{half}", dtype, cache_shape(layer))
 
 
 class PortableTarget:
@@ -96,8 +87,10 @@ class PortableTarget:
 
     # -- weights --------------------------------------------------------------------------------------------------
 
-    def matrix(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Matrix:
-        return Stacked(self.source, names, rows, columns)
+    def matrix(
+        self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, order: tuple[int, ...] = ()
+    ) -> Matrix:
+        return Stacked(self.source, names, rows, columns, order)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix:
         return FoldedPatches(self.source, name, rows, temporal, patch)
@@ -127,6 +120,9 @@ class PortableTarget:
     def pick(self, x: Value, index: int) -> Value:
         return self.g.op("Gather", x, self.g.constant(np.array(index, np.int64)), axis=0)
 
+    def split(self, x: Value, widths: tuple[int, ...]) -> list[Value]:
+        return self.g.ops("Split", x, self._ints(*widths), dtypes=(None,) * len(widths), axis=-1)
+
     def last_rows(self, x: Value, count: Value) -> Value:
         start = self.g.op("Neg", count)
         return self.g.op("Slice", x, start, self._ints(INT64_MAX), self._ints(0))
@@ -138,13 +134,16 @@ class PortableTarget:
 
     # -- norms and activations ------------------------------------------------------------------------------------
 
-    def rms_norm(self, x: Value, weight: str, eps: float) -> Value:
-        return self.g.op("RMSNormalization", x, self._vector(weight), axis=-1, epsilon=eps)
+    def rms_norm(self, x: Value, weight: Weight, eps: float) -> Value:
+        return self._norm_by(x, self._vector(weight), eps)
+
+    def _norm_by(self, x: Value, weight: Value, eps: float) -> Value:
+        return self.g.op("RMSNormalization", x, weight, axis=-1, epsilon=eps)
 
     def layer_norm(self, x: Value, weight: str, bias: str, eps: float) -> Value:
         return self.g.op("LayerNormalization", x, self._vector(weight), self._vector(bias), axis=-1, epsilon=eps)
 
-    def add_rms_norm(self, x: Value, delta: Value | None, weight: str, eps: float) -> tuple[Value, Value]:
+    def add_rms_norm(self, x: Value, delta: Value | None, weight: Weight, eps: float) -> tuple[Value, Value]:
         total = x if delta is None else self.add(x, delta)
         return self.rms_norm(total, weight, eps), total
 
@@ -160,8 +159,11 @@ class PortableTarget:
         if fused is not None:
             self.matrix_values[role] += weight.rows * weight.columns
             return self.g.cast(fused, "float32")
-        gate, up = self._split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
+        gate, up = self.split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
         return self.g.op("Mul", self._silu(gate), up)
+
+    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
+        return self.g.op("Mul", x, self._silu(gate) if silu else self.g.op("Sigmoid", gate))
 
     def _silu(self, x: Value) -> Value:
         return self.g.op("Mul", x, self.g.op("Sigmoid", x))
@@ -170,7 +172,7 @@ class PortableTarget:
 
     def vision_attention(self, qkv: Value, cos: Value, sin: Value, heads: int, windows: Windows | None) -> Value:
         width = 2 * heads * self.g.width(cos)  # a head is twice as wide as its rotary table
-        q, k, v = self._split(qkv, (width, width, width))
+        q, k, v = self.split(qkv, (width, width, width))
         q, k = self._rotary(q, cos, sin, heads), self._rotary(k, cos, sin, heads)
         if windows is None:
             return self._attention(q, k, v, heads)
@@ -230,13 +232,13 @@ class PortableTarget:
         qkv: Value,
         cos: Value,
         sin: Value,
-        norms: tuple[str, str] | None,
+        norms: tuple[Weight, Weight] | None,
         eps: float,
     ) -> Value:
         assert isinstance(cache, PortableCache), "a cache made by another target"
         spec, g = cache.spec, self.g
         wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = self._split(qkv, (wide, narrow, narrow))
+        q, k, v = self.split(qkv, (wide, narrow, narrow))
         q, k, v = (
             self.reshape(part, (1, -1, heads, spec.head_dim))  # [1, s, heads, hd]
             for part, heads in ((q, spec.heads), (k, spec.kv_heads), (v, spec.kv_heads))
@@ -262,16 +264,65 @@ class PortableTarget:
         y = g.op("Transpose", g.cast(y, "float32"), perm=(0, 2, 1, 3))
         return self.reshape(y, (-1, wide))
 
-    # -- helpers --------------------------------------------------------------------------------------------------
+    # -- linear attention -----------------------------------------------------------------------------------------
 
-    def _split(self, x: Value, widths: tuple[int, ...]) -> list[Value]:
-        return self.g.ops("Split", x, self._ints(*widths), dtypes=(None,) * len(widths), axis=-1)
+    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+        held = cast(GraphCache, cache)
+        kind, (conv, state) = held.layers[layer], held.past[layer]
+        assert isinstance(kind, RecurrentCache), f"layer {layer} keeps something else"
+        keys = kind.key_heads * kind.key_dim
+        x = self._convolution(x, self._kernel(weights.kernel, kind), conv, f"present_state.{layer}.conv")
+        q, k, v = self.split(x, (keys, keys, kind.heads * kind.value_dim))
+        q, k = self._unit(q, kind, kind.key_dim**-0.5), self._unit(k, kind, 1.0)
+        decay = self.g.op("Softplus", self.g.op("Add", step, self._parameter(weights.bias, (kind.heads,))))
+        decay = self.g.op("Mul", decay, self._decay_rate(weights.rate, kind))
+        return self._delta_rule(
+            kind, (q, k, v, decay, self.g.op("Sigmoid", rate)), state, f"present_state.{layer}.delta"
+        )
+
+    def _convolution(self, x: Value, kernel: NDArray[np.float32], past: Value, present: str) -> Value:
+        return self._silu(recurrent.convolution(self.g, x, kernel, past, present))
+
+    def _delta_rule(
+        self, kind: RecurrentCache, parts: tuple[Value, Value, Value, Value, Value], past: Value, present: str
+    ) -> Value:
+        return recurrent.delta_rule(self.g, kind, parts, past, present)
+
+    def _kernel(self, name: str, kind: RecurrentCache) -> NDArray[np.float32]:
+        """[channels, taps]."""
+        check_shape(self.source, name, (kind.channels, 1, kind.kernel))
+        return np.ascontiguousarray(self.source.read(name, np.float32)[:, 0])
+
+    def _decay_rate(self, name: str, kind: RecurrentCache) -> Value:
+        check_shape(self.source, name, (kind.heads,))
+        return self.g.weight(f"{name}.rate", -np.exp(self.source.read(name, np.float32)))
+
+    def _unit(self, x: Value, kind: RecurrentCache, scale: float) -> Value:
+        """Heads of x [rows, key heads * key_dim] as x * rsqrt(sum x^2 + 1e-6) * scale, once for every value head:
+        [rows, heads, key_dim]. An RMS norm is that, but for the root of the width."""
+        width, group = kind.key_dim, kind.heads // kind.key_heads
+        table = self.g.constant(np.full(width, scale * width**-0.5, np.float32))
+        x = self._norm_by(self.reshape(x, (-1, kind.key_heads, 1, width)), table, 1e-6 / width)
+        if group > 1:
+            x = self.g.op("Expand", x, self._ints(1, 1, group, 1))
+        return self.reshape(x, (-1, kind.heads, width))
+
+    # -- helpers --------------------------------------------------------------------------------------------------
 
     def _ints(self, *values: int) -> Value:
         return self.g.constant(np.array(values, np.int64))
 
-    def _vector(self, name: str) -> Value:
+    def _vector(self, weight: Weight) -> Value:
         """A norm's weight or bias; float32 like the norms."""
-        if name not in self.source.names():
-            check_shape(self.source, name, (0,))
+        of = vector(weight)
+        if of.name not in self.source.names():
+            check_shape(self.source, of.name, (0,))
+        values = self.source.read(of.name, np.float32)
+        if of.plus:
+            values = values + np.float32(of.plus)
+        return self.g.weight(of.name, values[list(of.order)] if of.order else values)
+
+    def _parameter(self, name: str, shape: tuple[int, ...]) -> Value:
+        """A small tensor that no progress is told of."""
+        check_shape(self.source, name, shape)
         return self.g.weight(name, self.source.read(name, np.float32))

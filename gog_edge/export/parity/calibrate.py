@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from gog_edge.allowance import available_memory
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.reference import Reference
@@ -34,7 +33,7 @@ def calibrate(
         module = reference.model.get_submodule(name)
         needed += 8 * module.in_features**2
         handles.append(module.register_forward_pre_hook(_listener(writer, name, weights)))
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if needed > available:
         raise UsageError(
             f"calibration of this checkpoint needs {needed / 2**30:.1f} GiB for the sums of its layers, "

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from gog_edge.allowance import available_memory
 from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 
@@ -52,7 +52,7 @@ def load(checkpoint: Checkpoint, transform: Transform | None = None, memory: int
         ParityError: transformers or peft can't load it, or leaves out a part of it.
         UsageError: there are adapters, and peft is missing.
     """
-    budget = memory if memory is not None else int(0.6 * psutil.virtual_memory().available)
+    budget = memory if memory is not None else int(0.6 * available_memory())
     if checkpoint.quantization is not None:
         return _dequantised(checkpoint, transform, budget)
     values, widest = _stored(checkpoint.root)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.allowance import usable_threads
 from gog_edge.export.quantize.scheme import Parts, Scheme
 from gog_edge.native import load_library
 
@@ -64,5 +64,4 @@ def search(
 
 
 def _threads() -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, 8))
+    return min(usable_threads(), 8)

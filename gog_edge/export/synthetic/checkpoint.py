@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.shards import narrow_bf16
 from gog_edge.export.synthetic.configs import TINY, first_special, model_config
+from gog_edge.export.synthetic.hybrid import hybrid_decoder
 from gog_edge.export.synthetic.text import (
     CHAT_TEMPLATE,
     generation_config,
@@ -30,6 +30,7 @@ from gog_edge.export.synthetic.text import (
     tokenizer_config,
     tokenizer_json,
 )
+from gog_edge.leftovers import scratch_folder
 
 Spelling = Literal["published", "v5"]
 Progress = Callable[[int, int], None]
@@ -84,15 +85,10 @@ def make_checkpoint(
     free = shutil.disk_usage(target.parent).free
     if total + (64 << 20) > free:
         raise UsageError(f"{name} needs {total / 1e9:.1f} GB at {target.parent}, which has {free / 1e9:.1f} GB free")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with scratch_folder(target) as partial:
         _write_small_files(partial, config, name in TINY)
         _write_shards(partial, tensors, rename, seed, dtype, shard_bytes, total, progress)
         partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -120,9 +116,10 @@ def _spell_config(config: dict[str, Any], spelling: Spelling, dtype: str) -> dic
         text |= {k: config[k] for k in ("bos_token_id", "eos_token_id")}
         text["model_type"] = f"{config['model_type']}_text"
         config = {k: v for k, v in config.items() if k in outer or k.endswith("_token_id")}
-    rope = dict(text.pop("rope_scaling"))
-    rope.pop("type", None)
-    text["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    if "rope_scaling" in text:  # Qwen3.5 is published in the new spelling
+        rope = dict(text.pop("rope_scaling"))
+        rope.pop("type", None)
+        text["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": text.pop("rope_theta")}
     config.pop("torch_dtype", None)
     return {**config, "dtype": dtype, "text_config": {**text, "dtype": dtype}, "vision_config": vision}
 
@@ -136,7 +133,7 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
     """All tensors of the checkpoint. Layers that feed the residual stream are damped by the depth."""
     text: dict[str, Any] = config.get("text_config") or config
     hidden, vocab = text["hidden_size"], text["vocab_size"]
-    qwen3 = config["model_type"] == "qwen3_vl"
+    qwen3, hybrid = config["model_type"] in ("qwen3_vl", "qwen3_5"), config["model_type"] == "qwen3_5"
     yield from _vision_qwen3(config["vision_config"]) if qwen3 else _vision_qwen2_5(config["vision_config"])
     language = "model.language_model."
     # As a tied head it makes logits with a deviation of about 4, as a real policy has; larger ones blow up every KL.
@@ -145,7 +142,9 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
     queries, keys = text["num_attention_heads"] * head_dim, text["num_key_value_heads"] * head_dim
     damp = 1 / math.sqrt(2 * text["num_hidden_layers"])
     inner = text["intermediate_size"]
-    for i in range(text["num_hidden_layers"]):
+    if hybrid:
+        yield from (_Tensor(*draw) for draw in hybrid_decoder(text))
+    for i in range(0 if hybrid else text["num_hidden_layers"]):
         layer = f"{language}layers.{i}."
         yield from _linear(f"{layer}self_attn.q_proj", queries, hidden, bias=not qwen3)
         yield from _linear(f"{layer}self_attn.k_proj", keys, hidden, bias=not qwen3)
@@ -160,7 +159,7 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
         yield _Tensor(f"{layer}input_layernorm.weight", (hidden,), 0.1, 1.0)
         yield _Tensor(f"{layer}post_attention_layernorm.weight", (hidden,), 0.1, 1.0)
     # Mean 0: else a tied head would find each token most similar to itself and greedy decoding would only repeat.
-    yield _Tensor(f"{language}norm.weight", (hidden,), 1.0)
+    yield _Tensor(f"{language}norm.weight", (hidden,), 1.0, -1.0 if hybrid else 0.0)
     tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
     if not tied:
         yield _Tensor("lm_head.weight", (vocab, hidden), 3 / math.sqrt(hidden))
@@ -195,7 +194,7 @@ def _vision_qwen3(vision: dict[str, Any]) -> Iterator[_Tensor]:
         yield from _linear(f"{block}mlp.linear_fc2", width, inner, damp, bias=True)
     merged = width * vision["spatial_merge_size"] ** 2
     mergers = [("merger", width)]
-    mergers += [(f"deepstack_merger_list.{i}", merged) for i in range(len(vision["deepstack_visual_indexes"]))]
+    mergers += [(f"deepstack_merger_list.{i}", merged) for i in range(len(vision.get("deepstack_visual_indexes", ())))]
     for name, normed in mergers:
         yield from _norm(f"model.visual.{name}.norm", normed, True)
         yield from _linear(f"model.visual.{name}.linear_fc1", merged, merged, bias=True)

@@ -1,4 +1,4 @@
-"""Configurations of synthetic checkpoints: the published sizes of both families, and tiny ones with odd shapes.
+"""Configurations of synthetic checkpoints: the published sizes of all families, and tiny ones with odd shapes.
 
 Sizes come from `gog_edge.shapes`; what a whole family shares is written as the config.json files of
 Qwen/Qwen2.5-VL-*-Instruct and Qwen/Qwen3-VL-*-Instruct spell it (flat text configuration and `rope_scaling` for
@@ -11,9 +11,10 @@ import difflib
 from typing import Any
 
 from gog_edge.errors import UsageError
+from gog_edge.export.synthetic.hybrid import FIRST_SPECIAL, hybrid_config
 from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, VISION_HEADS, PolicyShape
 
-TINY = ("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied")
+TINY = ("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied", "tiny-qwen3.5")
 NAMES = (*TINY, *SHAPES)
 FULL_SPECIALS = 151643  # id of <|endoftext|>, the first special token of the Qwen vocabularies
 TINY_SPECIALS = 640
@@ -26,8 +27,12 @@ def model_config(name: str) -> dict[str, Any]:
         UsageError: no such name.
     """
     shape = SHAPES.get(name)
+    if shape is not None and shape.family == "qwen3_5":
+        return hybrid_config(shape, _ids(FIRST_SPECIAL))
     if shape is not None:
         return _qwen3(shape) if shape.family == "qwen3_vl" else _qwen2_5(shape)
+    if name == "tiny-qwen3.5":
+        return _tiny_hybrid()
     if name in TINY:
         return _tiny_qwen3(name.endswith("untied")) if "qwen3" in name else _tiny_qwen2_5(name.endswith("-tied"))
     close = difflib.get_close_matches(name, NAMES, 1)
@@ -201,5 +206,35 @@ def _tiny_qwen2_5(tied: bool) -> dict[str, Any]:
         num_heads=3,
         out_hidden_size=72,
         window_size=56,
+    )
+    return config
+
+
+def _tiny_hybrid() -> dict[str, Any]:
+    """Layer types given and not the usual ones, 3 value heads to a key head, GQA 2:1, a convolution of 3 tokens, sizes
+    that no block of 32 divides."""
+    config = hybrid_config(SHAPES["qwen3.5-0.8b"], _ids(TINY_SPECIALS))
+    config["text_config"].update(
+        eos_token_id=TINY_SPECIALS,
+        head_dim=32,
+        hidden_size=56,
+        intermediate_size=100,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"],
+        linear_conv_kernel_dim=3,
+        linear_key_head_dim=20,
+        linear_num_key_heads=2,
+        linear_num_value_heads=6,
+        linear_value_head_dim=12,
+        max_position_embeddings=4096,
+        num_attention_heads=4,
+        num_hidden_layers=5,
+        num_key_value_heads=2,
+        vocab_size=691,
+    )
+    config["text_config"]["rope_parameters"].update(
+        mrope_section=[3, 3, 2], partial_rotary_factor=0.5, rope_theta=10000
+    )
+    config["vision_config"].update(
+        depth=3, hidden_size=60, intermediate_size=76, num_heads=3, num_position_embeddings=49, out_hidden_size=56
     )
     return config

@@ -1,5 +1,7 @@
 // The shared library's entry points: RegisterCustomOps for ONNX Runtime, a few facts for Python.
+#include "op_causal_conv.h"
 #include "op_decoder_attention.h"
+#include "op_gated_delta.h"
 #include "op_linear.h"
 #include "op_vision_attention.h"
 #include "ort_abi.h"
@@ -18,9 +20,11 @@ gog::ort::Operator<gog::Linear<4>, Parallel> linear_w4;
 gog::ort::Operator<gog::VisionAttention, Parallel> vision_attention;
 gog::ort::Operator<gog::DecoderAttention<gog::HalfCache>, Parallel> decoder_attention_f16;
 gog::ort::Operator<gog::DecoderAttention<gog::ByteCache>, Parallel> decoder_attention_i8;
+gog::ort::Operator<gog::CausalConv, Parallel> causal_conv;
+gog::ort::Operator<gog::GatedDelta, Parallel> gated_delta;
 
 CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention, &decoder_attention_f16,
-                               &decoder_attention_i8};
+                               &decoder_attention_i8, &causal_conv, &gated_delta};
 
 }  // namespace
 

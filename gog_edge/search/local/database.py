@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gog_edge import leftovers
 from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.names import stored_id
 from gog_edge.search.local.text import TOKENIZER, normalise
@@ -80,6 +81,7 @@ class Database:
 
     def __init__(self, folder: Path, *, create: bool = False, writable: bool = True) -> None:
         self.folder = folder
+        leftovers.sweep_once(folder)
         self.path = folder / DATABASE
         self.writable = writable
         self._idle: list[sqlite3.Connection] = []
@@ -90,10 +92,16 @@ class Database:
                 raise SearchIndexError(f"{folder}: an index is already there; use `gog-edge index add`, or --force")
             folder.mkdir(parents=True, exist_ok=True)
             self._create()
-        elif not self.path.is_file():
+        elif not self._found():
             raise SearchIndexError(f"{folder}: no index there (no {DATABASE}); build one with `gog-edge index build`")
         else:
             self._check()
+
+    def _found(self) -> bool:
+        """Whether there is an index; one that a killed `build --force` had put away is put back."""
+        if not self.path.is_file():
+            leftovers.sweep_once(self.folder.absolute().parent)
+        return self.path.is_file()
 
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:

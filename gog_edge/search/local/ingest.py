@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from gog_edge.deadline import SYSTEM
 from gog_edge.errors import ImageError, SearchIndexError
+from gog_edge.paths import is_address
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.names import FolderNames
 from gog_edge.search.local.readers import Item, Problem
-from gog_edge.search.local.record import IngestReport, Record, file_hash, is_address
+from gog_edge.search.local.record import IngestReport, Record, file_hash
 from gog_edge.search.local.store import StoredImage
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO, Union
 
 from gog_edge.errors import SearchIndexError
+from gog_edge.paths import is_address
 from gog_edge.search.local.names import FolderNames, decoded, encoding_of, fallback, readable
-from gog_edge.search.local.record import ENTITY, PAGE, Record, is_address
+from gog_edge.search.local.record import ENTITY, PAGE, Record
 
 _SUFFIXES = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .heic .heif .avif"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())

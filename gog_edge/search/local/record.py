@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gog_edge.paths import is_address
+
 ENTITY = "entity"
 PAGE = "page"  # one page of a visual document: page image + OCR text
 
@@ -96,11 +98,6 @@ class IngestReport:
                 kind: {"count": len(lines), "first": lines[: self.MAX_LINES]} for kind, lines in self.problems.items()
             },
         }
-
-
-def is_address(image: str) -> bool:
-    """Whether an image is an http(s) address and not a file."""
-    return image.startswith(("http://", "https://"))
 
 
 def file_hash(path: Path) -> bytes:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import SearchIndexError
+from gog_edge.paths import is_address
 from gog_edge.search.local.database import Database
 from gog_edge.search.local.names import stored_id, stored_path
-from gog_edge.search.local.record import MAX_TEXT_CHARS, MAX_TITLE_CHARS, Entity, Record, is_address
+from gog_edge.search.local.record import MAX_TEXT_CHARS, MAX_TITLE_CHARS, Entity, Record
 from gog_edge.search.local.text import normalise
 from gog_edge.search.local.vectors import Vectors
 

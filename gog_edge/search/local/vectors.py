@@ -1,15 +1,14 @@
 """Nearest vectors: exact numpy search while small, a usearch graph (HNSW) when large.
 
 The vectors' home is SQLite; the graph is derived. Its file name carries what it was made from
-(`vectors-<deletions>-<last key>.usearch`), so a file is either right or ignored. Vectors added after the graph was
-made are searched exactly and merged, so a query never waits for a rebuild.
+(`vectors-<deletions>-<last key>.usearch`) and its hash lies beside it, so a file is either right or ignored. Vectors
+added after the graph was made are searched exactly and merged, so a query never waits for a rebuild.
 """
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.errors import SearchIndexError
+from gog_edge import leftovers
+from gog_edge.files import seal, whole_file
+from gog_edge.stamps import sealed
 
+log = logging.getLogger("gog_edge.search")
 EXACT_LIMIT = 20_000  # vectors; below it one matrix product is faster than a graph and always right
 EXACT_BYTES = 256 << 20  # of float32 in memory
 TAIL_LIMIT = 20_000  # vectors added after the graph before `prepare` grows it
@@ -110,6 +112,7 @@ def search_width(vectors: int) -> int:
 
 
 def _new_graph(dim: int) -> Any:
+    import onnxruntime  # noqa: F401  # imported after usearch (2.26) it ends the process
     from usearch.index import Index
 
     # Inner product of unit vectors; half precision loses less than the vectors' own float16 storage did.
@@ -127,15 +130,17 @@ def _open_graph(folder: Path, dim: int, deletions: int, last_key: int) -> tuple[
     if best is None:
         return None, 0
     after, path = best
-    if not _intact(path):
-        return None, 0
     graph = _new_graph(dim)
     try:
+        if not sealed(path):  # a damaged one can end the process that reads it
+            log.warning("%s is damaged or cut: it is made anew", path)
+            return None, 0
         if after == last_key:
             graph.view(str(path))
         else:
             graph.load(str(path))
-    except (RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError) as e:
+        log.warning("%s can't be read (%s): it is made anew", path, e)
         return None, 0
     if graph.ndim != dim:
         return None, 0
@@ -154,33 +159,18 @@ def _grow_graph(
 
 
 def _save_graph(graph: Any, folder: Path, deletions: int, last_key: int) -> None:
-    """Write beside, then rename; the size is kept so that a cut file is seen before it is mapped."""
+    """Keep the graph with its hash. Where that can't be done it is made anew when it is needed next."""
     final = folder / f"vectors-{deletions}-{last_key}.usearch"
-    beside = folder / f".{final.name}.{os.getpid()}"
     try:
-        graph.save(str(beside))
-        size = beside.stat().st_size
-        beside.replace(final)
-        _size_file(final).write_text(str(size), encoding="utf-8")
+        with whole_file(final) as scratch:
+            graph.save(str(scratch))
+        seal(final)
     except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise SearchIndexError(f"{final}: the vector graph can't be written ({e}); free some space") from e
+        log.warning("%s: the vector graph is not kept (%s); free some space", final, e)
+        return
     for old in folder.glob("vectors-*.usearch*"):
-        if old not in (final, _size_file(final)):
-            with contextlib.suppress(OSError):
-                old.unlink()
-
-
-def _size_file(path: Path) -> Path:
-    return path.with_name(path.name + ".size")
-
-
-def _intact(path: Path) -> bool:
-    try:
-        return int(_size_file(path).read_text(encoding="utf-8")) == path.stat().st_size
-    except (OSError, ValueError):
-        return False
+        if not old.name.startswith(final.name):
+            leftovers.remove(old)
 
 
 def _gather(batches: Iterator[Vectors], dim: int) -> Vectors:

@@ -17,7 +17,7 @@ from gog_edge.search.web.http import HttpClient, Request, Response, RetryableErr
 from gog_edge.search.web.json_api import MAX_PAGE_CHARS, retry_after
 
 if TYPE_CHECKING:
-    from gog_edge.image.frame import Frame
+    from gog_edge.image.frame import Frame, ImageLimits
 
 MAX_PAGE_BYTES = 4 << 20
 MAX_IMAGE_BYTES = 8 << 20
@@ -41,6 +41,7 @@ class PageReader(BaseProvider):
         policy: private addresses that are allowed nevertheless.
         max_bytes: of a page; what is behind is not read.
         max_chars: of the text that is handed on.
+        pictures: limits of images; None: the usual ones.
     """
 
     name = "fetch"
@@ -52,10 +53,11 @@ class PageReader(BaseProvider):
         *,
         max_bytes: int = MAX_PAGE_BYTES,
         max_chars: int = MAX_PAGE_CHARS,
+        pictures: ImageLimits | None = None,
     ) -> None:
         # Idle connections are not kept: pages come from everywhere.
         self._client = HttpClient(policy or AddressPolicy(), keep_alive=False)
-        self._max_bytes, self._max_chars = max_bytes, max_chars
+        self._max_bytes, self._max_chars, self._pictures = max_bytes, max_chars, pictures
 
     def read_page(self, url: str, *, deadline: Deadline, goal: str = "") -> Page:
         request = Request(url, headers={"Accept": "text/html,text/plain;q=0.9,application/json;q=0.5"})
@@ -76,19 +78,19 @@ class PageReader(BaseProvider):
         return Page(response.url, title, text[: self._max_chars], truncated=cut)
 
     def read_image(self, url: str, *, deadline: Deadline) -> Frame:
-        """A picture of a result, decoded under the same limits as the user's own images.
+        """A picture of a result, decoded under the limits that the reader was given, or the usual ones.
 
         Raises:
             SearchError: as `read_page`, or it is not an image.
         """
-        from gog_edge.image.frame import Frame
+        from gog_edge.image.frame import DEFAULT_LIMITS, Frame
 
         response = self._client.send(Request(url, headers={"Accept": "image/*"}), deadline, max_bytes=MAX_IMAGE_BYTES)
         _check(response)
         if not response.content_type.startswith(("image/", "application/octet-stream")):
             raise SearchError(f"{shorten(url)}: is {response.content_type[:60] or 'untyped'}, not a picture")
         try:
-            return Frame.open(response.body, name=shorten(url))
+            return Frame.open(response.body, name=shorten(url), limits=self._pictures or DEFAULT_LIMITS)
         except ImageError as e:
             raise SearchError(str(e)) from e
 

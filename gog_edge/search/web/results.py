@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gog_edge.errors import SearchError
+from gog_edge.paths import is_address
 from gog_edge.search.web.jsonpath import pick, pick_text
 from gog_edge.types import Hit
 
@@ -53,5 +54,5 @@ def hit_of(item: Any, names: Mapping[str, str], redact: Callable[[str], str] = s
         source=source,
         score=float(score) if isinstance(score, (int, float)) and not isinstance(score, bool) else None,
         entity=text("entity") or source,
-        image=image if image.startswith(("http://", "https://")) else "",
+        image=image if is_address(image) else "",
     )

@@ -1,0 +1,165 @@
+"""Ways of asking that are built on `Agent.events`: many questions, a camera, from asyncio; and warming up."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from gog_edge.agent.asynchronous import answer_async, events_async
+from gog_edge.agent.camera import Source, WatchSource
+from gog_edge.agent.loop import last_answer
+from gog_edge.agent.request import AskRequest, spelled_out
+from gog_edge.agent.watch import Watch
+from gog_edge.deadline import Budget, Clock, Duration, Pace
+from gog_edge.dialects import Dialect
+from gog_edge.errors import UsageError
+from gog_edge.image.frame import Frame
+from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.sampling import Sampler
+from gog_edge.runtime.session import Session
+from gog_edge.runtime.speculation import Speculation
+from gog_edge.sampling_options import Sampling
+from gog_edge.types import Answer, Event, PixelLimits
+
+_WARM_TOKENS = 8
+
+
+class Conveniences(ABC):
+    """What `Agent` inherits."""
+
+    model: Model
+    dialect: Dialect
+    sampling: Sampling
+    pace: Pace
+
+    @abstractmethod
+    def events(self, request: AskRequest) -> Iterator[Event]:
+        """The events of a question; the last one is the `AnswerEvent`."""
+
+    @abstractmethod
+    def image_limits(self) -> PixelLimits:
+        """How large whole images are shown."""
+
+    @spelled_out(AskRequest)
+    async def aask(self, request: AskRequest) -> Answer:
+        """`ask` for asyncio: the event loop runs on meanwhile. Cancelling the task cancels the question, and waits
+        until it has ended. Arguments and errors as `ask`."""
+        return await answer_async(self.events, request)
+
+    @spelled_out(AskRequest)
+    def astream(self, request: AskRequest) -> AsyncIterator[Event]:
+        """`stream` for asyncio. Cancelling the task, or closing the iterator (`aclose`), cancels the question."""
+        return events_async(self.events, request)
+
+    def ask_many(self, requests: Iterable[AskRequest], *, at_once: int = 1) -> Iterator[Answer]:
+        """Answer many questions, in their order. Requests are fetched when their turn comes, so that neither they nor
+        the answers pile up. Questions about the same image are best put side by side: it is then read once.
+
+        Args:
+            at_once: questions that run side by side. They share the processor: more than one pays where searches make
+                the policy wait.
+
+        Raises:
+            UsageError: `at_once` is below 1. And what `ask` raises; what has not been answered by then, is not.
+        """
+        if at_once < 1:
+            raise UsageError(f"at_once is {at_once}: at least one question has to run")
+        return self._one_by_one(requests) if at_once == 1 else self._side_by_side(requests, at_once)
+
+    def _one_by_one(self, requests: Iterable[AskRequest]) -> Iterator[Answer]:
+        for request in requests:
+            yield self._answer(request)
+
+    def _side_by_side(self, requests: Iterable[AskRequest], at_once: int) -> Iterator[Answer]:
+        running: deque[Future[Answer]] = deque()
+        with ThreadPoolExecutor(at_once, "gog-many") as pool:
+            try:
+                for request in requests:
+                    running.append(pool.submit(self._answer, request))
+                    if len(running) == at_once:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for waiting in running:
+                    waiting.cancel()
+
+    def _answer(self, request: AskRequest) -> Answer:
+        return last_answer(self.events(request))
+
+    def watch(
+        self,
+        source: WatchSource,
+        question: str | None = None,
+        *,
+        deadline: Duration | None = None,
+        every: bool = False,
+        bgr: bool | None = None,
+        patience: Duration | None = None,
+        max_turns: int | None = None,
+        clock: Clock | None = None,
+    ) -> Watch:
+        """Ask about the newest frame of a camera, stream or video, again and again; use it as a context manager.
+
+        Frames that come while a question runs are dropped. A camera or stream that breaks is opened again, with growing
+        pauses (`frame_reader`); what happens to it is logged by `gog_edge.camera`.
+
+        Args:
+            source: a camera's number, a V4L2 device ("/dev/video0"), an address (rtsp, http), a GStreamer pipeline that
+                ends in appsink, a video file (which plays at its own speed), or an iterable of whatever `Frame.open`
+                takes. All but the last need `pip install 'gog-edge[camera]'`.
+            question: default: the dialect's usual one.
+            deadline: from the moment when a frame was taken to its answer.
+            every: ask about every frame; the source waits meanwhile (for files and iterables: a camera's frames would
+                wait in its driver and grow old).
+            bgr: order of colours of an iterable's arrays (see `Frame.open`).
+            patience: raise a CameraError if no frame comes for so long; default: wait.
+            max_turns: as `ask`.
+            clock: what time is read from; default: the machine's.
+
+        Raises:
+            UsageError: this can't be watched, or there is no question. CameraError: there is no such file. The
+            iterator raises CameraError if the source can't be opened at first, and what `ask` raises.
+        """
+        asked = question or self.dialect.usual_question
+        if not asked:
+            raise UsageError("a question is needed: this dialect has no usual one")
+
+        def ask(frame: Frame, left: float | None, budget: Budget) -> Answer:
+            request = AskRequest(frame, asked, deadline=left, max_turns=max_turns, budget=budget)
+            return self._answer(request)
+
+        return Watch(Source(source, bgr), ask, deadline=deadline, every=every, patience=patience, clock=clock)
+
+    def warm_up(self, size: tuple[int, int] = (640, 480)) -> float:
+        """Read a grey picture and write a few tokens, so that the first question finds everything loaded and the speed
+        of this machine known; nothing is searched. Seconds that it took.
+
+        Args:
+            size: width and height of the pictures that will come, in pixels.
+
+        Raises:
+            EngineError: the engine failed. ImageError: the size is no size. ContextOverflowError: it is too large.
+        """
+        width, height = size
+        frame = Frame.open(np.full((height, width), 127, np.uint8), name="warm-up picture")
+        session = Session(self.model)
+        plan = self.model.vision.plan(frame, None, self.image_limits())
+        words = self.dialect.opening(self.dialect.usual_question or "What is this?", 1, [plan.registered(0, 0)])
+        with Budget() as budget:
+            began = budget.clock.now()
+            session.restart([plan], words, reserve=_WARM_TOKENS)
+            session.encode_images(budget)
+            read, unread = budget.clock.now(), len(session) - session.computed
+            writer = TurnWriter(session, Sampler(self.sampling), Speculation(max_draft=0))
+            options = TurnOptions(_WARM_TOKENS, self.model.manifest.tokens.eos, (), budget)
+            for number, _ in enumerate(writer.turn(options, None, TurnResult())):
+                if number == 0:
+                    self.pace.prefilled(unread, budget.clock.now() - read)
+            self.pace.wrote(writer.seconds_per_token)
+            return budget.clock.now() - began

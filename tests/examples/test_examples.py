@@ -1,0 +1,74 @@
+"""Every example runs against the demo's bundle and prints what its first lines promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gog_edge.agent.loader import load
+from gog_edge.cli.main import run
+from tests.serve.over_http import serving
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+SHOWN = {
+    "ask": r"^Luanda \(answered, .*\n  Angola: capital",
+    "stream": r"looks at \[\d+, \d+, \d+, \d+\] px(.|\n)*found \['Flag of Angola'(.|\n)*answer: Luanda",
+    "conversation": r"Seychelles: 1 images(.|\n)*Luanda: 0 images encoded, \d+ tokens(.|\n)*Angola: 0 images",
+    "deadline": r"^.+ (answered|forced|deadline)\n.+ (cancelled|answered)\n$",
+    "batch": r'"picture": "flag.jpg", "answer": "Serbia"',
+    "crops": r"step0-\d+-\d+-\d+-\d+\.png",
+    "trace": r"(decode|prefill) +\d+\.\d ms(.|\n)*trace\.html",
+    "own_search": r"it asks \['local', 'facts'\] in this order\nLuanda\n",
+    "own_index": r"2 added(.|\n)*Kea: The kea(.|\n)*New Zealand: New Zealand lies",
+}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library in which `gog-edge demo` has run."""
+    folder = tmp_path_factory.mktemp("library")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOG_EDGE_LIBRARY", str(folder))
+        assert run(["demo"]) == 0
+    return folder
+
+
+def call(library: Path, *args: str | Path, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "GOG_EDGE_LIBRARY": str(library), **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(SHOWN))
+def test_example(demo: Path, name: str) -> None:
+    assert re.search(SHOWN[name], call(demo, EXAMPLES / f"{name}.py"))
+
+
+def test_client_of_the_server(demo: Path) -> None:
+    with load(demo / "gog-nano", index=demo / ".demo" / "world.index") as agent, serving(agent) as port:
+        shown = call(demo, EXAMPLES / "http_client.py", GOG_EDGE_SERVER=f"http://127.0.0.1:{port}")
+    assert "Luanda" in shown.splitlines()[-1]
+
+
+def test_cells_of_the_notebook(demo: Path) -> None:
+    cells = json.loads((EXAMPLES / "walk-through.ipynb").read_text("utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    shown = call(demo, "-c", code)
+    assert "0 gaze Region(" in shown and "Luanda" in shown and "Seychelles" in shown
+
+
+def test_every_example_is_listed_and_run() -> None:
+    files = {p.stem for p in EXAMPLES.glob("*.py")} - {"given"}
+    assert files == {*SHOWN, "http_client"}
+    listed = (EXAMPLES / "README.md").read_text("utf-8")
+    assert [name for name in files if f"[{name}.py]({name}.py)" not in listed] == []

@@ -1,0 +1,17 @@
+"""Tests that need more than the oldest packages that pyproject.toml admits."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+
+from gog_edge.engines.ort.graph import too_old
+
+_REASON = too_old(True, onnxruntime.__version__)
+needs_portable = pytest.mark.skipif(bool(_REASON), reason=_REASON)
+
+
+def need_portable() -> None:
+    """Skip where ONNX Runtime can't run portable graphs (Python 3.10 ends at its release 1.23)."""
+    if _REASON:
+        pytest.skip(_REASON)
