@@ -57,8 +57,9 @@ def _turned(rows: F32, block: int, *, back: bool) -> F32:
 
 def _factors(block: int) -> F32:
     """Of each column of a block: its sign, and what makes the transform orthonormal."""
-    negative = (np.arange(block, dtype=np.uint64) * 2654435761 >> 31) & 1
-    return np.where(negative == 1, -1, 1).astype(np.float32) * np.float32(1 / np.sqrt(block))
+    mixed = np.arange(block, dtype=np.uint32) * np.uint32(2654435761)
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(2246822519)
+    return np.where((mixed ^ (mixed >> np.uint32(13))) & np.uint32(1), -1, 1).astype(np.float32) * np.float32(1 / np.sqrt(block))
 
 
 def _hadamard(values: F32) -> F32:

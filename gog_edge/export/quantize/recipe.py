@@ -10,6 +10,8 @@ from gog_edge.export.quantize.scheme import CALIBRATED, Method, Scheme
 from gog_edge.families.target import TensorClass
 
 _F32, _F16 = Scheme(32), Scheme(16)
+_TURNED = 64  # inputs; larger blocks spread what a few columns hold over more groups that have scales of their own
+_GROUP = 256  # inputs with one scale at 8 bits: kGroupedBytes pays for every group in reading
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ class Recipe:
     def for_precision(cls, precision: str, method: Method | None = None) -> Recipe:
         """The default recipe of fp32, fp16, int8 or int4 (the figures behind it: docs/quantization.md).
 
-        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched. None: mse,
-        but for attention at 4 bits, whose few large weights must not be clipped: rtn.
+        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched. None: mse.
 
         Raises:
             ValueError: another precision.
@@ -79,13 +80,14 @@ class Recipe:
         if precision == "fp16":
             return cls("fp16", _F16, _F16, _F16, _F16, _F16, _F16, _F16)
         everywhere: Method = "mse" if method is None or method in CALIBRATED else method
-        row, int8 = Scheme(8, method=everywhere), Scheme(8, 32, method=everywhere)
+        row = Scheme(8, method=everywhere)
+        int8 = Scheme(8, _GROUP, method=everywhere, even=True, rotation=_TURNED)
+        tower = replace(int8, block=0)  # groups bring it nothing (docs/quantization.md)
         if precision == "int8":
-            recipe = cls("int8", row, int8, int8, int8, int8, int8, int8)
+            recipe = cls("int8", row, int8, int8, int8, int8, tower, tower)
         elif precision == "int4":
-            int4 = Scheme(4, 32, method=everywhere)
-            attention = int4 if method else replace(int4, method="rtn")
-            recipe = cls("int4", row, int8, attention, int4, int4, int8, int8)
+            int4 = Scheme(4, 32, method=everywhere, rotation=_TURNED)
+            recipe = cls("int4", row, int8, int4, int4, int4, tower, tower)
         else:
             raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
         return recipe.with_method(method) if method is not None and method in CALIBRATED else recipe
@@ -100,5 +102,5 @@ class Recipe:
         recipe = cls.for_precision(precision)
         if precision != "int4":
             return recipe
-        steps = replace(recipe.mlp, symmetric=False, method="grid")
+        steps = replace(recipe.mlp, symmetric=False, method="grid", rotation=0)
         return replace(recipe, name="int4-grid", attention=steps, mlp=steps, down_proj=steps)

@@ -19,7 +19,11 @@ constexpr size_t kLeastRotation = 16;
 struct Rotation {
     explicit Rotation(size_t block = 0) : block(block), factors(block) {
         const float scale = 1.0f / std::sqrt((float)block);
-        for (size_t i = 0; i < block; i++) factors[i] = (uint32_t)i * 2654435761u >> 31 ? -scale : scale;
+        for (size_t i = 0; i < block; i++) {
+            uint32_t mixed = (uint32_t)i * 2654435761u;  // a pattern that no transform knows
+            mixed = (mixed ^ mixed >> 15) * 2246822519u;
+            factors[i] = (mixed ^ mixed >> 13) & 1 ? -scale : scale;
+        }
     }
     size_t block;
     std::vector<float> factors;  // sign of each column, and what makes the transform orthonormal
