@@ -268,9 +268,10 @@ class BundleWriter:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> BundleWriter:
-        if self.target.exists() and not (self.target / MANIFEST).is_file() and any(self.target.iterdir()):
-            raise BundleError(f"{self.target} exists and is not a bundle: choose another folder or empty it")
         try:
+            other = self.target.exists() and not (self.target / MANIFEST).is_file()
+            if other and (not self.target.is_dir() or any(self.target.iterdir())):
+                raise BundleError(f"{self.target} exists and is not a bundle: choose another folder or empty it")
             self.target.parent.mkdir(parents=True, exist_ok=True)
             leftovers.sweep(self.target.parent)
             self.root = self._open.enter_context(leftovers.scratch_folder(self.target))
@@ -304,6 +305,6 @@ class BundleWriter:
         leftovers.swap_in(self.root, self.target)
         sync(self.target.parent)
         bundle = Bundle.open(self.target)
-        if bundle.manifest == manifest:  # nobody was faster
+        if bundle.manifest.files == files:  # nobody was faster
             bundle._remember(Checked.of(bundle.root), {n: (bundle.stamps[n], d.sha256) for n, d in files.items()})
         return bundle

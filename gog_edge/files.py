@@ -49,6 +49,8 @@ def write_whole(path: Path, pieces: Iterable[Any]) -> None:
 def whole_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
     """A scratch file that takes the place of `path` (or of what a link there leads to) at the end of the block.
 
+    Pipes and devices are given as they are.
+
     Args:
         mode: its permissions; default: what the user's umask leaves.
 
@@ -56,6 +58,9 @@ def whole_file(path: Path, *, mode: int | None = None) -> Iterator[Path]:
         OSError: as `write_whole`.
     """
     path = leftovers.followed(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device: nobody wants its name replaced
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with leftovers.scratch_file(path) as scratch:
         if mode is not None:

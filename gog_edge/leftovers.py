@@ -100,7 +100,10 @@ def sync(path: Path) -> None:
     Raises:
         OSError: it can't be opened, or written.
     """
-    handle = os.open(path, os.O_RDONLY)
+    posix = hasattr(os, "O_DIRECTORY")
+    if not posix and path.is_dir():  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if posix else os.O_RDWR)  # and asks for the right to write
     try:
         os.fsync(handle)
     finally:
@@ -212,7 +215,7 @@ def _exchange(a: Path, b: Path) -> bool:
     at_fdcwd, rename_exchange = -100, 2
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # Windows: there is no library without a name
         return False
     done: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange)
     return done == 0

@@ -110,7 +110,11 @@ def index_of(bundle: Path) -> Path | None:
 def remember_index(bundle: Path, index: Path) -> None:
     """Search this index with this bundle from now on, where none is named; what can't be written is not remembered."""
     if _is_bundle(bundle) and index.is_dir():
-        kept = {**_indexes(), str(bundle.absolute()): str(index.absolute())}
+        _write_indexes({**_indexes(), str(bundle.absolute()): str(index.absolute())})
+
+
+def _write_indexes(kept: dict[str, object]) -> None:
+    if kept != _indexes():
         with contextlib.suppress(UsageError, OSError):
             write_text(directory() / _INDEXES, json.dumps(kept, indent=1) + "\n")
 
@@ -140,6 +144,7 @@ def remove(name: str) -> None:
     except OSError as e:
         raise UsageError(f"{folder} can't be removed: {e.strerror or e}") from e
     shutil.rmtree(hidden, ignore_errors=True)
+    _write_indexes({bundle: index for bundle, index in _indexes().items() if bundle != str(folder.absolute())})
 
 
 def _is_bundle(path: Path) -> bool:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 FORMAT = "gog-edge-bundle"
 FORMAT_VERSION = 3
 
+# Of the weight file beside a graph that stays memory-mapped: a run reads a few of its bytes.
+EXPERTS_SUFFIX = ".experts.data"
+
 Dim = int | str
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 # What a bundle's graphs are made of, and so what runs them:
@@ -101,7 +104,8 @@ class LinearSpec:
 @dataclass(frozen=True)
 class DecoderSpec:
     """The language decoder; `mrope_section` counts rotary frequencies for (time, height, width). `rotary`: dimensions
-    of a head that turn with the position, 0: all. `linear`: None where every layer attends."""
+    of a head that turn with the position, 0: all. `linear`: None where every layer attends. Of its `experts` (0: none),
+    a token uses `experts_used`."""
 
     layers: int
     hidden: int
@@ -117,6 +121,8 @@ class DecoderSpec:
     deepstack: int = 0
     rotary: int = 0
     linear: LinearSpec | None = None
+    experts: int = 0
+    experts_used: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import asdict
 
 from gog_edge.allowance import usable_threads
 from gog_edge.bench.machine import roofline
-from gog_edge.bench.machine.kernels import cases, measure, peaks
 from gog_edge.native import dispatch
+from studies.kernel_cases import cases, measure, peaks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

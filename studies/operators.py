@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from gog_edge.allowance import usable_threads
-from gog_edge.bench.machine.kernels import peaks
 from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, kv_bytes_read, measure_apart, read_rate
 from gog_edge.bench.result import Cell
 from gog_edge.bench.statistics import percentile, settled
@@ -39,6 +38,7 @@ from gog_edge.native import dispatch
 from gog_edge.runtime.decoder import Decoder, TokenEmbedding
 from studies.cells import add_arguments, publish
 from studies.isolated_ops import Alone, DecoderFile, random_rows, read_graph
+from studies.kernel_cases import peaks
 
 SCENARIO, OURS = "operators", "gog-edge"
 CONTEXTS = (1024, 16384)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import typing
@@ -66,3 +67,17 @@ def test_a_file_of_providers_takes_texts_too(tmp_path: Path) -> None:
     file.write_text('[[provider]]\nkind = "fetch"\ntimeout = "soon"\n')
     with pytest.raises(UsageError, match="a timeout of 'soon' is no time"):
         load_providers(file)
+
+
+def test_the_package_logs_and_prints_nothing() -> None:
+    """But for the command line, and programs of the bench that are run by themselves."""
+    package = Path(gog_edge.__file__).parent
+    programs = ("cli/", "bench/peers/workers/", "bench/machine/kernel_table.py")
+    printing = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in sorted(package.rglob("*.py"))
+        if not path.relative_to(package).as_posix().startswith(programs)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "warnings.warn", "sys.stderr.write")
+    ]
+    assert printing == []

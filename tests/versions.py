@@ -7,7 +7,8 @@ import pytest
 
 from gog_edge.engines.ort.graph import too_old
 
-_REASON = too_old(True, onnxruntime.__version__)
+_REASON = too_old(True, False, onnxruntime.__version__)
+_LINEAR = too_old(False, True, onnxruntime.__version__)
 needs_portable = pytest.mark.skipif(bool(_REASON), reason=_REASON)
 
 
@@ -15,3 +16,10 @@ def need_portable() -> None:
     """Skip where ONNX Runtime can't run portable graphs (Python 3.10 ends at its release 1.23)."""
     if _REASON:
         pytest.skip(_REASON)
+
+
+def need_hybrid(backend: str) -> None:
+    """Skip where ONNX Runtime can't run linear attention as this backend writes it."""
+    reason = {"ort": _LINEAR, "portable": _REASON}.get(backend, "")
+    if reason:
+        pytest.skip(reason)

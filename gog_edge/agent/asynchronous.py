@@ -45,7 +45,7 @@ async def events_async(run: Callable[[AskRequest], Iterator[Event]], request: As
             yield what
     finally:
         budget.cancel()
-        await asyncio.wrap_future(done)
+        await asyncio.shield(asyncio.wrap_future(done))  # a second cancelling must not reach into the thread
 
 
 async def answer_async(run: Callable[[AskRequest], Iterator[Event]], request: AskRequest) -> Answer:

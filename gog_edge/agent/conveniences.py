@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from gog_edge.agent.camera import Source, WatchSource
 from gog_edge.agent.loop import last_answer
 from gog_edge.agent.request import AskRequest, spelled_out
 from gog_edge.agent.watch import Watch
-from gog_edge.deadline import Budget, Clock, Duration, Pace
+from gog_edge.deadline import Budget, Duration, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
@@ -76,18 +77,19 @@ class Conveniences(ABC):
             yield self._answer(request)
 
     def _side_by_side(self, requests: Iterable[AskRequest], at_once: int) -> Iterator[Answer]:
-        running: deque[Future[Answer]] = deque()
+        running: deque[tuple[Future[Answer], Budget]] = deque()
         with ThreadPoolExecutor(at_once, "gog-many") as pool:
             try:
                 for request in requests:
-                    running.append(pool.submit(self._answer, request))
+                    budget = Budget(parent=request.budget)
+                    running.append((pool.submit(self._answer, replace(request, budget=budget)), budget))
                     if len(running) == at_once:
-                        yield running.popleft().result()
+                        yield running.popleft()[0].result()
                 while running:
-                    yield running.popleft().result()
+                    yield running.popleft()[0].result()
             finally:
-                for waiting in running:
-                    waiting.cancel()
+                for _, budget in running:  # nobody wants these any more
+                    budget.cancel()
 
     def _answer(self, request: AskRequest) -> Answer:
         return last_answer(self.events(request))
@@ -102,7 +104,6 @@ class Conveniences(ABC):
         bgr: bool | None = None,
         patience: Duration | None = None,
         max_turns: int | None = None,
-        clock: Clock | None = None,
     ) -> Watch:
         """Ask about the newest frame of a camera, stream or video, again and again; use it as a context manager.
 
@@ -120,7 +121,6 @@ class Conveniences(ABC):
             bgr: order of colours of an iterable's arrays (see `Frame.open`).
             patience: raise a CameraError if no frame comes for so long; default: wait.
             max_turns: as `ask`.
-            clock: what time is read from; default: the machine's.
 
         Raises:
             UsageError: this can't be watched, or there is no question. CameraError: there is no such file. The
@@ -134,7 +134,7 @@ class Conveniences(ABC):
             request = AskRequest(frame, asked, deadline=left, max_turns=max_turns, budget=budget)
             return self._answer(request)
 
-        return Watch(Source(source, bgr), ask, deadline=deadline, every=every, patience=patience, clock=clock)
+        return Watch(Source(source, bgr), ask, deadline=deadline, every=every, patience=patience)
 
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> float:
         """Read a grey picture and write a few tokens, so that the first question finds everything loaded and the speed

@@ -20,6 +20,8 @@ from gog_edge.image.frame import Frame
 log = logging.getLogger("gog_edge.camera")
 
 FIRST_S, MOST_S = 0.5, 10.0
+# How long `close` waits. A capture returns in its own time, and must not be in native code when the interpreter ends.
+_STUCK_ITERATOR_S, _STUCK_CAPTURE_S = 0.5, 11.0
 
 
 class FrameReader:
@@ -70,7 +72,7 @@ class FrameReader:
         """End the thread; one that is stuck in somebody else's code is left behind."""
         self._budget.cancel()
         self._wanted.set()
-        self._thread.join(2.0)
+        self._thread.join(_STUCK_ITERATOR_S if self._source.single else _STUCK_CAPTURE_S)
 
     def _take(self, after: int) -> Taken[Callable[[], Frame]] | None:
         found = self._newest

@@ -114,7 +114,7 @@ class ToolExecutor:
         try:
             plan = session.model.vision.plan(session.frame(action.image), action.region, self._crop_limits())
             session.encoded_early.add(plan.key)
-            _, cached = session.model.vision.encode(plan, self.budget, session.trace)
+            _, cached = session.model.vision.encode(plan, self.budget, session.trace, session.brought)
             if cached:
                 session.encoded_early.discard(plan.key)
         except (CancelledError, DeadlineReached, GogEdgeError) as e:

@@ -11,7 +11,7 @@ from types import TracebackType
 from gog_edge.agent.camera import Source
 from gog_edge.agent.frame_reader import FrameReader
 from gog_edge.agent.newest import Taken, cut_of, newest_answers
-from gog_edge.deadline import Budget, Clock, Duration, seconds_of
+from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import CancelledError
 from gog_edge.image.frame import Frame
 from gog_edge.types import Answer, StopReason
@@ -41,7 +41,6 @@ class Watch:
         deadline: from taking a frame to its answer.
         every: every frame is asked about, and the source waits; the deadline counts from the handing over then.
         patience: without a frame for so long, the source has failed; default: it is waited for.
-        clock: what time is read from.
     """
 
     def __init__(
@@ -52,11 +51,10 @@ class Watch:
         deadline: Duration | None = None,
         every: bool = False,
         patience: Duration | None = None,
-        clock: Clock | None = None,
     ) -> None:
         cut = math.inf if deadline is None else cut_of(seconds_of(deadline, "a deadline"))
         wait = None if patience is None else seconds_of(patience, "a patience")
-        self._budget, self._ask = Budget(clock=clock), ask
+        self._budget, self._ask = Budget(), ask
         self._reader = FrameReader(source, self._budget, every=every, patience=wait)
         self._asked = newest_answers(self._reader, self._answer, cut, self._budget.clock.now)
 

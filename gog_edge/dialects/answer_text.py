@@ -93,11 +93,13 @@ class AnswerText:
         """`whole`: a call that is one text; `close`: the end of a call; otherwise its beginning, or a control token."""
         whole = [re.escape(s.opening) for s in self._calls if not s.closing and s.opening]
         names = "|".join(sorted(map(re.escape, self._names), key=len, reverse=True))
-        tag = rf"(?:{names})(?=[\s=>/])[^<>]*>?"
-        return re.compile(
-            rf"(?P<whole>{'|'.join(whole) or '(?!)'})|(?P<close><\s*/\s*{tag})|(?P<open><\s*{tag}|{_CONTROL})",
-            re.IGNORECASE,
+        tag = rf"(?:{names})(?=[\s=>/]|\Z)[^<>\n]*(?:>|\Z)"
+        parts = (
+            rf"(?P<whole>{'|'.join(whole) or '(?!)'})",
+            rf"(?P<close></{tag})",
+            rf"(?P<open><{tag}|{_CONTROL})",
         )
+        return re.compile("|".join(parts), re.IGNORECASE)
 
     @cached_property
     def _thought(self) -> re.Pattern[str]:

@@ -108,12 +108,17 @@ class KvCache(Protocol):
 
 @runtime_checkable
 class RecurrentState(Protocol):
-    """A `KvCache` that also keeps the state of layers of linear attention, which belongs to one number of tokens: it
-    can't be cut as rows can. A run must go on where the state is, or begin at token 0."""
+    """A `KvCache` that also keeps the state of layers of linear attention, which can't be cut as rows can. A run must
+    go on after `floor` to `seen` tokens, or begin at token 0."""
 
     @property
     def seen(self) -> int:
         """After how many tokens the state is."""
+        ...
+
+    @property
+    def floor(self) -> int:
+        """To how few tokens it can be taken back; more than `seen` where a run was interrupted: to none."""
         ...
 
     def state(self) -> list[NDArray[Any]]:

@@ -21,17 +21,18 @@ VISION_ATTENTION: tuple[VisionAttention, ...] = ("bfloat16", "int8", "float32")
 @dataclass(frozen=True)
 class BackendRules:
     """What a backend's operators can do. `fit`: makes a scheme one that they know. `compute`: types they multiply
-    matrices in, the usual one first. `kv_dtype`: types of the KV cache that they read. `recurrent`: whether they have
-    linear attention."""
+    matrices in, the usual one first. `kv_dtype`: types of the KV cache that they read. `recurrent`, `experts`: whether
+    they have linear attention, and mixtures of experts."""
 
     fit: Change
     compute: tuple[Compute, ...]
     kv_dtype: tuple[KvDType, ...]
     recurrent: bool = True
+    experts: bool = True
 
 
 _FLOATS: tuple[KvDType, ...] = ("float32", "float16")
-_GPU = BackendRules(for_portable, ("float16", "float32"), _FLOATS, recurrent=False)
+_GPU = BackendRules(for_portable, ("float16", "float32"), _FLOATS, recurrent=False, experts=False)
 BACKENDS: dict[Backend, BackendRules] = {
     "native": BackendRules(for_native, ("float32",), ("float16", "int8")),
     "ort": BackendRules(for_ort, ("float32",), _FLOATS),

@@ -27,6 +27,7 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.embedding import FILE as EMBEDDING_FILE
 from gog_edge.export.embedding import write_embedding
 from gog_edge.export.graph.builder import GraphBuilder
+from gog_edge.export.graph.experts import ExpertFile
 from gog_edge.export.graph.fuse import fuse
 from gog_edge.export.graph.linear import LinearStore, OrtLinear, PortableLinear
 from gog_edge.export.graph.matrix import TensorSource, check_shape
@@ -181,18 +182,20 @@ class _Export:
     ) -> GraphSpec:
         self.progress.stage(name, watch(build).values)
         target_class, store_class = _GRAPHS[self.options.backend]
-        with WeightFile(writer.root / f"{name}.onnx.data") as data:
+        with WeightFile(writer.root / f"{name}.onnx.data") as data, ExpertFile(writer.root / name) as experts:
             g = GraphBuilder(name, data, target_class.domains)
             store = store_class(g, self.weights, self.resolved.recipe, self.stats, self.progress.advance, shared)
             if isinstance(store, NativeLinear):
                 store.exact = self.options.exact_int4
-            target = target_class(g, self.weights, store, self.resolved.compute, self.resolved.kv_dtype)
+            target = target_class(g, self.weights, store, experts, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention
             build(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
-        writer.record(data.path.name, data.digest)
+        for file in (data, experts.data):
+            if file is not None:
+                writer.record(file.path.name, file.digest)
         unit = self.config.vision.merge**2  # mergers see one row where the tower has m*m
         values = sum(n // unit if role == "merger" else n for role, n in target.matrix_values.items())
         return replace(g.save(writer.root / f"{name}.onnx"), weights=values)
@@ -219,13 +222,16 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _check_layers(family: Family, config: ModelConfig, backend: Backend) -> None:
-    if BACKENDS[backend].recurrent:
-        return
-    if any(isinstance(layer, RecurrentCache) for layer in family.caches(config.decoder.spec)):
-        able = ", ".join(name for name, rules in BACKENDS.items() if rules.recurrent)
-        raise UsageError(
-            f"{family.name} has layers of linear attention, which backend {backend} does not build: use one of {able}"
-        )
+    recurrent = any(isinstance(layer, RecurrentCache) for layer in family.caches(config.decoder.spec))
+    for has, what, able in (
+        (recurrent, "linear attention", [name for name, rules in BACKENDS.items() if rules.recurrent]),
+        (bool(config.decoder.spec.experts), "experts", [name for name, rules in BACKENDS.items() if rules.experts]),
+    ):
+        if has and backend not in able:
+            raise UsageError(
+                f"{family.name} has layers of {what}, which backend {backend} does not build: "
+                f"use one of {', '.join(able)}"
+            )
 
 
 def set_aside(checkpoint: Checkpoint) -> str | None:

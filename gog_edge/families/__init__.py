@@ -16,16 +16,17 @@ from gog_edge.registry import Registry
 FAMILIES = Registry("gog_edge.families", Family)
 # What others are, in words: the first pattern that matches from the start decides.
 _OTHERS = (
-    (r"\w+_moe(?:_|$)|mixtral|deepseek|kimi|glm4v_moe|ernie4_5_vl|llama4", "a mixture of experts"),
-    (r"qwen4_exp", "hyper-connections and an n-gram table"),
-    (r"qwen3_5_text$", "a language model"),
-    (r"qwen3_6|qwen3_next", "linear attention layers"),
-    (r"qwen2_vl", "the Qwen2-VL architecture"),
     (r"qwen\d?(?:_\d)?_omni", "an audio and speech model"),
     (
-        r"qwen\d?(?:_\d)?(?:_text)?$|qwen\d(?:_\d)?_vl_text|llama$|mistral$|phi\d?$|gemma2?$|gemma\d?_text$",
+        r"qwen\d?(?:_\d)?(?:_moe)?(?:_text)?$|qwen\d(?:_\d)?_vl(?:_moe)?_text|qwen3_next"
+        r"|llama$|mistral$|mixtral|phi\d?$|phimoe|gemma2?$|gemma\d?_text$|deepseek(?:_v\d+)?$|glm4_moe|ernie4_5(?:_moe)?$",
         "a language model",
     ),
+    (r"qwen4_exp", "hyper-connections and an n-gram table"),
+    (r"qwen3_6", "linear attention layers"),
+    (r"qwen2_vl", "the Qwen2-VL architecture"),
+    (r"deepseek\w*", "a DeepSeek model"),
+    (r"\w+_moe(?:_|$)|kimi\w*|ernie4_5_vl|llama4", "a mixture of experts of another family"),
     (r"paligemma|gemma\w+", "a Gemma model"),
     (r"intern\w+", "an InternVL model"),
     (r"\w*llava\w*", "a LLaVA model"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gog_edge.families.layout import F32, I64, Inputs
 from gog_edge.families.target import AttentionCache, LayerCache, Role, Target, Value
@@ -39,8 +39,17 @@ class VisionDims:
 
 
 @dataclass(frozen=True)
+class ExpertDims:
+    """Layers whose router picks some SwiGLU experts of `intermediate` for each token; DecoderSpec says how many of how
+    many."""
+
+    intermediate: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DecoderDims:
-    """The language decoder as the exporter sees it."""
+    """The language decoder as the exporter sees it. `intermediate`: of the layers without experts."""
 
     spec: DecoderSpec
     intermediate: int
@@ -49,6 +58,7 @@ class DecoderDims:
     out_bias: bool
     qk_norm: bool
     tied: bool  # the embedding is the head, too: as config.json says, then as the tensors say (`Checkpoint.head`)
+    experts: ExpertDims | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ class Family:
     `rotary`: decoder -> frequency and axis (0 time, 1 height, 2 width) of each rotary pair of a head.
     `caches`: decoder -> what each layer keeps between runs, first layer first.
     `set_aside`: tensors that an export leaves out and says so.
+    `other_experts`: a layout of experts beside [experts, outputs, inputs] that transformers converts for the family:
+    "turned" is [experts, inputs, outputs], "single" a gate_proj, an up_proj and a down_proj for each expert.
     """
 
     name: str
@@ -133,6 +145,7 @@ class Family:
     rotary: Callable[[DecoderSpec], tuple[F32, I64]]
     caches: Callable[[DecoderSpec], tuple[LayerCache, ...]] = attention_everywhere
     set_aside: tuple[SetAside, ...] = ()
+    other_experts: Literal["turned", "single"] | None = None
 
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:

@@ -1,11 +1,11 @@
-"""The language decoder that Qwen2.5-VL and Qwen3-VL share: they differ in biases, q/k norms and DeepStack only.
+"""The language decoder that Qwen2.5-VL and Qwen3-VL share: they differ in biases, q/k norms, DeepStack and experts.
 
-Reads top to bottom: attention, MLP, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
+Reads top to bottom: attention, MLP, experts, block, model. Rows are tokens: between attention nodes all is 2-D [s, …].
 """
 
 from __future__ import annotations
 
-from gog_edge.families.base import DecoderDims
+from gog_edge.families.base import DecoderDims, ExpertDims
 from gog_edge.families.target import Cache, LayerCache, Target, Value
 
 MODEL = "model.language_model"
@@ -35,11 +35,35 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
 
 
 def mlp(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
-    """SwiGLU; gate and up run as one matrix."""
-    hidden, inner, name = dims.spec.hidden, dims.intermediate, f"{MODEL}.layers.{layer}.mlp"
+    """A layer's SwiGLU."""
+    return swiglu(t, dims, x, f"{MODEL}.layers.{layer}.mlp")
+
+
+def swiglu(t: Target, dims: DecoderDims, x: Value, name: str) -> Value:
+    """down(silu(gate x) * (up x)); gate and up run as one matrix."""
+    hidden, inner = dims.spec.hidden, dims.intermediate
     weights = (f"{name}.gate_proj.weight", f"{name}.up_proj.weight")
     x = t.gated_linear(x, t.matrix(weights, (inner, inner), hidden), (), role="mlp")
     return t.linear(x, t.matrix((f"{name}.down_proj.weight",), (hidden,), inner), (), role="down_proj")
+
+
+def experts(t: Target, dims: DecoderDims, sizes: ExpertDims, x: Value, name: str) -> Value:
+    """A mixture of experts in the MLP's place."""
+    count, hidden, inner = dims.spec.experts, dims.spec.hidden, sizes.intermediate
+    return t.experts(
+        x,
+        t.matrix((f"{name}.gate.weight",), (count,), hidden),
+        t.expert_stack(f"{name}.experts.gate_up_proj", count, 2 * inner, hidden),
+        t.expert_stack(f"{name}.experts.down_proj", count, hidden, inner),
+        dims.spec.experts_used,
+    )
+
+
+def feed_forward(t: Target, dims: DecoderDims, x: Value, layer: int) -> Value:
+    """What a layer has behind its attention."""
+    if dims.experts is not None and layer in dims.experts.layers:
+        return experts(t, dims, dims.experts, x, f"{MODEL}.layers.{layer}.mlp")
+    return mlp(t, dims, x, layer)
 
 
 def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) -> None:
@@ -59,7 +83,7 @@ def build_decoder(t: Target, dims: DecoderDims, caches: tuple[LayerCache, ...]) 
             normed, x = t.add_rms_norm(x, delta, f"{name}.input_layernorm.weight", dims.eps)
             delta = attention(t, dims, cache, normed, i, cos, sin)
             normed, x = t.add_rms_norm(x, delta, f"{name}.post_attention_layernorm.weight", dims.eps)
-            delta = mlp(t, dims, normed, i)
+            delta = feed_forward(t, dims, normed, i)
             if deepstack is not None and i < spec.deepstack:
                 delta = t.add(delta, t.pick(deepstack, i))
     with t.scope("head"):

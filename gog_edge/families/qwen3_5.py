@@ -28,6 +28,7 @@ from gog_edge.families.qwen3_vl import build_vision, parse_vision, tied, vision_
 from gog_edge.families.target import (
     AttentionCache,
     Cache,
+    DeltaInputs,
     DeltaWeights,
     LayerCache,
     RecurrentCache,
@@ -176,7 +177,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     matrix = t.matrix(parts, (2 * wide, narrow, narrow), spec.hidden, order)
     qkv, gate = t.split(t.linear(x, matrix, (), role="attention"), (wide + 2 * narrow, wide))
     norms = (Vector(f"{name}.q_norm.weight", 1.0, inside), Vector(f"{name}.k_norm.weight", 1.0, inside))
-    out = t.gate(t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps), gate, silu=False)
+    out = t.sigmoid_gate(t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps), gate)
     return t.linear(out, t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide), (), role="attention")
 
 
@@ -190,10 +191,8 @@ def linear_attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer
     qkv, gate = t.split(t.linear(x, matrix, (), role="attention"), (channels, values))
     matrix = t.matrix((f"{name}.in_proj_a.weight", f"{name}.in_proj_b.weight"), (heads, heads), hidden)
     step, rate = t.split(t.linear(x, matrix, (), role="gates"), (heads, heads))
-    weights = DeltaWeights(f"{name}.conv1d.weight", f"{name}.A_log", f"{name}.dt_bias")
-    out = t.gated_delta(cache, layer, qkv, step, rate, weights)
-    out = t.rms_norm(t.reshape(out, (-1, linear.value_dim)), f"{name}.norm.weight", dims.eps)
-    out = t.gate(t.reshape(out, (-1, values)), gate, silu=True)
+    weights = DeltaWeights(f"{name}.conv1d.weight", f"{name}.A_log", f"{name}.dt_bias", f"{name}.norm.weight")
+    out = t.gated_delta(cache, layer, DeltaInputs(qkv, step, rate, gate), weights, dims.eps)
     return t.linear(out, t.matrix((f"{name}.out_proj.weight",), (hidden,), values), (), role="attention")
 
 

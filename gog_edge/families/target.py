@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
 # What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
-Role = Literal["patch_embed", "gates", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-# Always float: the first sees pixels; gates are small, and what they get wrong stays in a state for long.
-UNQUANTISED = frozenset({"patch_embed", "gates"})
+Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
+# Always float: the first sees pixels; the others are small, and what a gate gets wrong stays in a state for long.
+UNQUANTISED = frozenset({"patch_embed", "gates", "router"})
 TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
 
 
@@ -52,6 +52,24 @@ class Matrix(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]: ...
+
+
+class ExpertStack(Protocol):
+    """One matrix [rows, columns] an expert, in one tensor [count, rows, columns] of the checkpoint."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def expert(self, index: int) -> Matrix: ...
 
 
 @dataclass(frozen=True)
@@ -125,11 +143,23 @@ def vector(weight: Weight) -> Vector:
 @dataclass(frozen=True)
 class DeltaWeights:
     """Names of a Gated DeltaNet layer's small tensors: the convolution's kernel [channels, 1, kernel], the logarithm
-    of the decay's rate and the bias of its time step, [heads] each."""
+    of the decay's rate and the bias of its time step, [heads] each, and the norm of a head's output [value_dim]."""
 
     kernel: str
     rate: str
     bias: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class DeltaInputs:
+    """What a Gated DeltaNet layer is made of, a row a token: `qkv` [rows, channels]; `step` and `rate` [rows, heads],
+    of which decay and update rate are made; `gate` [rows, heads * value_dim]."""
+
+    qkv: Value
+    step: Value
+    rate: Value
+    gate: Value
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,8 @@ class Target(Protocol):
         """Matrices that read one input, stacked along their outputs; a number of rows for each name. With `order`
         output i is row order[i] of the stack."""
         ...
+
+    def expert_stack(self, name: str, count: int, rows: int, columns: int) -> ExpertStack: ...
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix: ...
 
@@ -201,12 +233,20 @@ class Target(Protocol):
 
     def gelu(self, x: Value, *, tanh: bool) -> Value: ...
 
-    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
-        """x * silu(gate), or x * sigmoid(gate)."""
+    def sigmoid_gate(self, x: Value, gate: Value) -> Value:
+        """x * sigmoid(gate)."""
         ...
 
     def gated_linear(self, x: Value, weight: Matrix, biases: tuple[str, ...], *, role: Role) -> Value:
         """silu(gate) * up, where `weight` is [gate; up] stacked."""
+        ...
+
+    def experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        """x [n, hidden] through the `top` experts of each row: sum of p_e * down_e(silu(gate_e x) * (up_e x)).
+
+        p is the softmax over the logits of the experts that were picked, those with the highest of router x [n, count],
+        in float32. `gate_up` is [gate; up] stacked.
+        """
         ...
 
     # -- attention
@@ -229,9 +269,8 @@ class Target(Protocol):
         eps: float,
     ) -> Value: ...
 
-    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+    def gated_delta(self, cache: Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         """Causal convolution, SiLU, then the gated delta rule over the layer's state (Yang et al. 2024, arXiv
-        2412.06464): x [rows, channels] is q | k | v, step and rate [rows, heads] are what decay and update rate are
-        made of; [rows, heads * value_dim]. q and k are normalised, q is scaled by key_dim ** -0.5; neighbouring value
-        heads share a key head."""
+        2412.06464), a norm of each head, times silu(gate): [rows, heads * value_dim]. q and k are normalised, q is
+        scaled by key_dim ** -0.5; neighbouring value heads share a key head."""
         ...

@@ -16,12 +16,14 @@ from gog_edge import families
 from gog_edge.families.base import Family, ModelConfig
 from gog_edge.families.target import (
     UNQUANTISED,
+    DeltaInputs,
     DeltaWeights,
     LayerCache,
     RecurrentCache,
     Role,
     Target,
     TensorClass,
+    Value,
     Weight,
     vector,
 )
@@ -33,10 +35,12 @@ Shape = tuple[int, ...]
 @dataclass
 class Watched:
     """What a graph is made of. `shapes`: of every tensor, by name. `matrices`: (names that read one input, role), in
-    order. `values`: numbers in all matrices and tables that a target writes, one after the other."""
+    order; `stacks`: (name, role) of experts' matrices, many in one tensor. `values`: numbers in all matrices and tables
+    that a target writes, one after the other."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     matrices: list[tuple[tuple[str, ...], Role]] = field(default_factory=list)
+    stacks: list[tuple[str, Role]] = field(default_factory=list)
     values: int = 0
 
 
@@ -65,14 +69,17 @@ def tensor_classes(config: dict[str, Any]) -> dict[str, TensorClass]:
     family = families.find(config)
     dims = family.parse(config)
     found: dict[str, TensorClass] = {}
-    for names, role in (*_vision(family, dims).matrices, *_decoder(family, dims).matrices):
+    decoder = _decoder(family, dims)
+    stacks = [((name,), role) for name, role in decoder.stacks]
+    for names, role in (*_vision(family, dims).matrices, *decoder.matrices, *stacks):
         if role not in UNQUANTISED:
             found |= dict.fromkeys(names, role)
     return found | {family.head: "head", family.embedding: "embedding"}
 
 
 def decoder_inputs(config: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Names of the decoder layers' matrices, those that read the same input together. Raises as `tensor_classes`."""
+    """Names of the decoder layers' matrices, those that read the same input together, without those of experts: each
+    of them sees a few tokens only, too few to calibrate it. Raises as `tensor_classes`."""
     family = families.find(config)
     matrices = _decoder(family, family.parse(config)).matrices
     return tuple(names for names, role in matrices if role != "head" and role not in UNQUANTISED)
@@ -134,6 +141,17 @@ class _Watching:
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> _Matrix:
         return _Matrix({name: (rows, 3, temporal, patch, patch)}, (rows,), 3 * patch**2)
 
+    def expert_stack(self, name: str, count: int, rows: int, columns: int) -> _Matrix:
+        return _Matrix({name: (count, rows, columns)}, (count, rows), columns)
+
+    def experts(self, x: _Value, router: _Matrix, gate_up: _Matrix, down: _Matrix, top: int) -> _Value:
+        self.linear(x, router, (), role="router")
+        for stack, role in ((gate_up, "mlp"), (down, "down_proj")):
+            self.seen.stacks += [(name, cast(Role, role)) for name in stack.shapes]
+            self.seen.shapes |= stack.shapes
+            self.seen.values += math.prod(stack.rows) * stack.columns
+        return _Value(down.rows[1])
+
     def parameter(self, name: str, shape: Shape) -> _Value:
         self.seen.shapes[name] = shape
         self.seen.values += math.prod(shape)
@@ -183,17 +201,16 @@ class _Watching:
         self.seen.shapes |= {vector(norm).name: (cache.spec.head_dim,) for norm in norms or ()}
         return _Value(cache.spec.heads * cache.spec.head_dim)
 
-    def gated_delta(
-        self, cache: _Cache, layer: int, x: _Value, step: _Value, rate: _Value, weights: DeltaWeights
-    ) -> _Value:
+    def gated_delta(self, cache: _Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         kind = cache.layers[layer]
         assert isinstance(kind, RecurrentCache)
         self.seen.shapes |= {
             weights.kernel: (kind.channels, 1, kind.kernel),
             weights.rate: (kind.heads,),
             weights.bias: (kind.heads,),
+            weights.norm: (kind.value_dim,),
         }
-        return _Value(kind.heads * kind.value_dim)
+        return inputs.gate
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,27 @@ LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any mu
     w = scale * (q - zero_point), q in 0..15; Kp = K rounded up to the block.  Activations are quantised to int8
     with one scale per row and block of K (or group of up to 256, when widened).
 
+Route: which experts a row goes to
+    inputs   0 x              f32 [.., K]
+             1 router         f32 [experts, K]
+    outputs  0 ids            i32 [M, top]                those with the highest router x, in rising order
+             1 shares         f32 [M, top]                the softmax over their logits
+    attributes  top
+    Products are summed in f32; of equal logits the one with the lower id wins.
+
+ExpertLinearW4, ExpertLinearW8, ExpertLinearF16, ExpertLinearF32: a linear layer with weights of each row's own experts
+    inputs   0 x              f32 [M, K] | [M * top, K]   one row for all experts of a row, or one for each
+             1 ids            i32 [M, top]
+             2 shares?        f32 [M, top]
+             3 weight         [experts, ..]               each as LinearW4 or LinearW8 has it, or f16 | f32 [.., N, K]
+             4 scales         [experts, ..]               W4 and W8 only, as LinearW4 or LinearW8 has them
+             5 zero_points?   u8 [experts, ..]            W4 only
+    output   0 y              f32 [M * top, N]; with shares [M, N]: the sum of shares * what each expert gives
+    attributes  N, gated (1: the weight is [gate; up], woven as with activation 4 unless it is float, and
+                y = silu(gate) * up)
+    Rows are grouped by expert: an expert's weights are read once a run, and not at all where no row goes to it (they
+    may lie in a mapped file).  Activations are quantised as in LinearW8, or as in LinearW4 with exact = 1.
+
 VisionAttention: softmax(q k^T / sqrt(hd)) v, not causal, rotary applied here, whole sequence or windows
     inputs   0 qkv            f32 [n, 3 * heads * hd]     q of all heads, then k, then v: a fused linear's output
              1 rope_cos       f32 [n, hd/2]
@@ -137,6 +158,8 @@ NORMS = {"none": 0, "rms": 1, "layer": 2}
 VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}
 DELTA_CHUNK = 64
 """Tokens between two updates of S in GatedDelta's state."""
+DELTA_SLOTS, CONV_REWIND = 2, 32
+"""What bundles have of both, so that the last 32 tokens can be taken back: slots, and rows of history beyond K - 1."""
 
 
 def delta_words(key_heads: int, value_heads: int, dk: int, dv: int) -> int:

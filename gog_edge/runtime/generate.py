@@ -85,7 +85,8 @@ class TurnWriter:
         tokens = session.model.manifest.tokens
         never = frozenset({tokens.image_pad, tokens.vision_start, tokens.vision_end, *tokens.eos})
         options = speculation or Speculation()
-        guess = options.max_draft and not session.model.state_arrays  # a wrong guess can't be taken back from a state
+        model = session.model  # a wrong guess can be taken back from a recurrent state by native operators only
+        guess = options.max_draft and (not model.state_arrays or model.rows_independent)
         self._lookup = PromptLookup(options, never) if guess else None
         self._control = SpeculationControl(options)
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gog_edge.errors import UsageError
+from gog_edge.native.contract import CONV_REWIND, DELTA_SLOTS, delta_words
 from gog_edge.runtime.snapshots import copies
-from gog_edge.shapes import MERGE, SHAPES, PolicyShape
+from gog_edge.shapes import LINEAR_DIM, MERGE, SHAPES, PolicyShape
 
 GIB = 1024**3
 IMAGE_TOKENS = 768  # of the largest image: 0.79 megapixels of Qwen3-VL, 0.6 of Qwen2.5-VL
@@ -68,6 +69,17 @@ def kv_bytes_per_token(shape: PolicyShape, kv_bytes: int = 2) -> int:
     return 2 * shape.attention_layers * shape.kv_heads * shape.head_dim * kv_bytes
 
 
+def recurrent_bytes(shape: PolicyShape) -> int:
+    """The states of a conversation and their copies, with native operators (others keep less)."""
+    if shape.linear is None:
+        return 0
+    keys, values = shape.linear
+    layers, channels = shape.layers - shape.attention_layers, (2 * keys + values) * LINEAR_DIM
+    words = delta_words(keys, values, LINEAR_DIM, LINEAR_DIM)
+    copy = 4 * layers * (words + 3 * channels)
+    return 4 * layers * (DELTA_SLOTS * words + (3 + CONV_REWIND) * channels) + copies(copy) * copy
+
+
 def plan(
     policy: str,
     precision: str,
@@ -99,16 +111,15 @@ def plan(
         + tables * shape.vocabulary_parameters * vocabulary
         + shape.vision_parameters * vision
     )
-    states = 2 + copies(shape.state_bytes)  # a run reads one and writes another
     patches = MERGE**2 * image_tokens
     tower = patches * (4 * shape.vision_hidden + shape.vision_intermediate * (2 if shape.gated_vision else 1)) * 4
-    prefill = chunk * (3 * shape.hidden + 2 * shape.intermediate) * 4
+    prefill = chunk * ((3 + shape.top) * shape.hidden + 2 * (shape.top or 1) * shape.intermediate) * 4
     return MemoryPlan(
         policy=policy,
         precision=precision,
         context=context,
         weights=int(bits / 8),
-        kv_cache=context * kv_bytes_per_token(shape, kv_bytes) + states * shape.state_bytes,
+        kv_cache=context * kv_bytes_per_token(shape, kv_bytes) + recurrent_bytes(shape),
         activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
         runtime=runtime,
         available=available,

@@ -39,8 +39,7 @@ from gog_edge.types import PixelLimits, Region, RegisteredImage, Segment, Usage
 
 
 class Session:
-    """One conversation. Every method takes the session's lock, so a call is atomic; a turn of several calls is up
-    to the caller (hold `lock`)."""
+    """One conversation. Every method holds `lock`, so a call is atomic; a turn of several calls is up to the caller."""
 
     def __init__(self, model: Model, *, trace: Trace = NO_TRACE) -> None:
         self.model = model
@@ -56,6 +55,7 @@ class Session:
         self._prefix = SharedPrefix(model)
         self._snapshots = Snapshots(model.state_arrays > 0)
         self._counts = Counter(dict.fromkeys(Usage.__dataclass_fields__, 0))
+        self.brought: dict[FeatureKey, Features] = {}  # out of the file that it was loaded from
         self.encoded_early: set[FeatureKey] = set()  # crops that are encoded before they are appended
 
     # -- looking ---------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class Session:
         image = self.sequence.images[span.image]
         if image.features is None:
             plan = image.planned_view()
-            image.features, cached = self.model.vision.encode(plan, budget, self.trace)
+            image.features, cached = self.model.vision.encode(plan, budget, self.trace, self.brought)
             if plan.key in self.encoded_early:  # in the cache, but only because this question put it there
                 self.encoded_early.discard(plan.key)
                 cached = False

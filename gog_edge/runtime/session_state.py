@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge import leftovers
 from gog_edge.crop import Grid
 from gog_edge.engines.base import Features
 from gog_edge.errors import SessionError
@@ -120,6 +121,7 @@ def load_session(
         SessionError: missing, damaged, of another version or made with another bundle.
     """
     file = Path(path)
+    leftovers.sweep_once(file.parent)  # saves that were killed: half a gigabyte each
     data, arrays = read_tensors(file)
     if data.get("kind") != "session" or data.get("version") != VERSION:
         raise SessionError(f"{file} is not a session of this version ({data.get('kind')} {data.get('version')})")
@@ -154,6 +156,8 @@ def _restore(session: Session, saved: _Saved, arrays: Mapping[str, NDArray[Any]]
         raise SessionError(f"the saved session has {len(tokens)} tokens, the context is {limit}: raise max_context")
     stored_kv = saved.computed > 0
     images = [_image(session.model, image, arrays, given, stored_kv=stored_kv) for image in saved.images]
+    # for this session alone: nobody can tell whether they are what the tower makes of these pixels
+    session.brought = {i.plan.key: i.features for i in images if i.plan is not None and i.features is not None}
     sequence = session.sequence
     sequence.images = images
     for span in saved.spans:

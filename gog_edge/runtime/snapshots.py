@@ -1,10 +1,10 @@
 """Going back in a conversation whose policy has recurrent layers.
 
-Rows of keys and values can be forgotten from the end; a recurrent state can't: it is what it is after so many tokens.
-So copies of it are kept, at places that a conversation comes back to (where a prompt or an image ends, where someone
-put a mark) and every `EVERY` tokens between. Going back restores the newest copy that is not too new, and the tokens
-after it are run again: dearer than forgetting rows, and never wrong. A policy that attends in every layer has no state,
-and nothing here does anything.
+Rows of keys and values can be forgotten from the end; a recurrent state can't: it is what it is after so many tokens
+(native operators take the last few back). So copies of it are kept, at places that a conversation comes back to (where
+a prompt or an image ends, where someone put a mark) and every `EVERY` tokens between. Going back further restores the
+newest copy that is not too new, and the tokens after it are run again: dearer than forgetting rows, and never wrong. A
+policy that attends in every layer has no state, and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Snapshots:
 
     def place(self, cache: KvCache | None, upto: int) -> int:
         """From which token on a run must begin that goes on at `upto`: there, or where the newest copy is."""
-        if not self._recurrent or cache is None or _state(cache).seen == upto:
+        if not self._recurrent or cache is None or _reaches(cache, upto):
             return upto
         return max((at for at in self._kept if at <= upto), default=0)
 
     def begin(self, cache: KvCache | None, upto: int) -> int:
         """Make the state that after the tokens which `place` gives, and say how many they are."""
         at = self.place(cache, upto)
-        if self._recurrent and cache is not None and at and _state(cache).seen != at:
+        if self._recurrent and cache is not None and at and not _reaches(cache, at):
             _state(cache).set_state(at, self._kept[at].arrays)  # an engine begins with zeros at 0 by itself
         return at
 
@@ -113,6 +113,11 @@ def unpack(cache: KvCache, tokens: int, arrays: list[NDArray[Any]], states: int)
     cache.write(0, arrays[: len(arrays) - states])
     if states:
         _state(cache).set_state(tokens, arrays[-states:])
+
+
+def _reaches(cache: KvCache, at: int) -> bool:
+    state = _state(cache)
+    return state.floor <= at <= state.seen
 
 
 def _state(cache: KvCache) -> RecurrentState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -125,8 +126,17 @@ class VisionEncoder:
             frame, region, grid, grid.tokens(merge), grid.rows // merge, grid.columns // merge, key, width, height
         )
 
-    def encode(self, plan: VisionPlan, budget: Budget = UNLIMITED, trace: Trace = NO_TRACE) -> tuple[Features, bool]:
-        """(features, whether a cache had them).
+    def encode(
+        self,
+        plan: VisionPlan,
+        budget: Budget = UNLIMITED,
+        trace: Trace = NO_TRACE,
+        own: Mapping[FeatureKey, Features] | None = None,
+    ) -> tuple[Features, bool]:
+        """(features, whether they were there already).
+
+        Args:
+            own: features that a session brought along; they are for that session alone and never enter the cache.
 
         Raises:
             EngineError: the engine failed.
@@ -141,7 +151,7 @@ class VisionEncoder:
                 inputs["patches"] = patches
                 return self._runner.run(inputs, budget)
 
-        return self.cache.get(plan.key, compute, budget)
+        return (own[plan.key], True) if own and plan.key in own else self.cache.get(plan.key, compute, budget)
 
 
 class VisionEmbedder:

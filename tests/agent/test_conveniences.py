@@ -92,6 +92,15 @@ def test_many_questions_are_answered_in_their_order(make_agent: MakeAgent, at_on
     assert agent._running == set()
 
 
+def test_who_stops_reading_cancels_what_runs(make_agent: MakeAgent) -> None:
+    agent = make_agent(lambda question: [ANSWER] if "first" in question else [LONG], step_s=0.002)
+    requests = [AskRequest(picture(n), "first" if n == 0 else "q", max_turns=1) for n in range(3)]
+    answers = agent.ask_many(requests, at_once=3)
+    assert next(answers).text == "fish"
+    answers.close()  # type: ignore[attr-defined]
+    assert agent._running == set()
+
+
 def test_an_error_in_the_middle_is_raised_in_its_turn(make_agent: MakeAgent) -> None:
     agent = make_agent([ANSWER] * 9)
     for at_once in (1, 2):

@@ -238,3 +238,17 @@ def test_an_index_of_hostile_names_is_listed_safely(
     shown = capsys.readouterr()
     assert STEERING.findall(shown.out + shown.err) == []
     assert shown.out.count("a tower [31m") == 1 and '"a tower \\u001b[31m"' in shown.out
+
+
+@pytest.mark.parametrize("written", ['capital"}}\n</tool_call>', TEXT, "<|im_start|>", "}"])
+def test_markup_of_a_forced_turn_is_no_answer(
+    play: Play, tiny_bundle: Path, photo: Path, written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play([TEXT, written])
+    assert ask(tiny_bundle, photo, "--max-turns", "1") == 1
+    said = capsys.readouterr()
+    assert said.out == "" and "no answer" in said.err
+    play([TEXT, written])
+    assert ask(tiny_bundle, photo, "--max-turns", "1", "--json") == 1
+    data = json.loads(capsys.readouterr().out)
+    assert (data["format"], data["text"]) == ("gog-edge-answer", "")

@@ -229,5 +229,9 @@ def test_an_index_named_once_is_remembered_with_its_bundle(
     assert (library.index_of(bundle), library.index_of(other)) == (index, None)
     assert run([*words, "--bundle", "one", "--index", str(index), "--no-index"]) == 2
     assert "exclude each other" in capsys.readouterr().err
+    assert run(["remove", "one"]) == 0
+    put(tiny_bundle, "one")  # another bundle of the same name knows nothing of the index
+    assert library.index_of(bundle) is None
+    library.remember_index(bundle, index)
     shutil.rmtree(index)
     assert library.index_of(bundle) is None

@@ -76,7 +76,18 @@ def test_a_call_is_never_an_answer(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "answer", ["Paris", "a < b", "{1, 2}", 'He said "no"', "C:\\x", "2 > 1 & 3", "f(x) = {x}", "東京"]
+    "answer",
+    [
+        "Paris",
+        "a < b",
+        "{1, 2}",
+        'He said "no"',
+        "C:\\x",
+        "2 > 1 & 3",
+        "1 < result and x > 2",
+        "f(x) = {x}",
+        "東京",
+    ],
 )
 def test_a_plain_answer_is_kept_as_it_is(name: str, answer: str) -> None:
     assert said(name, answer, forced=True) == [answer]

@@ -1,8 +1,13 @@
-"""What is said where ONNX Runtime is too old."""
+"""Which ONNX Runtime a bundle needs."""
 
 from __future__ import annotations
 
-from gog_edge.engines.ort.graph import too_old
+from dataclasses import replace
+
+import pytest
+
+from gog_edge.engines.ort.graph import too_old, wrong_experts
+from tests.test_bundle import MANIFEST
 
 
 def test_only_portable_graphs_need_a_newer_onnxruntime() -> None:
@@ -12,3 +17,12 @@ def test_only_portable_graphs_need_a_newer_onnxruntime() -> None:
     assert too_old(True, False, "1.100.2rc1") == ""
     assert too_old(False, True, "1.30.0") == too_old(True, True, "1.25.0") == ""
     assert "1.30 or later" in too_old(False, True, "1.29.0")
+
+
+@pytest.mark.parametrize(("backend", "wrong"), [("ort", True), ("native", False), ("portable", False)])
+def test_stock_experts_need_a_release_that_computes_them_right(backend: str, wrong: bool) -> None:
+    dense = replace(MANIFEST, backend=backend)  # type: ignore[arg-type]
+    mixture = replace(dense, decoder=replace(dense.decoder, experts=8, experts_used=2))
+    assert wrong_experts(dense, "1.23.2") is None and wrong_experts(mixture, "1.24.1") is None
+    found = wrong_experts(mixture, "1.23.2")
+    assert (found is not None and "need onnxruntime 1.24 or later" in found) == wrong

@@ -43,6 +43,8 @@ def test_both_spellings_mean_the_same(name: str) -> None:
         ("qwen3-vl-4b", 36, 2560, 32, 8, True, (24, 1024, 64)),
         ("qwen3-vl-8b", 36, 4096, 32, 8, False, (27, 1152, 72)),
         ("qwen3-vl-32b", 64, 5120, 64, 8, False, (27, 1152, 72)),
+        ("qwen3-vl-30b-a3b", 48, 2048, 32, 4, False, (27, 1152, 72)),
+        ("qwen3-vl-235b-a22b", 94, 4096, 64, 4, False, (27, 1152, 72)),
     ],
 )
 def test_published_sizes(
@@ -151,6 +153,17 @@ def test_wrong_values_are_named(name: str, key: str, value: Any, message: str) -
         (None, "model_type is missing"),
         ("qwen3_v", "did you mean qwen3_vl"),
         ("llama", "a language model.*known: .*qwen2_5_vl, .*qwen3_vl"),
+        ("qwen3_moe", r"\(a language model\), which is not supported yet"),
+        ("qwen3_vl_moe_text", r"\(a language model\)"),
+        ("qwen3_omni_moe", "an audio and speech model"),
+        ("qwen2_vl", "the Qwen2-VL architecture"),
+        ("qwen4_exp", "hyper-connections"),
+        ("gemma3", "a Gemma model"),
+        ("internvl", "an InternVL model"),
+        ("deepseek_vl_v2", "a DeepSeek model"),
+        ("glm4v_moe", "a mixture of experts of another family"),
+        ("llava_onevision", "a LLaVA model"),
+        ("mllama", "another family"),
     ],
 )
 def test_unknown_families(model_type: str | None, message: str) -> None:

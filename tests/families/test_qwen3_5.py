@@ -47,7 +47,8 @@ def test_layers_given_or_derived() -> None:
 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_what_is_kept_is_what_the_table_says(name: str) -> None:
-    shape, kinds = SHAPES[name], caches(parse(model_config(name)).decoder.spec)
+    shape, config = SHAPES[name], model_config(name)
+    kinds = caches(families.find(config).parse(config).decoder.spec)
     assert 4 * sum(kind.fixed_values for kind in kinds) == shape.state_bytes
     per_token = 2 * shape.attention_layers * shape.kv_heads * shape.head_dim
     assert sum(kind.values_per_token for kind in kinds) == per_token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import psutil
 import pytest
 
 from gog_edge import leftovers, library
-from gog_edge.bundle import Bundle
+from gog_edge.bundle import Bundle, BundleWriter
+from gog_edge.errors import BundleError, UsageError
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.files import write_text, write_whole
 from gog_edge.tensorfile import read_tensors, write_tensors
@@ -67,7 +69,6 @@ def test_what_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
     os.write(go[1], b"g")
     assert os.waitpid(child, 0)[1] == 0
     assert len(hidden(tmp_path)) == 2  # os._exit cleans nothing up
-    leftovers.sweep(tmp_path)
     assert hidden(tmp_path) == []
 
 
@@ -181,3 +182,40 @@ def test_evaluation_processes_end_with_their_parent(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert alive(children) == []
     assert multiprocessing.parent_process() is None  # and the one that tests run in has none to end with
+
+
+def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """As root, a result for /dev/null would take its place."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "null").symlink_to("/dev/null")
+    write_text(tmp_path / "null", "away")
+    assert (tmp_path / "null").is_symlink() and Path("/dev/null").is_char_device()
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.raises(OSError, match="too large"):
+            write_whole(tmp_path / "file", [bytes(10_000)])
+        with pytest.raises(BundleError, match="is full; nothing was changed"), BundleWriter(tmp_path / "b") as writer:
+            (writer.root / "vision.onnx").write_bytes(bytes(10_000))
+        with pytest.raises(UsageError, match="free some space"):
+            write_text(tmp_path / "file", "x" * 10_000)
+
+    write_text(tmp_path / "file", "old")
+    old = write_bundle(tmp_path / "b").fingerprint
+    child = os.fork()
+    if child == 0:
+        try:
+            fill()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "file").read_text() == "old" and Bundle.open(tmp_path / "b").fingerprint == old
+    assert hidden(tmp_path) == []

@@ -16,25 +16,30 @@ from gog_edge.runtime.memory_plan import (
     kv_bytes_per_token,
     largest_context,
     plan,
+    recurrent_bytes,
     suggestion,
 )
 from gog_edge.shapes import SHAPES
 
-# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes each)
+# parameters in billions as the model cards give them, from the sizes of the published weight files (bf16: 2 bytes
+# each); for mixtures of experts, what transformers' own models have
 PUBLISHED = {
     "qwen3-vl-2b": 2.13,
     "qwen3-vl-4b": 4.44,
     "qwen3-vl-8b": 8.77,
     "qwen3-vl-32b": 33.4,
+    "qwen3-vl-30b-a3b": 31.1,
+    "qwen3-vl-235b-a22b": 236,
     "qwen2.5-vl-3b": 3.75,
     "qwen2.5-vl-7b": 8.29,
     "qwen2.5-vl-32b": 33.45,
-    # less the head that predicts several tokens, which is left out: 0.02, 0.06, 0.12, 0.24 and 0.42
+    # less the head that predicts several tokens, which is left out: 0.02, 0.06, 0.12, 0.24, 0.42 and 0.84
     "qwen3.5-0.8b": 0.853,
     "qwen3.5-2b": 2.213,
     "qwen3.5-4b": 4.539,
     "qwen3.5-9b": 9.410,
     "qwen3.5-27b": 27.36,
+    "qwen3.5-35b-a3b": 35.11,
 }
 
 
@@ -43,9 +48,23 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert SHAPES[name].parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
 
 
+def test_a_token_uses_few_of_the_experts() -> None:
+    assert SHAPES["qwen3-vl-30b-a3b"].active_parameters / 1e9 == pytest.approx(2.72, rel=0.01)  # A3B, with both tables
+    assert SHAPES["qwen3-vl-235b-a22b"].active_parameters / 1e9 == pytest.approx(21.0, rel=0.01)
+    assert SHAPES["qwen3.5-35b-a3b"].active_parameters / 1e9 == pytest.approx(2.44, rel=0.01)
+    assert SHAPES["qwen3-vl-8b"].active_parameters == SHAPES["qwen3-vl-8b"].decoder_parameters
+
+
 def test_kv_of_the_8b_model() -> None:
     # 2 * 36 layers * 8 heads * 128 * 2 bytes
     assert kv_bytes_per_token(SHAPES["qwen3-vl-8b"]) == 147456
+
+
+def test_recurrent_states_of_the_4b_model() -> None:
+    # 24 layers: 87 MiB a copy, of which three; 195 MiB in use; keys and values of 8 layers only
+    shape = SHAPES["qwen3.5-4b"]
+    assert round(recurrent_bytes(shape) / 2**20) == 195 + 260
+    assert kv_bytes_per_token(shape) == 32768 and recurrent_bytes(SHAPES["qwen3-vl-8b"]) == 0
 
 
 @pytest.mark.parametrize("precision", BITS)

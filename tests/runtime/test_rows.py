@@ -44,11 +44,21 @@ _SMALL: dict[str, dict[str, Any]] = {
         },
         "vision_config": {"out_hidden_size": 256},
     },
+    "tiny-qwen3-vl-moe": {
+        "text_config": {
+            "hidden_size": 128, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "num_hidden_layers": 3, "decoder_sparse_step": 1, "moe_intermediate_size": 72, "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
+        },
+        "vision_config": {"out_hidden_size": 128},
+    },
     "tiny-qwen2.5-vl": {  # seven heads a group, as in the 7B: five tokens are 35 queries
         "hidden_size": 448, "intermediate_size": 500, "num_attention_heads": 7, "num_key_value_heads": 1,
         "num_hidden_layers": 3, "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
         "vision_config": {"out_hidden_size": 448},
     },
+    "tiny-qwen3.5": {"text_config": {"linear_key_head_dim": 48, "linear_value_head_dim": 80}},
 }  # fmt: skip
 CASES = {
     "qwen3 int8": ("tiny-qwen3-vl", {"precision": "int8"}),
@@ -56,9 +66,15 @@ CASES = {
     "qwen3 int4, KV int8": ("tiny-qwen3-vl", {"precision": "int4", "kv_dtype": "int8"}),
     "qwen3 fp32": ("tiny-qwen3-vl", {"precision": "fp32"}),
     "qwen3 fp16": ("tiny-qwen3-vl", {"precision": "fp16"}),
+    "qwen3 experts, fp32": ("tiny-qwen3-vl-moe", {"precision": "fp32"}),
+    "qwen3 experts, int8": ("tiny-qwen3-vl-moe", {"precision": "int8"}),
+    "qwen3 experts, int4": ("tiny-qwen3-vl-moe", {"precision": "int4"}),
     "qwen2.5 int8": ("tiny-qwen2.5-vl", {"precision": "int8"}),
     "qwen2.5 int4": ("tiny-qwen2.5-vl", {"precision": "int4"}),
     "qwen2.5 int4, exact": ("tiny-qwen2.5-vl", {"precision": "int4", "exact_int4": True}),
+    "qwen3.5 int8": ("tiny-qwen3.5", {"precision": "int8"}),
+    "qwen3.5 int4, KV int8": ("tiny-qwen3.5", {"precision": "int4", "kv_dtype": "int8"}),
+    "qwen3.5 fp32": ("tiny-qwen3.5", {"precision": "fp32"}),
     "gog-nano int8": ("gog-nano", {"precision": "int8"}),
     "gog-nano int4": ("gog-nano", {"precision": "int4"}),
 }

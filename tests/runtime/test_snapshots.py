@@ -18,6 +18,10 @@ class Cache(FakeCache):
 
     seen = 0
 
+    @property
+    def floor(self) -> int:
+        return self.seen
+
     def state(self) -> list[Any]:
         return [np.full(MEMORY // FEWEST // 4, self.seen, np.float32)]
 

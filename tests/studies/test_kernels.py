@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gog_edge.bench.machine import kernels
+from studies import kernel_cases
 from studies.kernels import main
 from tests.native.graphs import needs_ops
 
@@ -23,6 +23,6 @@ def test_peaks_and_one_row(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_are_unique_and_rates_have_a_ceiling() -> None:
-    cases = kernels.cases()
+    cases = kernel_cases.cases()
     assert len({case.name for case in cases}) == len(cases)
     assert all(case.flops > 0 and case.precision in ("f32", "bf16", "int8") for case in cases)

@@ -9,7 +9,7 @@ from gog_edge.bench.machine.roofline import Roofline, decoder_attention_flops, k
 from gog_edge.bench.workloads import TurnSpec, Workload
 from gog_edge.bundle import Bundle
 from gog_edge.crop import Grid
-from gog_edge.manifest import Manifest, VisionSpec
+from gog_edge.manifest import EXPERTS_SUFFIX, Manifest, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def stage_limits(bundle: Bundle, roofline: Roofline, turn: TurnSpec, before: int
     # the head runs on the last row only
     per_token = m.graphs["decoder"].weights - m.decoder.vocab * m.decoder.hidden
     flops = 2.0 * per_token * new + decoder_attention_flops(m.decoder, new, total)
-    weights = _bytes(bundle, "decoder")
+    weights = weight_bytes(bundle, "decoder", new)
     prefill = roofline.seconds(flops=flops, read_bytes=weights, precision=fastest) if new else 0.0
     steps = turn.tokens - 1
-    read = steps * (weights + kv_bytes_read(m, total + steps // 2))
+    read = steps * (weight_bytes(bundle, "decoder", 1) + kv_bytes_read(m, total + steps // 2))
     return StageLimits(encode, prefill, roofline.seconds(read_bytes=read), read), total + turn.tokens
 
 
@@ -92,5 +92,10 @@ def _patches(m: Manifest, width: int, height: int) -> int:
     return grid.rows * grid.columns
 
 
-def _bytes(bundle: Bundle, graph: str) -> int:
-    return sum(bundle.manifest.files[name].size for name in bundle.manifest.graphs[graph].data)
+def weight_bytes(bundle: Bundle, graph: str, tokens: int) -> float:
+    """Bytes of the weights that a run of `tokens` reads: of the experts, those that tokens are expected to meet which
+    choose evenly and each on its own."""
+    m = bundle.manifest
+    spared = 1 - m.decoder.experts_used / max(m.decoder.experts, 1)
+    sizes = {name: m.files[name].size for name in m.graphs[graph].data}
+    return sum(size * (1 - spared**tokens if name.endswith(EXPERTS_SUFFIX) else 1) for name, size in sizes.items())

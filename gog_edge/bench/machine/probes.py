@@ -149,7 +149,7 @@ def describe_machine(root: Path | None = None) -> dict[str, Any]:
         "governor": _read_text(SYSFS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "power_mode": _power_mode(),
         "memory_bytes": psutil.virtual_memory().total,
-        "load": os.getloadavg()[0],
+        "load": psutil.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: v for name in VERSIONED if (v := _version(name))},

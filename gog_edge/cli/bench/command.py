@@ -20,6 +20,7 @@ from gog_edge.cli.bundles import bundle_option, default
 from gog_edge.cli.console import progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
+from gog_edge.runtime.memory_plan import DEVICES
 
 if TYPE_CHECKING:
     from gog_edge.bench.machine.roofline import BesideProbe, Roofline
@@ -349,21 +350,45 @@ def make_checkpoint(shape: str, output: Path, seed: int, dtype: str) -> None:
 
 
 @command.command("budget")
+@bundle_option("Only for this bundle; default: every published shape.", asks=False)
 @click.option("--deadline", type=SECONDS, required=True, help="Time for one answer: 500ms, 2s.")
 @click.option("--words", default=310, show_default=True, help="Text tokens read in all turns.")
 @click.option("--tokens", default=100, show_default=True, help="Tokens written in all turns.")
+@click.option(
+    "--cached",
+    type=click.Choice(["nothing", "features", "prompt"]),
+    default="nothing",
+    show_default=True,
+    help="What is known of the glance: its features, or (asked again in one session) all of the prompt before it.",
+)
 @click.option("--limits", "report", type=click.Path(path_type=Path), help="Take the limits of this JSON report.")
-def budget(deadline: float, words: int, tokens: int, report: Path | None) -> None:
+@click.option("--device", type=click.Choice(list(DEVICES)), help="Take the GPU's limits of this board's data sheet.")
+def budget(
+    bundle: Path | None, deadline: float, words: int, tokens: int, cached: Any, report: Path | None, device: str | None
+) -> None:
     """Which policy, precision and image budget fit DEADLINE on this machine, at its measured roofline."""
-    from gog_edge.bench.budget import table
+    from gog_edge.bench.budget import BOARDS, policies, table
+    from gog_edge.bench.machine.roofline import measure
+    from gog_edge.bundle import Bundle
+
+    if report is not None and device is not None:
+        raise UsageError("--limits and --device both say how fast the machine is: give one of them")
+    opened = Bundle.open(bundle) if bundle is not None else None
+    if device is not None:
+        limits, whose = BOARDS[device], f"the data sheet of {device}'s GPU"
+    elif report is not None:
+        limits, whose = _limits_of(report), f"the limits in {report.name}"
+    else:
+        limits, whose = measure(), "this machine's measured limits"
+    stdout().print(table(policies(opened), limits, deadline, words, tokens, cached, whose))
+
+
+def _limits_of(report: Path) -> Roofline:
     from gog_edge.bench.machine.roofline import Roofline
     from gog_edge.bench.result import load
     from gog_edge.serde import decode
 
-    limits = None
-    if report is not None:
-        found = load(report).roofline
-        if not found:
-            raise UsageError(f"{report} holds no limits: it was made with --no-roofline")
-        limits = decode(Roofline, found, report.name)
-    stdout().print(table(deadline, words, tokens, limits))
+    found = load(report).roofline
+    if not found:
+        raise UsageError(f"{report} holds no limits: it was made with --no-roofline")
+    return decode(Roofline, found, report.name)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.engines.ort.graph import DTYPES, OrtGraph
-from gog_edge.engines.ort.state import OrtState
+from gog_edge.engines.ort.state import new_state
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 
@@ -64,7 +64,7 @@ class OrtKvCache:
     of the state that they read.
     """
 
-    def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int) -> None:
+    def __init__(self, graph: OrtGraph, max_tokens: int, tokens: int, kernel: int = 0) -> None:
         self._graph = graph
         self._names = cache_names(graph)
         self._specs = [graph.inputs[name] for name in self._names]
@@ -74,7 +74,7 @@ class OrtKvCache:
         self._arrays: list[NDArray[Any]] = []  # host caches only: what the OrtValues show
         self._values: list[Any] = []
         self._logits: NDArray[np.float32] | None = None
-        self.recurrent = OrtState(graph)
+        self.recurrent = new_state(graph, kernel)
         self.ready: dict[tuple[int, int, int], BoundRun] = {}
         self.reserve(max(tokens, 1), 0)
 
@@ -89,6 +89,11 @@ class OrtKvCache:
     def seen(self) -> int:
         """See `RecurrentState.seen`."""
         return self.recurrent.seen
+
+    @property
+    def floor(self) -> int:
+        """See `RecurrentState.floor`."""
+        return self.recurrent.floor
 
     def state(self) -> list[NDArray[Any]]:
         """See `RecurrentState.state`."""

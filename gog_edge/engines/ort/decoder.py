@@ -11,7 +11,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, KvCache, causal_bias
 from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
-from gog_edge.engines.ort.state import state_names
+from gog_edge.engines.ort.state import PRESENT, state_names
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
 from gog_edge.native.contract import DOMAIN
@@ -42,7 +42,9 @@ class OrtDecoder:
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
         self._native = DOMAIN in graph.spec.domains
-        self._recurrent = bool(state_names(graph))
+        linear = manifest.decoder.linear
+        self._kernel = 0 if linear is None else linear.kernel
+        self._two_ways = any(name.startswith(PRESENT) for name in graph.outputs)
         positions = _POSITION[manifest.portable]
         needed = {*_NEEDED, positions[0], *((_READ,) if self._native else ())}
         known = {*needed, *positions, "deepstack", *cache_names(graph), *state_names(graph)}
@@ -56,19 +58,18 @@ class OrtDecoder:
     @property
     def rows_independent(self) -> bool:
         """Native operators (see `gog_edge.native.contract`), with float matrices where ONNX Runtime's Gemm is found to
-        be; its attention is not: the sums of a row follow the number of rows. Nor is a recurrent state: many tokens at
-        once and one by one are two ways to compute it."""
-        return self._native and not self._recurrent and gemm_rows_independent()
+        be; its attention is not: the sums of a row follow the number of rows. Nor is its linear attention."""
+        return self._native and not self._two_ways and gemm_rows_independent()
 
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
         room = max(tokens, min(self._room, self._max))
         try:
-            return OrtKvCache(self._graph, self._max, room)
+            return OrtKvCache(self._graph, self._max, room, self._kernel)
         except EngineError:  # address space is limited (ulimit -v, strict overcommit)
             if room <= max(tokens, _LITTLE):
                 raise
-            return OrtKvCache(self._graph, self._max, max(tokens, _LITTLE))
+            return OrtKvCache(self._graph, self._max, max(tokens, _LITTLE), self._kernel)
 
     def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
         """See `DecoderRunner.run`."""
@@ -77,7 +78,7 @@ class OrtDecoder:
         count = int(inputs.embeds.shape[0])
         if inputs.last_k < 1 or inputs.last_k > count:
             raise EngineError(f"logits of the last {inputs.last_k} of {count} tokens were asked for")
-        cache.recurrent.begin(past)
+        cache.recurrent.begin(past, count)
         if past + count > cache.capacity:
             cache.reserve(past + count, past)
         feeds = self._feeds(inputs, past, count, cache.capacity)

@@ -13,7 +13,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.engines.ort import weights
 from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, settled
 from gog_edge.errors import BundleError, EngineError
-from gog_edge.manifest import GraphSpec, TensorSpec
+from gog_edge.manifest import GraphSpec, Manifest, TensorSpec
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,
@@ -57,6 +57,8 @@ class OrtGraph:
         except KeyError:
             raise BundleError(f"bundle {bundle.root} has no {name} graph; export it again") from None
         path = bundle.path(self.spec.file)
+        if (wrong := wrong_experts(bundle.manifest, onnxruntime.__version__)) is not None:
+            raise EngineError(f"{bundle.root}: {wrong}")
         so = session_options(options)
         if options.profile:
             so.enable_profiling, so.profile_file_prefix = True, f"{options.profile}-{name}"
@@ -66,7 +68,8 @@ class OrtGraph:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
             manifest = bundle.manifest
-            mend = too_old(manifest.portable, manifest.decoder.linear is not None, onnxruntime.__version__)
+            stock = manifest.decoder.linear is not None and not native
+            mend = too_old(manifest.portable, stock, onnxruntime.__version__)
             raise EngineError(f"onnxruntime {onnxruntime.__version__} can't load {path}: {mend or _line(e)}") from e
         _check("input", self.session.get_inputs(), self.spec.inputs, name)
         _check("output", self.session.get_outputs(), self.spec.outputs, name)
@@ -114,10 +117,24 @@ def too_old(portable: bool, recurrent: bool, version: str) -> str:
     1.23 runs those of its own operators; opset 24, which portable ones use, is complete from 1.25 on; its operators of
     linear attention know all that is asked of them from 1.30 on (1.23, 1.25, 1.29 and 1.30 were tried).
     """
-    numbers = tuple(int(part) for part in version.split(".")[:2])
+    numbers = _numbers(version)
     if portable:
         return "" if numbers >= (1, 25) else "portable graphs need onnxruntime 1.25 or later"
     return "linear attention needs onnxruntime 1.30 or later" if recurrent and numbers < (1, 30) else ""
+
+
+def wrong_experts(manifest: Manifest, version: str) -> str | None:
+    """What to do where this ONNX Runtime would compute a bundle's experts wrong; None where it would not.
+
+    QMoE of 1.23 is far off with 4-bit blocks of 32 and says nothing; 1.24, 1.25, 1.26 and 1.32 are right (all tried).
+    """
+    if manifest.backend != "ort" or not manifest.decoder.experts or _numbers(version) >= (1, 24):
+        return None
+    return f"onnxruntime {version} computes mixtures of experts wrong: they need onnxruntime 1.24 or later"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _in_huge_pages(session_options: Any, path: Path, options: OrtOptions) -> list[Any]:

@@ -1,7 +1,9 @@
-"""The state of recurrent layers in ONNX Runtime sessions: two buffers a tensor, read and written in turn.
+"""The state of recurrent layers in ONNX Runtime sessions.
 
-A run reads one and writes the other; only when it has ended well do they change places. So a run that is interrupted
-leaves the state as it was, as it does with the rows of a KV cache.
+Stock operators: two buffers a tensor, read and written in turn. A run reads one and writes the other; only when it has
+ended well do they change places. So a run that is interrupted leaves the state as it was, as it does with the rows of a
+KV cache. Native operators: one buffer, written in place, which also holds what is needed to take the last tokens back
+(`RingState`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.errors import EngineError
+from gog_edge.native.contract import DELTA_CHUNK
 
 PAST, PRESENT = "past_state.", "present_state."
 
@@ -31,7 +34,7 @@ class OrtState:
     def __init__(self, graph: OrtGraph) -> None:
         self._names = state_names(graph)
         self._shapes = [tuple(int(size) for size in graph.inputs[name].shape) for name in self._names]
-        self._device = (graph.device.memory, graph.device_id)
+        self._graph = graph
         self._host = graph.device.memory == "cpu"
         self.seen = self.side = 0
         self._arrays: list[list[NDArray[np.float32]]] = [[], []]  # on the host only: what the values show
@@ -47,8 +50,13 @@ class OrtState:
             binding.bind_ortvalue_input(name, past)
             binding.bind_ortvalue_output(PRESENT + name.removeprefix(PAST), present)
 
-    def begin(self, past: int) -> None:
-        """A run after `past` tokens is about to start.
+    @property
+    def floor(self) -> int:
+        """See `RecurrentState.floor`."""
+        return self.seen
+
+    def begin(self, past: int, count: int) -> None:
+        """A run of `count` tokens after `past` is about to start.
 
         Raises:
             EngineError: the state is after another number of tokens.
@@ -56,7 +64,7 @@ class OrtState:
         if not self._names or past == self.seen:
             return
         if past:
-            raise EngineError(f"the recurrent state is that after {self.seen} tokens, a run after {past} can't use it")
+            raise _elsewhere(self.seen, past)
         self.set(0, [np.zeros(shape, np.float32) for shape in self._shapes])
 
     def ran(self, seen: int) -> None:
@@ -84,6 +92,81 @@ class OrtState:
 
         zeros = [np.zeros(shape, np.float32) for shape in self._shapes]
         if not self._host:
-            return [onnxruntime.OrtValue.ortvalue_from_numpy(array, *self._device) for array in zeros]
+            memory = self._graph.device.memory
+            return [onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, self._graph.device_id) for array in zeros]
         self._arrays[side] = zeros
         return [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in zeros]
+
+
+class RingState:
+    """The state of one session with native operators (`gog_edge.native.contract`), float32: of each layer the last
+    inputs of the convolution [R, channels], token t at row t % R, and slots [slots, words] of the delta rule, slot
+    i % slots from token 64 i on. Taken back by running from an earlier token; beyond `floor` by `set`."""
+
+    side = 0
+
+    def __init__(self, graph: OrtGraph, kernel: int) -> None:
+        """`kernel`: tokens that the convolution sees."""
+        import onnxruntime
+
+        self._names = state_names(graph)
+        shapes = [tuple(int(size) for size in graph.inputs[name].shape) for name in self._names]
+        self._arrays = [np.zeros(shape, np.float32) for shape in shapes]
+        self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
+        self._kernel = kernel
+        self._spare = min(rows for rows, _ in shapes[::2]) - kernel + 1  # tokens that the convolution can take back
+        self._slots = min(slots for slots, _ in shapes[1::2])
+        self.seen = self.floor = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays)
+
+    def bind(self, binding: Any, side: int) -> None:
+        """Let a run read and write the buffers."""
+        for name, value in zip(self._names, self._values):
+            binding.bind_ortvalue_input(name, value)
+
+    def begin(self, past: int, count: int) -> None:
+        """See `OrtState.begin`. What the run may overwrite counts as gone, whether it ends well or not."""
+        if past == 0:
+            self.floor = 0
+        elif not self.floor <= past <= self.seen:
+            raise _elsewhere(self.seen, past)
+        end = past + count
+        self.floor = max(self.floor, (end // DELTA_CHUNK - self._slots + 1) * DELTA_CHUNK, end - self._spare)
+        self.seen = past
+
+    def ran(self, seen: int) -> None:
+        """See `OrtState.ran`."""
+        self.seen = seen
+
+    def get(self) -> list[NDArray[np.float32]]:
+        """The rows and the slots that what follows needs: [kernel - 1, channels] and [words] of each layer."""
+        rows = range(self.seen - self._kernel + 1, self.seen)
+        slot = self.seen // DELTA_CHUNK % self._slots
+        return [
+            np.array(array[slot] if number % 2 else array[[row % len(array) for row in rows]])
+            for number, array in enumerate(self._arrays)
+        ]
+
+    def set(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """See `RecurrentState.set_state`."""
+        if len(arrays) != len(self._arrays) or any(a.shape[-1] != b.shape[-1] for a, b in zip(arrays, self._arrays)):
+            raise EngineError(f"a state of {len(arrays)} arrays does not fit a graph that has {len(self._arrays)}")
+        rows = range(seen - self._kernel + 1, seen)
+        slot = seen // DELTA_CHUNK % self._slots
+        for number, (own, array) in enumerate(zip(self._arrays, arrays)):
+            own[slot if number % 2 else [row % len(own) for row in rows]] = array
+        self.seen = self.floor = seen
+
+
+def new_state(graph: OrtGraph, kernel: int) -> OrtState | RingState:
+    """The state that fits the graph's operators; of no arrays where every layer attends. `kernel`: tokens that the
+    convolutions see."""
+    ring = any(PRESENT + name.removeprefix(PAST) not in graph.outputs for name in state_names(graph))
+    return RingState(graph, kernel) if ring else OrtState(graph)
+
+
+def _elsewhere(seen: int, past: int) -> EngineError:
+    return EngineError(f"the recurrent state is that after {seen} tokens, a run after {past} can't use it")

@@ -3,7 +3,8 @@
 Decoding reads every weight once a token. Mapped from a file they usually lie in pages of 4 KiB, and address translation
 then costs a fifth of the time (docs/log.md). So the file is read into anonymous memory that the kernel backs with pages
 of 2 MiB, and ONNX Runtime is handed views of it: nothing is copied again. Stock operators pack their weights into
-memory of their own and keep the mapping.
+memory of their own and keep the mapping. So do experts, of which a run reads a few: what no row was routed to is not
+read at all, and memory that others need is taken from them first.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from gog_edge.allowance import available_memory
 from gog_edge.errors import BundleError
+from gog_edge.manifest import EXPERTS_SUFFIX
 
 HUGE = 1 << 21
 _LEAST = 32 << 20  # smaller weights live in caches or are read too seldom to matter
@@ -44,7 +46,7 @@ class ExternalTensor:
 
 def why_mapped(path: Path) -> str | None:
     """Why the weights of the graph file `path` stay mapped; None: they can have huge pages here."""
-    size = sum({t.file: (path.parent / t.file).stat().st_size for t in external_tensors(path.read_bytes())}.values())
+    size = sum((path.parent / name).stat().st_size for name in {t.file for t in _copied(path)})
     if size < _LEAST:
         return "the weights are small"
     try:
@@ -64,7 +66,7 @@ def load(path: Path, threads: int) -> tuple[list[str], list[NDArray[Any]]]:
     Raises:
         BundleError: a file is shorter than the graph says, or can't be read.
     """
-    tensors = [t for t in external_tensors(path.read_bytes()) if t.element in _TYPES]
+    tensors = _copied(path)
     files = {name: _read(path.parent / name, threads) for name in sorted({t.file for t in tensors})}
     arrays = []
     for t in tensors:
@@ -74,6 +76,12 @@ def load(path: Path, threads: int) -> tuple[list[str], list[NDArray[Any]]]:
             raise BundleError(f"{path.parent / t.file} does not hold all of {t.name}; export the checkpoint again")
         arrays.append(data.view(dtype).reshape(t.shape))
     return [t.name for t in tensors], arrays
+
+
+def _copied(path: Path) -> list[ExternalTensor]:
+    """The tensors of the graph file `path` that need not stay mapped."""
+    found = external_tensors(path.read_bytes())
+    return [t for t in found if t.element in _TYPES and not t.file.endswith(EXPERTS_SUFFIX)]
 
 
 def _read(path: Path, threads: int) -> NDArray[np.uint8]:

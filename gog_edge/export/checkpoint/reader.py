@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from gog_edge import families
 from gog_edge.errors import CheckpointError
 from gog_edge.export.checkpoint import hub
+from gog_edge.export.checkpoint.experts import stacked_experts
 from gog_edge.export.checkpoint.lora import LoraSource
 from gog_edge.export.checkpoint.names import canonical_name
 from gog_edge.export.checkpoint.prequantized import open_prequantized
@@ -55,6 +56,8 @@ class Checkpoint:
         quantised = config.get("quantization_config")
         if quantised is not None:
             source = open_prequantized(source, shards, quantised, root)
+        if family is not None:
+            source = stacked_experts(source, family)
         return cls(root, config, source, str(path_or_hub_id), _plain=shards)
 
     def with_lora(self, adapter: str | Path) -> Checkpoint:

@@ -116,6 +116,25 @@ class GraphBuilder:
             helper.make_node(kind, names, list(outputs), name=self._fresh(f"n_{kind}"), domain=domain, **attributes)
         )
 
+    def loop(self, count: Value, start: Value, body: Callable[[Value, Value], Value]) -> Value:
+        """`start` after `count` (int64 []) rounds of body(round, value) -> value: a node Loop.
+
+        Tensors that the body asks for are stored in the graph around it.
+        """
+        outer, self._nodes = self._nodes, []
+        turn, going, held = (Value(self._fresh(f"loop_{name}"), dtype) for name, dtype in _loop_values(start.dtype))
+        after = body(turn, held)
+        still = self.op("Identity", going)
+        inputs = [(turn, ()), (going, ()), (held, None)]
+        graph = helper.make_graph(
+            self._nodes,
+            self._fresh("loop"),
+            [helper.make_tensor_value_info(v.name, _ELEMENT[v.dtype], shape) for v, shape in inputs],
+            [helper.make_tensor_value_info(v.name, _ELEMENT[v.dtype], None) for v in (still, after)],
+        )
+        self._nodes = outer
+        return self.op("Loop", count, None, start, dtype=start.dtype, body=graph)
+
     def cast(self, value: Value, dtype: DType) -> Value:
         """Cast, or the value itself where it has that type already."""
         return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=_ELEMENT[dtype])
@@ -178,6 +197,11 @@ class GraphBuilder:
         stem = "/".join([*self._scope, kind])
         self._count[stem] = self._count.get(stem, 0) + 1
         return f"{stem}_{self._count[stem]}"
+
+
+def _loop_values(dtype: DType) -> tuple[tuple[str, DType], ...]:
+    """What a Loop's body is given, in order."""
+    return (("round", "int64"), ("going", "bool"), ("value", dtype))
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

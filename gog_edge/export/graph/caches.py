@@ -5,7 +5,7 @@
     past_state.{i}.delta              [1, heads, key_dim, value_dim]       -> present_state.{i}.delta
 
 Keys and values of before and after are one buffer, written in place; states are two, so that a run that is interrupted
-leaves the old one whole.
+leaves the old one whole. (Native operators write states in place, too, and declare them themselves.)
 """
 
 from __future__ import annotations
@@ -47,31 +47,20 @@ def declare_past(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) 
     past = []
     for i, layer in enumerate(layers):
         if isinstance(layer, RecurrentCache):
-            past.append(declare_state(g, i, layer))
+            conv, delta = (g.input(f"past_state.{i}.{n}", "float32", shape) for n, shape in state_shapes(layer).items())
+            past.append((conv, delta))
         else:
             names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
             past.append((g.input(names[0], dtype, cache_shape(layer)), g.input(names[1], dtype, cache_shape(layer))))
     return tuple(past)
 
 
-def declare_state(g: GraphBuilder, i: int, layer: RecurrentCache) -> tuple[Value, Value]:
-    """The inputs past_state.{i}.conv and .delta."""
-    conv, delta = (g.input(f"past_state.{i}.{n}", "float32", shape) for n, shape in state_shapes(layer).items())
-    return conv, delta
-
-
 def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
     """The outputs that belong to the inputs of `declare_past`."""
-    for i, layer in enumerate(layers):
-        if not isinstance(layer, RecurrentCache):
-            for half in ("key", "value"):
-                g.result(f"present.{i}.{half}", dtype, cache_shape(layer))
-    declare_states(g, layers)
-
-
-def declare_states(g: GraphBuilder, layers: tuple[LayerCache, ...]) -> None:
-    """The outputs present_state.{i}.conv and .delta of the layers that have them."""
     for i, layer in enumerate(layers):
         if isinstance(layer, RecurrentCache):
             for name, shape in state_shapes(layer).items():
                 g.result(f"present_state.{i}.{name}", "float32", shape)
+            continue
+        for half in ("key", "value"):
+            g.result(f"present.{i}.{half}", dtype, cache_shape(layer))

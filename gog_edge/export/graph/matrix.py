@@ -35,6 +35,12 @@ def check_shape(source: TensorSource, name: str, expected: tuple[int, ...]) -> N
         CheckpointError: the tensor is missing or has another shape.
     """
     if name not in source.names():
+        block = f"{name.rpartition('.')[0]}.0."  # of the first expert, where each has tensors of its own
+        if any(other.startswith(block) for other in source.names()):
+            raise CheckpointError(
+                f"the checkpoint has tensors for each expert ({block}…) and no {name}, which transformers does not "
+                "read for this family: save it with stacked experts first"
+            )
         raise CheckpointError(f"the checkpoint has no tensor {name}: it is incomplete or of another family")
     if source.shape(name) != expected:
         raise CheckpointError(
@@ -114,6 +120,53 @@ class FoldedPatches:
         kernel = self.source.read_rows(self.name, start, stop)
         folded: F32 = kernel.sum(axis=2, dtype=np.float64).astype(np.float32).reshape(stop - start, self.columns)
         return folded
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The matrices [rows, columns] of all experts, stored as one tensor [count, rows, columns]."""
+
+    source: TensorSource
+    name: str
+    count: int
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        check_shape(self.source, self.name, (self.count, self.rows, self.columns))
+
+    def expert(self, index: int) -> Matrix:
+        """The matrix of one of them."""
+        return Expert(self, index)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert's matrix; nothing else of the tensor is read."""
+
+    stack: Experts
+    index: int
+
+    @property
+    def rows(self) -> int:
+        return self.stack.rows
+
+    @property
+    def columns(self) -> int:
+        return self.stack.columns
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.stack.name,)
+
+    @property
+    def label(self) -> str:
+        return f"{self.stack.name}.{self.index}"
+
+    def read(self, start: int, stop: int) -> F32:
+        """Rows start:stop as float32."""
+        whole: F32 = self.stack.source.read_rows(self.stack.name, self.index, self.index + 1)
+        return whole[0, start:stop]
 
 
 def chunks(matrix: Matrix, multiple: int = 1) -> Iterator[tuple[int, int, F32]]:

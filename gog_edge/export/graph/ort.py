@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from gog_edge.errors import CheckpointError
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import Past, declare_past, declare_present
+from gog_edge.export.graph.ort_experts import MS, fits, moe
 from gog_edge.export.graph.portable import PortableTarget
-from gog_edge.families.target import Cache, LayerCache, RecurrentCache, Value, Weight, Windows
+from gog_edge.export.graph.portable_experts import LoopedExperts
+from gog_edge.families.target import Cache, ExpertStack, LayerCache, Matrix, RecurrentCache, Value, Weight, Windows
 from gog_edge.manifest import DecoderSpec, DType
-
-MS = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class OrtTarget(PortableTarget):
 
     def _silu(self, x: Value) -> Value:
         return self.g.op("QuickGelu", x, domain=MS, alpha=1.0)  # x * sigmoid(alpha * x)
+
+    def _experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        logits = self.store.linear(x, router, (), "router")
+        schemes = self.store.scheme(gate_up.expert(0), "mlp"), self.store.scheme(down.expert(0), "down_proj")
+        if not fits(*schemes, gate_up, down):
+            return LoopedExperts(self.g, self.store, self.expert_file, as_told=True)(x, logits, gate_up, down, top)
+        return moe(self.g, self.store, self.expert_file, x, logits, gate_up, down, top)
 
     # -- attention ------------------------------------------------------------------------------------------------
 

@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from gog_edge.export.graph import recurrent
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import GraphCache, Past, declare_past, declare_present
+from gog_edge.export.graph.experts import ExpertFile
 from gog_edge.export.graph.linear import LinearStore
-from gog_edge.export.graph.matrix import FoldedPatches, Stacked, TensorSource, check_shape
+from gog_edge.export.graph.matrix import Experts, FoldedPatches, Stacked, TensorSource, check_shape
+from gog_edge.export.graph.portable_experts import LoopedExperts
 from gog_edge.families.target import (
     Cache,
+    DeltaInputs,
     DeltaWeights,
+    ExpertStack,
     LayerCache,
     Matrix,
     RecurrentCache,
@@ -64,12 +68,14 @@ class PortableTarget:
         g: GraphBuilder,
         source: TensorSource,
         store: LinearStore,
+        expert_file: ExpertFile,
         compute: Literal["float32", "float16"] = "float32",
         kv_dtype: Literal["float32", "float16", "int8"] = "float32",
     ) -> None:
         self.g = g
         self.source = source
         self.store = store
+        self.expert_file = expert_file
         self.compute: DType = compute
         self.kv_dtype: DType = kv_dtype
         self.matrix_values: Counter[Role] = Counter()  # what linear layers were built so far
@@ -91,6 +97,9 @@ class PortableTarget:
         self, names: tuple[str, ...], rows: tuple[int, ...], columns: int, order: tuple[int, ...] = ()
     ) -> Matrix:
         return Stacked(self.source, names, rows, columns, order)
+
+    def expert_stack(self, name: str, count: int, rows: int, columns: int) -> ExpertStack:
+        return Experts(self.source, name, count, rows, columns)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> Matrix:
         return FoldedPatches(self.source, name, rows, temporal, patch)
@@ -162,8 +171,18 @@ class PortableTarget:
         gate, up = self.split(self.linear(x, weight, biases, role=role), (weight.rows // 2,) * 2)
         return self.g.op("Mul", self._silu(gate), up)
 
-    def gate(self, x: Value, gate: Value, *, silu: bool) -> Value:
-        return self.g.op("Mul", x, self._silu(gate) if silu else self.g.op("Sigmoid", gate))
+    def experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        self.matrix_values["router"] += router.rows * router.columns
+        self.matrix_values["mlp"] += top * gate_up.rows * gate_up.columns  # those that a row is multiplied with
+        self.matrix_values["down_proj"] += top * down.rows * down.columns
+        return self._experts(x, router, gate_up, down, top)
+
+    def _experts(self, x: Value, router: Matrix, gate_up: ExpertStack, down: ExpertStack, top: int) -> Value:
+        logits = self.store.linear(x, router, (), "router")
+        return LoopedExperts(self.g, self.store, self.expert_file)(x, logits, gate_up, down, top)
+
+    def sigmoid_gate(self, x: Value, gate: Value) -> Value:
+        return self.g.op("Mul", x, self.g.op("Sigmoid", gate))
 
     def _silu(self, x: Value) -> Value:
         return self.g.op("Mul", x, self.g.op("Sigmoid", x))
@@ -266,19 +285,20 @@ class PortableTarget:
 
     # -- linear attention -----------------------------------------------------------------------------------------
 
-    def gated_delta(self, cache: Cache, layer: int, x: Value, step: Value, rate: Value, weights: DeltaWeights) -> Value:
+    def gated_delta(self, cache: Cache, layer: int, inputs: DeltaInputs, weights: DeltaWeights, eps: float) -> Value:
         held = cast(GraphCache, cache)
         kind, (conv, state) = held.layers[layer], held.past[layer]
         assert isinstance(kind, RecurrentCache), f"layer {layer} keeps something else"
         keys = kind.key_heads * kind.key_dim
-        x = self._convolution(x, self._kernel(weights.kernel, kind), conv, f"present_state.{layer}.conv")
+        x = self._convolution(inputs.qkv, self._kernel(weights.kernel, kind), conv, f"present_state.{layer}.conv")
         q, k, v = self.split(x, (keys, keys, kind.heads * kind.value_dim))
         q, k = self._unit(q, kind, kind.key_dim**-0.5), self._unit(k, kind, 1.0)
-        decay = self.g.op("Softplus", self.g.op("Add", step, self._parameter(weights.bias, (kind.heads,))))
+        decay = self.g.op("Softplus", self.g.op("Add", inputs.step, self._parameter(weights.bias, (kind.heads,))))
         decay = self.g.op("Mul", decay, self._decay_rate(weights.rate, kind))
-        return self._delta_rule(
-            kind, (q, k, v, decay, self.g.op("Sigmoid", rate)), state, f"present_state.{layer}.delta"
-        )
+        parts = (q, k, v, decay, self.g.op("Sigmoid", inputs.rate))
+        out = self._delta_rule(kind, parts, state, f"present_state.{layer}.delta")
+        out = self.rms_norm(self.reshape(out, (-1, kind.value_dim)), weights.norm, eps)
+        return self.g.op("Mul", self.reshape(out, (-1, kind.heads * kind.value_dim)), self._silu(inputs.gate))
 
     def _convolution(self, x: Value, kernel: NDArray[np.float32], past: Value, present: str) -> Value:
         return self._silu(recurrent.convolution(self.g, x, kernel, past, present))

@@ -182,7 +182,8 @@ def verify(
     transform = fake_quantisation(bundle, tensor_classes(checkpoint.config))
     if transform is not None:
         progress.stage("verify: quantised reference", 0)
-        stages.append(_graph_stage(lambda: make_reference(checkpoint, transform, memory), talk, shown, limits))
+        table = "routed_graph" if bundle.manifest.decoder.experts else "graph"
+        stages.append(_graph_stage(lambda: make_reference(checkpoint, transform, memory), talk, shown, limits, table))
     evidence = Evidence(
         reference=expected.logits,
         bundle=talk.prefill,
@@ -254,7 +255,10 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     def transform(name: str, weight: F32) -> F32:
         kind = classes.get(name)
         scheme = recipe.scheme(kind, name) if kind else None
-        return weight if scheme is None else dequantize(quantize(weight, scheme))
+        if scheme is None:
+            return weight
+        rows = weight.reshape(-1, weight.shape[-1])  # experts are stacked
+        return dequantize(quantize(rows, scheme)).reshape(weight.shape)
 
     return transform
 
@@ -287,13 +291,13 @@ def _pixels(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: To
 
 
 def _graph_stage(
-    make: Callable[[], Reference], talk: BundleTalk, shown: Sequence[ReferenceImage], limits: Tolerances
+    make: Callable[[], Reference], talk: BundleTalk, shown: Sequence[ReferenceImage], limits: Tolerances, table: str
 ) -> Stage:
     try:
         quantised = make()
     except ParityError as e:  # the plain reference was made, so this is a lack of memory
         return Stage("graph", Verdict.SKIPPED, {}, note=str(e))
-    return limits.judge("graph", compare_logits(quantised.logits(talk.tokens, shown), talk.prefill))
+    return limits.judge("graph", compare_logits(quantised.logits(talk.tokens, shown), talk.prefill), limits_of=table)
 
 
 def _pixel_stage(bundle: Bundle, checkpoint: Checkpoint, talk: BundleTalk, limits: Tolerances) -> tuple[Stage, ...]:

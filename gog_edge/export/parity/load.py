@@ -246,6 +246,19 @@ def _fill(module: torch.nn.Module, prefix: str, own: list[str], give: Give) -> N
 @contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """transformers' and peft's errors, of any type, as one ParityError of one line; their chatter is not shown."""
+    try:
+        with quiet():
+            yield
+    except (UsageError, ParityError):
+        raise
+    except Exception as e:  # their error types differ by version
+        why = " ".join(str(e).split())[:300] or type(e).__name__
+        raise ParityError(f"{what}: {why}") from e
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says nothing of progress, and nothing less than an error."""
     bars, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
@@ -253,11 +266,6 @@ def _one_line(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UsageError, ParityError):
-        raise
-    except Exception as e:  # their error types differ by version
-        why = " ".join(str(e).split())[:300] or type(e).__name__
-        raise ParityError(f"{what}: {why}") from e
     finally:
         transformers.logging.set_verbosity(level)
         if bars:

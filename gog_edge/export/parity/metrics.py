@@ -77,15 +77,15 @@ class Tolerances:
             raise ParityError(f"{file} has no tolerances for {precision}: it knows {', '.join(table)}")
         return cls(precision, table[precision])
 
-    def judge(self, name: str, metrics: dict[str, float], note: str = "") -> Stage:
-        """A stage with its verdict.
+    def judge(self, name: str, metrics: dict[str, float], note: str = "", limits_of: str = "") -> Stage:
+        """A stage with its verdict; `limits_of`: another stage, whose limits are taken.
 
         Raises:
             ParityError: there are no limits for this stage, or they name a metric that was not measured.
         """
-        limits = self.stages.get(name)
+        limits = self.stages.get(limits_of or name)
         if limits is None:
-            raise ParityError(f"there are no tolerances for stage {name!r} at {self.precision}")
+            raise ParityError(f"there are no tolerances for stage {limits_of or name!r} at {self.precision}")
         at_least, at_most = dict(limits.get("at_least", {})), dict(limits.get("at_most", {}))
         for key in (*at_least, *at_most):
             if key not in metrics:

@@ -20,7 +20,7 @@ from transformers.image_utils import SizeDict
 
 from gog_edge.errors import ParityError
 from gog_edge.export.checkpoint.reader import Checkpoint
-from gog_edge.export.parity.load import F32, Transform, load
+from gog_edge.export.parity.load import F32, Transform, load, quiet
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Reference:
         handle = self.model.model.visual.register_forward_hook(look)
         self.model.model.rope_deltas = None
         try:
-            with torch.inference_mode(), self._written(tokens, shown) as plain:
+            with quiet(), torch.inference_mode(), self._written(tokens, shown) as plain:
                 logits: F32 = self.model(input_ids=plain, **inputs, use_cache=False).logits[0].float().numpy()
         finally:
             handle.remove()

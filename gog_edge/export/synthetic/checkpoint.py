@@ -75,7 +75,7 @@ def make_checkpoint(
         raise UsageError(f"dtype {dtype!r} is not known: bfloat16, float16 or float32")
     config = _merge(model_config(name), overrides or {})
     config = _spell_config(config, spelling, dtype)
-    tensors = list(_tensors(config))
+    tensors = list(_tensors(config, spelling))
     rename = _published_name if spelling == "published" and config["model_type"] == "qwen2_5_vl" else str
     target = Path(out)
     if target.exists():
@@ -120,6 +120,8 @@ def _spell_config(config: dict[str, Any], spelling: Spelling, dtype: str) -> dic
         rope = dict(text.pop("rope_scaling"))
         rope.pop("type", None)
         text["rope_parameters"] = {**rope, "rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    if config["model_type"] == "qwen3_vl_moe":
+        text["num_local_experts"] = text.pop("num_experts")
     config.pop("torch_dtype", None)
     return {**config, "dtype": dtype, "text_config": {**text, "dtype": dtype}, "vision_config": vision}
 
@@ -129,11 +131,11 @@ def _published_name(name: str) -> str:
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
-def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
+def _tensors(config: dict[str, Any], spelling: Spelling = "published") -> Iterator[_Tensor]:
     """All tensors of the checkpoint. Layers that feed the residual stream are damped by the depth."""
     text: dict[str, Any] = config.get("text_config") or config
     hidden, vocab = text["hidden_size"], text["vocab_size"]
-    qwen3, hybrid = config["model_type"] in ("qwen3_vl", "qwen3_5"), config["model_type"] == "qwen3_5"
+    qwen3, hybrid = config["model_type"] != "qwen2_5_vl", config["model_type"].startswith("qwen3_5")
     yield from _vision_qwen3(config["vision_config"]) if qwen3 else _vision_qwen2_5(config["vision_config"])
     language = "model.language_model."
     # As a tied head it makes logits with a deviation of about 4, as a real policy has; larger ones blow up every KL.
@@ -141,9 +143,12 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
     head_dim = text.get("head_dim") or hidden // text["num_attention_heads"]
     queries, keys = text["num_attention_heads"] * head_dim, text["num_key_value_heads"] * head_dim
     damp = 1 / math.sqrt(2 * text["num_hidden_layers"])
-    inner = text["intermediate_size"]
+    inner = text.get("intermediate_size", 0)
     if hybrid:
         yield from (_Tensor(*draw) for draw in hybrid_decoder(text))
+    step, dense = text.get("decoder_sparse_step", 1), text.get("mlp_only_layers", [])
+    layers = range(text["num_hidden_layers"] if _experts_of(text) else 0)
+    sparse = {i for i in layers if i not in dense and (i + 1) % step == 0}
     for i in range(0 if hybrid else text["num_hidden_layers"]):
         layer = f"{language}layers.{i}."
         yield from _linear(f"{layer}self_attn.q_proj", queries, hidden, bias=not qwen3)
@@ -153,9 +158,12 @@ def _tensors(config: dict[str, Any]) -> Iterator[_Tensor]:
         if qwen3:
             yield _Tensor(f"{layer}self_attn.q_norm.weight", (head_dim,), 0.1, 1.0)
             yield _Tensor(f"{layer}self_attn.k_norm.weight", (head_dim,), 0.1, 1.0)
-        yield from _linear(f"{layer}mlp.gate_proj", inner, hidden)
-        yield from _linear(f"{layer}mlp.up_proj", inner, hidden)
-        yield from _linear(f"{layer}mlp.down_proj", hidden, inner, damp)
+        if i in sparse:
+            yield from _experts(f"{layer}mlp.", text, damp, spelling)
+        else:
+            yield from _linear(f"{layer}mlp.gate_proj", inner, hidden)
+            yield from _linear(f"{layer}mlp.up_proj", inner, hidden)
+            yield from _linear(f"{layer}mlp.down_proj", hidden, inner, damp)
         yield _Tensor(f"{layer}input_layernorm.weight", (hidden,), 0.1, 1.0)
         yield _Tensor(f"{layer}post_attention_layernorm.weight", (hidden,), 0.1, 1.0)
     # Mean 0: else a tied head would find each token most similar to itself and greedy decoding would only repeat.
@@ -169,6 +177,19 @@ def _linear(name: str, out: int, inputs: int, gain: float = 1.0, bias: bool = Fa
     yield _Tensor(f"{name}.weight", (out, inputs), gain / math.sqrt(inputs))
     if bias:
         yield _Tensor(f"{name}.bias", (out,), 0.1)
+
+
+def _experts(name: str, text: dict[str, Any], damp: float, spelling: Spelling) -> Iterator[_Tensor]:
+    """The matrices lie as [inputs, outputs] in the published files, as [outputs, inputs] in those of transformers 5."""
+    count, hidden, inner = _experts_of(text), text["hidden_size"], text["moe_intermediate_size"]
+    turn = -1 if spelling == "published" else 1
+    yield _Tensor(f"{name}gate.weight", (count, hidden), 1 / math.sqrt(hidden))
+    yield _Tensor(f"{name}experts.gate_up_proj", (count, *(2 * inner, hidden)[::turn]), 1 / math.sqrt(hidden))
+    yield _Tensor(f"{name}experts.down_proj", (count, *(hidden, inner)[::turn]), damp / math.sqrt(inner))
+
+
+def _experts_of(text: dict[str, Any]) -> int:
+    return int(text.get("num_experts") or text.get("num_local_experts") or 0)
 
 
 def _norm(name: str, width: int, bias: bool) -> Iterator[_Tensor]:

@@ -11,10 +11,13 @@ import difflib
 from typing import Any
 
 from gog_edge.errors import UsageError
-from gog_edge.export.synthetic.hybrid import FIRST_SPECIAL, hybrid_config
+from gog_edge.export.synthetic.hybrid import FIRST_SPECIAL, hybrid_config, hybrid_moe_config
 from gog_edge.shapes import HEAD_DIM, MERGE, SHAPES, VISION_HEADS, PolicyShape
 
-TINY = ("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied", "tiny-qwen3.5")
+TINY = (
+    *("tiny-qwen3-vl", "tiny-qwen3-vl-untied", "tiny-qwen3-vl-moe"),
+    *("tiny-qwen2.5-vl", "tiny-qwen2.5-vl-tied", "tiny-qwen3.5", "tiny-qwen3.5-moe"),
+)
 NAMES = (*TINY, *SHAPES)
 FULL_SPECIALS = 151643  # id of <|endoftext|>, the first special token of the Qwen vocabularies
 TINY_SPECIALS = 640
@@ -27,12 +30,19 @@ def model_config(name: str) -> dict[str, Any]:
         UsageError: no such name.
     """
     shape = SHAPES.get(name)
-    if shape is not None and shape.family == "qwen3_5":
-        return hybrid_config(shape, _ids(FIRST_SPECIAL))
+    if shape is not None and shape.family.startswith("qwen3_5"):
+        hybrid = hybrid_config(shape, _ids(FIRST_SPECIAL))
+        return hybrid_moe_config(hybrid, shape.experts, shape.top, shape.intermediate) if shape.experts else hybrid
     if shape is not None:
-        return _qwen3(shape) if shape.family == "qwen3_vl" else _qwen2_5(shape)
+        return {"qwen3_vl": _qwen3, "qwen3_vl_moe": _qwen3_moe, "qwen2_5_vl": _qwen2_5}[shape.family](shape)
+    if name == "tiny-qwen3-vl-moe":
+        return _tiny_qwen3_moe()
     if name == "tiny-qwen3.5":
         return _tiny_hybrid()
+    if name == "tiny-qwen3.5-moe":
+        config = hybrid_moe_config({**_tiny_hybrid(), "tie_word_embeddings": False}, 10, 3, 44)
+        config["text_config"]["tie_word_embeddings"] = False
+        return config
     if name in TINY:
         return _tiny_qwen3(name.endswith("untied")) if "qwen3" in name else _tiny_qwen2_5(name.endswith("-tied"))
     close = difflib.get_close_matches(name, NAMES, 1)
@@ -147,6 +157,34 @@ def _qwen3(shape: PolicyShape) -> dict[str, Any]:
             "temporal_patch_size": 2,
         },
     }
+
+
+def _qwen3_moe(shape: PolicyShape) -> dict[str, Any]:
+    config = _qwen3(shape)
+    config.update(architectures=["Qwen3VLMoeForConditionalGeneration"], model_type="qwen3_vl_moe")
+    config["text_config"].update(
+        model_type="qwen3_vl_moe_text",
+        decoder_sparse_step=1,
+        intermediate_size=3 * shape.hidden,  # of layers without experts, of which there are none
+        mlp_only_layers=[],
+        moe_intermediate_size=shape.intermediate,
+        norm_topk_prob=True,
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.top,
+    )
+    config["vision_config"]["model_type"] = "qwen3_vl_moe"
+    return config
+
+
+def _tiny_qwen3_moe() -> dict[str, Any]:
+    """Two layers with experts among four, which no power of two counts."""
+    config, tiny = _qwen3_moe(SHAPES["qwen3-vl-30b-a3b"]), _tiny_qwen3(untied=True)
+    for key in ("text_config", "vision_config"):
+        config[key] |= {k: v for k, v in tiny[key].items() if k != "model_type"}
+    config["text_config"].update(
+        decoder_sparse_step=2, mlp_only_layers=[], moe_intermediate_size=44, num_experts=6, num_experts_per_tok=2
+    )
+    return {**tiny, **{k: config[k] for k in ("architectures", "model_type", "text_config", "vision_config")}}
 
 
 def _tiny_qwen3(untied: bool) -> dict[str, Any]:

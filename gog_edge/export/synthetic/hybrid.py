@@ -83,6 +83,25 @@ def hybrid_config(shape: PolicyShape, ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def hybrid_moe_config(config: dict[str, Any], experts: int, top: int, inner: int) -> dict[str, Any]:
+    """`config` with a mixture of `experts` of `inner` in every layer, and a shared one of the same size."""
+    text = {key: value for key, value in config["text_config"].items() if key != "intermediate_size"}
+    text |= {
+        "model_type": "qwen3_5_moe_text",
+        "moe_intermediate_size": inner,
+        "num_experts": experts,
+        "num_experts_per_tok": top,
+        "shared_expert_intermediate_size": inner,
+    }
+    return {
+        **config,
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "model_type": "qwen3_5_moe",
+        "text_config": text,
+        "vision_config": {**config["vision_config"], "model_type": "qwen3_5_moe"},
+    }
+
+
 def hybrid_decoder(text: dict[str, Any]) -> Iterator[Draw]:
     """The decoder's layers and the MTP head. What feeds the residual stream is damped by the depth."""
     damp = 1 / math.sqrt(2 * text["num_hidden_layers"])
@@ -122,12 +141,28 @@ def _delta(name: str, text: dict[str, Any], damp: float) -> Iterator[Draw]:
 
 
 def _rest(layer: str, text: dict[str, Any], damp: float) -> Iterator[Draw]:
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    yield _matrix(f"{layer}mlp.gate_proj", inner, hidden)
-    yield _matrix(f"{layer}mlp.up_proj", inner, hidden)
-    yield _matrix(f"{layer}mlp.down_proj", hidden, inner, damp)
+    hidden = text["hidden_size"]
+    if "num_experts" in text:
+        yield from _experts(f"{layer}mlp.", text, damp)
+    else:
+        yield from _mlp(f"{layer}mlp.", hidden, text["intermediate_size"], damp)
     yield f"{layer}input_layernorm.weight", (hidden,), 0.1, 0.0
     yield f"{layer}post_attention_layernorm.weight", (hidden,), 0.1, 0.0
+
+
+def _mlp(name: str, hidden: int, inner: int, damp: float) -> Iterator[Draw]:
+    yield _matrix(f"{name}gate_proj", inner, hidden)
+    yield _matrix(f"{name}up_proj", inner, hidden)
+    yield _matrix(f"{name}down_proj", hidden, inner, damp)
+
+
+def _experts(name: str, text: dict[str, Any], damp: float) -> Iterator[Draw]:
+    count, hidden, inner = text["num_experts"], text["hidden_size"], text["moe_intermediate_size"]
+    yield _matrix(f"{name}gate", count, hidden)
+    yield f"{name}experts.gate_up_proj", (count, 2 * inner, hidden), 1 / math.sqrt(hidden), 0.0
+    yield f"{name}experts.down_proj", (count, hidden, inner), damp / math.sqrt(inner), 0.0
+    yield from _mlp(f"{name}shared_expert.", hidden, text["shared_expert_intermediate_size"], damp)
+    yield _matrix(f"{name}shared_expert_gate", 1, hidden)
 
 
 def _mtp(text: dict[str, Any], damp: float) -> Iterator[Draw]:

@@ -24,9 +24,11 @@ def add_engines(
 
     Raises:
         EngineError: the library is missing or a build fails; the old bundle stays as it was.
+        BundleError: a file differs from what was exported.
         UsageError: a device that can't be built for, or a bundle without portable graphs.
     """
     old = bundle.manifest.engines
+    bundle.check(bundle.manifest.files.keys())  # before their hashes are taken over
     with BundleWriter(out) as writer:
         of_engines = {name for engine in old for name in _files(engine)}
         _take(bundle, writer, bundle.manifest.files.keys() - of_engines - {MANIFEST})

@@ -56,4 +56,14 @@ private:
     const float* list_[4 * kChunk];
 };
 
+constexpr size_t kStretch = 16;  // channels of k between two calls of `some`
+
+// One token is bound by memory, and hardware prefetchers stop at the end of a page: rows of S are asked for kLead rows
+// ahead, behind them those of d, and then the next head's first.
+constexpr size_t kLead = 32;
+template <int C>
+GOG_INLINE void fetch_row(const float* row) {
+    for (int c = 0; c < C * W; c += (int)kLanes) __builtin_prefetch(row + c);
+}
+
 }  // namespace gog

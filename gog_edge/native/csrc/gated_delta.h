@@ -113,8 +113,6 @@ private:
         }
     }
 
-    static constexpr size_t kStretch = 16;  // channels of k between two looks at what to fetch
-
     template <int R, int P>
     void product(size_t i, size_t panel) {
         constexpr int V = (int)kLanes / W;
@@ -153,6 +151,8 @@ private:
         v_ = in_.qkv + row_ * s_.qkv() + 2 * s_.key_heads * s_.dk + head * s_.dv;
         for (size_t i = 0; i < count_; i++) coefficients(head, i);
         plan(head);
+        const bool last = (head + 1) % s_.group() == 0 && head + 1 < s_.value_heads;  // of those of its key head
+        next_panels_ = count_ == 1 && last ? first_ / kLanes + 1 : 0;
         if (count_ == 1)
             columns<1, kAloneColumns>();
         else if (count_ == 2)
@@ -236,10 +236,16 @@ private:
         for (int r = 0; r < R; r++)
             GOG_UNROLL
             for (int c = 0; c < C; c++) d[r][c] = o[r][c] = vf{};
+        const size_t before = first_ + i;
         const float *s = matrix_ + column, *k = k_ + i * s_.dk, *q = q_ + i * s_.dk;
         for (size_t n = 0; n < s_.dk;) {
-            fetch_.some();
+            if (R > 1) fetch_.some();
             for (const size_t stop = n + kStretch < s_.dk ? n + kStretch : s_.dk; n < stop; n++, s += padded_) {
+                if (R == 1) {
+                    if (n + kLead < s_.dk + before) fetch_row<C>(s + kLead * padded_);
+                    for (size_t p = 0; p < next_panels_; p++)
+                        __builtin_prefetch(panels_ + s_.key_words() + (p * s_.dk + n) * kLanes);
+                }
                 GOG_UNROLL
                 for (int c = 0; c < C; c++) {
                     const vf x = load<vf>(s + c * W);
@@ -262,9 +268,9 @@ private:
                 o[r][c] = o[r][c] * faded_[i + r];
             }
         }
-        const size_t before = first_ + i;
         const float *l = lower_ + i * kChunk, *m = mix_ + i * kChunk, *row = d_ + column;
         for (size_t j = 0; j < before; j++, row += padded_) {
+            if (R == 1 && j < kLead) fetch_row<C>(matrix_ + s_.value_words() + j * padded_ + column);
             GOG_UNROLL
             for (int c = 0; c < C; c++) {
                 const vf x = load<vf>(row + c * W);
@@ -366,6 +372,7 @@ private:
     float *k_ = nullptr, *q_ = nullptr, *kk_ = nullptr, *qk_ = nullptr, *lower_ = nullptr, *mix_ = nullptr;
     float *out_ = nullptr, *weighted_ = nullptr;
     size_t begin_ = 0, end_ = 0;  // key heads
+    size_t next_panels_ = 0;      // of the next key head, to be fetched on the way
     FetchAhead fetch_;
     float beta_[kChunk], faded_[kChunk];
 };

@@ -170,29 +170,36 @@ struct Strip {
     size_t panel_bytes, scale_bytes;
 };
 
+// Tile `tile` of x against one strip; `sums` takes its rows x kStrip.
+template <Format kFormat>
+inline void strip_tile(const QuantizedRows& x, size_t tile, const Strip& strip, float* sums) {
+    const size_t first = x.first_row(tile), rows = x.tile_rows(tile);
+    const int columns = tile_columns(rows);
+    for (int part = 0; part < kStrip / columns; part++) {
+        const size_t panel = part * columns / 16;
+        TileInput in;
+        in.data = strip.data + panel * strip.panel_bytes;
+        in.panel_bytes = strip.panel_bytes;
+        in.scales = (const char*)strip.scales + panel * strip.scale_bytes;
+        in.zeros = strip.zeros ? strip.zeros + panel * x.groups * 16 : nullptr;
+        in.rows = x.bytes + first * x.columns;
+        in.row_scales = x.scales + first * x.groups;
+        in.row_sums = x.sums + first * x.groups;
+        in.groups = x.groups;
+        in.group = x.group;
+        in.strip = sums + part * columns;
+        run_tile<kFormat>(rows, in);
+    }
+}
+
 // Tiles [tile_begin, tile_end) of x against one strip; `sums` holds kTileRows x kStrip.
 template <Format kFormat>
 inline void multiply_strip(const QuantizedRows& x, size_t tile_begin, size_t tile_end, const Strip& strip,
                            size_t column, const Epilogue& epilogue, float* sums) {
     for (size_t tile = tile_begin; tile < tile_end; tile++) {
         const size_t first = x.first_row(tile), rows = x.tile_rows(tile);
-        const int columns = tile_columns(rows);
         if (rows > kStreamRows) fetch_strip(rows, x.offset + first, column, epilogue);
-        for (int part = 0; part < kStrip / columns; part++) {
-            const size_t panel = part * columns / 16;
-            TileInput in;
-            in.data = strip.data + panel * strip.panel_bytes;
-            in.panel_bytes = strip.panel_bytes;
-            in.scales = (const char*)strip.scales + panel * strip.scale_bytes;
-            in.zeros = strip.zeros ? strip.zeros + panel * x.groups * 16 : nullptr;
-            in.rows = x.bytes + first * x.columns;
-            in.row_scales = x.scales + first * x.groups;
-            in.row_sums = x.sums + first * x.groups;
-            in.groups = x.groups;
-            in.group = x.group;
-            in.strip = sums + part * columns;
-            run_tile<kFormat>(rows, in);
-        }
+        strip_tile<kFormat>(x, tile, strip, sums);
         finish_strip(sums, rows, x.offset + first, column, epilogue);
     }
 }

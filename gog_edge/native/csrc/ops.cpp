@@ -1,6 +1,7 @@
 // The shared library's entry points: RegisterCustomOps for ONNX Runtime, a few facts for Python.
 #include "op_causal_conv.h"
 #include "op_decoder_attention.h"
+#include "op_experts.h"
 #include "op_gated_delta.h"
 #include "op_linear.h"
 #include "op_vision_attention.h"
@@ -22,9 +23,15 @@ gog::ort::Operator<gog::DecoderAttention<gog::HalfCache>, Parallel> decoder_atte
 gog::ort::Operator<gog::DecoderAttention<gog::ByteCache>, Parallel> decoder_attention_i8;
 gog::ort::Operator<gog::CausalConv, Parallel> causal_conv;
 gog::ort::Operator<gog::GatedDelta, Parallel> gated_delta;
+gog::ort::Operator<gog::Route, Parallel> route;
+gog::ort::Operator<gog::ExpertLinear<4>, Parallel> expert_linear_w4;
+gog::ort::Operator<gog::ExpertLinear<8>, Parallel> expert_linear_w8;
+gog::ort::Operator<gog::ExpertLinear<16>, Parallel> expert_linear_f16;
+gog::ort::Operator<gog::ExpertLinear<32>, Parallel> expert_linear_f32;
 
 CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention, &decoder_attention_f16,
-                               &decoder_attention_i8, &causal_conv, &gated_delta};
+                               &decoder_attention_i8, &causal_conv, &gated_delta, &route, &expert_linear_w4,
+                               &expert_linear_w8, &expert_linear_f16, &expert_linear_f32};
 
 }  // namespace
 
