@@ -28,7 +28,9 @@ from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.parity.metrics import divergence
 from gog_edge.export.pipeline import export_bundle
+from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.files import write_text
+from gog_edge.manifest import Backend
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence
 
@@ -102,13 +104,24 @@ def _loss(logits: F32, ids: I64) -> float:
 
 
 def variants() -> dict[str, ExportOptions]:
-    """By name: the defaults, and what they are made of."""
-    found = {}
-    for backend in ("native", "ort"):
-        eight = ExportOptions(precision="int8", backend=backend, allow_missing_tokenizer=True)
-        found[f"int8, {backend}"] = eight
-        found[f"int4, {backend}"] = replace(eight, precision="int4")
-        found[f"int4, {backend}, attention int8"] = replace(eight, precision="int4", int8=("attention",))
+    """By name: the defaults, and the native ones with one thing changed."""
+    found: dict[str, ExportOptions] = {}
+    backends: tuple[Backend, ...] = ("native", "ort")
+    for backend in backends:
+        found[f"int8, {backend}"] = ExportOptions(precision="int8", backend=backend)
+        found[f"int4, {backend}"] = ExportOptions(precision="int4", backend=backend)
+    eight, four = Recipe.for_precision("int8"), Recipe.for_precision("int4")
+    for name, changes in {
+        "int8, scales per 128": {"block": 128},
+        "int8, scales per row": {"block": 0},
+        "int8, scales per row, not turned": {"block": 0, "rotation": 0},
+    }.items():
+        changed = {role: replace(eight.attention, **changes) for role in ("head", "attention", "mlp", "down_proj")}
+        found[name] = replace(found["int8, native"], recipe=replace(eight, **changed))
+    plain = {role: replace(four.mlp, rotation=0) for role in ("attention", "attention_out", "mlp", "down_proj")}
+    found["int4, q, k, v too"] = replace(found["int4, native"], recipe=replace(four, attention=four.mlp))
+    found["int4, q, k, v too, not turned"] = replace(found["int4, native"], recipe=replace(four, **plain))
+    found["int4, o at 8 bits"] = replace(found["int4, native"], int8=("attention",))
     return found
 
 
@@ -119,7 +132,7 @@ def study(folder: Path, chosen: Sequence[str] = (), windows: int | None = None) 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "bundle"
-        exact = export_bundle(checkpoint, out, ExportOptions(precision="fp32", allow_missing_tokenizer=True))
+        exact = export_bundle(checkpoint, out, ExportOptions(precision="fp32"))
         reader = Reader(exact)
         expected = [reader.logits(ids) for ids in texts]
         reader.close()

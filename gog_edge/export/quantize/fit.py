@@ -8,14 +8,15 @@ from typing import Any
 
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme
+from gog_edge.families.target import TensorClass
 
-ROLES = ("head", "attention", "mlp", "down_proj", "vision", "merger")
+ROLES: tuple[TensorClass, ...] = ("head", "attention", "attention_out", "mlp", "down_proj", "vision", "merger")
 Change = Callable[[Scheme], Scheme]
 
 
 def fit(recipe: Recipe, change: Change) -> Recipe:
     """Every integer scheme of the linear layers (overrides too) through `change`."""
-    schemes: dict[str, Any] = {role: _changed(getattr(recipe, role), change) for role in ROLES}
+    schemes: dict[str, Any] = {role: _changed(recipe.scheme(role), change) for role in ROLES}
     schemes["overrides"] = {name: _changed(scheme, change) for name, scheme in recipe.overrides.items()}
     return replace(recipe, **schemes)
 

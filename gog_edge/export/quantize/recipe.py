@@ -18,8 +18,8 @@ _GROUP = 256  # inputs with one scale at 8 bits: kGroupedBytes pays for every gr
 class Recipe:
     """Scheme of every tensor class. The classes:
 
-    `embedding`: the token table (one row a token, always per row); `head`: lm_head; `attention`: q, k, v, o;
-    `mlp`: gate and up; `down_proj`: down; `vision`: linear layers of the vision blocks; `merger`: the merger and the
+    `embedding`: the token table (one row a token, always per row); `head`: lm_head; `attention`: q, k, v;
+    `attention_out`: o, None: as `attention`; `mlp`: gate and up; `down_proj`: down; `vision`: linear layers of the vision blocks; `merger`: the merger and the
     DeepStack mergers. Patch embedding, norms, biases and the position table are always float.
     """
 
@@ -32,10 +32,11 @@ class Recipe:
     vision: Scheme
     merger: Scheme
     overrides: dict[str, Scheme] = field(default_factory=dict)  # exact weight name -> scheme
+    attention_out: Scheme | None = None
 
     def scheme(self, tensor_class: TensorClass, name: str = "") -> Scheme:
         """The scheme of one tensor: its override, or its class's."""
-        found: Scheme = self.overrides.get(name) or getattr(self, tensor_class)
+        found: Scheme = self.overrides.get(name) or getattr(self, tensor_class) or self.attention
         return found
 
     def with_method(self, method: Method) -> Recipe:
@@ -44,6 +45,7 @@ class Recipe:
             self,
             name=f"{self.name.partition('-')[0]}-{method}",
             attention=replace(self.attention, method=method),
+            attention_out=replace(self.scheme("attention_out"), method=method),
             mlp=replace(self.mlp, method=method),
             down_proj=replace(self.down_proj, method=method),
         )
@@ -54,12 +56,14 @@ class Recipe:
             return self
         eight = Recipe.for_precision("int8")
         changed: dict[str, Any] = {name: getattr(eight, name) for name in classes}
+        changed |= {"attention_out": eight.attention} if "attention" in classes else {}
         return replace(self, name="-".join((self.name, *(f"{name}8" for name in classes))), **changed)
 
     @property
     def repeatable(self) -> bool:
         """Whether weights alone decide, so that the same recipe gives the same result again (no calibration)."""
-        schemes = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "overrides")]
+        schemes = [getattr(self, f.name) for f in fields(self) if f.name not in ("name", "overrides", "attention_out")]
+        schemes.append(self.scheme("attention_out"))
         return all(s.is_float or s.method not in CALIBRATED for s in (*schemes, *self.overrides.values()))
 
     def describe(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Recipe:
             recipe = cls("int8", row, int8, int8, int8, int8, tower, tower)
         elif precision == "int4":
             int4 = Scheme(4, 32, method=everywhere, rotation=_TURNED)
-            recipe = cls("int4", row, int8, int4, int4, int4, tower, tower)
+            recipe = cls("int4", row, int8, int8, int4, int4, tower, tower, attention_out=int4)
         else:
             raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
         return recipe.with_method(method) if method is not None and method in CALIBRATED else recipe
@@ -103,4 +107,4 @@ class Recipe:
         if precision != "int4":
             return recipe
         steps = replace(recipe.mlp, symmetric=False, method="grid", rotation=0)
-        return replace(recipe, name="int4-grid", attention=steps, mlp=steps, down_proj=steps)
+        return replace(recipe, name="int4-grid", attention=steps, attention_out=steps, mlp=steps, down_proj=steps)

@@ -115,13 +115,21 @@ struct Grouped {
     }
 };
 
-// One expert's rows as int8 in tiles, see QuantizedRows; x_of(i): the row of pair i.
+// One expert's rows, rotated, as int8 in tiles, see QuantizedRows; x_of(i): the row of pair i.
 template <class F>
 void quantize_group_rows(const Grouped& grouped, const Grouped::Group& group, const F& x_of, size_t columns,
-                         const QuantizedRows& q, size_t tile, int8_t* bytes, float* scales, int32_t* sums) {
+                         const Rotation& rotation, const QuantizedRows& q, size_t tile, int8_t* bytes, float* scales,
+                         int32_t* sums) {
+    static thread_local Scratch turned;
     const size_t first = q.first_row(tile), count = q.tile_rows(tile);
     for (size_t r = 0; r < count; r++) {
         const float* row = x_of(grouped.pairs[group.begin + first + r]);
+        if (rotation.block > 0) {
+            float* y = turned.get<float>(columns);
+            std::memcpy(y, row, columns * sizeof(float));
+            rotate_columns(y, columns, rotation);
+            row = y;
+        }
         for (size_t g = 0; g < q.groups; g++) {
             const size_t begin = g * q.group, end = begin + q.group;
             const size_t real = columns > begin ? std::min(columns, end) - begin : 0;

@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "check.h"
 #include "simd.h"
 
 namespace gog {
@@ -107,6 +108,13 @@ inline void hadamard(float* x, size_t n, const float* factors) {
             store(x + i, a + b);
             store(x + i + n / 2, a - b);
         }
+}
+
+// The rotation that attribute `rotation` of an operator names.
+inline Rotation rotation_of(int64_t block) {
+    require(block == 0 || (block >= (int64_t)kLeastRotation && block <= 1 << 20 && (block & (block - 1)) == 0),
+            "attribute rotation must be 0 or a power of two from 16 on");
+    return Rotation((size_t)block);
 }
 
 inline void rotate_columns(float* x, size_t columns, const Rotation& rotation) {

@@ -80,7 +80,8 @@ public:
     }
 
     explicit ExpertLinear(const ort::Attributes& attributes)
-        : columns_((size_t)attributes.integer("N", 0)), gated_(attributes.integer("gated", 0) == 1) {
+        : columns_((size_t)attributes.integer("N", 0)), gated_(attributes.integer("gated", 0) == 1),
+          rotation_(kFloats ? Rotation() : rotation_of(attributes.integer("rotation", 0))) {
         require(columns_ > 0, "attribute N (columns of y) is missing");
     }
 
@@ -91,6 +92,7 @@ public:
         const Weights w = weights(call);
         const size_t k = x.last(), given = x.count() / (k ? k : 1);
         require(k > 0 && k <= w.depth && w.depth - k < w.block, "the last axis of x does not fit the weight's K");
+        require(rotation_.block <= k, "attribute rotation is more than the last axis of x");
         require(given == rows || given == pairs, "x must have a row for each row of ids, or for each id");
         require(!shares || shares.count() == pairs, "shares must have the shape of ids");
         for (size_t i = 0; i < pairs; i++)
@@ -158,7 +160,7 @@ private:
         w.depth = p.depth = weight.dim(2) * kStep;
         w.block = p.block = p.depth / scales.dim(2);
         require(p.columns % kStrip == 0 && p.block % kStep == 0 && p.block * scales.dim(2) == p.depth &&
-                    (kBits == 4 || scales.dim(2) == 1) && columns_ <= p.columns / (gated_ ? 2 : 1),
+                    columns_ <= p.columns / (gated_ ? 2 : 1),
                 "weight, scales and N do not fit each other");
         w.strips = p.columns / kStrip;
         w.data_step = p.columns * p.depth * kBits / 8;
@@ -218,15 +220,17 @@ private:
         const auto quantize = [&](size_t i) {
             const auto [g, tile] = tiles[i];
             const Grouped::Group& group = grouped.groups[g];
-            quantize_group_rows(grouped, group, x_of, k, rows[g], tile, bytes + group.begin * depth,
+            quantize_group_rows(grouped, group, x_of, k, rotation_, rows[g], tile, bytes + group.begin * depth,
                                 scales + group.begin * per_row, sums_of + group.begin * per_row);
         };
         if (pairs * depth < 32768)  // below the cost of waking another thread
             for (size_t i = 0; i < tiles.size(); i++) quantize(i);
         else
             parallel(tiles.size(), quantize);
-        if constexpr (kBits == 8)
+        if (kBits == 8 && per_row == 1)
             strips<Format::kBytes>(w, grouped, rows, store, parallel);
+        else if (kBits == 8)
+            strips<Format::kGroupedBytes>(w, grouped, rows, store, parallel);
         else if (w.packed.zeros)
             strips<Format::kNibblesZeros>(w, grouped, rows, store, parallel);
         else
@@ -274,6 +278,7 @@ private:
 
     size_t columns_;
     bool gated_;
+    Rotation rotation_;
 };
 
 }  // namespace gog

@@ -33,7 +33,7 @@ public:
           activation_((Activation)attributes.integer("activation", 0)),
           norm_((Norm)attributes.integer("norm", 0)),
           epsilon_(attributes.real("epsilon", 1e-6f)),
-          rotation_(rotation_block(attributes.integer("rotation", 0))),
+          rotation_(rotation_of(attributes.integer("rotation", 0))),
           exact_(attributes.integer("exact", 0) == 1) {
         require(columns_ > 0, "attribute N (columns of y) is missing");
         require((int)activation_ >= 0 && (int)activation_ <= 4, "attribute activation must be 0 to 4");
@@ -106,12 +106,6 @@ public:
     }
 
 private:
-    static size_t rotation_block(int64_t block) {
-        require(block == 0 || (block >= (int64_t)kLeastRotation && block <= 1 << 20 && (block & (block - 1)) == 0),
-                "attribute rotation must be 0 or a power of two from 16 on");
-        return (size_t)block;
-    }
-
     size_t columns_;
     Activation activation_;
     Norm norm_;
