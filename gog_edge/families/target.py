@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
 # What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
-Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "attention_out", "mlp", "down_proj", "head"]
+Role = Literal[
+    "patch_embed", "gates", "router", "vision", "merger", "attention", "attention_out", "mlp", "down_proj", "head"
+]
 # Always float: the first sees pixels; the others are small, and what a gate gets wrong stays in a state for long.
 UNQUANTISED = frozenset({"patch_embed", "gates", "router"})
 TensorClass = Literal["embedding", "head", "attention", "attention_out", "mlp", "down_proj", "vision", "merger"]

@@ -75,8 +75,8 @@ ExpertLinearW4, ExpertLinearW8, ExpertLinearF16, ExpertLinearF32: a linear layer
              4 scales         [experts, ..]               W4 and W8 only, as LinearW4 or LinearW8 has them
              5 zero_points?   u8 [experts, ..]            W4 only
     output   0 y              f32 [M * top, N]; with shares [M, N]: the sum of shares * what each expert gives
-    attributes  N, rotation (W4 and W8, as LinearW8's), gated (1: the weight is [gate; up], woven as with activation 4 unless it is float, and
-                y = silu(gate) * up)
+    attributes  N, rotation (W4 and W8, as LinearW8's), gated (1: the weight is [gate; up], woven as with
+                activation 4 unless it is float, and y = silu(gate) * up)
     Rows are grouped by expert: an expert's weights are read once a run, and not at all where no row goes to it (they
     may lie in a mapped file).  Activations are quantised as in LinearW8, or as in LinearW4 with exact = 1.
 

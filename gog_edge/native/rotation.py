@@ -1,8 +1,8 @@
 """The rotation of a linear layer's inputs that its weights are stored in (numpy only; used by the exporter).
 
 LinearW8 and LinearW4 with attribute `rotation` turn every row of x by an orthogonal matrix R before they round it
-(csrc/hadamard.h). A weight row turned the same way makes the product what it was: (x R^T)(w R^T)^T = x w^T. R is made of
-Hadamard transforms after fixed changes of sign, so it takes additions alone, and every number of a turned row is a
+(csrc/hadamard.h). A weight row turned the same way makes the product what it was: (x R^T)(w R^T)^T = x w^T. R is made
+of Hadamard transforms after fixed changes of sign, so it takes additions alone, and every number of a turned row is a
 little of every number in its block: no column stands out, in activations or in weights, and one scale serves them all
 (Ashkboos et al. 2024, arXiv 2404.00456). Signs are changed because a row with a mean would have all of it in one
 column, and because two overlapping transforms would undo each other in part.
@@ -59,7 +59,9 @@ def _factors(block: int) -> F32:
     """Of each column of a block: its sign, and what makes the transform orthonormal."""
     mixed = np.arange(block, dtype=np.uint32) * np.uint32(2654435761)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(2246822519)
-    return np.where((mixed ^ (mixed >> np.uint32(13))) & np.uint32(1), -1, 1).astype(np.float32) * np.float32(1 / np.sqrt(block))
+    return np.where((mixed ^ (mixed >> np.uint32(13))) & np.uint32(1), -1, 1).astype(np.float32) * np.float32(
+        1 / np.sqrt(block)
+    )
 
 
 def _hadamard(values: F32) -> F32:

@@ -412,7 +412,10 @@ def test_recipes_are_fitted_to_the_operators() -> None:
     assert not ort.mlp.symmetric
     native = resolve(ExportOptions(recipe=recipe, backend="native")).recipe
     assert (native.head.block, native.head.even, native.mlp.block, native.mlp.scale_dtype) == (32, True, 48, "float16")
-    turned = {backend: resolve(ExportOptions(backend=backend)).recipe.mlp.rotation for backend in ("native", "ort", "portable")}
+    turned = {
+        backend: resolve(ExportOptions(backend=backend)).recipe.mlp.rotation
+        for backend in ("native", "ort", "portable")
+    }
     assert turned == {"native": 64, "ort": 0, "portable": 0}  # stock operators round the activations themselves
     portable = resolve(ExportOptions(recipe=recipe, backend="portable")).recipe
     assert portable.mlp.symmetric

@@ -71,7 +71,9 @@ def test_every_number_of_rows(bits: int, exact: bool, rows: int) -> None:
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (5, 7), (16, 64), (33, 100), (31, 129), (70, 300), (96, 8)])
-@pytest.mark.parametrize("bits, block, zeros", [(8, 0, False), (8, 48, False), (4, 32, False), (4, 32, True), (4, 128, True)])
+@pytest.mark.parametrize(
+    "bits, block, zeros", [(8, 0, False), (8, 48, False), (4, 32, False), (4, 32, True), (4, 128, True)]
+)
 def test_odd_shapes(n: int, k: int, bits: int, block: int, zeros: bool) -> None:
     rng = np.random.default_rng(n * k)
     packed = _packed(rng, bits, n, k, block, zeros)
@@ -167,7 +169,9 @@ def test_norm(bits: int, norm: str, k: int) -> None:
     _close(*_both(x, packed, 32, bits, norm=norm, norm_weight=weight, norm_bias=bias), 2e-3)
 
 
-@pytest.mark.parametrize("k, rotation", [(16, 16), (64, 64), (100, 64), (576, 512), (576, 64), (2048, 2048), (1000, 128)])
+@pytest.mark.parametrize(
+    "k, rotation", [(16, 16), (64, 64), (100, 64), (576, 512), (576, 64), (2048, 2048), (1000, 128)]
+)
 @pytest.mark.parametrize("bits, norm", [(8, "none"), (8, "rms"), (4, "rms")])
 def test_rotation(k: int, rotation: int, bits: int, norm: str) -> None:
     rng = np.random.default_rng(k)

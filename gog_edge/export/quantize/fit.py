@@ -37,8 +37,8 @@ def for_native(scheme: Scheme) -> Scheme:
 def for_ort(scheme: Scheme) -> Scheme:
     """MatMulNBits: float32 scales and blocks of a power of two; DynamicQuantizeMatMul: int8, one scale per output.
 
-    Blocks of 8 bits are 128 long: MatMulNBits is 1.6 times as fast as with 32. Nothing is turned, as stock operators round
-    the activations themselves; a row that had one scale because it was turned gets blocks.
+    Blocks of 8 bits are 128 long: MatMulNBits is 1.6 times as fast as with 32. Nothing is turned, as stock operators
+    round the activations themselves; a row that had one scale because it was turned gets blocks.
     """
     scheme = replace(scheme, even=False, rotation=0, block=scheme.block or (128 if scheme.rotation else 0))
     if scheme.bits == 8 and not scheme.block:

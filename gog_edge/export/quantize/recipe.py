@@ -19,8 +19,9 @@ class Recipe:
     """Scheme of every tensor class. The classes:
 
     `embedding`: the token table (one row a token, always per row); `head`: lm_head; `attention`: q, k, v;
-    `attention_out`: o, None: as `attention`; `mlp`: gate and up; `down_proj`: down; `vision`: linear layers of the vision blocks; `merger`: the merger and the
-    DeepStack mergers. Patch embedding, norms, biases and the position table are always float.
+    `attention_out`: o, None: as `attention`; `mlp`: gate and up; `down_proj`: down; `vision`: linear layers of the
+    vision blocks; `merger`: the merger and the DeepStack mergers. Patch embedding, norms, biases and the position table
+    are always float.
     """
 
     name: str

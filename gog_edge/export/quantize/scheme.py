@@ -1,8 +1,8 @@
 """How one weight is stored as integers, and round-to-nearest quantisation by it.
 
 A weight is [out, in]; scales and zero points belong to one output row and one block of `block` inputs (the last
-block may be shorter). Rows may be turned first (`rotation`). Everywhere: value = (q - zero) * scale with SIGNED q in [-2^(b-1), 2^(b-1) - 1]; operators that
-store unsigned fields add 2^(b-1) to q and zero alike.
+block may be shorter). Rows may be turned first (`rotation`). Everywhere: value = (q - zero) * scale with SIGNED q in
+[-2^(b-1), 2^(b-1) - 1]; operators that store unsigned fields add 2^(b-1) to q and zero alike.
 """
 
 from __future__ import annotations
