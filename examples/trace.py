@@ -6,11 +6,10 @@ from pathlib import Path
 
 from given import agent, given
 
-from gog_edge.runtime.telemetry import Trace
-from gog_edge.runtime.trace_html import save
+import gog_edge
 
 args = given("What is the capital of the country of the second flag from the left?")
-record = Trace(args.question)
+record = gog_edge.Trace(args.question)
 with agent(args) as policy:
     policy.ask(args.picture, args.question, trace=record)
 
@@ -20,5 +19,5 @@ for span in record.spans:
 for stage, seconds in spent.most_common():
     print(f"{stage:12} {1000 * seconds:8.1f} ms")
 page = Path(tempfile.mkdtemp(prefix="trace-")) / "trace.html"
-save(record, page)
+gog_edge.save_trace(record, page)  # or .json, or .perfetto.json
 print(page)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from gog_edge.image.frame import Frame as Frame
     from gog_edge.runtime.speculation import Speculation as Speculation
     from gog_edge.runtime.telemetry import Trace as Trace
-    from gog_edge.runtime.trace_files import save_trace as save_trace
+    from gog_edge.runtime.trace.files import save_trace as save_trace
     from gog_edge.sampling_options import Sampling as Sampling
     from gog_edge.types import Action as Action
     from gog_edge.types import ActionEvent as ActionEvent
@@ -128,7 +128,7 @@ _HOMES = {
     "UsageError": "gog_edge.errors",
     "Watch": "gog_edge.agent.watch",
     "load": "gog_edge.agent.loader",
-    "save_trace": "gog_edge.runtime.trace_files",
+    "save_trace": "gog_edge.runtime.trace.files",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gog_edge.deadline import SYSTEM
 from gog_edge.files import seal_of, sha256_of, write_whole
 from gog_edge.paths import cache_directory
 
@@ -71,7 +72,7 @@ def hash_of(path: Path) -> tuple[Stamp, str]:
     for _ in range(3):
         before = stamp_of(path.stat())
         if 0 <= time.time_ns() - before[4] < _TICK_NS:  # a second change within a tick of the clock would not show
-            time.sleep(_TICK_NS / 1e9)
+            SYSTEM.event().wait(_TICK_NS / 1e9)
         digest, _ = sha256_of(path)
         if stamp_of(path.stat()) == before:
             return before, digest

@@ -243,6 +243,9 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__))
 
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f) - getattr(other, f) for f in self.__dataclass_fields__))
+
 
 class StopReason(str, Enum):
     """Why the loop ended."""

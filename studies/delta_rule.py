@@ -71,7 +71,7 @@ class Job:
     @property
     def values(self) -> int:
         """Value heads."""
-        return self.g.shape[1]
+        return int(self.g.shape[1])
 
 
 def _session(op: str, domain: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:

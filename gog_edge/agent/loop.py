@@ -140,7 +140,7 @@ class AgentLoop:
 
     def answer(self, text: str, stop: StopReason) -> Answer:
         """`text` as the question's answer, with everything so far."""
-        usage = replace(_minus(self.session.usage, self.start_usage), searches=self.tools.searches)
+        usage = replace(self.session.usage - self.start_usage, searches=self.tools.searches)
         seconds = self.budget.clock.now() - self._began
         plans = [self.session.image(i).plan for i in range(len(self.session.images))]
         pictures = tuple(plan and plan.frame for plan in plans)
@@ -330,7 +330,7 @@ class AgentLoop:
 
     def _close_step(self, number: int, turn: Turn, observations: Sequence[Observation]) -> None:
         now, usage, searches = self.budget.clock.now(), self.session.usage, self.tools.searches
-        spent = replace(_minus(usage, self._step_usage), searches=searches - self._step_searches)
+        spent = replace(usage - self._step_usage, searches=searches - self._step_searches)
         step = Step(number, turn, tuple(observations), spent, now - self._step_began)
         self.steps.append(step)
         self.session.trace.steps.append(step)
@@ -396,7 +396,3 @@ def _best(observation: Observation) -> Observation:
 
 def _none(observation: Observation) -> Observation:
     return replace(observation, hits=(), text="", shown=None, thumbnails=(), error=observation.error or _NO_ROOM)
-
-
-def _minus(a: Usage, b: Usage) -> Usage:
-    return Usage(*(getattr(a, f) - getattr(b, f) for f in Usage.__dataclass_fields__))

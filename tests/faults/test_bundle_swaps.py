@@ -248,6 +248,7 @@ def test_doctor_names_damaged_bundles(
 ) -> None:
     monkeypatch.setenv("GOG_EDGE_LIBRARY", str(tmp_path / "library"))
     monkeypatch.delenv("GOG_EDGE_BUNDLE", raising=False)
+    monkeypatch.setenv("GOG_EDGE_NO_NATIVE", "1")  # a new cache, and nothing to be compiled into it
     for name, source in zip(("good", "bad"), two.values()):
         put(source, tmp_path / "library" / name)
     weights = tmp_path / "library" / "bad" / "decoder.onnx.data"

@@ -49,6 +49,7 @@ static void dispatch(const void*, Parallel::Task task, size_t count, void* user)
 static const Parallel kParallel(nullptr, &dispatch);
 
 #include "check_delta.h"
+#include "check_experts.h"
 
 struct Linear {
     size_t m, n, k, block;
@@ -312,6 +313,9 @@ int main() {
         check_delta({2, 2, 20, 71, 2, true}, rows);
         check_delta({1, 1, 64, 144, 1, true}, rows);
     }
+    check_experts(9, 7, 2, 37, 30, true);
+    check_experts(33, 5, 3, 70, 101, false);
+    check_experts(1, 4, 4, 16, 64, true);
     check_convolution(37, 4, 3);
     check_convolution(16, 2, 5);
     for (uint32_t bits = 0; bits < 0x7c00; bits++)  // every finite half there and back

@@ -213,7 +213,7 @@ def test_decoder_attention(name: str, int8: bool) -> None:
             assert all(a is b is None or np.array_equal(a, b) for a, b in zip(stored, rows)), (past, cut)
 
 
-DELTAS = {
+DELTAS: dict[str, dict[str, Any]] = {
     "two heads a key": {"nk": 2, "nv": 4, "dk": 32, "dv": 32},
     "the real size": {"nk": 1, "nv": 1, "dk": 128, "dv": 128, "slots": 2},
     "no whole vectors": {"nk": 3, "nv": 9, "dk": 21, "dv": 13, "fused": True},

@@ -8,7 +8,7 @@ import numpy as np
 
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace, TracedImage
-from gog_edge.runtime.trace_html import page
+from gog_edge.runtime.trace.html import page
 from gog_edge.types import (
     Action,
     ActionKind,

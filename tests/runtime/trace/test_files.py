@@ -12,13 +12,13 @@ import pytest
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Span, Trace
-from gog_edge.runtime.trace_files import save_trace
-from gog_edge.runtime.trace_perfetto import perfetto_events
+from gog_edge.runtime.trace.files import save_trace
+from gog_edge.runtime.trace.perfetto import perfetto_events
 from gog_edge.types import Hit
 from tests.agent.test_loop import ANSWER, GAZE, TEXT
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_trace_html import traced
+from tests.runtime.trace.test_html import traced
 
 
 def tracks(document: dict[str, Any]) -> dict[int, str]:

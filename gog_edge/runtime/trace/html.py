@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gog_edge.answer_view import STEP_COLOURS
 from gog_edge.runtime.telemetry import Trace, TracedImage, counted
-from gog_edge.runtime.trace_timeline import stage_table, timeline
+from gog_edge.runtime.trace.timeline import stage_table, timeline
 from gog_edge.sanitize import escape_html as escape
 from gog_edge.types import Action, ActionKind, Answer, Hit, Observation, Region, Step, StopReason
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from gog_edge.errors import UsageError
 from gog_edge.files import write_text
 from gog_edge.runtime.telemetry import Trace
-from gog_edge.runtime.trace_html import page
-from gog_edge.runtime.trace_perfetto import perfetto_events
+from gog_edge.runtime.trace.html import page
+from gog_edge.runtime.trace.perfetto import perfetto_events
 
 _KINDS: Mapping[str, Callable[[Trace], str]] = {
     ".html": page,

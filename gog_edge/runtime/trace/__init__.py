@@ -1,0 +1,1 @@
+"""A trace as a file: JSON, the HTML page, Perfetto's events."""
