@@ -68,7 +68,7 @@ class Gguf:
 
     def _take(self, form: str) -> tuple[Any, ...]:
         form = "<" + form
-        found = struct.unpack_from(form, self._data, self._at)
+        found = struct.unpack_from(form, memoryview(self._data), self._at)
         self._at += struct.calcsize(form)
         return found
 

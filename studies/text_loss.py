@@ -113,14 +113,19 @@ def variants() -> dict[str, ExportOptions]:
         found[f"int8, {backend}"] = ExportOptions(precision="int8", backend=backend)
         found[f"int4, {backend}"] = ExportOptions(precision="int4", backend=backend)
     eight, four = Recipe.for_precision("int8"), Recipe.for_precision("int4")
-    for name, changes in {
+    tried: dict[str, dict[str, Any]] = {
         "int8, scales per 128": {"block": 128},
         "int8, scales per row": {"block": 0},
         "int8, scales per row, not turned": {"block": 0, "rotation": 0},
-    }.items():
-        changed = {role: replace(eight.attention, **changes) for role in ("head", "attention", "mlp", "down_proj")}
+    }
+    for name, changes in tried.items():
+        changed: dict[str, Any] = {
+            role: replace(eight.attention, **changes) for role in ("head", "attention", "mlp", "down_proj")
+        }
         found[name] = replace(found["int8, native"], recipe=replace(eight, **changed))
-    plain = {role: replace(four.mlp, rotation=0) for role in ("attention", "attention_out", "mlp", "down_proj")}
+    plain: dict[str, Any] = {
+        role: replace(four.mlp, rotation=0) for role in ("attention", "attention_out", "mlp", "down_proj")
+    }
     found["int4, q, k, v too"] = replace(found["int4, native"], recipe=replace(four, attention=four.mlp))
     found["int4, q, k, v too, not turned"] = replace(found["int4, native"], recipe=replace(four, **plain))
     found["int4, o at 8 bits"] = replace(found["int4, native"], int8=("attention",))

@@ -13,7 +13,7 @@ from studies.gguf import Gguf
 
 
 def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+    return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def test_settings_and_blocks_are_read(tmp_path: Path) -> None:
