@@ -83,6 +83,8 @@ class Bundle:
             raise BundleError(f"{file} is not a gog-edge manifest; export the checkpoint with gog-edge export")
         if data.get("format_version") == 1:
             data = _from_format_1(data)
+        if data.get("format_version") == 2:  # nothing that it holds means something else now
+            data = {**data, "format_version": FORMAT_VERSION}
         if data.get("format_version") != FORMAT_VERSION:
             raise BundleError(
                 f"{root} has bundle format {data.get('format_version')}, this gog-edge reads {FORMAT_VERSION}: "
