@@ -33,11 +33,12 @@ from gog_edge.types import (
     TokenEvent,
     Usage,
 )
-from tests.serve.over_http import SECONDS, Policy, serving
+from tests.serve.over_http import Policy, serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 WIDTH, HEIGHT = 320, 200
+WAIT = 90_000  # milliseconds: on a loaded machine
 REGION = Region(80, 50, 160, 150)
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 SIZES = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -48,8 +49,9 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("chromium is not installed")
+    sync_api.expect.set_options(timeout=WAIT)
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", *FAKE_CAMERA])
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", *FAKE_CAMERA], timeout=WAIT)
         yield browser
         browser.close()
 
@@ -90,7 +92,7 @@ class Looking(Policy):
 
 def opened(browser: Any, port: int, **how: Any) -> Any:
     page = browser.new_page(**how)
-    page.set_default_timeout(SECONDS * 1000)
+    page.set_default_timeout(WAIT)
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on(
@@ -110,7 +112,7 @@ def ask(page: Any, picture: Path | None, question: str = "Which colour?") -> Non
 
 
 def says(page: Any, selector: str, text: str) -> None:
-    sync_api.expect(page.locator(selector)).to_have_text(text, timeout=SECONDS * 1000)
+    sync_api.expect(page.locator(selector)).to_have_text(text)
 
 
 @SIZES
@@ -294,7 +296,7 @@ def test_what_is_wrong_is_said(
             page.set_input_files("#file", file)
         else:
             ask(page, file)
-        sync_api.expect(page.locator("#problem")).to_contain_text(says_so, timeout=SECONDS * 1000)
+        sync_api.expect(page.locator("#problem")).to_contain_text(says_so)
         page.close()
 
 
