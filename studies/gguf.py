@@ -68,9 +68,9 @@ class Gguf:
 
     def _take(self, form: str) -> tuple[Any, ...]:
         form = "<" + form
-        found = struct.unpack_from(form, memoryview(self._data), self._at)
-        self._at += struct.calcsize(form)
-        return found
+        size = struct.calcsize(form)
+        self._at += size
+        return struct.unpack(form, self._data[self._at - size : self._at].tobytes())
 
     def _string(self) -> str:
         (length,) = self._take("Q")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.disk.files import write_text
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import GogEdgeError
 from gog_edge.export.checkpoint.reader import Checkpoint
@@ -30,7 +31,6 @@ from gog_edge.export.options import ExportOptions
 from gog_edge.export.parity.metrics import divergence
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.files import write_text
 from gog_edge.manifest import Backend
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence

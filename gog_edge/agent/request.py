@@ -80,7 +80,7 @@ class AskRequest:
         if first == len(images):
             first -= next((past.images for past in reversed(self.earlier) if past.images), 0)
         rest = self.image if self.image is None else images[max(first, 0) :]
-        return replace(self, image=rest, earlier=(), urls=self.urls[max(first, 0) :])
+        return replace(self, image=cast("Images | None", rest), earlier=(), urls=self.urls[max(first, 0) :])
 
 
 def spelled_out(
