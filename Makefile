@@ -77,6 +77,7 @@ $(BIN)/.dev: pyproject.toml peers/pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[export,parity,grammar,serve,bench,eval,tensorrt-rtx,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --editable ./peers
+	$(BIN)/python -m pip install --quiet --no-deps 'live-vlm-webui>=0.4,<0.5'  # a test asks with its client
 	@touch $@ $(BIN)/.base
 
 clean:

@@ -20,12 +20,12 @@ from gog_edge._version import __version__
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent as Agent
     from gog_edge.agent.agent import Conversation as Conversation
+    from gog_edge.agent.camera.watch import Sighting as Sighting
+    from gog_edge.agent.camera.watch import Watch as Watch
     from gog_edge.agent.loader import load as load
     from gog_edge.agent.options import Prefetch as Prefetch
     from gog_edge.agent.options import RunOptions as RunOptions
     from gog_edge.agent.request import AskRequest as AskRequest
-    from gog_edge.agent.watch import Sighting as Sighting
-    from gog_edge.agent.watch import Watch as Watch
     from gog_edge.bundle import Bundle as Bundle
     from gog_edge.deadline import Budget as Budget
     from gog_edge.errors import BenchError as BenchError
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from gog_edge.types import AnswerEvent as AnswerEvent
     from gog_edge.types import BoxEvent as BoxEvent
     from gog_edge.types import Event as Event
+    from gog_edge.types import Exchange as Exchange
     from gog_edge.types import Hit as Hit
     from gog_edge.types import NoticeEvent as NoticeEvent
     from gog_edge.types import Observation as Observation
@@ -98,6 +99,7 @@ _HOMES = {
     "DialectError": "gog_edge.errors",
     "EngineError": "gog_edge.errors",
     "Event": "gog_edge.types",
+    "Exchange": "gog_edge.types",
     "Frame": "gog_edge.image.frame",
     "GogEdgeError": "gog_edge.errors",
     "GrammarError": "gog_edge.errors",
@@ -117,7 +119,7 @@ _HOMES = {
     "SearchIndexError": "gog_edge.errors",
     "SearchTimeoutError": "gog_edge.errors",
     "SessionError": "gog_edge.errors",
-    "Sighting": "gog_edge.agent.watch",
+    "Sighting": "gog_edge.agent.camera.watch",
     "Speculation": "gog_edge.runtime.speculation",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
@@ -126,7 +128,7 @@ _HOMES = {
     "Turn": "gog_edge.types",
     "Usage": "gog_edge.types",
     "UsageError": "gog_edge.errors",
-    "Watch": "gog_edge.agent.watch",
+    "Watch": "gog_edge.agent.camera.watch",
     "load": "gog_edge.agent.loader",
     "save_trace": "gog_edge.runtime.trace.files",
 }

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import sha256_of
+from gog_edge.disk.leftovers import sync
+from gog_edge.disk.stamps import Checked, Stamp, hash_of, stamp_of
 from gog_edge.errors import BundleError, GogEdgeError
-from gog_edge.files import sha256_of
-from gog_edge.leftovers import sync
 from gog_edge.manifest import FORMAT, FORMAT_VERSION, FileDigest, Manifest
 from gog_edge.serde import SerdeError, decode, encode
-from gog_edge.stamps import Checked, Stamp, hash_of, stamp_of
 
 log = logging.getLogger("gog_edge")
 _Loaded = TypeVar("_Loaded")
@@ -87,6 +87,8 @@ class Bundle:
             raise BundleError(f"{file} differs from what was exported; export or copy it again")
         if data.get("format_version") == 1:
             data = _from_format_1(data)
+        if data.get("format_version") == 2:  # nothing that it holds means something else now
+            data = {**data, "format_version": FORMAT_VERSION}
         if data.get("format_version") != FORMAT_VERSION:
             raise BundleError(
                 f"{root} has bundle format {data.get('format_version')}, this gog-edge reads {FORMAT_VERSION}: "

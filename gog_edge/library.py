@@ -13,10 +13,10 @@ import os
 import shutil
 from pathlib import Path
 
-from gog_edge import leftovers
 from gog_edge.bundle import MANIFEST
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import write_text
 from gog_edge.errors import BundleError, UsageError
-from gog_edge.files import write_text
 
 VARIABLE = "GOG_EDGE_LIBRARY"
 _LAST = ".last"

@@ -25,8 +25,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from gog_edge.disk.files import write_text
 from gog_edge.errors import BenchError, GogEdgeError
-from gog_edge.files import write_text
 from gog_edge.native import dispatch
 from gog_edge.native.contract import DELTA_CHUNK, DOMAIN, VERSION, delta_words
 
@@ -71,7 +71,7 @@ class Job:
     @property
     def values(self) -> int:
         """Value heads."""
-        return self.g.shape[1]
+        return int(self.g.shape[1])
 
 
 def _session(op: str, domain: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:

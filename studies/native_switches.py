@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.disk.files import write_text
 from gog_edge.engines.base import Features
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import GogEdgeError
@@ -33,7 +34,6 @@ from gog_edge.export.parity.rollouts import Source, Talk, sample
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.fit import fit, for_native
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.files import write_text
 from gog_edge.runtime.decoder import PlacedImage
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence

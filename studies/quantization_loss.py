@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.disk.files import write_text
 from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.parity.calibrate import calibrate
@@ -36,7 +37,6 @@ from gog_edge.export.quantize.scheme import Method, Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize
 from gog_edge.families import find
 from gog_edge.families.weights import tensor_classes
-from gog_edge.files import write_text
 from studies.awq import Scaling, find_scaling
 
 F32 = NDArray[np.float32]

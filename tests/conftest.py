@@ -48,11 +48,11 @@ def private_library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of random checkpoints of both families, odd shapes, by family."""
+    """Folders of random checkpoints of all families, odd shapes, by family."""
     from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
     root = tmp_path_factory.mktemp("checkpoints")
-    names = {"qwen3_vl": "tiny-qwen3-vl", "qwen2_5_vl": "tiny-qwen2.5-vl"}
+    names = {"qwen3_vl": "tiny-qwen3-vl", "qwen2_5_vl": "tiny-qwen2.5-vl", "qwen3_5": "tiny-qwen3.5"}
     return {family: make_checkpoint(name, root / name) for family, name in names.items()}
 
 

@@ -10,12 +10,16 @@ import pytest
 
 ALLOWED = (
     (r"torchvision", "its wheels are built for one torch build each; the processors without it are compared"),
-    (r"(aarch64-linux-gnu-g\+\+|qemu-aarch64\S*|clang\S*) is not installed", "a tool of the system, not of Python"),
+    (
+        r"(aarch64-linux-gnu-g\+\+|qemu-aarch64\S*|clang\S*|chromium) is not installed",
+        "a tool of the system, not of Python",
+    ),
     (r"nvcc is not installed", "NVRTC compiles the same source for the same architectures"),
     (r"this CPU has no .*", "an instruction set of another processor"),
     (r"x86-64 instruction sets", "for tests of one architecture"),
     (r"TensorRT-RTX has wheels for x86-64 only", "nothing can be built with it elsewhere"),
     (r"this machine has a GPU", "tests of what happens without one"),
+    (r"could not import 'litellm'", "its many packages are not installed for one test, which is run by hand"),
     (r"this Pillow has no AVIF", "depends on how the wheel was built"),
 )
 

@@ -28,7 +28,7 @@ from gog_edge.manifest import (
 
 MANIFEST = Manifest(
     format="gog-edge-bundle",
-    format_version=2,
+    format_version=3,
     name="test",
     family="qwen3_vl",
     backend="ort",
@@ -154,7 +154,7 @@ def damage_escape(root: Path) -> None:
         (damage_truncate, "has 3 bytes instead of 7"),
         (damage_remove, "lacks embedding.bin"),
         (damage_json, "can't be read"),
-        (damage_version, "has bundle format 99, this gog-edge reads 2"),
+        (damage_version, "has bundle format 99, this gog-edge reads 3"),
         (damage_key, "manifest.decoder.heads: missing"),
         (damage_escape, "lies outside of the bundle"),
     ],
@@ -180,6 +180,15 @@ def test_a_checkpoint_gets_the_right_hint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BundleError, match="run: gog-edge export"):
         Bundle.open(tmp_path)
+
+
+def test_bundles_of_format_2_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    data = {**json.loads(path.read_text("utf-8")), "format_version": 2}
+    del data["seal"]
+    path.write_text(json.dumps(data), "utf-8")
+    assert Bundle.open(tmp_path / "b").manifest.format_version == 3
 
 
 @pytest.mark.parametrize(

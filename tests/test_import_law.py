@@ -27,11 +27,7 @@ BASE = {
     "sampling_options",
     "sanitize",
     "deadline",
-    "files",
-    "leftovers",
-    "stamps",
-    "paths",
-    "tensorfile",
+    "disk",
     "registry",
     "shapes",
 }

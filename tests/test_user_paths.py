@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge import paths
 from gog_edge.cli.main import run
+from gog_edge.disk import paths
 from gog_edge.errors import DialectError
 from gog_edge.native import build
 

@@ -134,12 +134,12 @@ def test_every_module_can_be_imported_without_posix(tmp_path: Path) -> None:
 
 # What only POSIX has, where it stands, and why that is never reached elsewhere.
 GUARDED = {
-    "leftovers.py": {"fcntl", "O_DIRECTORY"},  # without locks, age decides
+    "disk/leftovers.py": {"fcntl", "O_DIRECTORY"},  # without locks, age decides
     "native/build.py": {"fcntl"},  # kernels are not built on Windows
     "export/progress.py": {"resource"},  # psutil instead
     "allowance.py": {"sched_getaffinity"},
-    "paths.py": {"getuid"},
-    "files.py": {"getuid"},
+    "disk/paths.py": {"getuid"},
+    "disk/files.py": {"getuid"},
     "crop/cuda_compile.py": {"getuid"},
     "engines/ort/weights.py": {"preadv", "MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"},  # huge pages are Linux's
     "export/checkpoint/shards.py": {"posix_fadvise"},

@@ -23,6 +23,7 @@ from gog_edge.agent.conveniences import Conveniences
 from gog_edge.agent.dispatch import SearchDispatcher
 from gog_edge.agent.frames import open_frames
 from gog_edge.agent.grammar import TurnGrammar
+from gog_edge.agent.idle import IdleSessions
 from gog_edge.agent.loop import AgentLoop, events, last_answer
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.picture_limits import image_limits
@@ -72,7 +73,7 @@ class Agent(Conveniences):
         self.sampling = chosen_sampling(self.options.sampling, dialect, model.manifest)
         self.pace = Pace()  # of this machine: what one question measures serves the next one's deadline
         self._owned = tuple(owned)
-        self._idle: list[Session] = []
+        self._idle = IdleSessions(self.options.keep_sessions)
         self._lock = threading.Lock()
         self._running: set[Budget] = set()
         self._closed = False
@@ -103,6 +104,8 @@ class Agent(Conveniences):
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already."""
+        if not self.dialect.follows_up:
+            request = request.alone()
         return events(self._asking(request), request)
 
     @contextmanager
@@ -151,7 +154,7 @@ class Agent(Conveniences):
             if self._closed:
                 return
             self._closed = True
-            self._idle.clear()
+        self._idle.close()
         self.cancel()
         for provider in self._owned:
             provider.close()
@@ -195,19 +198,13 @@ class Agent(Conveniences):
         self._check_open()
         with (request.trace or NO_TRACE).span("decode_image"):
             frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
-        digests = [f.digest for f in frames]
-        with self._lock:
-            same = [s for s in self._idle if s.digests[: len(digests)] == digests] or self._idle
-            session = same[-1] if same else None
-            if session is not None:
-                self._idle.remove(session)
+        session = self._idle.take([f.digest for f in frames])
         return Conversation(self, session or Session(self.model), frames)
 
     def _give_back(self, conversation: Conversation) -> None:
         session = conversation.release()
-        with self._lock:
-            if session is not None and not self._closed and len(self._idle) < self.options.keep_sessions:
-                self._idle.append(session)
+        if session is not None:
+            self._idle.put(session)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -218,9 +215,9 @@ class Conversation:
     """Several questions about the same images, which are encoded and prefilled once. Created by `Agent.session`
     or `Agent.resume`. One question at a time; other threads wait their turn.
 
-    Questions are independent of each other: each begins after what its prompt has in common with the one before (the
-    system prompt and the images, where the dialect puts them first). `save` keeps the KV cache, so a conversation
-    continues in another process where it stopped.
+    Questions are independent of each other, unless they are told what came before (`earlier`): each begins after what
+    its prompt has in common with the one before (the system prompt and the images, where the dialect puts them first).
+    `save` keeps the KV cache, so a conversation continues in another process where it stopped.
     """
 
     def __init__(self, agent: Agent, session: Session, frames: Sequence[Frame]) -> None:
@@ -263,6 +260,8 @@ class Conversation:
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""
+        if not self.agent.dialect.follows_up:
+            request = request.alone()
         return events(self.asking(request), request)
 
     @contextmanager
@@ -342,7 +341,11 @@ class Conversation:
         if options.early_knowledge:
             asked += dispatcher.background(plans[0].frame, request, dialect.limits.results or 3)
         geometry = [plan.registered(i, i) for i, plan in enumerate(plans)]
-        session.restart(plans, dialect.opening(asked, len(plans), geometry), reserve=options.answer_reserve)
+        with_earlier = sum(past.images for past in request.earlier)
+        if with_earlier > len(plans):
+            raise UsageError(f"earlier questions are said to have {with_earlier} images, of {len(plans)}")
+        words = dialect.opening(asked, len(plans), geometry, earlier=request.earlier, system=request.system)
+        session.restart(plans, words, reserve=options.answer_reserve)
         guessing = options.speculation
         if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
             trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")

@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from gog_edge.agent.asynchronous import answer_async, events_async
-from gog_edge.agent.camera import Source, WatchSource
+from gog_edge.agent.camera.source import Source, WatchSource
+from gog_edge.agent.camera.watch import Watch
 from gog_edge.agent.loop import last_answer
 from gog_edge.agent.request import AskRequest, spelled_out
-from gog_edge.agent.watch import Watch
 from gog_edge.deadline import Budget, Duration, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import UsageError

@@ -19,9 +19,9 @@ from typing import Any
 
 from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import Budget
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import GogEdgeError, SearchError, SearchTimeoutError
 from gog_edge.image.frame import DEFAULT_LIMITS, Frame, ImageLimits
-from gog_edge.paths import is_address
 from gog_edge.runtime.telemetry import Trace, redact
 from gog_edge.sanitize import Neutraliser
 from gog_edge.search.base import IMAGE, PAGE, PICTURE, TEXT, Deadline, ImageQuery, SearchProvider

@@ -13,9 +13,9 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle, load_whole
 from gog_edge.dialects import Dialect
 from gog_edge.dialects import load as load_dialect
+from gog_edge.disk.paths import cache_directory
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import GogEdgeError
-from gog_edge.paths import cache_directory
 from gog_edge.runtime.model import TOKENIZER, Model
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.search.base import SearchProvider

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gog_edge.bench.statistics import Summary, paired_ratio
+from gog_edge.disk.files import write_text
 from gog_edge.errors import BenchError
-from gog_edge.files import write_text
 from gog_edge.serde import SerdeError, decode, encode
 
 FORMAT = "gog-edge-bench"

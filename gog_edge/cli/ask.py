@@ -119,12 +119,28 @@ def _question(bundle: Path, dialect: str | None, quiet: bool, *, asks: bool) -> 
 
     usual = bundle_dialect(Bundle.open(bundle), dialect).usual_question
     if asks and sys.stdin is not None and sys.stdin.isatty():
-        return str(click.prompt("question", default=usual or None, err=True))
+        return _typed(usual)
     if not usual:
         raise UsageError('a question is needed, this dialect has no usual one: gog-edge ask photo.jpg "What is this?"')
     if not quiet:
         stderr().print(styled("[dim]question: {}[/]", usual), soft_wrap=True)
     return usual
+
+
+def _typed(usual: str) -> str:
+    """What the user types; nothing is the usual question. Not by `click.prompt`: before click 8.5 it puts a space into
+    standard output, where the answer goes.
+
+    Raises:
+        click.Abort: the input ended.
+    """
+    while True:
+        click.echo(f"question [{usual}]: " if usual else "question: ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise click.Abort
+        if text := line.strip() or usual:
+            return text
 
 
 def _options(given: dict[str, Any]) -> RunOptions:

@@ -13,8 +13,8 @@ from rich.table import Table
 from gog_edge.cli.bundles import bundle_option, chosen
 from gog_edge.cli.console import print_json, progress_bar, stderr, stdout, styled
 from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
+from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
 
 if TYPE_CHECKING:
     from gog_edge.evaluation.samples import Sample
@@ -126,9 +126,9 @@ def command(
 
 
 def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any]) -> WorkerSpec:
+    from gog_edge.disk.paths import cache_directory
     from gog_edge.evaluation.runner import default_threads
     from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
-    from gog_edge.paths import cache_directory
 
     without = {*agent["without"], *(("gaze", "zoom") if agent["no_gaze"] else ())}
     made: AgentSpec = AgentSpec(

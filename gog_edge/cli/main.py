@@ -80,6 +80,10 @@ def run(args: Sequence[str] | None = None) -> int:
         return _run(args)
     except BrokenPipeError:  # the reader of stdout or stderr went away (| head): not an error of ours
         return 0
+    except SystemExit as e:  # what older releases of click make of it
+        if isinstance(e.__context__, BrokenPipeError):
+            return 0
+        raise
     finally:
         _drop_output()
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import ImageError, SearchError, UsageError
-from gog_edge.paths import is_address
 
 if TYPE_CHECKING:
     from gog_edge.image.frame import Frame, ImageLimits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 import os
 import signal
@@ -34,6 +35,13 @@ from gog_edge.errors import UsageError
     help="Questions that may wait; further ones get status 429.",
 )
 @click.option(
+    "--sessions",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Conversations whose keys and values stay in memory for their next turn.",
+)
+@click.option(
     "--connections", type=click.IntRange(min=1), default=256, show_default=True, help="Open connections, at most."
 )
 @click.option(
@@ -48,6 +56,7 @@ from gog_edge.errors import UsageError
 @click.option("--api-key-env", metavar="NAME", help="Environment variable with the key that clients must send.")
 @click.option("--allow-host", "hosts", multiple=True, help="A further host name under which this is reached; '*': any.")
 @click.option("--allow-origin", "origins", multiple=True, help="Origin of pages that may ask (https://name); '*': any.")
+@click.option("--access-log", is_flag=True, help="A line of JSON on stderr for every request.")
 def command(
     bundle: Path | None,
     index: Path | None,
@@ -56,11 +65,13 @@ def command(
     host: str,
     port: int,
     queue: int,
+    sessions: int,
     connections: int,
     shutdown: float,
     api_key_env: str | None,
     hosts: tuple[str, ...],
     origins: tuple[str, ...],
+    access_log: bool,
     **images: Any,
 ) -> None:
     """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /v1/models, GET /healthz.
@@ -78,9 +89,11 @@ def command(
 
     _check_host(host)
     key = _key(api_key_env)
+    if access_log:
+        _log_accesses()
     bundle = chosen(bundle, say=False)
     index = chosen_index(bundle, index, no_index)
-    run = RunOptions(pictures=take_image_limits(images))
+    run = RunOptions(pictures=take_image_limits(images), keep_sessions=sessions)
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with (
         _ending_with_sigterm(),
@@ -95,6 +108,14 @@ def command(
         if key is None and not _is_loopback(listening):
             stderr().print("everybody on this network may ask: --api-key-env NAME asks for a key", markup=False)
         make_server(app, limits).run(sockets=[listening])
+
+
+def _log_accesses() -> None:
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("gog_edge.access")
+    logger.handlers, logger.propagate = [lines], False
+    logger.setLevel(logging.INFO)
 
 
 def _key(variable: str | None) -> str | None:

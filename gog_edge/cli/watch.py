@@ -17,7 +17,7 @@ from gog_edge.cli.options import SECONDS, threads_option
 from gog_edge.sanitize import printable_json
 
 if TYPE_CHECKING:
-    from gog_edge.agent.watch import Sighting
+    from gog_edge.agent.camera.watch import Sighting
 
 
 @click.command("watch")

@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from gog_edge.crop.native import SOURCES
+from gog_edge.disk.files import ours, read_sealed, write_sealed
 from gog_edge.errors import EngineError
-from gog_edge.files import ours, read_sealed, write_sealed
 from gog_edge.native.build import cache_directory
 
 log = logging.getLogger("gog_edge.crop")

@@ -23,7 +23,7 @@ _TAG_NAME = re.compile(r"[A-Za-z_]\w*")
 _WRAPPED = re.compile(r"<(answer|response)>(.*?)</\1>", re.DOTALL)  # by whatever dialect
 _MARKS = re.compile(r"</?(?:answer|response)>")
 _THOUGHT = ("think", "thinking", "reason")
-_CONTROL = r"<\|[^|<>\n]{1,40}\|>"
+_CONTROL = r"<\|(?:[^|<>\n]{1,40}\|>|\w[^<>\n]*>?)"  # or what is left of one
 _TAIL = re.compile(r"""["'\]}\d]\s*\}\s*$""")
 _BARE_CALL = re.compile(
     r"""[\[{\s]*\{\s*["']name["']\s*:\s*["']([^"'\n]{1,80})["']\s*(,\s*["'](?:arguments|parameters)["'])?"""

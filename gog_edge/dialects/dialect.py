@@ -10,7 +10,7 @@ stop string did, or the token limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cached_property
@@ -33,6 +33,7 @@ from gog_edge.types import (
     Action,
     ActionKind,
     Control,
+    Exchange,
     ImagePart,
     Observation,
     Region,
@@ -71,6 +72,11 @@ class Dialect:
         return self.spec.prompt.usual
 
     @property
+    def follows_up(self) -> bool:
+        """Whether the policy is told what was asked and answered before."""
+        return self.spec.prompt.follow_up
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end a turn, besides the end-of-turn token; they stay part of the turn."""
         return self.spec.stop
@@ -87,19 +93,58 @@ class Dialect:
 
     # -- asking ------------------------------------------------------------------------------------------------
 
-    def opening(self, question: str, image_count: int = 1, images: Sequence[RegisteredImage] = ()) -> list[Segment]:
+    def opening(
+        self,
+        question: str,
+        image_count: int = 1,
+        images: Sequence[RegisteredImage] = (),
+        *,
+        earlier: Sequence[Exchange] = (),
+        system: str = "",
+    ) -> list[Segment]:
         """The whole prompt of a new question about registry images 0 … `image_count` - 1.
 
-        `images`: their geometry, for dialects that write it. The question is `Text`, so special tokens in it are inert.
+        The question is `Text`, so special tokens in it are inert; so are those of `earlier` and `system`.
+
+        Args:
+            images: their geometry, for dialects that write it.
+            earlier: what was asked and answered before; every turn is worded as if it were the only one, and stands
+                with the images that came with it. The rest of the images come with the question.
+            system: follows the dialect's own system text.
 
         Raises:
             DialectError: the chat template failed or dropped something.
         """
         prompt = self.spec.prompt
+        values: dict[str, Value] = {
+            "tools": Control(self.frame.hooks.tools_text([tool.json for tool in self.spec.tools])),
+            "image_count": image_count,
+            "date": date.today().isoformat(),
+        }
+        instructions = prompt.system.render(values)
+        if image_count > 1 and prompt.several:
+            instructions.append(Control(prompt.several))
+        if system.strip():
+            instructions += [Control("\n\n" if instructions else ""), Text(system.strip())]
+        instructions = join_segments(instructions)
+        messages = [Message("system", tuple(instructions))] if instructions else []
+        at = 0
+        for past in earlier:
+            messages.append(self._asked(past.question, range(at, at + past.images), images, values))
+            messages.append(Message("assistant", tuple(self._answered(past.answer))))
+            at += past.images
+        messages.append(self._asked(question, range(at, image_count), images, values))
+        in_wording = "tools" in prompt.system.names() | prompt.user.names()
+        return self.template.render(messages, () if in_wording else self.tools)
+
+    def _asked(
+        self, question: str, numbers: Iterable[int], images: Sequence[RegisteredImage], values: Mapping[str, Value]
+    ) -> Message:
+        """A turn of the user with the registry's images `numbers`."""
         shown: list[Segment] = []
-        for index in range(image_count):
+        for index in numbers:
             geometry = images[index] if index < len(images) else None
-            shown += prompt.image.render(
+            shown += self.spec.prompt.image.render(
                 {
                     "image": ImagePart(index),
                     "n": Control(reference(self.spec.images, index)),
@@ -107,25 +152,15 @@ class Dialect:
                     "height": geometry.height if geometry else 0,
                 }
             )
-        tools_block = Control(self.frame.hooks.tools_text([tool.json for tool in self.spec.tools]))
-        values: dict[str, Value] = {
-            "question": Text(question.strip()),
-            "images": shown,
-            "tools": tools_block,
-            "image_count": image_count,
-            "date": date.today().isoformat(),
-        }
-        user = prompt.user.render(values)
-        system = prompt.system.render(values)
-        if image_count > 1 and prompt.several:
-            system.append(Control(prompt.several))
-        system = join_segments(system)
-        messages = [Message("user", tuple(user))]
-        if system:
-            messages.insert(0, Message("system", tuple(system)))
-        in_wording = "tools" in prompt.system.names() | prompt.user.names()
-        out = self.template.render(messages, () if in_wording else self.tools)
-        return out
+        user = self.spec.prompt.user.render({**values, "question": Text(question.strip()), "images": shown})
+        return Message("user", tuple(user))
+
+    def _answered(self, answer: str) -> list[Segment]:
+        """A turn of the policy that answers: the dialect's markup with the answer, which is outside text, in it."""
+        place = "@answer@"
+        before, _, after = self.write(Action(ActionKind.ANSWER, place), ()).partition(place)
+        written = self.write(Action(ActionKind.ANSWER, answer.strip()), ())  # it may be escaped there
+        return join_segments([Control(before), Text(written[len(before) : len(written) - len(after)]), Control(after)])
 
     @cached_property
     def tools(self) -> list[dict[str, Any]]:

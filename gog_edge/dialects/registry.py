@@ -27,8 +27,8 @@ from gog_edge.dialects.spec import (
 from gog_edge.dialects.syntax import SYNTAXES
 from gog_edge.dialects.templates import ChatTemplate
 from gog_edge.dialects.wording import Wording, compile_wording
+from gog_edge.disk.paths import expand
 from gog_edge.errors import DialectError, UsageError
-from gog_edge.paths import expand
 from gog_edge.serde import suggest
 from gog_edge.types import BoxFrame
 

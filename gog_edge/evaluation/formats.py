@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import DatasetError
 from gog_edge.evaluation.samples import ImageRef, Sample
-from gog_edge.paths import is_address
 
 Row = Mapping[str, Any]
 

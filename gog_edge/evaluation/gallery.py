@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gog_edge.disk.files import write_text
 from gog_edge.errors import GogEdgeError
-from gog_edge.files import write_text
 from gog_edge.image.frame import Frame
 from gog_edge.sanitize import escape_html as _e
 

@@ -9,10 +9,10 @@ import logging
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from gog_edge.disk.files import whole_file
 from gog_edge.errors import DatasetError, ImageError, SearchError
 from gog_edge.evaluation.datasets import parquet_image
 from gog_edge.evaluation.samples import ImageRef
-from gog_edge.files import whole_file
 from gog_edge.image.frame import Frame
 from gog_edge.search.base import Deadline
 from gog_edge.search.web.page import PageReader

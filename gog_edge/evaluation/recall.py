@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import ImageError
 from gog_edge.image.frame import Frame
-from gog_edge.paths import is_address
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.record import Entity

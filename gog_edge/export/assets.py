@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from gog_edge.disk.paths import expand
 from gog_edge.errors import CheckpointError, DialectError, UsageError
 from gog_edge.export.checkpoint.generation_settings import end_tokens
 from gog_edge.export.checkpoint.reader import Checkpoint
@@ -12,7 +13,6 @@ from gog_edge.export.checkpoint.template_files import chat_template
 from gog_edge.export.checkpoint.tokenizer_files import TokenizerFiles, read_tokenizer
 from gog_edge.families.base import ModelConfig
 from gog_edge.manifest import SpecialTokens
-from gog_edge.paths import expand
 from gog_edge.types import BoxFrame
 
 TOKENIZER = "tokenizer.json"

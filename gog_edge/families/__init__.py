@@ -23,7 +23,6 @@ _OTHERS = (
         "a language model",
     ),
     (r"qwen4_exp", "hyper-connections and an n-gram table"),
-    (r"qwen3_6", "linear attention layers"),
     (r"qwen2_vl", "the Qwen2-VL architecture"),
     (r"deepseek\w*", "a DeepSeek model"),
     (r"\w+_moe(?:_|$)|kimi\w*|ernie4_5_vl|llama4", "a mixture of experts of another family"),

@@ -18,11 +18,19 @@ from numpy.typing import NDArray
 
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
-# What a matrix is for: a recipe has a scheme for each that is not `UNQUANTISED`.
-Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-# Always float: the first sees pixels; the others are small, and what a gate gets wrong stays in a state for long.
-UNQUANTISED = frozenset({"patch_embed", "gates", "router"})
-TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+# What a matrix is for: a recipe has a scheme for each that has a `tensor_class`.
+Role = Literal[
+    "patch_embed", "gates", "router", "vision", "merger", "attention", "attention_out", "mlp", "down_proj", "head"
+]
+TensorClass = Literal["embedding", "head", "attention", "attention_out", "mlp", "down_proj", "vision", "merger"]
+
+
+def tensor_class(role: Role) -> TensorClass | None:
+    """The class of a role in a recipe. None: always float32; the patch embedding sees pixels, gates and routers are
+    small, and what a gate gets wrong stays in a state for long."""
+    if role == "patch_embed" or role == "gates" or role == "router":
+        return None
+    return role
 
 
 @dataclass(frozen=True)

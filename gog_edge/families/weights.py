@@ -15,7 +15,6 @@ from typing import Any, cast
 from gog_edge import families
 from gog_edge.families.base import Family, ModelConfig
 from gog_edge.families.target import (
-    UNQUANTISED,
     DeltaInputs,
     DeltaWeights,
     LayerCache,
@@ -25,6 +24,7 @@ from gog_edge.families.target import (
     TensorClass,
     Value,
     Weight,
+    tensor_class,
     vector,
 )
 from gog_edge.manifest import DecoderSpec
@@ -72,8 +72,8 @@ def tensor_classes(config: dict[str, Any]) -> dict[str, TensorClass]:
     decoder = _decoder(family, dims)
     stacks = [((name,), role) for name, role in decoder.stacks]
     for names, role in (*_vision(family, dims).matrices, *decoder.matrices, *stacks):
-        if role not in UNQUANTISED:
-            found |= dict.fromkeys(names, role)
+        if (kind := tensor_class(role)) is not None:
+            found |= dict.fromkeys(names, kind)
     return found | {family.head: "head", family.embedding: "embedding"}
 
 
@@ -82,7 +82,7 @@ def decoder_inputs(config: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     of them sees a few tokens only, too few to calibrate it. Raises as `tensor_classes`."""
     family = families.find(config)
     matrices = _decoder(family, family.parse(config)).matrices
-    return tuple(names for names, role in matrices if role != "head" and role not in UNQUANTISED)
+    return tuple(names for names, role in matrices if role != "head" and tensor_class(role) is not None)
 
 
 def _vision(family: Family, config: ModelConfig) -> Watched:

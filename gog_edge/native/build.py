@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gog_edge import leftovers, paths
-from gog_edge.files import ours, remove_sealed, seal, trusted, write_whole
+from gog_edge.disk import leftovers, paths
+from gog_edge.disk.files import ours, remove_sealed, seal, trusted, write_whole
 from gog_edge.native.toolchain import Toolchain, cpu_identity, find_toolchain
 
 log = logging.getLogger("gog_edge.native")

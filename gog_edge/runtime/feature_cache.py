@@ -16,11 +16,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from gog_edge import leftovers
 from gog_edge.deadline import UNLIMITED, Budget, DeadlineReached
+from gog_edge.disk import leftovers
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.base import Features
 from gog_edge.errors import CancelledError, SessionError
-from gog_edge.tensorfile import read_tensors, write_tensors
 
 log = logging.getLogger("gog_edge.vision")
 

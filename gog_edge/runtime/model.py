@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
+from gog_edge.disk.paths import cache_directory
 from gog_edge.engines.base import Engine, FixedContext, RowsIndependent
 from gog_edge.errors import UsageError
 from gog_edge.manifest import Manifest
-from gog_edge.paths import cache_directory
 from gog_edge.runtime.decoder import Decoder, TokenEmbedding, check_rotary
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
 from gog_edge.runtime.prefix_cache import PrefixCache

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.errors import SessionError
-from gog_edge.tensorfile import read_tensors, write_tensors
 
 log = logging.getLogger("gog_edge.session")
 

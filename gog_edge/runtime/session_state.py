@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge import leftovers
 from gog_edge.crop import Grid
+from gog_edge.disk import leftovers
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.base import Features
 from gog_edge.errors import EngineError, SessionError
 from gog_edge.image.frame import Frame
@@ -28,7 +29,6 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.snapshots import pack, unpack
 from gog_edge.runtime.telemetry import NO_TRACE, Trace
 from gog_edge.serde import SerdeError, decode, encode
-from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import RegisteredImage
 
 VERSION = 2

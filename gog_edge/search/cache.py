@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
 from gog_edge.search.base import Page
 from gog_edge.types import Hit
 

@@ -14,8 +14,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import EngineError, SearchError
-from gog_edge.paths import is_address
 from gog_edge.search.base import PAGE, PICTURE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.passages import TextEmbedder, best_passages
 from gog_edge.types import Hit

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import SearchError
-from gog_edge.paths import is_address
 from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, ImageQuery, Page, SearchProvider
 from gog_edge.search.cache import hit_from
 from gog_edge.types import Hit

@@ -15,10 +15,13 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gog_edge.serve.page import PAGE
 from gog_edge.serve.refusal import Refused, refusal
 
 ANY = "*"
 HEALTH = "/healthz"
+MANUAL, DESCRIPTION = "/docs", "/openapi.json"
+OPEN = {HEALTH, MANUAL, DESCRIPTION, *PAGE}  # without the key: they say nothing of anybody's questions
 
 
 class AccessMiddleware:
@@ -27,7 +30,7 @@ class AccessMiddleware:
     Args:
         hosts: names that are accepted besides addresses and localhost; "*" accepts all.
         origins: origins of pages that may ask, as browsers write them; "*" accepts all.
-        key: what `Authorization: Bearer KEY` must hold; None asks for nothing. Health checks need none.
+        key: what `Authorization: Bearer KEY` must hold; None asks for nothing. `OPEN` needs none.
     """
 
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], origins: Collection[str], key: str | None) -> None:
@@ -52,7 +55,7 @@ class AccessMiddleware:
         same = host != "" and origin.partition("://")[2] == host
         if origin and not same and not self.origins & {origin, ANY}:
             raise Refused(403, "pages of this origin may not ask: start the server with --allow-origin ORIGIN")
-        if self.key is not None and path != HEALTH:
+        if self.key is not None and path not in OPEN:
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode("utf-8"), f"Bearer {self.key}".encode()):
                 raise Refused(401, "the API key is missing or wrong", {"WWW-Authenticate": "Bearer"})

@@ -1,4 +1,4 @@
-"""The HTTP service: POST /v1/ask (JSON or server-sent events), POST /v1/chat/completions, GET /v1/models, /healthz.
+"""The HTTP service: POST /v1/ask (JSON or server-sent events), POST /v1/chat/completions; GET / is a page to ask from.
 
 One question runs at a time, because one policy fills the machine; `queue` more may wait, further ones get 429. A
 client that closes its connection cancels its question, whether it waits or runs, streams or not.
@@ -18,17 +18,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gog_edge._version import __version__
 from gog_edge.errors import GogEdgeError
-from gog_edge.serve.access import HEALTH, AccessMiddleware
+from gog_edge.serve.access import DESCRIPTION, HEALTH, MANUAL, AccessMiddleware
 from gog_edge.serve.chat import Completion, parse_chat
 from gog_edge.serve.limits import ServeLimits
+from gog_edge.serve.metrics import CONTENT_TYPE, Metrics
+from gog_edge.serve.observed import OUTCOME, ObservedMiddleware
+from gog_edge.serve.openapi import openapi_json, openapi_page
+from gog_edge.serve.page import PAGE, PAGE_HEADERS, page
 from gog_edge.serve.refusal import ASK, Refused, error_json, explained, refusal
-from gog_edge.serve.wire import Call, event_json, models_json, parse_ask, parse_json
+from gog_edge.serve.wire import Call, event_json, model_json, models_json, parse_ask, parse_json
 from gog_edge.serve.worker import Job, Worker
 from gog_edge.types import Answer, AnswerEvent, Event
 
@@ -99,7 +103,8 @@ class Service:
 
     def __init__(self, agent: Agent, name: str, queue: int, limits: ServeLimits) -> None:
         self.name, self.limits = name, limits
-        self.worker = Worker(agent, queue)
+        self.metrics = Metrics(__version__, name)
+        self.worker = Worker(agent, queue, self.metrics)
         self.since = int(time.time())
         self._in_flight = BytesInFlight(limits.in_flight)
 
@@ -122,6 +127,20 @@ class Service:
     async def models(self, _: Request) -> Response:
         return JSONResponse(models_json(self.name, self.since))
 
+    async def model(self, request: Request) -> Response:
+        if (asked := request.path_params["name"]) != self.name:
+            raise Refused(404, f"there is no model {asked!r} here: this server has {self.name!r}")
+        return JSONResponse(model_json(self.name, self.since))
+
+    async def counted(self, _: Request) -> Response:
+        return Response(self.metrics.text(*self.worker.load), media_type=CONTENT_TYPE)
+
+    async def described(self, _: Request) -> Response:
+        return JSONResponse(openapi_json(self.limits))
+
+    async def manual(self, _: Request) -> Response:
+        return HTMLResponse(openapi_page(openapi_json(self.limits)), headers=PAGE_HEADERS)
+
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Ends what runs when the server does."""
@@ -141,6 +160,7 @@ class Service:
             whole, chunks = rendered(call)
             job = self.worker.submit(call.request)
             held.callback(self.worker.cancel, job)
+            request.scope[OUTCOME] = lambda: job.outcome
             if call.stream:
                 return _Events(_events(job, chunks, request.url.path), held.pop_all())
             return await _reply(request, job, whole)
@@ -244,18 +264,29 @@ def create_app(
         hosts, origins, key: who may ask (see `AccessMiddleware`).
     """
     service = Service(agent, name, queue, limits or ServeLimits())
-    middleware = [Middleware(_LastResort), Middleware(AccessMiddleware, hosts=hosts, origins=origins, key=key)]
+    routes = [
+        Route(ASK, service.ask, methods=["POST"]),
+        Route(CHAT, service.chat, methods=["POST"]),
+        Route(MODELS, service.models),
+        Route(MODELS + "/{name:path}", service.model),
+        Route(HEALTH, service.health),
+        Route("/metrics", service.counted),
+        Route(DESCRIPTION, service.described),
+        Route(MANUAL, service.manual),
+        *(Route(path, page) for path in PAGE),
+    ]
+    paths = {route.path for route in routes}
+    middleware = [
+        Middleware(ObservedMiddleware, metrics=service.metrics, paths=paths),
+        Middleware(_LastResort),
+        Middleware(AccessMiddleware, hosts=hosts, origins=origins, key=key),
+    ]
     if origins:
         headers, methods = ("Authorization", "Content-Type"), ("GET", "POST")
         cors = Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=methods, allow_headers=headers)
-        middleware.insert(1, cors)
+        middleware.insert(2, cors)
     return Starlette(
-        routes=[
-            Route(ASK, service.ask, methods=["POST"]),
-            Route(CHAT, service.chat, methods=["POST"]),
-            Route(MODELS, service.models),
-            Route(HEALTH, service.health),
-        ],
+        routes=routes,
         middleware=middleware,
         exception_handlers={GogEdgeError: _failed, HTTPException: _not_here},
         lifespan=service.lifespan,

@@ -11,7 +11,8 @@ from gog_edge.agent.request import AskRequest
 from gog_edge.errors import UsageError
 from gog_edge.sampling_options import Sampling
 from gog_edge.serde import encode
-from gog_edge.serve.wire import Call, count, decode_image, event_json, flag, number, public, unicode_text
+from gog_edge.serve.messages import parse_messages
+from gog_edge.serve.wire import Call, count, event_json, flag, number, public
 from gog_edge.types import Answer, AnswerEvent, Event
 
 _MOST_TOKENS = 1 << 20
@@ -20,24 +21,21 @@ _MOST_STOPS = 16
 
 
 def parse_chat(body: Any) -> Call:
-    """The body of a chat completion. The question is the text of the last user message; the image is that message's,
-    or the last one before it. Other messages are not read: questions are independent of each other.
+    """The body of a chat completion; for its messages see `parse_messages`.
 
     Raises:
-        UsageError: there is no image as a data URL, or no text; or something is wanted that can't be done.
+        UsageError: there is no image as a data URL, or no question; or something is wanted that can't be done.
     """
-    messages = body.get("messages") if isinstance(body, Mapping) else None
-    if not isinstance(messages, list) or not messages:
-        raise UsageError("messages is missing or empty: a list of messages is needed")
+    talk = parse_messages(body.get("messages") if isinstance(body, Mapping) else None)
     _refuse(body)
-    users = [_parts(m.get("content")) for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
-    texts = users[-1][0] if users else []
-    images: list[Any] = next((found for _, found in reversed(users) if found), [])
-    if len(images) != 1 or not texts:
-        raise UsageError(f"one image and a question are needed, not {len(images)} images and {len(texts)} texts")
     options = body.get("stream_options")
     request = AskRequest(
-        decode_image(images[0]), "\n".join(texts), sampling=_sampling(body), max_tokens=_most_tokens(body)
+        talk.images,
+        talk.question,
+        sampling=_sampling(body),
+        max_tokens=_most_tokens(body),
+        earlier=talk.earlier,
+        system=talk.system,
     )
     usage = isinstance(options, Mapping) and flag(options, "include_usage")
     return Call(request, flag(body, "stream"), _stops(body.get("stop")), usage)
@@ -53,25 +51,6 @@ def _refuse(body: Mapping[str, Any]) -> None:
     form = body.get("response_format")
     if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
         raise UsageError('response_format must be {"type": "text"}: answers are plain text')
-
-
-def _parts(content: Any) -> tuple[list[str], list[Any]]:
-    """(texts, image addresses) of one message."""
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise UsageError("the content of a user message must be text, or a list of text and image_url parts")
-    texts, images = [], []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(unicode_text(part["text"], "text"))
-        elif kind == "image_url":
-            url = part.get("image_url")
-            images.append(url.get("url") if isinstance(url, Mapping) else url)
-        else:
-            raise UsageError(f"a content part of type {kind!r} is not understood")
-    return texts, images
 
 
 def _sampling(body: Mapping[str, Any]) -> Sampling | None:
@@ -137,10 +116,14 @@ def _finish(answer: Answer) -> str:
     return "stop" if answer.text else "length"
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _usage(answer: Answer) -> dict[str, Any]:
+    """Tokens as OpenAI counts them: those that were not read again, because a session or a cache had them, are part of
+    the prompt. A question has a prompt for each turn of the loop; tokens are counted once."""
     usage = answer.usage
+    prompt = usage.prompt_tokens + usage.reused_tokens
     return {
-        "prompt_tokens": usage.prompt_tokens,
+        "prompt_tokens": prompt,
         "completion_tokens": usage.generated_tokens,
-        "total_tokens": usage.prompt_tokens + usage.generated_tokens,
+        "total_tokens": prompt + usage.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
     }

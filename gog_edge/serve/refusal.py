@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from gog_edge.errors import ContextOverflowError, GogEdgeError, ImageError, RegionError, UsageError
 
 ASK = "/v1/ask"
-_ASKERS_FAULT = (UsageError, ImageError, ContextOverflowError, RegionError)
+ASKERS_FAULT = (UsageError, ImageError, ContextOverflowError, RegionError)
 _LONGEST = 300
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def explained(error: Exception) -> Refused:
     because their texts name files."""
     if isinstance(error, Refused):
         return error
-    if isinstance(error, _ASKERS_FAULT):
+    if isinstance(error, ASKERS_FAULT):
         return Refused(400, str(error))
     log.error("a question failed: %s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=error)
     return Refused(500, "the question failed; the log of the server says why")

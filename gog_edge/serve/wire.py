@@ -105,10 +105,12 @@ def event_json(event: Event) -> dict[str, Any]:
 
 def models_json(model: str, since: int) -> dict[str, Any]:
     """The list of GET /v1/models: the bundle that is served. `since`: when it was loaded, in seconds of Unix time."""
-    return {
-        "object": "list",
-        "data": [{"id": model, "object": "model", "created": since, "owned_by": "gog-edge"}],
-    }
+    return {"object": "list", "data": [model_json(model, since)]}
+
+
+def model_json(model: str, since: int) -> dict[str, Any]:
+    """The reply of GET /v1/models/NAME."""
+    return {"id": model, "object": "model", "created": since, "owned_by": "gog-edge"}
 
 
 def public(value: Any) -> Any:

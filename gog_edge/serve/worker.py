@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gog_edge.agent.request import AskRequest
-from gog_edge.deadline import Budget
+from gog_edge.deadline import SYSTEM, Budget
 from gog_edge.errors import EngineError, GogEdgeError
-from gog_edge.serve.refusal import Refused
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.serve.metrics import Metrics
+from gog_edge.serve.refusal import ASKERS_FAULT, Refused
+from gog_edge.types import Answer, AnswerEvent, Event, StopReason, Usage
 
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent
@@ -29,11 +30,18 @@ class Job:
         self.budget = Budget()
         self.request = replace(request, budget=self.budget)
         self.started = False
+        self.outcome = "waiting"  # then "running", then how it ended: a `StopReason`, "refused" or "failed"
+        self.usage: Usage | None = None
+        self.submitted = SYSTEM.now()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
     def put(self, event: Event | Exception | None) -> None:
         """From any thread; None is the end."""
+        if isinstance(event, AnswerEvent):
+            self.outcome, self.usage = event.answer.stop.value, event.answer.usage
+        elif isinstance(event, Exception):
+            self.outcome = "refused" if isinstance(event, ASKERS_FAULT) else "failed"
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
@@ -66,8 +74,8 @@ class Job:
 class Worker:
     """Runs jobs in order. The thread is a daemon: one that hangs in a kernel can't keep the process from ending."""
 
-    def __init__(self, agent: Agent, waiting: int) -> None:
-        self.agent, self.waiting = agent, waiting
+    def __init__(self, agent: Agent, waiting: int, metrics: Metrics) -> None:
+        self.agent, self.waiting, self.metrics = agent, waiting, metrics
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pending: set[Job] = set()
         self._lock = threading.Lock()
@@ -81,6 +89,13 @@ class Worker:
         """
         if len(self._pending) > self.waiting:
             raise Refused(429, "too many questions are waiting: try again", {"Retry-After": "1"})
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many questions run, and how many wait."""
+        with self._lock:
+            running = sum(job.started for job in self._pending)
+            return running, len(self._pending) - running
 
     def submit(self, request: AskRequest) -> Job:
         """Put a question into the queue.
@@ -102,8 +117,11 @@ class Worker:
         """Nobody wants this answer any more. One that waits gives its place up at once. Idempotent."""
         job.budget.cancel()
         with self._lock:
-            if not job.started:
-                self._pending.discard(job)
+            if job.started or job not in self._pending:
+                return
+            self._pending.discard(job)
+        job.outcome = StopReason.CANCELLED.value
+        self.metrics.question(job.outcome, SYSTEM.now() - job.submitted, None, None)
 
     def close(self, seconds: float) -> None:
         """Cancel everything and wait up to `seconds` for what runs."""
@@ -116,7 +134,7 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             with self._lock:
-                job.started = not job.budget.cancelled
+                job.started = job in self._pending
             if job.started:
                 self._answer(job)
             with self._lock:
@@ -124,6 +142,14 @@ class Worker:
             job.put(None)
 
     def _answer(self, job: Job) -> None:
+        began, job.outcome = SYSTEM.now(), "running"
+        try:
+            self._ask(job)
+        finally:
+            seconds = SYSTEM.now() - began
+            self.metrics.question(job.outcome, began - job.submitted, seconds, job.usage)
+
+    def _ask(self, job: Job) -> None:
         try:
             for event in self.agent.events(job.request):
                 job.put(event)

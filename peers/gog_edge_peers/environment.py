@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gog_edge.disk.paths import cache_directory
 from gog_edge.errors import BenchError
-from gog_edge.paths import cache_directory
 from gog_edge_peers.registry import Peer
 
 Show = Callable[[str], None]

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gog_edge.agent import frame_reader
-from gog_edge.agent.newest import Taken, cut_of, newest_answers
-from gog_edge.agent.watch import Sighting
+from gog_edge.agent.camera import reader as frame_reader
+from gog_edge.agent.camera.newest import Taken, cut_of, newest_answers
+from gog_edge.agent.camera.watch import Sighting
 from gog_edge.errors import CameraError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.types import StopReason

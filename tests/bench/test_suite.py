@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gog_edge.bench.local_subject import LocalSubject
-from gog_edge.bench.machine.limits import encode_without_windows, memory_needed, stage_limits
+from gog_edge.bench.machine.limits import encode_without_windows, memory_needed, stage_limits, weight_bytes
 from gog_edge.bench.machine.probes import resident_bytes
 from gog_edge.bench.machine.roofline import BesideProbe, Roofline, kv_bytes_read
 from gog_edge.bench.report.terminal import format_place
@@ -23,6 +23,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.errors import BenchError
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
+from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
 SHORT = Workload("short", "a test", (TurnSpec(((64, 64),), 5, 3), TurnSpec(words=4, tokens=2)), repeats=2)
 MACHINE = Roofline(1, 10.0, {"fp32": 100.0})
@@ -109,6 +110,18 @@ def test_a_tower_with_windows_is_held_against_them(tiny_bundle: Path, windowed_b
     full = encode_without_windows(bundle, MACHINE, turn)
     assert full is not None and full > stage_limits(bundle, MACHINE, turn, 0)[0].encode
     assert encode_without_windows(bundle, MACHINE, TurnSpec(words=8)) is None
+
+
+def test_a_step_reads_the_experts_of_a_token(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("tiny-qwen3-vl-moe", tmp_path / "c")
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="fp32"))
+    sizes = {name: bundle.manifest.files[name].size for name in bundle.manifest.graphs["decoder"].data}
+    experts = sizes.pop("decoder.experts.data")
+    one, two = (weight_bytes(bundle, "decoder", tokens) for tokens in (1, 2))
+    assert one == pytest.approx(sum(sizes.values()) + experts * 2 / 6)
+    assert two == pytest.approx(sum(sizes.values()) + experts * (1 - (4 / 6) ** 2))
+    step = stage_limits(bundle, MACHINE, TurnSpec(words=8, tokens=2), 0)[0].decode_bytes
+    assert step == one + kv_bytes_read(bundle.manifest, 8)
 
 
 def test_decoding_is_held_against_the_bandwidth_beside_its_own_run(tiny_bundle: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gog_edge.cli.main import run
+from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
 
 ASK = (sys.executable, "-m", "gog_edge", "ask")
 

@@ -165,6 +165,16 @@ def test_settings(tied: dict[str, Path], tmp_path: Path, case: str) -> None:
     assert np.abs(expected - logits(load(base))).max() > 1e-2
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["in_proj_qkv", "in_proj_a", "out_proj", "q_proj", "down_proj"]])
+def test_layers_of_linear_attention(tmp_path: Path, targets: Any) -> None:
+    without = {"text_config": {"mtp_num_hidden_layers": 0}}  # transformers has no place for that head
+    base = make_checkpoint("tiny-qwen3.5", tmp_path / "c", 3, "float32", overrides=without)
+    adapter = train(base, tmp_path / "a", target_modules=targets)
+    expected = as_peft(base, adapter)
+    assert not np.allclose(expected, logits(load(base)), atol=0.1)
+    np.testing.assert_allclose(as_exported(Checkpoint.open(base).with_lora(adapter)), expected, rtol=1e-4, atol=1e-4)
+
+
 def edit(adapter: Path, **changes: Any) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

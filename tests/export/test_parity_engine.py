@@ -30,7 +30,7 @@ pytestmark = pytest.mark.parity
 OPTIONS = RunOptions(grammar="off", prefix_cache=False, prefill_chunk=24, turn_tokens=12, max_turns=2)
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl", "qwen3_5"])
 def pair(
     request: pytest.FixtureRequest, tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, str]:
@@ -97,6 +97,24 @@ def test_sessions_rewind_and_load(models: tuple[Model, Model], tmp_path: Path) -
     save_session(session, tmp_path / "s")
     loaded, _ = load_session(tmp_path / "s", model)
     assert _greedy(loaded, 4)[0] == _greedy(session, 4)[0]
+
+
+def test_a_state_is_put_back_too(models: tuple[Model, Model]) -> None:
+    """Where the policy has one: a cut at any place is read again from a copy, and what follows is the same."""
+    model = models[1]
+    session = _begin(model)
+    tokens, _ = _greedy(session, 9)
+    session.cut(len(session) - 5)
+    assert _greedy(session, 5)[0] == tokens[4:]
+    session.cut(session.sequence.spans[0].stop + 3)
+    session.append([Text("Who?")])
+    fresh = Session(model)
+    fresh.sequence.images = session.sequence.images
+    span = session.sequence.spans[0]
+    fresh.extend(session.tokens[: span.start].tolist())
+    fresh.sequence.append_image(span.rows, span.columns, 0)
+    fresh.extend(session.tokens[span.stop :].tolist())
+    np.testing.assert_allclose(session.run(), fresh.run(), atol=1e-4)
 
 
 def test_the_agent_answers_with_it(pair: tuple[Bundle, str], photo: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gog_edge import families
+from gog_edge.bench.machine.roofline import decoder_attention_flops, kv_bytes_read
 from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
 from gog_edge.export.graph.matrix import Stacked
@@ -16,6 +17,8 @@ from gog_edge.export.options import BACKENDS, ExportOptions
 from gog_edge.export.pipeline import export_bundle, set_aside
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.export.synthetic.configs import model_config
+from gog_edge.export.tensorrt.add import add_engines
+from gog_edge.export.tensorrt.build import BuildOptions
 from gog_edge.families.qwen3_5 import caches, head_order, parse, rotary
 from gog_edge.families.target import AttentionCache, RecurrentCache
 from gog_edge.families.weights import decoder_inputs, shapes, tensor_classes
@@ -161,3 +164,18 @@ def test_backends_without_linear_attention_say_so(backend: Any, tmp_path: Path) 
     with pytest.raises(UsageError, match=f"which backend {backend} does not build: use one of native"):
         export_bundle(root, tmp_path / "b", ExportOptions(precision="fp16", backend=backend))
     assert not (tmp_path / "b").exists()
+
+
+def test_no_engine_is_built_of_a_portable_bundle(tmp_path: Path) -> None:
+    root = make_checkpoint("tiny-qwen3.5", tmp_path / "c")
+    bundle = export_bundle(root, tmp_path / "b", ExportOptions(precision="fp32", backend="portable"))
+    with pytest.raises(UsageError, match="no TensorRT engine is built of yet"):
+        add_engines(bundle, tmp_path / "b", "tensorrt-rtx", BuildOptions())
+
+
+def test_what_a_step_reads_and_attends_to(tmp_path: Path) -> None:
+    """For rooflines: states are read and written whole, keys and values of the layers that attend read."""
+    bundle = export_bundle(make_checkpoint("tiny-qwen3.5", tmp_path / "c"), tmp_path / "b", ExportOptions("fp32"))
+    states = 3 * (2 * (2 * 2 * 20 + 6 * 12) + 6 * 20 * 12)
+    assert kv_bytes_read(bundle.manifest, 100) == 4 * (2 * 2 * 2 * 32 * 100 + 2 * states)
+    assert decoder_attention_flops(bundle.manifest.decoder, 1, 100) == 4 * 2 * 4 * 32 * 99.5

@@ -87,7 +87,7 @@ def _die_at(step: int) -> None:
         real_sync(handle)
 
     os.fsync = synced  # type: ignore[assignment]  # has no audit event of its own
-    from gog_edge import leftovers
+    from gog_edge.disk import leftovers
 
     exchange = leftovers._exchange
 

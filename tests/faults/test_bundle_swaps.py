@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import gog_edge
-from gog_edge import leftovers
 from gog_edge.agent import loader
 from gog_edge.bundle import Bundle, BundleWriter, hash_file, load_whole
 from gog_edge.cli.main import run
+from gog_edge.disk import leftovers
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import BundleError, GogEdgeError
 from gog_edge.runtime.session import Session
@@ -249,6 +249,7 @@ def test_doctor_names_damaged_bundles(
 ) -> None:
     monkeypatch.setenv("GOG_EDGE_LIBRARY", str(tmp_path / "library"))
     monkeypatch.delenv("GOG_EDGE_BUNDLE", raising=False)
+    monkeypatch.setenv("GOG_EDGE_NO_NATIVE", "1")  # a new cache, and nothing to be compiled into it
     for name, source in zip(("good", "bad"), two.values()):
         put(source, tmp_path / "library" / name)
     weights = tmp_path / "library" / "bad" / "decoder.onnx.data"

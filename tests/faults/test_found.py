@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gog_edge import dialects, files, serde
+from gog_edge import dialects, serde
 from gog_edge.bundle import Bundle, BundleWriter
+from gog_edge.disk import files
+from gog_edge.disk.stamps import sealed
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import (
@@ -30,8 +33,6 @@ from gog_edge.search.base import Deadline
 from gog_edge.search.config import load_providers
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.web.mcp import McpClient
-from gog_edge.stamps import sealed
-from gog_edge.tensorfile import read_tensors, write_tensors
 from tests.runtime.fakes import make_bundle
 from tests.test_bundle import MANIFEST as SMALL
 from tests.test_bundle import write

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge import leftovers
 from gog_edge.cli.main import run
+from gog_edge.disk import leftovers
 from gog_edge.search.local import vectors as vectors_module
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.ingest import add_records
@@ -74,7 +74,7 @@ def test_a_damaged_graph_is_never_read_by_native_code(folder: Path, caplog: pyte
 
 
 def test_a_graph_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gog_edge import stamps
+    from gog_edge.disk import stamps
 
     hashed = []
     real = stamps.hash_of

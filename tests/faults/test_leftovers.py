@@ -15,12 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from gog_edge import leftovers, library
+from gog_edge import library
 from gog_edge.bundle import Bundle, BundleWriter
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import write_text, write_whole
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.files import write_text, write_whole
-from gog_edge.tensorfile import read_tensors, write_tensors
 from tests.faults import damage
 from tests.test_bundle import write as write_bundle
 
@@ -69,6 +70,7 @@ def test_what_is_still_being_written_is_left_alone(tmp_path: Path) -> None:
     os.write(go[1], b"g")
     assert os.waitpid(child, 0)[1] == 0
     assert len(hidden(tmp_path)) == 2  # os._exit cleans nothing up
+    leftovers.sweep(tmp_path)
     assert hidden(tmp_path) == []
 
 

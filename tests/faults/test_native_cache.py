@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gog_edge import leftovers
 from gog_edge.crop import cuda_compile
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import read_sealed, write_sealed
 from gog_edge.engines.tensorrt import plan
-from gog_edge.files import read_sealed, write_sealed
 from gog_edge.native import build
 from gog_edge.native.toolchain import find_toolchain
 from tests.faults import damage

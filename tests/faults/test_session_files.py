@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gog_edge import tensorfile
 from gog_edge.agent.options import RunOptions
+from gog_edge.disk import tensorfile
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import SessionError
@@ -22,7 +23,6 @@ from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
-from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import Control, ImagePart, Text
 from tests.runtime.conftest import picture
 from tests.runtime.fakes import make_bundle
@@ -190,7 +190,7 @@ def test_killed_while_saving_leaves_the_old_file(saved: Path) -> None:
     code = f"""
 import os, numpy as np
 from pathlib import Path
-from gog_edge.tensorfile import write_tensors
+from gog_edge.disk.tensorfile import write_tensors
 os.fsync = lambda fd: os._exit(9)
 write_tensors(Path({str(saved)!r}), {{"kind": "x"}}, {{"a": np.zeros(1000, np.float32)}})
 """

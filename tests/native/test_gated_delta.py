@@ -33,7 +33,8 @@ class Conv:
 
     def run(self, x: Array, total: int, threads: int = 1) -> Array:
         """y of the tokens x [s, channels], `total` tokens with them."""
-        inputs = [("x", x), ("weight", self.weight), ("length", length(total)), ("history", self.history)]
+        inputs: list[tuple[str, Array | None]] = [("x", x), ("weight", self.weight), ("length", length(total))]
+        inputs.append(("history", self.history))
         inputs.append(("bias", self.bias))
         if threads not in self.sessions:
             self.sessions[threads] = session("CausalConv", inputs, threads, activation=int(self.silu))
@@ -129,7 +130,7 @@ class Delta:
 
     def run(self, tokens: dict[str, Array], total: int, threads: int = 1) -> Array:
         """y of `tokens`, `total` tokens with them."""
-        inputs = [(name, tokens[name]) for name in ("qkv", "a", "b")]
+        inputs: list[tuple[str, Array | None]] = [(name, tokens[name]) for name in ("qkv", "a", "b")]
         inputs += [("length", length(total)), ("state", self.state), ("rate", self.rate), ("bias", self.bias)]
         inputs += [("gate", tokens.get("gate")), ("norm", self.norm)]
         if threads not in self.sessions:
@@ -161,7 +162,7 @@ class Delta:
 
     def want(self, tokens: dict[str, Array]) -> tuple[Array, Array]:
         """y of all tokens and the last S, token by token in float64."""
-        exact = {name: value.astype(np.float64) for name, value in tokens.items()}
+        exact: dict[str, Array] = {name: value.astype(np.float64) for name, value in tokens.items()}
         count, heads = len(exact["a"]), self.nv // self.nk
         q, k, v = np.split(exact["qkv"], [self.nk * self.dk, 2 * self.nk * self.dk], axis=1)
         q, k = (np.repeat(x.reshape(count, self.nk, self.dk), heads, axis=1) for x in (q, k))
@@ -169,7 +170,8 @@ class Delta:
         if self.l2:
             q, k = (x / np.sqrt((x * x).sum(axis=2, keepdims=True) + 1e-6) for x in (q, k))
         q = q / np.sqrt(self.dk)
-        g, beta = exact["a"], exact["b"]
+        g: Array = exact["a"]
+        beta: Array = exact["b"]
         if self.rate is not None and self.bias is not None:
             g, beta = self.rate * np.logaddexp(0, g + self.bias), 1 / (1 + np.exp(-beta))
         s, o = np.zeros((self.nv, self.dk, self.dv)), np.zeros_like(v)

@@ -50,20 +50,6 @@ def test_the_answer_ends_before_a_stop_string(stop: Any, content: str) -> None:
     assert reply["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_text_may_be_a_string_and_the_picture_an_earlier_message() -> None:
-    policy = answering()
-    turns = [
-        {"role": "system", "content": "Be short."},
-        {"role": "user", "content": CONTENT},
-        {"role": "assistant", "content": "a boat"},
-        {"role": "user", "content": "Which colour?"},
-    ]
-    with serving(policy) as port:
-        assert chat(port, {"messages": turns}).status == 200
-        assert chat(port, {"messages": turns[3:]}).status == 400
-    assert [(r.image, r.question) for r in policy.asked] == [(b"\0\0\0", "Which colour?")]
-
-
 def test_a_stream_is_made_of_chunks() -> None:
     options = {"stream": True, "stop": "oat", "stream_options": {"include_usage": True}}
     with serving(answering()) as port:

@@ -56,7 +56,8 @@ BAD_CHAT = [
     field("n", "9" * 400, CHAT), field("presence_penalty", "1e400", CHAT), field("user", "NaN", CHAT),
     *(field("messages", raw, CHAT) for raw in ("[]", "{}", '"abc"', "7", "[7]", '[{"role": []}]', "null")),
     *(message(content) for content in (
-        "text", 7, {}, [], [7], [{"type": []}], [{"type": "audio"}], CONTENT[:1], CONTENT[1:], [*CONTENT, CONTENT[0]],
+        "text", 7, {}, [], [7], [{"type": []}], [{"type": "audio"}], CONTENT[:1], CONTENT[1:],
+        [*CONTENT, *CONTENT[:1] * 16],
         [CONTENT[1], {"type": "image_url", "image_url": 7}],
         [CONTENT[1], {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
         [CONTENT[1], {"type": "image_url", "image_url": {"url": ["x"]}}],
@@ -91,11 +92,11 @@ def test_good_bodies_are_taken() -> None:
     with serving(policy) as port:
         assert talk(port, post("/v1/ask", wrapped)).status == 200
         assert talk(port, post("/v1/chat/completions", {**CHAT, "n": 1, "stream": False})).status == 200
-    assert [p.image for p in policy.asked] == [b"ABCDEF", b"\0\0\0"]
+    assert [p.image for p in policy.asked] == [b"ABCDEF", [b"\0\0\0"]]
     assert (policy.asked[0].deadline, policy.asked[0].max_turns) == (1.5, 3)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/nothing", 404), ("/v1/chat/completions", 405), ("/x", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/v1/responses", 404), ("/v1/chat/completions", 405), ("/x", 404)])
 def test_unknown_addresses_are_answered_in_json(path: str, status: int) -> None:
     with serving(Policy()) as port:
         reply = get(port, path)

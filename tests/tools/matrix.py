@@ -89,7 +89,8 @@ def main() -> int:
     asked = [a for a in sys.argv[1:] if not a.startswith("-")] or list(VERSIONS)
     shutil.rmtree(WORK / "checkout", ignore_errors=True)
     (WORK / "checkout").mkdir(parents=True)
-    for name in ("tests", "peers", "docs", "models", "studies", "pyproject.toml", "README.md", "CHANGELOG.md"):
+    folders = ("tests", "peers", "docs", "models", "studies", "examples")
+    for name in (*folders, "mkdocs.yml", "pyproject.toml", "README.md", "CHANGELOG.md"):
         if (ROOT / name).exists():
             (WORK / "checkout" / name).symlink_to(ROOT / name)
     shutil.rmtree(WORK / "dist", ignore_errors=True)

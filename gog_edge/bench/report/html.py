@@ -12,7 +12,7 @@ from gog_edge.bench.report.terminal import format_place, format_value
 from gog_edge.bench.result import Cell, Report, one_of_each
 from gog_edge.bench.statistics import Summary
 from gog_edge.bench.suite import BESIDE
-from gog_edge.files import write_text
+from gog_edge.disk.files import write_text
 from gog_edge.serde import encode
 
 _AXES = {  # what a scenario's curves grow with

@@ -1,7 +1,7 @@
 """The camera scenario: frames come at a fixed rate; the policy answers a question about the newest, with a deadline.
 
-The clock and the drop rule are those of `Agent.watch` (`agent/newest.py`); only the camera is made up: frame n is taken
-n / fps seconds after the start.
+The clock and the drop rule are those of `Agent.watch` (`agent/camera/newest.py`); only the camera is made up: frame n
+is taken n / fps seconds after the start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.agent.newest import Taken, cut_of, newest_answers
+from gog_edge.agent.camera.newest import Taken, cut_of, newest_answers
 from gog_edge.bench.result import Cell
 from gog_edge.bench.subject import picture
 from gog_edge.errors import BenchError

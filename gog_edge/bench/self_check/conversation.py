@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.bench.subject import picture
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.base import F32
 from gog_edge.errors import BenchError
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Manifest
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
-from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import ImagePart, Region
 
 SIZE = (480, 360)

@@ -10,7 +10,7 @@ import click
 from gog_edge.cli.bundles import bundle_option
 from gog_edge.cli.console import progress_bar, stdout
 from gog_edge.cli.options import threads_option
-from gog_edge.files import write_text
+from gog_edge.disk.files import write_text
 
 
 @click.command("self-check")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
+from gog_edge.disk.paths import cache_directory
 from gog_edge.engines.base import EngineInfo
 from gog_edge.engines.registry import EngineEntry
 from gog_edge.engines.tensorrt.cuda import CudaGpu, open_gpu
@@ -22,7 +23,6 @@ from gog_edge.engines.tensorrt.plan import PlanRequest, RuntimeName, TrtPlan, fi
 from gog_edge.engines.tensorrt.vision import TrtVision
 from gog_edge.errors import EngineError, UsageError
 from gog_edge.manifest import EngineSpec
-from gog_edge.paths import cache_directory
 
 
 @dataclass(frozen=True)

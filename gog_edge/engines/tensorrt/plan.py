@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gog_edge.bundle import Bundle
+from gog_edge.disk.files import read_sealed, write_sealed
 from gog_edge.errors import EngineError
-from gog_edge.files import read_sealed, write_sealed
 from gog_edge.manifest import EngineSpec, GraphSpec
 
 log = logging.getLogger("gog_edge.tensorrt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from gog_edge.disk.paths import expand
 from gog_edge.errors import CheckpointError
-from gog_edge.paths import expand
 
 # A Windows path, ./x, ~/x or /x is never a hub id; owner/name is, when no such folder exists.
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")

@@ -21,7 +21,7 @@ from gog_edge.export.graph.weightfile import Blob
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import QuantizedWeight, Scheme
 from gog_edge.export.quantize.weights import quantize, quantize_rows
-from gog_edge.families.target import UNQUANTISED, Matrix, Role, Value
+from gog_edge.families.target import Matrix, Role, Value, tensor_class
 from gog_edge.manifest import DType
 
 FLOAT32 = Scheme(32)
@@ -56,7 +56,8 @@ class LinearStore(ABC):
 
     def scheme(self, weight: Matrix, role: Role) -> Scheme:
         """The scheme for a matrix; one whose parts are overridden differently follows its first part."""
-        return FLOAT32 if role in UNQUANTISED else self.recipe.scheme(role, weight.names[0])
+        kind = tensor_class(role)
+        return FLOAT32 if kind is None else self.recipe.scheme(kind, weight.names[0])
 
     def bias(self, weight: Matrix, names: tuple[str, ...], dtype: DType = "float32") -> Value | None:
         """The biases of a matrix as one vector, or None."""

@@ -16,7 +16,8 @@ from gog_edge.export.graph import native_experts
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import Past, cache_shape
 from gog_edge.export.graph.native_linear import NativeLinear
-from gog_edge.export.graph.ort import MS, OrtTarget
+from gog_edge.export.graph.ort import OrtTarget
+from gog_edge.export.graph.ort_experts import MS
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.families.target import (
     Cache,

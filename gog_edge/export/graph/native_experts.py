@@ -43,11 +43,15 @@ def _linear(
 ) -> Value:
     scheme = store.scheme(stack.expert(0), role)
     if scheme.is_float:
-        stored = (write_float(store, file, stack, "float16" if scheme.bits == 16 else "float32", lambda rows: rows),)
+        stored: tuple[Value, ...] = (
+            write_float(store, file, stack, "float16" if scheme.bits == 16 else "float32", lambda rows: rows),
+        )
         kind = f"ExpertLinearF{scheme.bits}"
     else:
         stored = write_quantized(store, file, stack, scheme, lambda weight: _packed(weight, order))
         kind = f"ExpertLinearW{scheme.bits}"
+        turned = scheme.turned(stack.columns)
+        attributes |= {"rotation": turned} if turned else {}
     return g.op(kind, *inputs, *stored, dtype="float32", domain=contract.DOMAIN, **attributes)
 
 

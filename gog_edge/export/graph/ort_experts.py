@@ -48,20 +48,19 @@ def moe(
 ) -> Value:
     """x [n, hidden] and logits [n, count] -> [n, hidden], in float32; schemes are alike (`fits`)."""
     scheme = store.scheme(gate_up.expert(0), "mlp")
-    attributes = {"k": top, **SWIGLU}
+    attributes: dict[str, Any] = {"k": top, **SWIGLU}
     if scheme.is_float:
         half = scheme.bits == 16
         first = write_float(store, file, gate_up, "float16" if half else "float32", woven)
         second = write_float(store, file, down, "float16" if half else "float32", lambda rows: rows)
         parts = (g.cast(first, "float32"), None, g.cast(second, "float32"))
         return g.op("MoE", x, logits, *parts, domain=MS, **attributes)
-    bits = scheme.bits
     q1, s1 = write_quantized(store, file, gate_up, scheme, lambda weight: _packed(weight, weave=True))
     q2, s2 = write_quantized(store, file, down, store.scheme(down.expert(0), "down_proj"), _packed)
-    blocks = {"block_size": scheme.block} if scheme.block else {}
-    return g.op(
-        "QMoE", x, logits, q1, s1, None, q2, s2, domain=MS, expert_weight_bits=bits, **blocks, **attributes
-    )  # fmt: skip
+    attributes["expert_weight_bits"] = scheme.bits
+    if scheme.block:
+        attributes["block_size"] = scheme.block
+    return g.op("QMoE", x, logits, q1, s1, None, q2, s2, domain=MS, **attributes)
 
 
 def woven(rows: NDArray[np.generic]) -> NDArray[np.generic]:

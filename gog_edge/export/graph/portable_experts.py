@@ -37,7 +37,7 @@ class LoopedExperts:
         mix = self._mix(logits, top)
         hit = self._nonzero(g.op("ReduceMax", mix, self._ints(0), keepdims=0))
         first, second = self._stored(gate_up, "mlp"), self._stored(down, "down_proj")
-        zero = g.op("Mul", x, g.constant(np.float32(0)))
+        zero = g.op("Mul", x, g.constant(np.array(0, np.float32)))
 
         def one(turn: Value, total: Value) -> Value:
             expert = g.op("Gather", hit, turn, axis=0)
@@ -57,7 +57,7 @@ class LoopedExperts:
         g = self.g
         best, index = g.ops("TopK", logits, self._ints(top), dtypes=(None, "int64"), axis=-1)
         shares = g.op("Softmax", best, axis=-1)
-        return g.op("ScatterElements", g.op("Mul", logits, g.constant(np.float32(0))), index, shares, axis=1)
+        return g.op("ScatterElements", g.op("Mul", logits, g.constant(np.array(0, np.float32))), index, shares, axis=1)
 
     def _nonzero(self, x: Value) -> Value:
         """Where a vector is not 0, [m]."""
@@ -83,8 +83,9 @@ class LoopedExperts:
         parts = [self.g.op("Gather", part, expert, axis=0) for part in stored.parts]
         if len(parts) == 1:
             return self.g.cast(parts[0], "float32")
-        blocks = {"axis": 0, "block_size": stored.block} if stored.block else {"axis": 1}
-        return self.g.op("DequantizeLinear", *parts, dtype="float32", **blocks)
+        if stored.block:
+            return self.g.op("DequantizeLinear", *parts, dtype="float32", axis=0, block_size=stored.block)
+        return self.g.op("DequantizeLinear", *parts, dtype="float32", axis=1)
 
 
 @dataclass(frozen=True)

@@ -98,42 +98,82 @@ class HfVision:
 
 
 class HfKvCache:
-    """`KvCache` over transformers' DynamicCache, which grows by itself."""
+    """`KvCache` over transformers' DynamicCache, which grows by itself; `RecurrentState`, where `config` (of the
+    language model) has layers of linear attention. `seen`: tokens whose state is there."""
 
-    def __init__(self) -> None:
-        self.states = transformers.DynamicCache()
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._start()
+
+    def _start(self) -> None:
+        self.states = transformers.DynamicCache(config=self._config)
+        layers = self.states.layers
+        self._linear = [layer for layer in layers if hasattr(layer, "recurrent_states")]
+        self._attending = [layer for layer in layers if not hasattr(layer, "recurrent_states")]
+        self.seen = 0
+
+    @property
+    def floor(self) -> int:
+        """See `RecurrentState.floor`."""
+        return self.seen
 
     @property
     def capacity(self) -> int:
-        return int(self.states.get_seq_length())
+        return int(self._attending[0].get_seq_length())
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.read(0, self.capacity))
+        return sum(array.nbytes for array in [*self.read(0, self.capacity), *self.state()])
 
     def reserve(self, tokens: int, keep: int) -> None:
         """Nothing to reserve; rows beyond `keep` are forgotten."""
         self.forget(keep)
 
+    def begin(self, past: int) -> None:
+        """A run after `past` tokens is about to start.
+
+        Raises:
+            EngineError: the recurrent state is that after another number of tokens.
+        """
+        if past == 0:
+            self._start()
+        if self._linear and past != self.seen:
+            raise EngineError(f"the recurrent state is that after {self.seen} tokens, a run after {past} can't use it")
+        self.forget(past)
+
     def forget(self, keep: int) -> None:
         """Keep the first `keep` rows."""
         extra = self.capacity - keep
-        if extra > 0:
-            self.states.crop(-extra)
+        for layer in self._attending if extra > 0 else ():
+            layer.crop(-extra)
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`."""
         if not self.capacity:
             return []
-        pairs = [(layer.keys, layer.values) for layer in self.states.layers]
+        pairs = [(layer.keys, layer.values) for layer in self._attending]
         return [part[0, :, start:stop].numpy() for pair in pairs for part in pair]
 
     def write(self, start: int, arrays: Sequence[NDArray[Any]]) -> None:
         """See `KvCache.write`."""
         self.forget(start)
-        for layer, (keys, values) in enumerate(zip(arrays[0::2], arrays[1::2])):
-            parts = (torch.from_numpy(np.array(part, np.float32))[None] for part in (keys, values))
-            self.states.update(*parts, layer)
+        for layer, keys, values in zip(self._attending, arrays[0::2], arrays[1::2]):
+            layer.update(*(torch.from_numpy(np.array(part, np.float32))[None] for part in (keys, values)))
+
+    def state(self) -> list[NDArray[Any]]:
+        """See `RecurrentState.state`."""
+        pairs = [(layer.conv_states[0], layer.recurrent_states[0]) for layer in self._linear if self.seen]
+        return [np.array(part.numpy()) for pair in pairs for part in pair]
+
+    def set_state(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
+        """See `RecurrentState.set_state`."""
+        with torch.inference_mode():  # in which the tensors were made that are written over
+            for layer, conv, memory in zip(self._linear, arrays[0::2], arrays[1::2]):
+                inputs = torch.from_numpy(np.array(conv, np.float32))
+                layer.has_previous_state[0] = False  # or what is new would be put behind what is there
+                layer.update_conv_state(inputs, conv_kernel_size=inputs.shape[-1])
+                layer.update_recurrent_state(torch.from_numpy(np.array(memory, np.float32)))
+        self.seen = seen
 
 
 class HfDecoder:
@@ -145,7 +185,7 @@ class HfDecoder:
 
     def new_cache(self, tokens: int) -> HfKvCache:
         """See `DecoderRunner.new_cache`."""
-        return HfKvCache()
+        return HfKvCache(self._model.config.get_text_config())
 
     def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
         """See `DecoderRunner.run`."""
@@ -154,7 +194,7 @@ class HfDecoder:
         if inputs.ids is None or inputs.positions is None:
             raise EngineError("the transformers engine reads token ids, and got embeddings only")
         budget.check()
-        cache.forget(past)
+        cache.begin(past)
         ids = torch.from_numpy(inputs.ids.astype(np.int64))
         shown = ids == self._image_token
         with torch.inference_mode():
@@ -171,6 +211,7 @@ class HfDecoder:
                 use_cache=True,
                 **arguments,
             )
+            cache.seen = past + len(inputs.ids)
             logits: F32 = self._model.lm_head(output.last_hidden_state[0, -inputs.last_k :]).float().numpy()
         return logits
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.disk.leftovers import scratch_folder
 from gog_edge.errors import UsageError
 from gog_edge.export.checkpoint.shards import narrow_bf16
 from gog_edge.export.synthetic.configs import TINY, first_special, model_config
@@ -30,7 +31,6 @@ from gog_edge.export.synthetic.text import (
     tokenizer_config,
     tokenizer_json,
 )
-from gog_edge.leftovers import scratch_folder
 
 Spelling = Literal["published", "v5"]
 Progress = Callable[[int, int], None]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gog_edge.bundle import MANIFEST, Bundle, BundleWriter
 from gog_edge.engines.tensorrt.plan import RuntimeName, devices
+from gog_edge.errors import UsageError
 from gog_edge.export.tensorrt.build import BuildOptions, Progress, build_engines
 from gog_edge.manifest import EngineSpec
 
@@ -25,8 +26,10 @@ def add_engines(
     Raises:
         EngineError: the library is missing or a build fails; the old bundle stays as it was.
         BundleError: a file differs from what was exported.
-        UsageError: a device that can't be built for, or a bundle without portable graphs.
+        UsageError: a device that can't be built for, or a bundle without portable graphs or with linear attention.
     """
+    if bundle.manifest.decoder.linear is not None:
+        raise UsageError(f"{bundle.root} has layers of linear attention, which no TensorRT engine is built of yet")
     old = bundle.manifest.engines
     bundle.check(bundle.manifest.files.keys())  # before their hashes are taken over
     with BundleWriter(out) as writer:

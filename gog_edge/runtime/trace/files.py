@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
-from gog_edge.files import write_text
 from gog_edge.runtime.telemetry import Trace
 from gog_edge.runtime.trace.html import page
 from gog_edge.runtime.trace.perfetto import perfetto_events

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
 from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.names import stored_id
 from gog_edge.search.local.text import TOKENIZER, normalise

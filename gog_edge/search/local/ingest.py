@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.deadline import SYSTEM
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import ImageError, SearchIndexError
-from gog_edge.paths import is_address
 from gog_edge.search.base import Embedder
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.names import FolderNames

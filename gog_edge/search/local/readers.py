@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, Union
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import SearchIndexError
-from gog_edge.paths import is_address
 from gog_edge.search.local.names import FolderNames, decoded, encoding_of, fallback, readable
 from gog_edge.search.local.record import ENTITY, PAGE, Record
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gog_edge.paths import is_address
+from gog_edge.disk.paths import is_address
 
 ENTITY = "entity"
 PAGE = "page"  # one page of a visual document: page image + OCR text

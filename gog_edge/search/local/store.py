@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import SearchIndexError
-from gog_edge.paths import is_address
 from gog_edge.search.local.database import Database
 from gog_edge.search.local.names import stored_id, stored_path
 from gog_edge.search.local.record import MAX_TEXT_CHARS, MAX_TITLE_CHARS, Entity, Record

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge import leftovers
-from gog_edge.files import seal, whole_file
-from gog_edge.stamps import sealed
+from gog_edge.disk import leftovers
+from gog_edge.disk.files import seal, whole_file
+from gog_edge.disk.stamps import sealed
 
 log = logging.getLogger("gog_edge.search")
 EXACT_LIMIT = 20_000  # vectors; below it one matrix product is faster than a graph and always right

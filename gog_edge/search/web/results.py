@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gog_edge.disk.paths import is_address
 from gog_edge.errors import SearchError
-from gog_edge.paths import is_address
 from gog_edge.search.web.jsonpath import pick, pick_text
 from gog_edge.types import Hit
 

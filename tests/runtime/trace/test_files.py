@@ -18,7 +18,7 @@ from gog_edge.types import Hit
 from tests.agent.test_loop import ANSWER, GAZE, TEXT
 from tests.runtime.conftest import MakeAgent
 from tests.runtime.fakes import FakeProvider
-from tests.runtime.test_trace_html import traced
+from tests.runtime.trace.test_html import traced
 
 
 def tracks(document: dict[str, Any]) -> dict[int, str]:

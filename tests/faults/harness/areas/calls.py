@@ -18,7 +18,7 @@ from tests.faults.harness.mutate import FRAGMENTS, mutated_text
 
 MARKUP = re.compile(
     r"</?(tool_call|tool_response|answer|response|think|thinking|reason|grounding|bbox|text_search|img_search|function|"
-    r"parameter)\b|<\|",
+    r"parameter)\b|<\|\w",
     re.IGNORECASE,
 )
 _CROP = RegisteredImage(1, 1000, 800, 448, 352, Region(9, 9, 99, 99), 0)

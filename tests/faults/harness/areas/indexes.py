@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
 from gog_edge.errors import GogEdgeError
 from gog_edge.search.local import vectors
 from gog_edge.search.local.index import LocalIndex

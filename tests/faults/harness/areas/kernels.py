@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
 from gog_edge.native import build
 from gog_edge.native.toolchain import find_toolchain
 from tests.faults.harness.core import Area, Attempt, Unavailable, Wrong

@@ -16,8 +16,10 @@ from random import Random
 
 import numpy as np
 
-from gog_edge import leftovers, library
+from gog_edge import library
 from gog_edge.bundle import Bundle
+from gog_edge.disk import leftovers
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.base import Features
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
@@ -28,7 +30,6 @@ from gog_edge.runtime.prefix_cache import PrefixCache
 from gog_edge.search.cache import ResultCache
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.ingest import add_records
-from gog_edge.tensorfile import read_tensors, write_tensors
 from tests.faults.harness import preload
 from tests.faults.harness.core import Area, Attempt, Exhausted, Wrong
 from tests.search.fakes import record

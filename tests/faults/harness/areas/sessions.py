@@ -12,12 +12,12 @@ import numpy as np
 
 from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle
+from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import GogEdgeError
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
-from gog_edge.tensorfile import read_tensors, write_tensors
 from gog_edge.types import Control, ImagePart, Text
 from tests.faults.harness.core import Area, Attempt, Wrong, one_line
 from tests.faults.harness.mutate import damaged, mutated

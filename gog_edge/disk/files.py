@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gog_edge import leftovers
+from gog_edge.disk import leftovers
 from gog_edge.errors import UsageError
 
 _SEAL = b"GOGSEAL1"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.disk.files import write_whole
 from gog_edge.errors import SessionError
-from gog_edge.files import write_whole
 
 _MAGIC, _END = b"GOGTENS1", b"GOGTEND1"
 _ALIGN = 64

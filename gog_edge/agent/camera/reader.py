@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gog_edge.agent.camera import Capture, Source
-from gog_edge.agent.newest import Taken
+from gog_edge.agent.camera.newest import Taken
+from gog_edge.agent.camera.source import Capture, Source
 from gog_edge.deadline import Budget, WaitedEvent
 from gog_edge.errors import CameraError, CancelledError
 from gog_edge.image.frame import Frame

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from gog_edge.agent.camera import Source
-from gog_edge.agent.frame_reader import FrameReader
-from gog_edge.agent.newest import Taken, cut_of, newest_answers
+from gog_edge.agent.camera.newest import Taken, cut_of, newest_answers
+from gog_edge.agent.camera.reader import FrameReader
+from gog_edge.agent.camera.source import Source
 from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import CancelledError
 from gog_edge.image.frame import Frame

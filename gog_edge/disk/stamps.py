@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gog_edge.deadline import SYSTEM
-from gog_edge.files import seal_of, sha256_of, write_whole
-from gog_edge.paths import cache_directory
+from gog_edge.disk.files import seal_of, sha256_of, write_whole
+from gog_edge.disk.paths import cache_directory
 
 Stamp = tuple[int, int, int, int, int]
 _TICK_NS = 20_000_000
