@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix lowest docs docs-serve clean
+.PHONY: demo check test lint types unit wheel matrix lowest faults docs docs-serve clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -43,6 +43,12 @@ matrix: $(BIN)/.dev
 # The same on the oldest and the newest Python with the oldest packages that pyproject.toml admits.
 lowest: $(BIN)/.dev
 	$(BIN)/python tests/tools/matrix.py --lowest 3.10 3.13
+
+# Fuzzers, kills, sanitizers and a soak; the table goes into docs/reliability.md. MINUTES for all of it.
+MINUTES ?= 20
+SEED    ?= 0
+faults: $(BIN)/.dev
+	$(BIN)/python -m tests.faults --minutes $(MINUTES) --seed $(SEED) --write
 
 # The site under build/docs, with search, the command line and the Python reference. No torch.
 docs: $(BIN)/.docs

@@ -30,6 +30,7 @@ log = logging.getLogger("gog_edge")
 _Loaded = TypeVar("_Loaded")
 
 MANIFEST = "manifest.json"
+SEAL = "seal"  # of manifest.json: what all of its other keys hash to; who edits one by hand deletes it
 VERIFY_FILE = "verify.json"  # how an export with --verify compared with transformers
 _TRIES = 8  # a bundle that is replaced more often than it can be loaded is nobody's
 
@@ -77,21 +78,30 @@ class Bundle:
             raise BundleError(f"{root} is not a gog-edge bundle: it has no {MANIFEST}{hint}")
         try:
             data = json.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise BundleError(f"{file} can't be read ({e}); export the checkpoint again") from e
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise BundleError(f"{file} is not a gog-edge manifest; export the checkpoint with gog-edge export")
+        sealed = data.pop(SEAL, None)  # none: written by an older version, or by hand
+        if sealed is not None and sealed != _seal(data):
+            raise BundleError(f"{file} differs from what was exported; export or copy it again")
         if data.get("format_version") == 1:
             data = _from_format_1(data)
+        if data.get("format_version") == 2:  # nothing that it holds means something else now
+            data = {**data, "format_version": FORMAT_VERSION}
         if data.get("format_version") != FORMAT_VERSION:
             raise BundleError(
                 f"{root} has bundle format {data.get('format_version')}, this gog-edge reads {FORMAT_VERSION}: "
                 "export the checkpoint again with this version"
             )
         try:
-            return decode(Manifest, data, "manifest")
+            manifest = decode(Manifest, data, "manifest")
         except SerdeError as e:
             raise BundleError(f"{file}: {e}; export the checkpoint again") from e
+        used = {n for g in manifest.graphs.values() for n in (g.file, *g.data)} | {manifest.embedding.file}
+        if lost := sorted(used - manifest.files.keys()):
+            raise BundleError(f"{file} has no hash of {lost[0]!r}, which its graphs use; export the checkpoint again")
+        return manifest
 
     def path(self, name: str) -> Path:
         """Absolute path of a file of the bundle.
@@ -233,6 +243,10 @@ def _stamp(path: Path) -> Stamp | None:
         return None
 
 
+def _seal(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
     """A manifest of format 1, which said `target` and `flavour` where one says `backend` now, as one of format 2."""
     data = {**data, "format_version": 2}
@@ -297,7 +311,8 @@ class BundleWriter:
             sync(file)
         manifest = dataclasses.replace(manifest, files=files)
         path = self.root / MANIFEST
-        path.write_text(json.dumps(encode(manifest), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        data = encode(manifest)
+        path.write_text(json.dumps({**data, SEAL: _seal(data)}, indent=1, ensure_ascii=False) + "\n", "utf-8")
         for new in (path, *(p for p in self.root.rglob("*") if p.is_dir()), self.root):
             sync(new)
         leftovers.swap_in(self.root, self.target)

@@ -6,9 +6,16 @@ library users catch `GogEdgeError`, one branch of it, or the builtin.
 
 from __future__ import annotations
 
+_LONGEST = 1200  # characters of a message
+
 
 class GogEdgeError(Exception):
-    """Base of everything raised on purpose by gog-edge."""
+    """Base of everything raised on purpose by gog-edge. Its text is one line, whatever words of others (a parser's, a
+    server's, a file's) are in it."""
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().splitlines())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 class BundleError(GogEdgeError, ValueError):

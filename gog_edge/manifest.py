@@ -1,6 +1,7 @@
 """What a bundle says about itself: the schema of manifest.json, shared by the exporter and the runtime.
 
-Bump `FORMAT_VERSION` whenever a reader of the old version would misunderstand the new one.
+Bump `FORMAT_VERSION` whenever a reader of the old version would misunderstand the new one. Format 3 has native weights
+that are stored turned (`gog_edge.native.rotation`), which a reader of format 2 would take for plain ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FORMAT = "gog-edge-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # Of the weight file beside a graph that stays memory-mapped: a run reads a few of its bytes.
 EXPERTS_SUFFIX = ".experts.data"

@@ -62,6 +62,12 @@ def decode(cls: type[T], data: Any, path: str | None = None, hook: Hook | None =
     return typing.cast(T, _Decoder(hook).value(cls, data, cls.__name__ if path is None else path, {}))
 
 
+def shown(value: Any) -> str:
+    """A value of a file, for a message: what is long is cut."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
 def suggest(word: str, known: Sequence[str]) -> str:
     """A suggestion for a misspelt name: the nearest known one, or the list of all."""
     near = difflib.get_close_matches(word, known, n=1)
@@ -144,7 +150,7 @@ def _needed(data: Any, kinds: Any, name: str, path: str) -> Any:
 def _one_of(data: Any, known: Sequence[Any], path: str) -> Any:
     if data not in known:
         names = [str(k) for k in known]
-        raise SerdeError(f"{path}: {data!r} is not one of {', '.join(names)}{suggest(str(data), names)}")
+        raise SerdeError(f"{path}: {shown(data)} is not one of {', '.join(names)}{suggest(str(data)[:80], names)}")
     return data
 
 
@@ -152,7 +158,10 @@ def _scalar(kind: Any, data: Any, path: str) -> Any:
     if kind is Any:
         return data
     if kind is float and type(data) is int:
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise SerdeError(f"{path}: the number is too large") from None
     if type(data) is not kind:  # bool is an int in Python, never in a file
         raise SerdeError(f"{path}: {_NAMES[kind]} is needed, not {_kind(data)}")
     return data
@@ -190,7 +199,7 @@ class Section:
                 raise self.fail(key, "is missing")
             return default
         if not fits(value):
-            raise self.fail(key, f"must be {what}, not {value!r}")
+            raise self.fail(key, f"must be {what}, not {shown(value)}")
         return value
 
     def section(self, *keys: str) -> Section:
@@ -212,7 +221,7 @@ class Section:
         if not isinstance(value, (list, tuple)):
             return self.integer(key, default)
         if len(set(value)) != 1:
-            raise self.fail(key, f"must be square, not {value!r}")
+            raise self.fail(key, f"must be square, not {shown(value)}")
         return Section({key: value[0]}, self.path, self.file).integer(key)
 
     def number(self, key: str, default: float = _REQUIRED) -> float:
@@ -231,7 +240,7 @@ class Section:
         """A list of whole numbers of at least 0."""
         value = self._get(key, default, "a list of whole numbers", _is_integers)
         if any(v < 0 for v in value):
-            raise self.fail(key, f"must not hold negative numbers: {value!r}")
+            raise self.fail(key, f"must not hold negative numbers: {shown(value)}")
         return tuple(value)
 
     def ids(self, key: str) -> tuple[int, ...]:
@@ -244,7 +253,7 @@ class Section:
         """One of a few strings: anything else can't be exported right, so it is refused."""
         value = self.text(key, default)
         if value not in allowed:
-            raise self.fail(key, f"is {value!r}; gog-edge exports {' or '.join(allowed)} only")
+            raise self.fail(key, f"is {shown(value)}; gog-edge exports {' or '.join(allowed)} only")
         return value
 
 

@@ -177,11 +177,19 @@ Segment = Union[Control, Text, ImagePart]
 @dataclass(frozen=True)
 class Exchange:
     """An earlier question of a conversation, and what it was answered. `images`: how many of the conversation's images
-    came with it; the first exchange has the first ones, and so on."""
+    came with it; the first exchange has the first ones, and so on.
+
+    Raises:
+        UsageError: fewer than no images.
+    """
 
     question: str
     answer: str
     images: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise UsageError(f"an earlier question is said to have {self.images} images")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from gog_edge.manifest import (
 
 MANIFEST = Manifest(
     format="gog-edge-bundle",
-    format_version=2,
+    format_version=3,
     name="test",
     family="qwen3_vl",
     backend="ort",
@@ -129,17 +129,20 @@ def damage_json(root: Path) -> None:
 
 def damage_version(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     (root / "manifest.json").write_text(json.dumps({**data, "format_version": 99}))
 
 
 def damage_key(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     del data["decoder"]["heads"]
     (root / "manifest.json").write_text(json.dumps(data))
 
 
 def damage_escape(root: Path) -> None:
     data = json.loads((root / "manifest.json").read_text())
+    del data["seal"]
     data["files"]["../secret"] = {"sha256": "0", "size": 1}
     (root.parent / "secret").write_bytes(b"x")
     (root / "manifest.json").write_text(json.dumps(data))
@@ -151,7 +154,7 @@ def damage_escape(root: Path) -> None:
         (damage_truncate, "has 3 bytes instead of 7"),
         (damage_remove, "lacks embedding.bin"),
         (damage_json, "can't be read"),
-        (damage_version, "has bundle format 99, this gog-edge reads 2"),
+        (damage_version, "has bundle format 99, this gog-edge reads 3"),
         (damage_key, "manifest.decoder.heads: missing"),
         (damage_escape, "lies outside of the bundle"),
     ],
@@ -179,6 +182,15 @@ def test_a_checkpoint_gets_the_right_hint(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
+def test_bundles_of_format_2_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    data = {**json.loads(path.read_text("utf-8")), "format_version": 2}
+    del data["seal"]
+    path.write_text(json.dumps(data), "utf-8")
+    assert Bundle.open(tmp_path / "b").manifest.format_version == 3
+
+
 @pytest.mark.parametrize(
     ("target", "flavour", "domain", "backend"),
     [
@@ -193,7 +205,7 @@ def test_bundles_of_format_1_are_read(tmp_path: Path, target: str, flavour: str,
     write(tmp_path / "b")
     path = tmp_path / "b" / "manifest.json"
     data = json.loads(path.read_text("utf-8"))
-    del data["backend"]
+    del data["backend"], data["seal"]
     data |= {"format_version": 1, "target": target, "flavour": flavour}
     data["graphs"]["vision"]["domains"] = {domain: 1}
     path.write_text(json.dumps(data), "utf-8")

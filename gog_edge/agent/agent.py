@@ -23,6 +23,7 @@ from gog_edge.agent.conveniences import Conveniences
 from gog_edge.agent.dispatch import SearchDispatcher
 from gog_edge.agent.frames import open_frames
 from gog_edge.agent.grammar import TurnGrammar
+from gog_edge.agent.idle import IdleSessions
 from gog_edge.agent.loop import AgentLoop, events, last_answer
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.picture_limits import image_limits
@@ -72,7 +73,7 @@ class Agent(Conveniences):
         self.sampling = chosen_sampling(self.options.sampling, dialect, model.manifest)
         self.pace = Pace()  # of this machine: what one question measures serves the next one's deadline
         self._owned = tuple(owned)
-        self._idle: list[Session] = []
+        self._idle = IdleSessions(self.options.keep_sessions)
         self._lock = threading.Lock()
         self._running: set[Budget] = set()
         self._closed = False
@@ -103,6 +104,8 @@ class Agent(Conveniences):
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already."""
+        if not self.dialect.follows_up:
+            request = request.alone()
         return events(self._asking(request), request)
 
     @contextmanager
@@ -151,7 +154,7 @@ class Agent(Conveniences):
             if self._closed:
                 return
             self._closed = True
-            self._idle.clear()
+        self._idle.close()
         self.cancel()
         for provider in self._owned:
             provider.close()
@@ -195,19 +198,13 @@ class Agent(Conveniences):
         self._check_open()
         with (request.trace or NO_TRACE).span("decode_image"):
             frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
-        digests = [f.digest for f in frames]
-        with self._lock:
-            newest_first = reversed(self._idle)
-            session = max(newest_first, key=lambda s: alike(s.digests, digests), default=None)
-            if session is not None:
-                self._idle.remove(session)
+        session = self._idle.take([f.digest for f in frames])
         return Conversation(self, session or Session(self.model), frames)
 
     def _give_back(self, conversation: Conversation) -> None:
         session = conversation.release()
-        with self._lock:
-            if session is not None and not self._closed and len(self._idle) < self.options.keep_sessions:
-                self._idle.append(session)
+        if session is not None:
+            self._idle.put(session)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -263,6 +260,8 @@ class Conversation:
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         """`stream`, for a request that is made already; its image is not looked at."""
+        if not self.agent.dialect.follows_up:
+            request = request.alone()
         return events(self.asking(request), request)
 
     @contextmanager
@@ -369,11 +368,6 @@ class Conversation:
             grammar=agent.grammar.constraint,
             pace=agent.pace,
         )
-
-
-def alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many items both begin with."""
-    return next((at for at, (x, y) in enumerate(zip(one, other)) if x != y), min(len(one), len(other)))
 
 
 def chosen_sampling(said: Sampling, dialect: Dialect, manifest: Manifest) -> Sampling:

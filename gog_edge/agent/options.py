@@ -58,7 +58,8 @@ class RunOptions(ModelOptions):
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
         expand: entries related to the results (over the index's own relations) that a local index appends.
-        keep_sessions: idle sessions whose KV cache is kept for the next question (its image may be the same).
+        keep_sessions: idle sessions whose KV cache is kept for the next question (its image may be the same); of
+            more, the one that waits longest goes.
     """
 
     sampling: Sampling = field(default_factory=Sampling)

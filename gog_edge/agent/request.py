@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from gog_edge.deadline import Budget, Duration, seconds_of
 from gog_edge.errors import UsageError
@@ -38,8 +38,8 @@ class AskRequest:
         max_tokens: tokens written in the whole question; a lower limit of the options or the dialect holds, too.
         bgr: whether images that are arrays are in OpenCV's order of colours (see `Frame.open`).
         key: the data set's id of the question, for providers that replay recorded searches.
-        earlier: what was asked and answered before, which the policy reads first: its own words are not found again,
-            only the answers. Most policies were trained on one question at a time.
+        earlier: what was asked and answered before, which the policy reads first; not where its dialect says that it
+            can't follow (`follow_up`): then it is asked `alone`.
         system: further instructions, after the dialect's own.
 
     Raises:
@@ -70,6 +70,17 @@ class AskRequest:
             raise UsageError(f"max_turns is {self.max_turns}: at least one turn is needed")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}: at least one token is needed")
+
+    def alone(self) -> AskRequest:
+        """The question without those before it: of their images, those that came last, if none came with itself."""
+        if not self.earlier:
+            return self
+        images: list[Any] = list(self.image) if isinstance(self.image, (list, tuple)) else [self.image]
+        first = min(sum(past.images for past in self.earlier), len(images))
+        if first == len(images):
+            first -= next((past.images for past in reversed(self.earlier) if past.images), 0)
+        rest = self.image if self.image is None else images[max(first, 0) :]
+        return replace(self, image=cast("Images | None", rest), earlier=(), urls=self.urls[max(first, 0) :])
 
 
 def spelled_out(

@@ -75,7 +75,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
     "--method",
     type=click.Choice(["rtn", "mse", "hqq", "gptq"]),
     help="How integers are chosen: nearest (rtn), least squared error (mse), half-quadratic (hqq), error compensation "
-    "(gptq: the default with --calibration, which it needs). Default: mse, but rtn for attention at 4 bits.",
+    "(gptq: the default with --calibration, which it needs). Default: mse.",
 )
 @click.option(
     "--int8",

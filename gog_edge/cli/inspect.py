@@ -149,7 +149,8 @@ def _quantization(recipe: dict[str, Any]) -> str:
     for role, scheme in recipe.items():
         if isinstance(scheme, dict) and "bits" in scheme:
             block = f" in blocks of {scheme['block']}" if scheme.get("block") else " per row"
-            text = f"{scheme['bits']} bits{block if scheme['bits'] < 16 else ''} ({scheme.get('method')})"
+            turned = f", turned in blocks of {scheme['rotation']}" if scheme.get("rotation") else ""
+            text = f"{scheme['bits']} bits{block + turned if scheme['bits'] < 16 else ''} ({scheme.get('method')})"
             groups.setdefault(text, []).append(role)
     return "; ".join(f"{', '.join(roles)}: {text}" for text, roles in groups.items()) or "none"
 

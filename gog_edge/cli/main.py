@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
@@ -146,9 +147,10 @@ class _Lines(logging.Handler):
     """Log records as single lines on stderr; what they were caused by only with GOG_EDGE_DEBUG."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage())
-        if record.exc_info and os.environ.get("GOG_EDGE_DEBUG"):
-            click.echo(logging.Formatter().formatException(record.exc_info), err=True)
+        with contextlib.suppress(OSError, ValueError):  # stderr on a full disk, or closed: no reason to end a question
+            _say(record.getMessage())
+            if record.exc_info and os.environ.get("GOG_EDGE_DEBUG"):
+                click.echo(logging.Formatter().formatException(record.exc_info), err=True)
 
 
 def _report_usage(error: click.UsageError) -> int:

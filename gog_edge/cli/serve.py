@@ -29,6 +29,13 @@ from gog_edge.errors import UsageError
     help="Questions that may wait; further ones get status 429.",
 )
 @click.option(
+    "--sessions",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Conversations whose keys and values stay in memory for their next turn.",
+)
+@click.option(
     "--connections", type=click.IntRange(min=1), default=256, show_default=True, help="Open connections, at most."
 )
 @click.option(
@@ -50,6 +57,7 @@ def command(
     host: str,
     port: int,
     queue: int,
+    sessions: int,
     connections: int,
     shutdown: float,
     api_key_env: str | None,
@@ -77,7 +85,7 @@ def command(
         _log_accesses()
     bundle = chosen(bundle, say=False)
     index = chosen_index(bundle, index, no_index)
-    run = RunOptions(pictures=take_image_limits(images))
+    run = RunOptions(pictures=take_image_limits(images), keep_sessions=sessions)
     limits = ServeLimits(connections=connections, shutdown_seconds=math.ceil(shutdown))
     with (
         ending_with_sigterm(),

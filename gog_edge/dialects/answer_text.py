@@ -23,7 +23,7 @@ _TAG_NAME = re.compile(r"[A-Za-z_]\w*")
 _WRAPPED = re.compile(r"<(answer|response)>(.*?)</\1>", re.DOTALL)  # by whatever dialect
 _MARKS = re.compile(r"</?(?:answer|response)>")
 _THOUGHT = ("think", "thinking", "reason")
-_CONTROL = r"<\|[^|<>\n]{1,40}\|>"
+_CONTROL = r"<\|(?:[^|<>\n]{1,40}\|>|\w[^<>\n]*>?)"  # or what is left of one
 _TAIL = re.compile(r"""["'\]}\d]\s*\}\s*$""")
 _BARE_CALL = re.compile(
     r"""[\[{\s]*\{\s*["']name["']\s*:\s*["']([^"'\n]{1,80})["']\s*(,\s*["'](?:arguments|parameters)["'])?"""
@@ -93,7 +93,8 @@ class AnswerText:
         """`whole`: a call that is one text; `close`: the end of a call; otherwise its beginning, or a control token."""
         whole = [re.escape(s.opening) for s in self._calls if not s.closing and s.opening]
         names = "|".join(sorted(map(re.escape, self._names), key=len, reverse=True))
-        tag = rf"(?:{names})(?=[\s=>/]|\Z)[^<>\n]*(?:>|\Z)"
+        # a damaged one is one as well: "<answer{x}>", "<tool_call\n>", "</think%", and "</reason" in front of "<"
+        tag = rf"(?:{names})(?!\w)(?:\s*>|[^<>\n]*>?)"
         parts = (
             rf"(?P<whole>{'|'.join(whole) or '(?!)'})",
             rf"(?P<close></{tag})",

@@ -72,6 +72,11 @@ class Dialect:
         return self.spec.prompt.usual
 
     @property
+    def follows_up(self) -> bool:
+        """Whether the policy is told what was asked and answered before."""
+        return self.spec.prompt.follow_up
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Strings that end a turn, besides the end-of-turn token; they stay part of the turn."""
         return self.spec.stop

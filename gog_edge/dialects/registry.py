@@ -165,7 +165,9 @@ def _contents(path: Path, what: str) -> str:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise DialectError(f"{what} is larger than {MAX_FILE_BYTES} bytes")
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
+        if isinstance(error, DialectError):
+            raise
         raise DialectError(f"{what} can't be read: {error}") from error
 
 

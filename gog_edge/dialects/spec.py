@@ -38,13 +38,15 @@ class PromptSpec:
     """[prompt] the first turn. `system_file`/`user_file` (beside the dialect) replace `system`/`user`. `tools` in a
     wording are the `json` of [[tools]] as written, one a line; else they go through the chat template.
     `image` is written for every user image; `several` is added to the system text when there are two or more.
-    `usual` is what to ask where nobody said: a question that suits any picture of the policy's world."""
+    `usual` is what to ask where nobody said: a question that suits any picture of the policy's world.
+    `follow_up` false: earlier questions of a conversation are kept from the policy, which was trained on one alone."""
 
     system: Wording = wording(*SYSTEM_NAMES)
     user: Wording = wording(*USER_NAMES)
     image: Wording = wording("image", "n", "width", "height")
     several: str = ""
     usual: str = ""
+    follow_up: bool = True
     system_file: str = ""
     user_file: str = ""
 

@@ -132,7 +132,7 @@ def seal_of(path: Path) -> str | None:
         OSError: it can't be read.
     """
     try:
-        return _beside(path).read_text("ascii")
+        return _beside(path).read_text("latin-1")  # a damaged one is any bytes, and no hash
     except FileNotFoundError:
         return None
 

@@ -53,7 +53,9 @@ def _pieces(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> li
     for name, array in arrays.items():
         entries[name]["offset"] = offset
         offset = _up(offset + array.nbytes)
-    text = json.dumps({"header": dict(header), "arrays": entries, "bytes": offset}, ensure_ascii=False).encode()
+    text = json.dumps({"header": dict(header), "arrays": entries, "bytes": offset}, ensure_ascii=False).encode(
+        errors="surrogatepass"
+    )
     start = len(_MAGIC) + 8 + len(text)
     pieces: list[Any] = [_MAGIC, len(text).to_bytes(8, "little"), text, b"\0" * (_up(start) - start)]
     for array in arrays.values():

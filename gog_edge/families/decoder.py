@@ -30,7 +30,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
         out,
         t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide),
         (f"{name}.o_proj.bias",) if dims.out_bias else (),
-        role="attention",
+        role="attention_out",
     )
 
 

@@ -178,7 +178,7 @@ def attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int, 
     qkv, gate = t.split(t.linear(x, matrix, (), role="attention"), (wide + 2 * narrow, wide))
     norms = (Vector(f"{name}.q_norm.weight", 1.0, inside), Vector(f"{name}.k_norm.weight", 1.0, inside))
     out = t.sigmoid_gate(t.cached_attention(cache, layer, qkv, cos, sin, norms, dims.eps), gate)
-    return t.linear(out, t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide), (), role="attention")
+    return t.linear(out, t.matrix((f"{name}.o_proj.weight",), (spec.hidden,), wide), (), role="attention_out")
 
 
 def linear_attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer: int) -> Value:
@@ -193,7 +193,7 @@ def linear_attention(t: Target, dims: DecoderDims, cache: Cache, x: Value, layer
     step, rate = t.split(t.linear(x, matrix, (), role="gates"), (heads, heads))
     weights = DeltaWeights(f"{name}.conv1d.weight", f"{name}.A_log", f"{name}.dt_bias", f"{name}.norm.weight")
     out = t.gated_delta(cache, layer, DeltaInputs(qkv, step, rate, gate), weights, dims.eps)
-    return t.linear(out, t.matrix((f"{name}.out_proj.weight",), (hidden,), values), (), role="attention")
+    return t.linear(out, t.matrix((f"{name}.out_proj.weight",), (hidden,), values), (), role="attention_out")
 
 
 def build_decoder(

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from gog_edge.manifest import DecoderSpec, Dim, DType
 
 # What a matrix is for: a recipe has a scheme for each that has a `tensor_class`.
-Role = Literal["patch_embed", "gates", "router", "vision", "merger", "attention", "mlp", "down_proj", "head"]
-TensorClass = Literal["embedding", "head", "attention", "mlp", "down_proj", "vision", "merger"]
+Role = Literal[
+    "patch_embed", "gates", "router", "vision", "merger", "attention", "attention_out", "mlp", "down_proj", "head"
+]
+TensorClass = Literal["embedding", "head", "attention", "attention_out", "mlp", "down_proj", "vision", "merger"]
 
 
 def tensor_class(role: Role) -> TensorClass | None:

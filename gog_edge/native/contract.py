@@ -23,10 +23,11 @@ differently.  Which rows take which is never decided by their number but by an i
     prefill_rows   i32 [2]   first and one past the last row that is read; the others are written.  Without the
                              input every row is read (the vision tower).
 
-LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights with one scale per column
+LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights in blocks along K, or with one scale per column
     inputs   0 x              f32 [.., K]
-             1 weight         u8  [Np/16, Kp/4, 16, 4]    q + 128, q in -127..127; Kp = K rounded up to 4
-             2 scales         f32 [Np/16, 1, 16]
+             1 weight         u8  [Np/16, Kp/4, 16, 4]    q + 128, q in -127..127; Kp = K rounded up to the block,
+                                                          or to 4
+             2 scales         f32 [Np/16, Kp/block, 16]   a block is any multiple of 4, or all of Kp
              3 bias?          f32 [Np]                    in packed column order
              4 residual?      f32 [.., N]
              5 norm_weight?   f32 [K]
@@ -36,10 +37,12 @@ LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights with one scale p
                 activation  0 none, 1 gelu (tanh form), 2 gelu (erf form), 3 silu, 4 silu_mul
                 norm        0 none, 1 RMS (x / sqrt(mean x^2 + eps) * w), 2 layer (mean removed, * w + b)
                 epsilon     of the norm, default 1e-6
+                rotation    0, or a power of two from 16 to K: the (normalised) row is turned in blocks of so many
+                            columns before it is quantised (`gog_edge.native.rotation`); so were the weight's rows
     With activation 4 the weight holds gate and up interleaved by panels of 16 (`packing.gate_up_order`) and
     y = silu(gate) * up, so N is half of what the weight yields.
-    The normalised row is quantised to int8 with one scale per row: q = round_half_even(x * (127 / max|x|)); sums
-    are exact int32; scale, bias, activation and residual are applied in f32.
+    The row is quantised to int8 with one scale per block of K: q = round_half_even(x * (127 / max|x|)); sums of a
+    block are exact int32; scale, bias, activation and residual are applied in f32.
 
 LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any multiple of 8)
     inputs   0 x              f32 [.., K]
@@ -72,8 +75,8 @@ ExpertLinearW4, ExpertLinearW8, ExpertLinearF16, ExpertLinearF32: a linear layer
              4 scales         [experts, ..]               W4 and W8 only, as LinearW4 or LinearW8 has them
              5 zero_points?   u8 [experts, ..]            W4 only
     output   0 y              f32 [M * top, N]; with shares [M, N]: the sum of shares * what each expert gives
-    attributes  N, gated (1: the weight is [gate; up], woven as with activation 4 unless it is float, and
-                y = silu(gate) * up)
+    attributes  N, rotation (W4 and W8, as LinearW8's), gated (1: the weight is [gate; up], woven as with
+                activation 4 unless it is float, and y = silu(gate) * up)
     Rows are grouped by expert: an expert's weights are read once a run, and not at all where no row goes to it (they
     may lie in a mapped file).  Activations are quantised as in LinearW8, or as in LinearW4 with exact = 1.
 

@@ -63,22 +63,35 @@ def pack_columns(values: NDArray[np.float32], order: NDArray[np.int64] | None = 
     return packed.astype(np.float32, copy=False)
 
 
-def pack_w8(q: NDArray[np.int8], scales: NDArray[np.float32], order: NDArray[np.int64] | None = None) -> PackedLinear:
-    """LinearW8's layout of q [N, K] (values -127 … 127) with scales [N].  K is padded to a multiple of 4.
+def pack_w8(
+    q: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    order: NDArray[np.int64] | None = None,
+    block: int | None = None,
+) -> PackedLinear:
+    """LinearW8's layout of q [N, K] (values -127 … 127) with scales [N], or [N, groups] of `block` columns of K each.
 
-    Raises ValueError on shapes that do not fit or on a -128 (its product is not exact on every CPU).
+    K is padded to a multiple of the block, or of 4.  Raises ValueError on shapes that do not fit or on a -128 (its
+    product is not exact on every CPU).
     """
-    if q.ndim != 2 or q.dtype != np.int8 or scales.shape != (q.shape[0],):
-        raise ValueError(f"pack_w8 needs int8 [N, K] and scales [N], got {q.dtype} {q.shape} and {scales.shape}")
+    scales = scales[:, None] if scales.ndim == 1 else scales
+    if q.ndim != 2 or q.dtype != np.int8 or scales.ndim != 2 or len(scales) != len(q):
+        raise ValueError(
+            f"pack_w8 needs int8 [N, K] and scales [N] or [N, groups], got {q.dtype} {q.shape} and {scales.shape}"
+        )
     if q.size and int(q.min()) < -127:
         raise ValueError("pack_w8 needs values in -127 … 127")
+    groups = scales.shape[1]
+    if groups > 1 and (block is None or block % 4 or -(-q.shape[1] // block) != groups):
+        raise ValueError(f"pack_w8 needs the block, a multiple of 4, that cuts {q.shape[1]} columns into {groups}")
     order = column_order(q.shape[0]) if order is None else order
-    depth = -(-q.shape[1] // 4) * 4
+    depth = -(-q.shape[1] // 4) * 4 if block is None or groups == 1 else groups * block
     bytes_nk = np.full((len(order), depth), 128, dtype=np.uint8)
     bytes_nk[:, : q.shape[1]] = _take(q.view(np.uint8) ^ np.uint8(128), order, 128)
     weight = bytes_nk.reshape(-1, PANEL, depth // 4, 4).transpose(0, 2, 1, 3)
     packed_scales = _take(np.asarray(scales, np.float32), order, 0).astype(np.float32, copy=False)
-    return PackedLinear(np.ascontiguousarray(weight), packed_scales.reshape(-1, 1, PANEL))
+    by_panel = packed_scales.reshape(-1, PANEL, groups).transpose(0, 2, 1)
+    return PackedLinear(np.ascontiguousarray(weight), np.ascontiguousarray(by_panel))
 
 
 def pack_w4(

@@ -71,6 +71,19 @@ class TokenEmbedding:
         return rows
 
 
+def check_rotary(manifest: Manifest) -> None:
+    """Compare the numbers that angles are made of with the graph that takes them.
+
+    Raises:
+        BundleError: they do not fit: angles of another width, or more of them than memory holds.
+    """
+    spec = manifest.decoder
+    pairs = spec.head_dim // 2
+    sizes = {t.name: t.shape[-1] for t in manifest.graphs["decoder"].inputs if t.shape}
+    if pairs != sizes.get("rope_cos") or not all(0 <= n <= pairs for n in (*spec.mrope_section, spec.rotary // 2)):
+        raise BundleError("the manifest's rotary angles do not fit its graphs; export the checkpoint again")
+
+
 class Rotary:
     """The decoder's rotary angles, as its family turns them. Thread-safe."""
 

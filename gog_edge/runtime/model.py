@@ -11,7 +11,7 @@ from gog_edge.disk.paths import cache_directory
 from gog_edge.engines.base import Engine, FixedContext, RowsIndependent
 from gog_edge.errors import UsageError
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.decoder import Decoder, TokenEmbedding
+from gog_edge.runtime.decoder import Decoder, TokenEmbedding, check_rotary
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
 from gog_edge.runtime.prefix_cache import PrefixCache
 from gog_edge.runtime.tokenizer import Tokenizer
@@ -99,6 +99,7 @@ class Model:
             BundleError: a file is missing or malformed.
         """
         manifest = bundle.manifest
+        check_rotary(manifest)
         context = min(options.max_context or manifest.decoder.max_context, manifest.decoder.max_context)
         if isinstance(engine.decoder, FixedContext):
             context = min(context, engine.decoder.max_tokens)

@@ -21,7 +21,7 @@ from gog_edge.crop import Grid
 from gog_edge.disk import leftovers
 from gog_edge.disk.tensorfile import read_tensors, write_tensors
 from gog_edge.engines.base import Features
-from gog_edge.errors import SessionError
+from gog_edge.errors import EngineError, SessionError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import ImageSpan, SessionImage
@@ -144,6 +144,8 @@ def load_session(
         _restore(session, saved, arrays, {f.digest: f for f in frames})
     except KeyError as e:
         raise SessionError(f"{file} is damaged: it lacks the array {e}") from e
+    except EngineError as e:
+        raise SessionError(f"{file} is damaged: {e}") from e
     return session, saved.extra
 
 
@@ -205,9 +207,11 @@ def _image(
     name = f"features.{saved.geometry.index}"
     if not stored_kv:
         deepstack = arrays.get(f"deepstack.{saved.geometry.index}")
-        features = Features(
-            np.array(arrays[name], np.float32), None if deepstack is None else np.array(deepstack, np.float32)
-        )
+        main, spec = arrays[name], model.manifest.decoder
+        wanted = saved.rows * saved.columns, spec.hidden
+        if main.shape != wanted or (deepstack is not None and deepstack.shape != (spec.deepstack, *wanted)):
+            raise SessionError("the saved session is damaged: features do not fit their image")
+        features = Features(np.array(main, np.float32), None if deepstack is None else np.array(deepstack, np.float32))
     return SessionImage(saved.geometry, saved.rows, saved.columns, saved.digest, plan, features)
 
 

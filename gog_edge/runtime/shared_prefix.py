@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import takewhile
 
 from gog_edge.engines.base import KvCache
+from gog_edge.errors import EngineError
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence
 from gog_edge.runtime.snapshots import pack, unpack
 from gog_edge.types import Control, Segment
+
+log = logging.getLogger("gog_edge.cache")
 
 
 class SharedPrefix:
@@ -34,7 +38,12 @@ class SharedPrefix:
             self.length = count
             return None
         cache = self._model.decoder.new_cache(len(sequence))
-        unpack(cache, count, arrays, self._model.state_arrays)
+        try:
+            unpack(cache, count, arrays, self._model.state_arrays)
+        except EngineError as e:  # whole by its checksums, and yet not what this policy makes
+            log.warning("a cached prompt prefix is left out: %s", e)
+            self.length = count
+            return None
         return cache, count
 
     def computed(self, sequence: TokenSequence, cache: KvCache, stop: int) -> None:

@@ -110,7 +110,10 @@ def unpack(cache: KvCache, tokens: int, arrays: list[NDArray[Any]], states: int)
     Raises:
         EngineError: the arrays are those of another policy.
     """
-    cache.write(0, arrays[: len(arrays) - states])
+    rows = arrays[: len(arrays) - states]
+    if len(arrays) < states or any(array.ndim < 2 or array.shape[1] != tokens for array in rows):
+        raise EngineError(f"what was kept is not the KV cache of {tokens} tokens")
+    cache.write(0, rows)
     if states:
         _state(cache).set_state(tokens, arrays[-states:])
 

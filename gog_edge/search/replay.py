@@ -167,8 +167,8 @@ def read_fvqa_cache(path: Path) -> dict[str, Mapping[str, Any]]:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise SearchError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
         raw = path.read_bytes()
-    except OSError as e:
-        raise SearchError(f"{path}: can't be read ({e.strerror or e})") from e
+    except (OSError, ValueError) as e:  # or a name that no file can have
+        raise SearchError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from e
     try:
         content = json.loads(raw) if path.suffix.lower() == ".json" else _PlainUnpickler(io.BytesIO(raw)).load()
     except pickle.UnpicklingError as e:
@@ -190,8 +190,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as e:
-        raise SearchError(f"{path}: can't be read ({e.strerror or e})") from e
+    except (OSError, ValueError) as e:  # or a name that no file can have
+        raise SearchError(f"{path}: can't be read ({getattr(e, 'strerror', None) or e})") from e
 
 
 def _line_key(fields: Mapping[str, Any]) -> str:

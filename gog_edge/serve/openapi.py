@@ -33,7 +33,7 @@ def openapi_json(limits: ServeLimits) -> dict[str, Any]:
             "description": f"Questions about pictures. Bodies of up to {limits.body >> 20} MiB.",
         },
         "paths": {
-            "/v1/ask": _post("Ask", "Event", "Ask one question; with `stream` each event is sent as it happens."),
+            "/v1/ask": _post("Ask", "Event", "Ask one question; with stream each event is sent as it happens."),
             "/v1/chat/completions": _post("Chat", "Completion", "OpenAI's chat completions, with a picture."),
             "/v1/models": _get("The bundle that answers.", "application/json"),
             "/v1/models/{name}": {"parameters": [_NAME], **_get("The bundle by its name.", "application/json")},
@@ -91,7 +91,8 @@ def _number(text: str, most: float, kind: str = "number", *, zero: bool = False)
 
 _HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>gog-edge: addresses</title>'
-    '<meta name="viewport" content="width=device-width"><link rel="stylesheet" href="/page.css"></head>'
+    '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+    '<link rel="stylesheet" href="/page.css"></head>'
     '<body><main class="manual">'
 )
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _TEXT}

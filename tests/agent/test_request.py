@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gog_edge.agent.agent import Agent, Conversation
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.runtime.telemetry import Trace
+from gog_edge.types import Exchange
 from tests.agent.test_loop import ANSWER
 from tests.runtime.conftest import MakeAgent
 
@@ -69,3 +71,46 @@ def test_bgr_reaches_the_frame(make_agent: MakeAgent) -> None:
     assert frames[0] == frames[1] != frames[2]
     with agent.session(pixels, bgr=True) as session:
         assert session.frames[0] == frames[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "counts", "left"),
+    [
+        (["a"], (1,), ["a"]),
+        (["a", "b"], (1, 0), ["b"]),
+        (["a", "b", "c"], (1, 2, 0), ["b", "c"]),
+        (["a", "b", "c"], (2, 0), ["c"]),
+        (["a"], (0, 0), ["a"]),
+        ("a", (1,), ["a"]),
+        (None, (1,), None),
+    ],
+)
+def test_alone_a_question_has_the_pictures_that_came_last(images: Any, counts: tuple[int, ...], left: Any) -> None:
+    earlier = [Exchange("Before?", "Yes.", count) for count in counts]
+    request = AskRequest(images, "Why?", earlier=earlier, system="Be short.", urls=["u1", "u2", "u3"])
+    alone = request.alone()
+    assert (alone.image, alone.earlier, alone.system) == (left, (), "Be short.")
+    if len(images or "") == 3:
+        assert alone.urls == ["u1", "u2", "u3"][3 - len(left) :]
+    assert alone.alone() is alone
+
+
+def test_a_policy_that_can_not_follow_is_asked_alone(make_agent: MakeAgent, frame: Frame) -> None:
+    agent = make_agent([ANSWER] * 9, keep_sessions=0)
+    before = [Exchange("Which bird is that?", "A heron.", 1)]
+
+    def read(earlier: list[Exchange]) -> list[int]:
+        with agent.session(frame) as session:
+            answers = [agent.ask(frame, "Why?", earlier=earlier), session.ask("Why?", earlier=earlier)]
+        return [answer.usage.prompt_tokens + answer.usage.reused_tokens for answer in answers]
+
+    alone = read([])
+    assert all(more > less for more, less in zip(read(before), alone))
+    prompt = replace(agent.dialect.spec.prompt, follow_up=False)
+    agent.dialect = replace(agent.dialect, spec=replace(agent.dialect.spec, prompt=prompt))
+    assert read(before) == alone
+
+
+def test_an_earlier_question_has_no_fewer_images_than_none() -> None:
+    with pytest.raises(UsageError, match="-1 images"):
+        Exchange("What?", "A boat.", -1)

@@ -411,7 +411,12 @@ def test_recipes_are_fitted_to_the_operators() -> None:
     assert (ort.head.block, ort.mlp.block, ort.merger.block) == (128, 32, 0)
     assert not ort.mlp.symmetric
     native = resolve(ExportOptions(recipe=recipe, backend="native")).recipe
-    assert (native.head.block, native.mlp.block, native.mlp.scale_dtype) == (0, 48, "float16")
+    assert (native.head.block, native.head.even, native.mlp.block, native.mlp.scale_dtype) == (32, True, 48, "float16")
+    turned = {
+        backend: resolve(ExportOptions(backend=backend)).recipe.mlp.rotation
+        for backend in ("native", "ort", "portable")
+    }
+    assert turned == {"native": 64, "ort": 0, "portable": 0}  # stock operators round the activations themselves
     portable = resolve(ExportOptions(recipe=recipe, backend="portable")).recipe
     assert portable.mlp.symmetric
     assert portable.mlp.positive

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme, dequantize
 from gog_edge.export.quantize.weights import quantize, quantize_rows
+from gog_edge.native.rotation import rotate
 
 INTEGER_SCHEMES = [
     Scheme(4, 32),
@@ -21,6 +22,7 @@ INTEGER_SCHEMES = [
     Scheme(8, 32),
     Scheme(8, 32, symmetric=False),
     Scheme(8, 32, scale_dtype="float16"),
+    Scheme(8, 32, even=True),
 ]
 
 
@@ -160,9 +162,9 @@ def test_recipes(precision: str) -> None:
 
 def test_methods_of_recipes() -> None:
     default = Recipe.for_precision("int4")
-    assert (default.attention.method, default.mlp.method, default.head.method) == ("rtn", "mse", "mse")
-    asked = Recipe.for_precision("int4", "mse")
-    assert {asked.attention.method, asked.mlp.method, asked.vision.method} == {"mse"}
+    assert (default.attention.method, default.mlp.method, default.head.method) == ("mse", "mse", "mse")
+    asked = Recipe.for_precision("int4", "rtn")
+    assert {asked.attention.method, asked.mlp.method, asked.vision.method} == {"rtn"}
     calibrated = Recipe.for_precision("int4", "gptq")
     assert {calibrated.attention.method, calibrated.down_proj.method} == {"gptq"}
     assert calibrated.head.method == "mse"
@@ -170,6 +172,32 @@ def test_methods_of_recipes() -> None:
     wide = default.at_int8(("attention",))
     assert wide.attention == Recipe.for_precision("int8").attention
     assert wide.mlp == default.mlp
+
+
+def test_even_blocks_are_as_few_as_fit() -> None:
+    scheme = Scheme(8, 256, even=True)
+    cuts = {n: (scheme.width(n), scheme.blocks(n)) for n in (160, 256, 576, 1536, 3420)}
+    assert cuts == {160: (160, 1), 256: (256, 1), 576: (192, 3), 1536: (256, 6), 3420: (256, 14)}
+    assert Scheme(8, 256, even=True).width(2 * 250) == 256  # multiples of 16
+    assert Scheme(8, 256).width(576) == 256
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8, 64, even=True, rotation=64), Scheme(4, 32, rotation=256)], ids=str)
+@pytest.mark.parametrize("inputs", [20, 100, 576])
+def test_turned_weights_come_back(scheme: Scheme, inputs: int) -> None:
+    weight = _random(3, 6, inputs)
+    quantized = quantize(weight, scheme)
+    turned = scheme.turned(inputs)
+    assert turned == {20: 16, 100: 64, 576: scheme.rotation}[inputs]
+    step = np.abs(quantized.scales)[:, np.arange(inputs) // quantized.block]
+    error = np.abs(rotate(dequantize(quantized), turned) - rotate(weight, turned))
+    assert (error <= step * (1.01 if scheme.bits == 4 else 0.51) + 1e-5).all()
+
+
+@pytest.mark.parametrize("rotation", [8, 48])
+def test_rotations_are_powers_of_two(rotation: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        Scheme(8, rotation=rotation)
 
 
 def test_overrides_win() -> None:

@@ -237,7 +237,7 @@ def test_calibration_statistics_are_those_of_the_layers_inputs(tmp_path: Path) -
     [
         ("lm_head.weight", "head"),
         ("model.language_model.embed_tokens.weight", "embedding"),
-        ("model.language_model.layers.11.self_attn.o_proj.weight", "attention"),
+        ("model.language_model.layers.11.self_attn.o_proj.weight", "attention_out"),
         ("model.language_model.layers.11.self_attn.q_norm.weight", None),
         ("model.language_model.layers.0.mlp.gate_proj.weight", "mlp"),
         ("model.language_model.layers.0.mlp.down_proj.weight", "down_proj"),

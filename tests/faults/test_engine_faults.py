@@ -41,6 +41,7 @@ def edit(root: Path, change: Any) -> None:
     path = root / "manifest.json"
     data = json.loads(path.read_text())
     change(data)
+    data.pop("seal", None)
     for name in data["files"]:
         if (root / name).is_file():
             digest = hash_file(root / name)

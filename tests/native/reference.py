@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.native.packing import PANEL, PackedLinear
+from gog_edge.native.rotation import rotate as turn
 
 Array = NDArray[np.float32]
 
@@ -85,15 +86,17 @@ def linear(
     norm_bias: Array | None = None,
     epsilon: float = 1e-6,
     exact: bool = False,
+    rotation: int = 0,
 ) -> Array:
     """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order.
 
-    `exact`: as the operator's attribute, and as rows outside of `prefill_rows` are computed.
+    `exact`: as the operator's attribute, and as rows outside of `prefill_rows` are computed. `rotation`: likewise.
     """
     x = normalize(np.asarray(x, np.float32), norm, norm_weight, norm_bias, epsilon)
+    x = turn(x, rotation)
     if bits == 8:
-        q8, column_scales = unpack_w8(packed)
-        centred, scales = q8.astype(np.int32)[:, None, :], column_scales[:, None]
+        q8, scales = unpack_w8(packed)
+        centred = q8.astype(np.int32).reshape(len(q8), scales.shape[1], -1)
     else:
         q4, half_scales, zeros = unpack_w4(packed)
         scales = half_scales.astype(np.float32)
@@ -197,11 +200,12 @@ def decoder_attention(
 
 
 def unpack_w8(packed: PackedLinear) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """q [Np, Kp] and scales [Np] in packed column order (inverse of pack_w8, padding included)."""
+    """q [Np, Kp] and scales [Np, groups] in packed column order (inverse of pack_w8, padding included)."""
     panels, steps, _, _ = packed.weight.shape
     flat = packed.weight.transpose(0, 2, 1, 3).reshape(panels * PANEL, steps * 4)
     q = np.ascontiguousarray(flat ^ np.uint8(128)).view(np.int8)
-    return q, packed.scales.reshape(-1).astype(np.float32)
+    scales = packed.scales.transpose(0, 2, 1).reshape(len(q), -1)
+    return q, scales.astype(np.float32)
 
 
 def unpack_w4(

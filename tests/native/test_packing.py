@@ -12,12 +12,14 @@ from tests.native import reference
 
 
 @settings(max_examples=25, deadline=None)
-@given(columns=st.integers(1, 70), depth=st.integers(1, 90), seed=st.integers(0, 99))
-def test_w8_round_trip(columns: int, depth: int, seed: int) -> None:
+@given(
+    columns=st.integers(1, 70), depth=st.integers(1, 90), block=st.sampled_from([4, 16, 100]), seed=st.integers(0, 99)
+)
+def test_w8_round_trip(columns: int, depth: int, block: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     q = rng.integers(-127, 128, (columns, depth), np.int8)
-    scales = rng.random(columns, np.float32)
-    packed = packing.pack_w8(q, scales)
+    scales = rng.random((columns, -(-depth // block)), np.float32)
+    packed = packing.pack_w8(q, scales, block=block)
     assert packed.columns % packing.STRIP == 0 and packed.columns >= columns
     back, back_scales = reference.unpack_w8(packed)
     assert np.array_equal(back[:columns, :depth], q)
@@ -72,6 +74,8 @@ def test_what_does_not_fit_is_named() -> None:
         packing.pack_w8(ones.astype(np.int32), np.ones(4, np.float32))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="-127"):
         packing.pack_w8(np.full((4, 8), -128, np.int8), np.ones(4, np.float32))
+    with pytest.raises(ValueError, match="cuts 8 columns into 2"):
+        packing.pack_w8(ones, np.ones((4, 2), np.float32), block=8)
     with pytest.raises(ValueError, match="0 … 15"):
         packing.pack_w4(np.full((4, 8), 16, np.uint8), np.ones((4, 1), np.float16))
     with pytest.raises(ValueError, match="zero_points"):

@@ -33,11 +33,13 @@ def _ranges(count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
 
 LINEAR = {
     "8 bits": {"bits": 8, "k": 520},
+    "8 bits, groups, turned": {"bits": 8, "k": 520, "block": 176, "rotation": 64},
     "4 bits, blocks of 32": {"bits": 4, "k": 512, "block": 32},
     "4 bits, zero points": {"bits": 4, "k": 384, "block": 128, "zeros": True},
     "4 bits, no group to widen": {"bits": 4, "k": 512, "block": 512},
     "4 bits, exact": {"bits": 4, "k": 512, "block": 32, "exact": 1},
     "4 bits, K ends inside a block": {"bits": 4, "k": 300, "block": 64},
+    "4 bits, turned": {"bits": 4, "k": 576, "block": 32, "rotation": 512},
 }
 
 
@@ -45,14 +47,16 @@ def _linear(case: dict[str, Any], rng: np.random.Generator, n: int) -> tuple[dic
     """(constant inputs, attributes) of a gated linear with a norm, or of a plain one with bias and residual."""
     bits, k = case["bits"], case["k"]
     if bits == 8:
-        packed = packing.pack_w8(rng.integers(-127, 128, (n, k), np.int8), (rng.random(n) * 0.01).astype(F32))
+        block = case.get("block", k)
+        scales8 = (rng.random((n, -(-k // block))) * 0.01).astype(F32)
+        packed = packing.pack_w8(rng.integers(-127, 128, (n, k), np.int8), scales8, block=block)
     else:
         groups = -(-k // case["block"])
         zeros = rng.integers(0, 16, (n, groups), np.uint8) if case.get("zeros") else None
         scales = (rng.standard_normal((n, groups)) * 0.1).astype(np.float16)
         packed = packing.pack_w4(rng.integers(0, 16, (n, k), np.uint8), scales, zeros)
     inputs = {"weight": packed.weight, "scales": packed.scales, "zeros": packed.zero_points if bits == 4 else None}
-    return inputs, {"exact": 1} if case.get("exact") else {}
+    return inputs, {name: case[name] for name in ("exact", "rotation") if name in case}
 
 
 @pytest.mark.parametrize("kind", ["gated", "plain"])

@@ -59,6 +59,7 @@ _SMALL: dict[str, dict[str, Any]] = {
         "vision_config": {"out_hidden_size": 448},
     },
     "tiny-qwen3.5": {"text_config": {"linear_key_head_dim": 48, "linear_value_head_dim": 80}},
+    "tiny-qwen3.5-moe": {"text_config": {"linear_key_head_dim": 48, "linear_value_head_dim": 80}},
 }  # fmt: skip
 CASES = {
     "qwen3 int8": ("tiny-qwen3-vl", {"precision": "int8"}),
@@ -75,6 +76,7 @@ CASES = {
     "qwen3.5 int8": ("tiny-qwen3.5", {"precision": "int8"}),
     "qwen3.5 int4, KV int8": ("tiny-qwen3.5", {"precision": "int4", "kv_dtype": "int8"}),
     "qwen3.5 fp32": ("tiny-qwen3.5", {"precision": "fp32"}),
+    "qwen3.5 experts, int4": ("tiny-qwen3.5-moe", {"precision": "int4"}),
     "gog-nano int8": ("gog-nano", {"precision": "int8"}),
     "gog-nano int4": ("gog-nano", {"precision": "int4"}),
 }

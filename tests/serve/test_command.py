@@ -75,7 +75,7 @@ def healthy(port: int) -> str:
 
 @pytest.mark.parametrize(("number", "codes"), [(signal.SIGINT, (0, 130)), (signal.SIGTERM, (0,))])
 def test_it_serves_until_it_is_told_to_end(tiny_bundle: Path, number: int, codes: tuple[int, ...]) -> None:
-    options = ("--shutdown", "1s", "--threads", "1", "--api-key-env", "KEY")
+    options = ("--shutdown", "1s", "--threads", "1", "--api-key-env", "KEY", "--access-log", "--sessions", "2")
     with served(tiny_bundle, *options, KEY="secret") as (process, port), ExitStack() as stack:
         assert healthy(port) == tiny_bundle.name
         assert process.stderr is not None
@@ -94,6 +94,9 @@ def test_it_serves_until_it_is_told_to_end(tiny_bundle: Path, number: int, codes
         assert process.wait(60) in codes
         assert time.monotonic() - start < 30
     assert "Traceback" not in err
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    assert [line["status"] for line in lines if line["path"] == "/v1/models"] == [401]
+    assert "/healthz" in [line["path"] for line in lines]
 
 
 def test_the_limit_of_descriptors_stops_neither_health_checks_nor_the_log(tiny_bundle: Path) -> None:

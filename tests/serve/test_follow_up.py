@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -62,21 +63,28 @@ def test_what_came_before_and_instructions_are_read(client: TestClient, photo: P
     assert usage(client, second)[0] > plain + 5  # tokens of another picture
 
 
-def test_the_session_that_has_seen_the_picture_is_taken(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
-    from PIL import Image
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_session_that_has_seen_the_picture_is_taken(
+    tiny_bundle: Path, photo: Path, tmp_path: Path, kept: int
+) -> None:
+    pictures = [photo]
+    for colour in ("red", "green"):
+        pictures.append(tmp_path / f"{colour}.png")
+        Image.new("RGB", (64, 48), colour).save(pictures[-1])
+    options = RunOptions(turn_tokens=4, total_tokens=4, max_turns=1, grammar="off", keep_sessions=kept)
 
-    Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
-    pictures = [photo, tmp_path / "red.png"]
-    options = RunOptions(turn_tokens=4, total_tokens=4, max_turns=1, grammar="off", keep_sessions=2)
+    def read_again(*asked: Path) -> int:
+        return agent.ask(asked, "Why?").usage.image_tokens
+
     with gog_edge.load(tiny_bundle, options=options) as agent:
-        streams = [agent.stream(picture, "Why?") for picture in pictures]
-        for stream in streams:
-            next(stream)
-        for stream in streams:
-            assert list(stream)
-        for picture in (*pictures, *reversed(pictures)):
-            usage = agent.ask([picture, photo], "Why?").usage
-            assert usage.encoded_images == 0 and usage.reused_tokens > 20
+        first, second, third = pictures
+        assert read_again(first) and read_again(second)
+        assert bool(read_again(first)) == (kept == 1)
+        assert bool(read_again(second)) == (kept == 1)
+        assert read_again(third)  # it takes the session that waited longest: of two, that of the first picture
+        assert bool(read_again(second)) == (kept == 1)
+        assert read_again(first)
+    assert agent._idle.take([]) is None
 
 
 def test_earlier_questions_can_not_have_more_pictures_than_there_are(tiny_bundle: Path, photo: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from gog_edge.agent.options import RunOptions
 from gog_edge.agent.request import AskRequest
 from gog_edge.types import (
     Action,
@@ -32,11 +33,12 @@ from gog_edge.types import (
     TokenEvent,
     Usage,
 )
-from tests.serve.over_http import SECONDS, Policy, serving
+from tests.serve.over_http import Policy, serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 WIDTH, HEIGHT = 320, 200
+WAIT = 90_000  # milliseconds: on a loaded machine
 REGION = Region(80, 50, 160, 150)
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 SIZES = pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
@@ -47,8 +49,9 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("chromium is not installed")
+    sync_api.expect.set_options(timeout=WAIT)
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", *FAKE_CAMERA])
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", *FAKE_CAMERA], timeout=WAIT)
         yield browser
         browser.close()
 
@@ -89,7 +92,7 @@ class Looking(Policy):
 
 def opened(browser: Any, port: int, **how: Any) -> Any:
     page = browser.new_page(**how)
-    page.set_default_timeout(SECONDS * 1000)
+    page.set_default_timeout(WAIT)
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
     page.on(
@@ -109,7 +112,7 @@ def ask(page: Any, picture: Path | None, question: str = "Which colour?") -> Non
 
 
 def says(page: Any, selector: str, text: str) -> None:
-    sync_api.expect(page.locator(selector)).to_have_text(text, timeout=SECONDS * 1000)
+    sync_api.expect(page.locator(selector)).to_have_text(text)
 
 
 @SIZES
@@ -145,6 +148,27 @@ def test_what_happens_is_seen_while_it_happens(browser: Any, picture: Path, widt
         ground = page.locator("body").evaluate("b => getComputedStyle(b).backgroundColor")
         assert (sum(map(int, ground.strip("rgb()").split(","))) < 200) == dark
         assert page.faults == []
+        page.close()
+
+
+def test_boxes_fit_a_picture_that_lies_on_its_side(browser: Any, tmp_path: Path) -> None:
+    """A photo of a phone: its pixels lie on their side, the boxes of answers are in the upright picture."""
+    upright = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+    upright.paste("red", (80, 50, 160, 150))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.jpg", quality=95, exif=exif)
+    policy = Looking()
+    policy.let_go.set()
+    with serving(policy) as port:
+        page = opened(browser, port)
+        ask(page, tmp_path / "phone.jpg")
+        says(page, "#answer", "It is <red>")
+        assert page.locator("#picture").evaluate("i => [i.naturalWidth, i.naturalHeight]") == [WIDTH, HEIGHT]
+        crop = page.get_by_role("img", name="The crop: box <i>")
+        corners = "c => [2, c.width - 3].map(x => [...c.getContext('2d').getImageData(x, c.height - 3, 1, 1).data])"
+        for red, green, blue, _ in crop.evaluate(corners):
+            assert red > 200 and green < 60 and blue < 60
         page.close()
 
 
@@ -272,5 +296,20 @@ def test_what_is_wrong_is_said(
             page.set_input_files("#file", file)
         else:
             ask(page, file)
-        sync_api.expect(page.locator("#problem")).to_contain_text(says_so, timeout=SECONDS * 1000)
+        sync_api.expect(page.locator("#problem")).to_contain_text(says_so)
+        page.close()
+
+
+def test_a_real_policy_is_watched_to_its_end(browser: Any, tiny_bundle: Path, photo: Path) -> None:
+    import gog_edge
+
+    options = RunOptions(turn_tokens=12, total_tokens=24, max_turns=1, grammar="off")
+    with gog_edge.load(tiny_bundle, options=options) as agent, serving(agent) as port:  # type: ignore[arg-type]
+        page = opened(browser, port)
+        ask(page, photo)
+        says(page, "#status", "Answered.")
+        assert "no image search" in page.inner_text("#notices")
+        assert page.inner_text("#answer") and page.inner_text("#steps pre >> nth=0")
+        assert "tokens read" in page.inner_text("#usage")
+        assert page.faults == []
         page.close()

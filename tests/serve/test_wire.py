@@ -96,7 +96,7 @@ def test_good_bodies_are_taken() -> None:
     assert (policy.asked[0].deadline, policy.asked[0].max_turns) == (1.5, 3)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/nothing", 404), ("/v1/chat/completions", 405), ("/x", 404)])
+@pytest.mark.parametrize(("path", "status"), [("/v1/responses", 404), ("/v1/chat/completions", 405), ("/x", 404)])
 def test_unknown_addresses_are_answered_in_json(path: str, status: int) -> None:
     with serving(Policy()) as port:
         reply = get(port, path)

@@ -125,6 +125,10 @@ class OrtKvCache:
         if len(arrays) != len(self._values):
             raise EngineError(f"a KV cache of {len(self._values)} arrays can't take {len(arrays)}")
         targets = self._host_arrays()
+        rows = arrays[0].shape[1] if arrays and arrays[0].ndim > 1 else 0
+        for target, array in zip(targets, arrays):
+            if array.shape != (target.shape[1], rows, *target.shape[3:]) or start + rows > target.shape[2]:
+                raise EngineError(f"rows of {list(array.shape)} do not fit a KV cache of {list(target.shape)}")
         for target, array in zip(targets, arrays):
             target[0, :, start : start + array.shape[1]] = array
         if not self._host:

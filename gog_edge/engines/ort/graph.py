@@ -194,6 +194,8 @@ def _check(what: str, nodes: Any, specs: tuple[TensorSpec, ...], graph: str) -> 
         same = len(shape) == len(spec.shape) and all(
             a == b for a, b in zip(shape, spec.shape) if isinstance(a, int) and isinstance(b, int)
         )
+        if what == "input":  # whose named sizes are the caller's to choose, and no others
+            same = same and all(isinstance(a, int) == isinstance(b, int) for a, b in zip(shape, spec.shape))
         if not same:
             raise BundleError(f"{what} {name!r} of the {graph} graph is {shape}, the manifest says {list(spec.shape)}")
 

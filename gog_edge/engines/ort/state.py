@@ -152,8 +152,11 @@ class RingState:
 
     def set(self, seen: int, arrays: Sequence[NDArray[Any]]) -> None:
         """See `RecurrentState.set_state`."""
-        if len(arrays) != len(self._arrays) or any(a.shape[-1] != b.shape[-1] for a, b in zip(arrays, self._arrays)):
+        if len(arrays) != len(self._arrays) or any(a.shape[-1:] != b.shape[-1:] for a, b in zip(arrays, self._arrays)):
             raise EngineError(f"a state of {len(arrays)} arrays does not fit a graph that has {len(self._arrays)}")
+        for number, array in enumerate(arrays):
+            if array.shape[:-1] != (() if number % 2 else (self._kernel - 1,)):
+                raise EngineError(f"a state of {list(array.shape)} does not fit this graph")
         rows = range(seen - self._kernel + 1, seen)
         slot = seen // DELTA_CHUNK % self._slots
         for number, (own, array) in enumerate(zip(self._arrays, arrays)):

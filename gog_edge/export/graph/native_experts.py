@@ -50,6 +50,8 @@ def _linear(
     else:
         stored = write_quantized(store, file, stack, scheme, lambda weight: _packed(weight, order))
         kind = f"ExpertLinearW{scheme.bits}"
+        turned = scheme.turned(stack.columns)
+        attributes |= {"rotation": turned} if turned else {}
     return g.op(kind, *inputs, *stored, dtype="float32", domain=contract.DOMAIN, **attributes)
 
 

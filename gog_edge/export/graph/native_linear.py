@@ -60,7 +60,8 @@ class NativeLinear(OrtLinear):
         zeros = None if scheme.symmetric else Value(f"{name}.zero", "uint8")
         kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
         activation = contract.ACTIVATIONS["silu_mul" if gated else "none"]
-        attributes: dict[str, Any] = {"N": columns, "activation": activation}
+        turned = scheme.turned(weight.columns)
+        attributes: dict[str, Any] = {"N": columns, "activation": activation} | ({"rotation": turned} if turned else {})
         rest: tuple[Value | None, ...] = ()
         if kind == "LinearW4":
             exact = self.exact or role == "head"  # the head sees the last rows only: no other numbering of them
@@ -99,7 +100,7 @@ def pack(weight: QuantizedWeight, order: Order | None) -> packing.PackedLinear:
     if weight.scales is None:
         raise ValueError(f"a weight of {weight.scheme.bits} bits has no integers to pack")
     if weight.scheme.bits == 8:
-        return packing.pack_w8(weight.q, weight.scales.reshape(-1), order)
+        return packing.pack_w8(weight.q, weight.scales, order, weight.block)
     middle = np.int16(8)
     zeros = None if weight.zero_points is None else (weight.zero_points + middle).astype(np.uint8)
     q = (weight.q + np.int8(8)).astype(np.uint8)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gog_edge.errors import UsageError
 from gog_edge.export.quantize.gptq import inverse_factor
+from gog_edge.native.rotation import rotate
 
 F32 = NDArray[np.float32]
 INDEX = "calibration.json"
@@ -36,6 +37,19 @@ class LayerStats:
     mean_abs: F32
     hessian: F32
     count: int
+
+    def turned(self, block: int) -> LayerStats:
+        """The statistics of the inputs turned by `rotation.rotate`, kept; `mean_abs` as normal values have it."""
+        if block not in self._by_block:
+            hessian = rotate(rotate(self.hessian, block).T, block)
+            square = np.maximum(np.diagonal(hessian), 0).astype(np.float32)
+            spread = np.sqrt(square * np.float32(2 / np.pi)).astype(np.float32)
+            self._by_block[block] = LayerStats(square, spread, hessian, self.count)
+        return self._by_block[block]
+
+    @cached_property
+    def _by_block(self) -> dict[int, LayerStats]:
+        return {}
 
     @cached_property
     def factor(self) -> tuple[NDArray[np.int64], F32]:

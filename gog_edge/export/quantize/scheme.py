@@ -1,8 +1,8 @@
 """How one weight is stored as integers, and round-to-nearest quantisation by it.
 
 A weight is [out, in]; scales and zero points belong to one output row and one block of `block` inputs (the last
-block may be shorter). Everywhere: value = (q - zero) * scale with SIGNED q in [-2^(b-1), 2^(b-1) - 1]; operators that
-store unsigned fields add 2^(b-1) to q and zero alike.
+block may be shorter). Rows may be turned first (`rotation`). Everywhere: value = (q - zero) * scale with SIGNED q in
+[-2^(b-1), 2^(b-1) - 1]; operators that store unsigned fields add 2^(b-1) to q and zero alike.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gog_edge.native.rotation import LEAST, rotate_back, rotation_block
 
 Method = Literal["rtn", "mse", "hqq", "grid", "gptq"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "hqq", "grid", "gptq")
@@ -26,6 +28,8 @@ class Scheme:
     `block`: inputs that share a scale; 0 means the whole row (per channel).
     `symmetric`: no zero points.
     `scale_dtype`: scales are rounded to what the graph will hold before q is chosen.
+    `even`: blocks are cut alike, as few as `block` allows, in multiples of 16; else all but the last one have `block`.
+    `rotation`: q stands for the rows turned by `gog_edge.native.rotation`, in blocks of up to so many inputs; 0: plain.
     """
 
     bits: Literal[4, 8, 16, 32]
@@ -34,6 +38,8 @@ class Scheme:
     method: Method = "rtn"
     scale_dtype: Literal["float32", "float16"] = "float32"
     positive: bool = False  # TensorRT refuses negative scales
+    even: bool = False
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8, 16, 32):
@@ -42,6 +48,8 @@ class Scheme:
             raise ValueError(f"method {self.method!r} is unknown: {', '.join(METHODS)}")
         if self.block < 0 or (self.block and self.block % 16):
             raise ValueError(f"a block of {self.block} inputs is not supported: a multiple of 16, or 0 for the row")
+        if self.rotation and (self.rotation < LEAST or self.rotation & (self.rotation - 1)):
+            raise ValueError(f"a rotation of {self.rotation} inputs is not supported: a power of two from {LEAST} on")
 
     @property
     def is_float(self) -> bool:
@@ -59,11 +67,20 @@ class Scheme:
 
     def width(self, inputs: int) -> int:
         """Inputs in one block of a row of `inputs`."""
-        return min(self.block, inputs) if self.block else inputs
+        if not self.block or self.block >= inputs:
+            return inputs
+        if not self.even:
+            return self.block
+        blocks = -(-inputs // self.block)
+        return -(-inputs // (16 * blocks)) * 16
 
     def blocks(self, inputs: int) -> int:
         """Blocks in a row of `inputs`."""
         return -(-inputs // self.width(inputs))
+
+    def turned(self, inputs: int) -> int:
+        """Inputs of a row of `inputs` that are turned together (`rotation.rotate`); 0: none."""
+        return rotation_block(inputs, self.rotation)
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,8 @@ def dequantize(weight: QuantizedWeight) -> NDArray[np.float32]:
     if weight.zero_points is not None:
         values -= weight.zero_points.astype(np.float32)[:, index]
     values *= weight.scales[:, index]
-    return values
+    turned = weight.scheme.turned(weight.shape[1])
+    return rotate_back(values, turned) if turned else values
 
 
 Parts = tuple[NDArray[np.int8], NDArray[np.float32], "NDArray[np.int8] | None"]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gog_edge.export.quantize.gptq import compensate
 from gog_edge.export.quantize.scheme import Parts, QuantizedWeight, Scheme, round_to_nearest
 from gog_edge.export.quantize.search import search_hqq, search_mse
+from gog_edge.native.rotation import rotate
 
 _ROWS_BYTES = 1 << 26  # float32 bytes quantised at once: bounds the temporaries
 
@@ -46,7 +47,8 @@ def quantize_rows(
     blocks = scheme.blocks(inputs)
     scales = None if scheme.is_float else np.empty((out, blocks), np.float32)
     zeros = None if scheme.is_float or scheme.symmetric else np.empty((out, blocks), np.int8)
-    run = _method(scheme, stats)
+    turned = scheme.turned(inputs)
+    run = _method(scheme, stats.turned(turned) if turned and stats is not None else stats)
     for start in range(0, out, step):
         stop = min(out, start + step)
         weight = np.ascontiguousarray(read(start, stop), np.float32)
@@ -56,7 +58,7 @@ def quantize_rows(
             with np.errstate(over="ignore"):
                 q[start:stop] = weight
             continue
-        part, scale, zero = run(weight, scheme)
+        part, scale, zero = run(rotate(weight, turned) if turned else weight, scheme)
         q[start:stop] = part
         if scales is not None:
             scales[start:stop] = scale

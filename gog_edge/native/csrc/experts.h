@@ -140,6 +140,7 @@ struct ExpertWeights {
     size_t block = 1;    // of depth, that share a scale
     size_t packed = 0;   // columns of an expert, as padded; 4 and 8 bits only
     size_t columns = 0;  // of y
+    const Rotation* rotation = nullptr;  // of the rows of x, before they are rounded; null: none
     bool gated = false;  // gate and up, woven by panels of 16 where they are packed; y = silu(gate) * up
 
     size_t strips() const { return packed ? packed / kStrip : div_up(columns, gated ? kStrip / 2 : kStrip); }
@@ -179,12 +180,20 @@ void float_products(const ExpertWeights& w, const Grouped& grouped, const PairRo
     });
 }
 
-// The rows of one expert's tile as int8, laid out as quantize_rows does.
+// The rows of one expert's tile, rotated, as int8, laid out as quantize_rows does.
 inline void quantize_pairs(const Grouped& grouped, const Grouped::Group& group, const PairRows& x,
-                           const QuantizedRows& q, size_t tile, int8_t* bytes, float* scales, int32_t* sums) {
+                           const Rotation* rotation, const QuantizedRows& q, size_t tile, int8_t* bytes, float* scales,
+                           int32_t* sums) {
+    static thread_local Scratch turned;
     const size_t first = q.first_row(tile), count = q.tile_rows(tile);
     for (size_t r = 0; r < count; r++) {
         const float* row = x[grouped.pairs[group.begin + first + r]];
+        if (rotation && rotation->block > 0) {
+            float* y = turned.get<float>(x.k);
+            std::memcpy(y, row, x.k * sizeof(float));
+            rotate_columns(y, x.k, *rotation);
+            row = y;
+        }
         for (size_t g = 0; g < q.groups; g++) {
             const size_t begin = g * q.group, real = x.k > begin ? std::min(x.k - begin, q.group) : 0;
             const size_t slot = first * q.groups + g * count + r;
@@ -197,7 +206,7 @@ inline void quantize_pairs(const Grouped& grouped, const Grouped::Group& group, 
 template <Format kFormat, class S>
 void expert_strips(const ExpertWeights& w, const Grouped& grouped, const std::vector<QuantizedRows>& rows,
                    const S& store, const Parallel& parallel) {
-    constexpr int kBits = kFormat == Format::kBytes ? 8 : 4;
+    constexpr int kBits = kFormat == Format::kBytes || kFormat == Format::kGroupedBytes ? 8 : 4;
     const size_t strip_bytes = w.depth * kStrip * kBits / 8, entries = w.packed * (w.depth / w.block);
     in_expert_strips(grouped, w.strips(), strip_bytes, parallel, [&](size_t number, size_t begin, size_t end) {
         const Grouped::Group& group = grouped.groups[number];
@@ -243,15 +252,17 @@ void byte_products(const ExpertWeights& w, const Grouped& grouped, const PairRow
     }
     const auto quantize = [&](size_t i) {
         const Grouped::Group& group = grouped.groups[tiles[i].first];
-        quantize_pairs(grouped, group, x, rows[tiles[i].first], tiles[i].second, bytes + group.begin * depth,
+        quantize_pairs(grouped, group, x, w.rotation, rows[tiles[i].first], tiles[i].second, bytes + group.begin * depth,
                        scales + group.begin * per_row, sums + group.begin * per_row);
     };
     if (pairs * depth < 32768)  // below the cost of waking another thread
         for (size_t i = 0; i < tiles.size(); i++) quantize(i);
     else
         parallel(tiles.size(), quantize);
-    if constexpr (kBits == 8)
+    if (kBits == 8 && per_row == 1)
         expert_strips<Format::kBytes>(w, grouped, rows, store, parallel);
+    else if (kBits == 8)
+        expert_strips<Format::kGroupedBytes>(w, grouped, rows, store, parallel);
     else if (w.zeros)
         expert_strips<Format::kNibblesZeros>(w, grouped, rows, store, parallel);
     else

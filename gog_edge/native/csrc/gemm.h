@@ -4,7 +4,7 @@
 // Packed weights (gog_edge/native/packing.py): columns of y in panels of 16, padded to a multiple of 32;
 //   8 bits: [panel][K/4][16][4] bytes, byte = q + 128;
 //   4 bits: [panel][K/8][16][4] bytes, byte j of a column: low nibble = q[k + j], high nibble = q[k + 4 + j].
-// Scales: 8 bits: f32 [panel][16], one per column; 4 bits: f16 [panel][K/block][16].
+// Scales: 8 bits: f32 [panel][K/block][16], mostly one block; 4 bits: f16 [panel][K/block][16].
 //
 // 4-bit weights reach the dot product in two ways.  To write token by token a vector is split into two registers of
 // bytes as it is loaded, and every block of K has its own sum, scale and activation scale.  To read many tokens a
@@ -234,7 +234,7 @@ inline Strip packed_strip(const PackedWeights& w, size_t s) {
 
 template <Format kFormat>
 void gemm_packed(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue, const Parallel& parallel) {
-    constexpr int kBits = kFormat == Format::kBytes ? 8 : 4;
+    constexpr int kBits = kFormat == Format::kBytes || kFormat == Format::kGroupedBytes ? 8 : 4;
     const size_t strip_bytes = x.columns * kStrip * kBits / 8;
     in_tasks(x, w.columns / kStrip, strip_bytes, kRowBytesInL2, parallel,
              [&](bool, size_t tile_begin, size_t tile_end, size_t begin, size_t end) {
@@ -249,8 +249,10 @@ void gemm_packed(const QuantizedRows& x, const PackedWeights& w, const Epilogue&
 // x quantised in groups of w.block, in tiles of most_rows(…) at most.
 template <int kBits>
 void gemm(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue, const Parallel& parallel) {
-    if constexpr (kBits == 8)
+    if (kBits == 8 && w.block == w.depth)
         gemm_packed<Format::kBytes>(x, w, epilogue, parallel);
+    else if (kBits == 8)
+        gemm_packed<Format::kGroupedBytes>(x, w, epilogue, parallel);
     else if (w.zeros)
         gemm_packed<Format::kNibblesZeros>(x, w, epilogue, parallel);
     else

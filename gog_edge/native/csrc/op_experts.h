@@ -68,7 +68,8 @@ public:
     }
 
     explicit ExpertLinear(const ort::Attributes& attributes)
-        : columns_((size_t)attributes.integer("N", 0)), gated_(attributes.integer("gated", 0) == 1) {
+        : columns_((size_t)attributes.integer("N", 0)), gated_(attributes.integer("gated", 0) == 1),
+          rotation_(rotation_of(attributes.integer("rotation", 0))) {
         require(columns_ > 0, "attribute N (columns of y) is missing");
     }
 
@@ -79,6 +80,7 @@ public:
         const ExpertWeights w = weights(call);
         const size_t k = x.last(), given = x.count() / (k ? k : 1);
         require(k > 0 && k <= w.depth && w.depth - k < w.block, "the last axis of x does not fit the weight's K");
+        require(rotation_.block <= k, "attribute rotation is more than the last axis of x");
         require(given == rows || given == pairs, "x must have a row for each row of ids, or for each id");
         require(!shares || shares.count() == pairs, "shares must have the shape of ids");
         for (size_t i = 0; i < pairs; i++)
@@ -97,6 +99,7 @@ private:
         w.data = weight.data;
         w.columns = columns_;
         w.gated = gated_;
+        w.rotation = &rotation_;
         if (kFloats) {
             require(weight.shape.size() == 3 && weight.dim(1) == columns_ * (gated_ ? 2 : 1),
                     "weight must be [experts, columns of y (twice if gated), K]");
@@ -118,13 +121,14 @@ private:
         w.depth = weight.dim(2) * kStep;
         w.block = w.depth / scales.dim(2);
         require(w.packed % kStrip == 0 && w.block % kStep == 0 && w.block * scales.dim(2) == w.depth &&
-                    (kBits == 4 || scales.dim(2) == 1) && columns_ <= w.packed / (gated_ ? 2 : 1),
+                    columns_ <= w.packed / (gated_ ? 2 : 1),
                 "weight, scales and N do not fit each other");
         return w;
     }
 
     size_t columns_;
     bool gated_;
+    Rotation rotation_;
 };
 
 }  // namespace gog

@@ -33,6 +33,7 @@ public:
           activation_((Activation)attributes.integer("activation", 0)),
           norm_((Norm)attributes.integer("norm", 0)),
           epsilon_(attributes.real("epsilon", 1e-6f)),
+          rotation_(rotation_of(attributes.integer("rotation", 0))),
           exact_(attributes.integer("exact", 0) == 1) {
         require(columns_ > 0, "attribute N (columns of y) is missing");
         require((int)activation_ >= 0 && (int)activation_ <= 4, "attribute activation must be 0 to 4");
@@ -57,12 +58,12 @@ public:
         require(scales.shape.size() == 3 && scales.dim(0) == weight.dim(0) && scales.dim(2) == 16 && scales.dim(1) > 0,
                 "scales must be [panels, groups, 16]");
         w.block = w.depth / scales.dim(1);
-        require(w.columns % kStrip == 0 && w.block % kStep == 0 && w.block * scales.dim(1) == w.depth &&
-                    (kBits == 4 || scales.dim(1) == 1),
+        require(w.columns % kStrip == 0 && w.block % kStep == 0 && w.block * scales.dim(1) == w.depth,
                 "weight and scales do not fit each other");
         require(!zeros || zeros.count() == scales.count(), "zero_points must have one entry per scale");
         const size_t k = x.last(), rows = x.count() / (k ? k : 1);
         require(k > 0 && k <= w.depth && w.depth - k < w.block, "the last axis of x does not fit the weight's K");
+        require(rotation_.block <= k, "attribute rotation is more than the last axis of x");
         const bool pair = activation_ == Activation::kSiluMul;
         require(columns_ <= (pair ? w.columns / 2 : w.columns), "attribute N exceeds the packed weight");
         require(!bias || bias.count() == w.columns, "bias must be packed: one entry per packed column");
@@ -83,7 +84,7 @@ public:
         const auto quantized = [&](size_t begin, size_t end, size_t group, size_t most, QuantizeBuffers& buffer) {
             if (begin == end) return QuantizedRows{};
             QuantizedRows q = quantize_rows(x.as<float>() + begin * k, end - begin, k, w.depth, group, most, norm,
-                                            buffer, parallel);
+                                            rotation_, buffer, parallel);
             q.offset = begin;
             return q;
         };
@@ -109,6 +110,7 @@ private:
     Activation activation_;
     Norm norm_;
     float epsilon_;
+    Rotation rotation_;
     bool exact_;
 };
 

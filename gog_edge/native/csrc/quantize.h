@@ -1,10 +1,11 @@
-// Rows of f32 activations to int8, laid out for the matrix kernels; a normalisation of the row can ride along.
+// Rows of f32 activations to int8, laid out for the matrix kernels; a normalisation and a rotation can ride along.
 //
 // Rows are taken in tiles of up to kTileRows.  In a tile of R rows the bytes lie as [K/4][R][4], so the kernel
 // walks it with one pointer.  Each row has one scale per group of `group` columns (the whole row when weights
 // are per channel, the weights' block otherwise): x ~ scale * q with |q| <= 127, q rounded to nearest even.
 #pragma once
 
+#include "hadamard.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -90,14 +91,15 @@ inline void quantize_group(const float* x, size_t n, size_t group, int8_t* out, 
     *sum = hsum(total);
 }
 
-// Quantise x [rows, columns] (optionally normalised first).  `padded` >= columns is the weights' K, a multiple of
-// `group`; groups a multiple of 4.  most_rows: of a tile, at most kTileRows.  Buffers live in the caller's scratch and must outlive the result's use.
+// Quantise x [rows, columns] (optionally normalised, then rotated rotated).  `padded` >=
+// columns is the weights' K, a multiple of `group`; groups a multiple of 4.  most_rows: of a tile, at most kTileRows.
+// Buffers live in the caller's scratch and must outlive the result's use.
 struct QuantizeBuffers {
     Scratch bytes, scales, sums;
 };
 inline QuantizedRows quantize_rows(const float* x, size_t rows, size_t columns, size_t padded, size_t group,
-                                   size_t most_rows, const NormSpec& norm, QuantizeBuffers& buffers,
-                                   const Parallel& parallel) {
+                                   size_t most_rows, const NormSpec& norm, const Rotation& rotation,
+                                   QuantizeBuffers& buffers, const Parallel& parallel) {
     QuantizedRows q;
     q.rows = rows;
     q.columns = padded;
@@ -111,13 +113,17 @@ inline QuantizedRows quantize_rows(const float* x, size_t rows, size_t columns, 
     q.scales = scales;
     q.sums = sums;
     const auto tile_task = [&](size_t tile) {
-        static thread_local Scratch normalized;
+        static thread_local Scratch changed;
         const size_t first = q.first_row(tile), count = q.tile_rows(tile);
         for (size_t r = 0; r < count; r++) {
             const float* row = x + (first + r) * columns;
-            if (norm.kind != Norm::kNone) {
-                float* y = normalized.get<float>(columns);
-                normalize_row(row, y, columns, norm);
+            if (norm.kind != Norm::kNone || rotation.block > 0) {
+                float* y = changed.get<float>(columns);
+                if (norm.kind != Norm::kNone)
+                    normalize_row(row, y, columns, norm);
+                else
+                    std::memcpy(y, row, columns * sizeof(float));
+                if (rotation.block > 0) rotate_columns(y, columns, rotation);
                 row = y;
             }
             for (size_t g = 0; g < q.groups; g++) {

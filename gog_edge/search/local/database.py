@@ -118,7 +118,7 @@ class Database:
             if connection is None:
                 connection = self._connect()
             yield connection
-        except sqlite3.Error as e:
+        except (sqlite3.Error, UnicodeDecodeError) as e:  # a damaged page can hold anything
             problem = " ".join(str(e).split())
             mend = next((m for word, m in _MENDS.items() if word in problem), _REBUILD)
             raise SearchIndexError(f"{self.path}: {problem}; {mend}") from e

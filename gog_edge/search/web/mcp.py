@@ -112,7 +112,10 @@ class McpClient:
 
     def _send(self, method: str, params: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
         message = {"jsonrpc": "2.0", "id": next(self._numbers), "method": method, "params": dict(params)}
-        response = self._secrets.redact_all(self._transport.exchange(message, deadline) or {})
+        try:
+            response = self._secrets.redact_all(self._transport.exchange(message, deadline) or {})
+        except RecursionError as e:
+            raise SearchError(f"MCP server answered {method} with JSON that is nested too deeply") from e
         error = response.get("error")
         if error is not None:
             said = error.get("message") if isinstance(error, dict) else error

@@ -168,6 +168,7 @@ function dataUrl(file) {
 function busy(now) {
   $("ask").disabled = now;
   $("stop").hidden = !now;
+  for (const button of $("history").querySelectorAll("button")) button.disabled = now;
   $("right").setAttribute("aria-busy", String(now));
 }
 
