@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,21 +119,16 @@ def test_a_question_is_asked_about_the_picture_that_is_there(tiny_bundle: Path, 
 
 
 def test_the_example_dataflow(tiny_bundle: Path, photo: Path, tmp_path: Path) -> None:
-    """As it is in examples/robots, with a policy of the tests behind the name gog-edge."""
+    """As it is in examples/robots, with the installed gog-edge; a random policy writes whatever it writes."""
     folder = tmp_path / "robots"
     shutil.copytree(ROOT / "examples" / "robots", folder)
-    program = tmp_path / "bin" / "gog-edge"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\ncd {ROOT} && exec {sys.executable} -m tests.integrations.command "$@"\n')
-    program.chmod(0o755)
-    paths = [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    env = environment([GAZE, ANSWER]) | {"PICTURE": str(photo), "FRAMES": "2", "PATH": os.pathsep.join(paths)}
-    env["GOG_EDGE_BUNDLE"] = str(tiny_bundle)
+    env = environment(None) | {"PICTURE": str(photo), "FRAMES": "1", "GOG_EDGE_BUNDLE": str(tiny_bundle)}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [DORA, "run", "dataflow.yml", "--stop-after", "60s"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     log = done.stdout + done.stderr
     assert done.returncode == 0, log
-    assert "frame 0: 1889" in log and "looked at: [('x', [0, 0, 80, 60])]" in log, log
+    assert re.search(r"show: +frame 0: \S", log) and re.search(r"show: +looked at: \[", log), log
 
 
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "bgra8", "jpeg", "png", "mono8"])
