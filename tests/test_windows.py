@@ -30,6 +30,11 @@ SIGNAL = ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGQ
 HIDE = f"""
 import sys, os, mmap, signal, ctypes, pathlib, multiprocessing, asyncio, subprocess, tempfile, sqlite3
 import numpy, onnx, onnx.numpy_helper, onnxruntime, psutil, tokenizers, PIL.Image, rich.console, click, huggingface_hub
+import contextlib, importlib
+
+for name in ("mcp.server.lowlevel", "mcp.server.stdio", "dora", "rerun"):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 
 class Hidden:
     def find_spec(self, name, path=None, target=None):
@@ -112,6 +117,7 @@ def test_export_ask_and_index_without_posix(tmp_path: Path) -> None:
 IMPORTS = """
 import importlib, pkgutil, gog_edge
 optional = {"tensorrt", "tensorrt_rtx", "cuda", "torch", "transformers", "peft", "starlette", "uvicorn", "matplotlib"}
+optional |= {"mcp", "dora", "pyarrow", "rerun"}
 for module in pkgutil.walk_packages(gog_edge.__path__, "gog_edge."):
     if module.name.startswith(("gog_edge.export.parity", "gog_edge.__main__", "gog_edge.bench.peers.workers")):
         continue

@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": ("gog_edge.cli.bench.command", "Measure where the time, memory and energy go."),
     "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
     "mcp": ("gog_edge.cli.mcp", "Give the policy and its index to agents as MCP tools."),
+    "dora": ("gog_edge.cli.dora", "Be a node of a dora-rs dataflow."),
     "demo": ("gog_edge.cli.demo", "Ask gog-nano, the project's own small policy, a question."),
     "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),
 }

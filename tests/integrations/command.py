@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from gog_edge.agent import loader
+from gog_edge.agent.agent import Agent
 from gog_edge.cli.main import run
-from tests.runtime.fakes import ScriptedEngine
+from tests.runtime.fakes import ScriptedDecoder, ScriptedEngine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
@@ -23,7 +27,31 @@ def main() -> int:
         return created(name, bundle, options) if script is None else _Talking(bundle, script, _seconds())
 
     loader.create_engine = create
+    Agent.warm_up = _quick(Agent.warm_up)  # type: ignore[method-assign]
     return run(sys.argv[1:])
+
+
+def environment(script: list[str] | None, step_seconds: float = 0.0) -> dict[str, str]:
+    """Of such a process: the policy's script, and the seconds that each of its tokens takes."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    found["STEP_SECONDS"] = str(step_seconds)
+    return found if script is None else {**found, "SCRIPT": json.dumps(script)}
+
+
+def _quick(warm_up: Any) -> Any:
+    """Warming up takes no time, however long a token of a question takes."""
+
+    def quick(agent: Agent, *args: Any) -> float:
+        decoder = getattr(agent.model.engine, "decoder", None)
+        kept = getattr(decoder, "_step_s", 0.0)
+        if isinstance(decoder, ScriptedDecoder):
+            decoder._step_s = 0.0
+        seconds: float = warm_up(agent, *args)
+        if isinstance(decoder, ScriptedDecoder):
+            decoder._step_s = kept
+        return seconds
+
+    return quick
 
 
 def _seconds() -> float:

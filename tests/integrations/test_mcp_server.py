@@ -7,7 +7,6 @@ import base64
 import functools
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from PIL import Image
 
 from gog_edge.cli.main import run
 from tests.cli.asking import ANSWER, GAZE, TEXT
+from tests.integrations.command import environment
 from tests.search import server as web
 from tests.search.server import WebServer
 
@@ -53,12 +53,6 @@ def index(tiny_bundle: Path, photo: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert run(["index", "build", str(folder / "i"), str(folder / "rows.jsonl"), "--bundle", str(tiny_bundle)]) == 0
     return folder / "i"
-
-
-def environment(script: list[str] | None, step_seconds: float = 0.0) -> dict[str, str]:
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
-    found["STEP_SECONDS"] = str(step_seconds)
-    return found if script is None else {**found, "SCRIPT": json.dumps(script)}
 
 
 @asynccontextmanager

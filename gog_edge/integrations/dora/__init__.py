@@ -1,0 +1,1 @@
+"""A node for dora-rs dataflows: `gog-edge dora`."""
