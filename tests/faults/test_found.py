@@ -72,10 +72,13 @@ def test_every_file_of_a_graph_has_its_hash(tmp_path: Path) -> None:
         writer.commit(SMALL)  # nothing was written
 
 
-def test_names_that_no_file_can_have_are_one_line(tmp_path: Path) -> None:
+def test_settings_that_nothing_can_have_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "e.toml").write_text('extends = "a\\u0000b.toml"\n')
     with pytest.raises(DialectError, match="can't be read"):
         dialects.load(tmp_path / "e.toml")
+    (tmp_path / "f.toml").write_text('extends = "gog"\ncoordinates.decimals = 99999999999\n')
+    with pytest.raises(DialectError, match=r"coordinates\.decimals"):
+        dialects.load(tmp_path / "f.toml")
     (tmp_path / "s.toml").write_text('[[provider]]\nkind = "replay"\npath = "a\\u0000b"\n')
     with pytest.raises((SearchError, UsageError), match="null"):
         load_providers(tmp_path / "s.toml")
