@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gog_edge import dialects, serde
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle, BundleWriter
 from gog_edge.disk import files
 from gog_edge.disk.stamps import sealed
@@ -28,11 +29,14 @@ from gog_edge.errors import (
     UsageError,
 )
 from gog_edge.runtime.decoder import check_rotary
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.session import Session
 from gog_edge.runtime.snapshots import unpack
 from gog_edge.search.base import Deadline
 from gog_edge.search.config import load_providers
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.web.mcp import McpClient
+from gog_edge.types import Control, Text
 from tests.runtime.fakes import make_bundle
 from tests.test_bundle import MANIFEST as SMALL
 from tests.test_bundle import write
@@ -124,6 +128,29 @@ def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(main, "_say", full)
     main._Lines().handle(logging.LogRecord("gog_edge", logging.WARNING, "", 0, "a line", (), None))
+
+
+def test_a_prompt_of_a_hybrid_policy_is_found_on_the_disk_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its states are not rows, and were taken for damage: the file was thrown away at every start, with a warning."""
+    hybrid = make_bundle(tmp_path, "tiny-qwen3.5", "native")
+    engine = create_engine("cpu", hybrid, OrtOptions(threads=1, spin=False))
+    words = [Control("<|im_start|>system\n" + "You look. " * 12 + "<|im_end|>\n"), Text("what"), Control("<|im_end|>")]
+    computed, logits = [], []
+    for _ in range(2):
+        session = Session(Model.assemble(hybrid, engine, RunOptions(cache_dir=tmp_path / "cache")))
+        session.append(words)
+        computed.append(session.computed)
+        logits.append(np.array(session.run()))
+    assert computed[0] == 0 < computed[1] and np.array_equal(*logits) and caplog.text == ""
+    (kept,) = (tmp_path / "cache").rglob("*.gogt")
+    header, arrays = read_tensors(kept)
+    write_tensors(kept, header, {name: array if name == "ids" else array[:0] for name, array in arrays.items()})
+    session = Session(Model.assemble(hybrid, engine, RunOptions(cache_dir=tmp_path / "cache")))
+    session.append(words)  # whole by its checksums, and yet of another policy: left out
+    assert session.computed == 0 and np.array_equal(session.run(), logits[0])
+    engine.close()
 
 
 def test_errors_are_one_line_whatever_they_quote() -> None:
