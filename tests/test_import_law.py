@@ -57,6 +57,8 @@ LAW: dict[str, set[str]] = {
     "export.parity": MODEL | {"runtime", "search", "dialects", "agent", "export", "prompts"},
     "evaluation": MODEL | {"runtime", "search", "dialects", "agent", "prompts"},
     "serve": MODEL | {"runtime", "search", "dialects", "agent"},
+    # adapters use what the server knows of wires and of who may ask
+    "integrations": MODEL | {"runtime", "search", "dialects", "agent", "serve"},
     "bench": MODEL | {"runtime", "search", "dialects", "agent", "prompts"},
 }
 ANYTHING = {"__init__", "__main__", "cli"}  # the public API, and the commands that bring everything together

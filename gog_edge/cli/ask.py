@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from gog_edge.cli.options import (
     take_sampling,
     threads_option,
 )
+from gog_edge.cli.rerun import open_log, rerun_option
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--stream", is_flag=True, help="Show every token as it is written.")
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html, .json or .perfetto.json.")
+@rerun_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
 def command(
     images: tuple[str, ...],
@@ -65,6 +68,7 @@ def command(
     stream: bool,
     quiet: bool,
     trace: Path | None,
+    rerun: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -90,12 +94,18 @@ def command(
     if question is None:
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
-    with gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent:
+    with (
+        nullcontext() if rerun is None else open_log(rerun) as recording,
+        gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent,
+    ):
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
         request = AskRequest(frames, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
         events = agent.events(request)
+        if recording is not None:
+            recording.asked(frames, question)
+            events = recording.shown(events)
         answer = last_answer(events if view is None else _shown(events, view))
     if as_json:
         print_json({"question": question, **answer.to_dict()})

@@ -31,6 +31,7 @@ COMMANDS = {
     "eval": ("gog_edge.cli.eval", "Measure a policy's accuracy on a data set."),
     "bench": ("gog_edge.cli.bench.command", "Measure where the time, memory and energy go."),
     "serve": ("gog_edge.cli.serve", "Answer questions over HTTP."),
+    "mcp": ("gog_edge.cli.mcp", "Give the policy and its index to agents as MCP tools."),
     "demo": ("gog_edge.cli.demo", "Ask gog-nano, the project's own small policy, a question."),
     "doctor": ("gog_edge.cli.doctor", "Say what this machine can run, and why not."),
 }

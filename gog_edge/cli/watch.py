@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,12 @@ import click
 from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.console import one_line, stdout, styled
 from gog_edge.cli.options import SECONDS, threads_option
+from gog_edge.cli.rerun import open_log, rerun_option
 from gog_edge.sanitize import printable_json
 
 if TYPE_CHECKING:
     from gog_edge.agent.camera.watch import Sighting
+    from gog_edge.integrations.rerun_log import RerunLog
 
 
 @click.command("watch")
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--count", type=click.IntRange(min=1), help="End after N answers.")
 @click.option("--patience", type=SECONDS, help="End if no frame comes for so long; default: wait.")
 @threads_option
+@rerun_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def command(
     source: str,
@@ -45,6 +48,7 @@ def command(
     every: bool,
     count: int | None,
     patience: float | None,
+    rerun: str | None,
     as_json: bool,
 ) -> None:
     """Ask QUESTION about the newest frame of SOURCE until it ends or Ctrl-C.
@@ -56,10 +60,21 @@ def command(
 
     bundle = chosen(bundle)
     index = chosen_index(bundle, index, no_index)
-    with gog_edge.load(bundle, engine=engine, index=index, search=search) as agent:
+    with (
+        nullcontext() if rerun is None else open_log(rerun) as recording,
+        gog_edge.load(bundle, engine=engine, index=index, search=search) as agent,
+    ):
         agent.warm_up()
+        asked = question or agent.dialect.usual_question
         with closing(agent.watch(source, question, deadline=deadline, every=every, patience=patience)) as seen:
-            _show(islice(seen, count), as_json)
+            some: Iterator[Sighting] = islice(seen, count)
+            _show(some if recording is None else _logged(some, recording, asked), as_json)
+
+
+def _logged(seen: Iterator[Sighting], recording: RerunLog, question: str) -> Iterator[Sighting]:
+    for one in seen:
+        recording.sighting(one.frame, one.number, one.taken_at, one.answer, question)
+        yield one
 
 
 def _show(seen: Iterator[Sighting], as_json: bool) -> None:

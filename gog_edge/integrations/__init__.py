@@ -1,0 +1,1 @@
+"""Adapters to other people's programs, each behind an extra of its own."""
