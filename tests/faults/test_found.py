@@ -34,6 +34,7 @@ from gog_edge.runtime.session import Session
 from gog_edge.runtime.snapshots import unpack
 from gog_edge.search.base import Deadline
 from gog_edge.search.config import load_providers
+from gog_edge.search.local.database import beyond
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.web.mcp import McpClient
 from gog_edge.types import Control, Text
@@ -205,3 +206,11 @@ def test_answers_of_a_server_that_are_nested_without_end_are_one_line() -> None:
 
     with pytest.raises(SearchError, match="nested too deeply"):
         McpClient(Deep()).call("search", {}, Deadline.after(5))
+
+
+def test_rows_that_go_in_a_circle_end() -> None:
+    """A damaged tree gave the same rows for ever: listing an index never ended, and grew."""
+    assert beyond(7, 3) == 7
+    for last in (3, 2, None, "7"):
+        with pytest.raises(SearchIndexError, match="in a circle"):
+            beyond(last, 3)
