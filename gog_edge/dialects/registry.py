@@ -39,6 +39,7 @@ else:
 
 DEFAULT = "gog"
 MAX_FILE_BYTES = 1_000_000
+_MOST_DECIMALS = 12
 _ROLES = frozenset({"box", "label", "query", "image", "limit", "url", "text", "unused"})
 
 
@@ -205,6 +206,8 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
         raise DialectError(f"{where}: schema {spec.schema} is not {SCHEMA}; this version of gog-edge reads {SCHEMA}")
     if spec.hooks not in HOOKS:
         raise DialectError(f"{where}: hooks: no hooks {spec.hooks!r}{suggest(spec.hooks, sorted(HOOKS)[1:])}")
+    if spec.coordinates.decimals > _MOST_DECIMALS:
+        raise DialectError(f"{where}: coordinates.decimals: {spec.coordinates.decimals} is more than {_MOST_DECIMALS}")
     if not spec.prompt.user and not spec.prompt.user_file:
         raise DialectError(f'{where}: prompt.user: missing; add it, for example "{{images}}{{question}}"')
     for index, tool in enumerate(spec.tools):
@@ -222,7 +225,7 @@ def _checked(spec: DialectSpec, base: Path | None, where: str) -> DialectSpec:
 def _check_tool(source: str, where: str) -> None:
     try:
         tool = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DialectError(f"{where}: not JSON: {error}") from error
     if not isinstance(tool, dict):
         raise DialectError(f"{where}: an object is needed")

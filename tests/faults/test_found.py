@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gog_edge import dialects, serde
+from gog_edge.agent.options import RunOptions
 from gog_edge.bundle import Bundle, BundleWriter
 from gog_edge.disk import files
 from gog_edge.disk.stamps import sealed
@@ -28,11 +29,15 @@ from gog_edge.errors import (
     UsageError,
 )
 from gog_edge.runtime.decoder import check_rotary
+from gog_edge.runtime.model import Model
+from gog_edge.runtime.session import Session
 from gog_edge.runtime.snapshots import unpack
 from gog_edge.search.base import Deadline
 from gog_edge.search.config import load_providers
+from gog_edge.search.local.database import beyond
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.web.mcp import McpClient
+from gog_edge.types import Control, Text
 from tests.runtime.fakes import make_bundle
 from tests.test_bundle import MANIFEST as SMALL
 from tests.test_bundle import write
@@ -72,10 +77,13 @@ def test_every_file_of_a_graph_has_its_hash(tmp_path: Path) -> None:
         writer.commit(SMALL)  # nothing was written
 
 
-def test_names_that_no_file_can_have_are_one_line(tmp_path: Path) -> None:
+def test_settings_that_nothing_can_have_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "e.toml").write_text('extends = "a\\u0000b.toml"\n')
     with pytest.raises(DialectError, match="can't be read"):
         dialects.load(tmp_path / "e.toml")
+    (tmp_path / "f.toml").write_text('extends = "gog"\ncoordinates.decimals = 99999999999\n')
+    with pytest.raises(DialectError, match=r"coordinates\.decimals"):
+        dialects.load(tmp_path / "f.toml")
     (tmp_path / "s.toml").write_text('[[provider]]\nkind = "replay"\npath = "a\\u0000b"\n')
     with pytest.raises((SearchError, UsageError), match="null"):
         load_providers(tmp_path / "s.toml")
@@ -121,6 +129,29 @@ def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(main, "_say", full)
     main._Lines().handle(logging.LogRecord("gog_edge", logging.WARNING, "", 0, "a line", (), None))
+
+
+def test_a_prompt_of_a_hybrid_policy_is_found_on_the_disk_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its states are not rows, and were taken for damage: the file was thrown away at every start, with a warning."""
+    hybrid = make_bundle(tmp_path, "tiny-qwen3.5", "native")
+    engine = create_engine("cpu", hybrid, OrtOptions(threads=1, spin=False))
+    words = [Control("<|im_start|>system\n" + "You look. " * 12 + "<|im_end|>\n"), Text("what"), Control("<|im_end|>")]
+    computed, logits = [], []
+    for _ in range(2):
+        session = Session(Model.assemble(hybrid, engine, RunOptions(cache_dir=tmp_path / "cache")))
+        session.append(words)
+        computed.append(session.computed)
+        logits.append(np.array(session.run()))
+    assert computed[0] == 0 < computed[1] and np.array_equal(*logits) and caplog.text == ""
+    (kept,) = (tmp_path / "cache").rglob("*.gogt")
+    header, arrays = read_tensors(kept)
+    write_tensors(kept, header, {name: array if name == "ids" else array[:0] for name, array in arrays.items()})
+    session = Session(Model.assemble(hybrid, engine, RunOptions(cache_dir=tmp_path / "cache")))
+    session.append(words)  # whole by its checksums, and yet of another policy: left out
+    assert session.computed == 0 and np.array_equal(session.run(), logits[0])
+    engine.close()
 
 
 def test_errors_are_one_line_whatever_they_quote() -> None:
@@ -175,3 +206,11 @@ def test_answers_of_a_server_that_are_nested_without_end_are_one_line() -> None:
 
     with pytest.raises(SearchError, match="nested too deeply"):
         McpClient(Deep()).call("search", {}, Deadline.after(5))
+
+
+def test_rows_that_go_in_a_circle_end() -> None:
+    """A damaged tree gave the same rows for ever: listing an index never ended, and grew."""
+    assert beyond(7, 3) == 7
+    for last in (3, 2, None, "7"):
+        with pytest.raises(SearchIndexError, match="in a circle"):
+            beyond(last, 3)

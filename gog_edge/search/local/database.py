@@ -224,6 +224,17 @@ class Database:
             connection.close()
 
 
+def beyond(last: object, after: int) -> int:
+    """The row to go on behind, after rows that were asked for in order. A damaged tree gives the same ones for ever.
+
+    Raises:
+        SearchIndexError: it does.
+    """
+    if not isinstance(last, int) or last <= after:
+        raise SearchIndexError(f"the index is damaged: its rows go in a circle; {_REBUILD}")
+    return last
+
+
 def _read_words(connection: sqlite3.Connection) -> None:
     """Make the full-text tables anew from the entries, and compose ids as they are composed now."""
     connection.execute("DROP TABLE entity_terms")
@@ -240,7 +251,7 @@ def _read_words(connection: sqlite3.Connection) -> None:
         )
         composed = [(stored_id(i), row) for row, _, _, i in rows if stored_id(i) != i]
         connection.executemany("UPDATE OR IGNORE entities SET id = ? WHERE row = ?", composed)
-        after = rows[-1][0]
+        after = beyond(rows[-1][0], after)
     targets = [t for (t,) in connection.execute("SELECT DISTINCT target FROM relations") if stored_id(t) != t]
     connection.executemany(
         "UPDATE OR IGNORE relations SET target = ? WHERE target = ?", [(stored_id(t), t) for t in targets]

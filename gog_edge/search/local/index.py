@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import SearchIndexError
-from gog_edge.search.local.database import Database
+from gog_edge.search.local.database import Database, beyond
 from gog_edge.search.local.lexical import Lexical
 from gog_edge.search.local.names import stored_id
 from gog_edge.search.local.rank import Scored, dynamic_count, fuse, ordered
@@ -144,7 +144,7 @@ class LocalIndex:
                 return
             found = self.store.entities(rows)
             yield from (found[row] for row in rows if row in found)
-            after = rows[-1]
+            after = beyond(rows[-1], after)
 
     def remove(self, ids: Sequence[str]) -> int:
         """Delete entries by id; returns how many there were. The index must be writable."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gog_edge.disk.paths import is_address
 from gog_edge.errors import SearchIndexError
-from gog_edge.search.local.database import Database
+from gog_edge.search.local.database import Database, beyond
 from gog_edge.search.local.names import stored_id, stored_path
 from gog_edge.search.local.record import MAX_TEXT_CHARS, MAX_TITLE_CHARS, Entity, Record
 from gog_edge.search.local.text import normalise
@@ -85,7 +85,7 @@ class Store:
             if flat.size != len(rows) * dim:
                 raise SearchIndexError(f"{self.database.path}: vectors of another length than {dim}; rebuild the index")
             yield np.array([r[0] for r in rows], np.int64), flat.reshape(len(rows), dim).astype(np.float32)
-            after = int(rows[-1][0])
+            after = beyond(rows[-1][0], after)
 
     def vector_of(self, digest: bytes) -> NDArray[np.float32] | None:
         """The stored vector of a picture with this SHA-256, [d] float32, or None."""

@@ -7,7 +7,7 @@ import importlib
 from tests.faults.harness.core import Area
 
 NAMES = ("images", "calls", "settings", "bundles", "manifests", "sessions", "indexes", "mcp", "http", "kernels",
-         "kills", "sanitizers", "soak")  # fmt: skip
+         "kills", "soak", "sanitizers")  # fmt: skip
 
 
 def named(name: str) -> Area:
