@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from gog_edge import allowance
 from gog_edge.allowance import Cpus, available_memory, total_memory, usable_threads
+from gog_edge.cli.common.options import threads_option
 from gog_edge.cli.main import COMMANDS, cli
-from gog_edge.cli.options import threads_option
 from gog_edge.engines.ort import options as ort_options
 from gog_edge.engines.ort import weights
 from gog_edge.engines.ort.options import OrtOptions, session_options, settled

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gog_edge.cli import pictures
-from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
-from gog_edge.cli.console import one_line, print_json, stderr, stdout, styled
-from gog_edge.cli.live import LiveView
-from gog_edge.cli.options import (
+from gog_edge.cli.common import pictures
+from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
+from gog_edge.cli.common.console import one_line, print_json, stderr, stdout, styled
+from gog_edge.cli.common.live import LiveView
+from gog_edge.cli.common.options import (
     SECONDS,
     image_options,
     sampling_options,
@@ -23,7 +23,7 @@ from gog_edge.cli.options import (
     take_sampling,
     threads_option,
 )
-from gog_edge.cli.rerun import open_log, rerun_option
+from gog_edge.cli.common.rerun import open_log, rerun_option
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:

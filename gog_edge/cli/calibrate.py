@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.console import stderr
-from gog_edge.cli.options import threads_option
+from gog_edge.cli.common.console import stderr
+from gog_edge.cli.common.options import threads_option
 from gog_edge.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import click
 
 import gog_edge
 from gog_edge.cli import ask, export, index
-from gog_edge.cli.console import stderr, styled
+from gog_edge.cli.common.console import stderr, styled
 from gog_edge.errors import UsageError
 from gog_edge.library import directory
 

@@ -20,8 +20,8 @@ from gog_edge import library
 from gog_edge._version import __version__
 from gog_edge.allowance import Cpus, available_memory, cpus, total_memory, usable_threads
 from gog_edge.bundle import Bundle
-from gog_edge.cli.console import human_bytes, print_json, stdout, styled
-from gog_edge.cli.options import parse_size
+from gog_edge.cli.common.console import human_bytes, print_json, stdout, styled
+from gog_edge.cli.common.options import parse_size
 from gog_edge.disk.paths import cache_directory
 from gog_edge.errors import BundleError, UsageError
 from gog_edge.runtime import memory_plan as memory

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
-from gog_edge.cli.options import SECONDS, threads_option
+from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
+from gog_edge.cli.common.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.bundles import bundle_option, chosen
-from gog_edge.cli.console import print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.options import SECONDS, sampling_options, take_sampling
+from gog_edge.cli.common.bundles import bundle_option, chosen
+from gog_edge.cli.common.console import print_json, progress_bar, stderr, stdout, styled
+from gog_edge.cli.common.options import SECONDS, sampling_options, take_sampling
 from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
 

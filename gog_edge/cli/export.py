@@ -10,8 +10,8 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 from gog_edge.bundle import MANIFEST
-from gog_edge.cli.console import human_bytes, progress_bar, stderr, styled
-from gog_edge.cli.options import threads_option
+from gog_edge.cli.common.console import human_bytes, progress_bar, stderr, styled
+from gog_edge.cli.common.options import threads_option
 from gog_edge.errors import UsageError
 from gog_edge.library import directory, names, place, remember
 from gog_edge.manifest import Backend

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gog_edge.cli.bundles import bundle_option
-from gog_edge.cli.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.options import threads_option
+from gog_edge.cli.common.bundles import bundle_option
+from gog_edge.cli.common.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
+from gog_edge.cli.common.options import threads_option
 from gog_edge.disk import leftovers
 from gog_edge.errors import UsageError
 from gog_edge.runtime.telemetry import counted

@@ -11,8 +11,8 @@ import click
 from rich.table import Table
 
 from gog_edge.bundle import MANIFEST, VERIFY_FILE, Bundle
-from gog_edge.cli.bundles import chosen, named
-from gog_edge.cli.console import human_bytes, print_json, progress_bar, stdout
+from gog_edge.cli.common.bundles import chosen, named
+from gog_edge.cli.common.console import human_bytes, print_json, progress_bar, stdout
 from gog_edge.errors import DialectError
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest
 from gog_edge.serde import encode

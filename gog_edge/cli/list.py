@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gog_edge import library
 from gog_edge.bundle import MANIFEST, Bundle
-from gog_edge.cli.console import human_bytes, print_json, stderr, stdout
+from gog_edge.cli.common.console import human_bytes, print_json, stderr, stdout
 from gog_edge.errors import BundleError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from gog_edge import library
-from gog_edge.cli.console import stderr
+from gog_edge.cli.common.console import stderr
 
 
 @click.command("remove")

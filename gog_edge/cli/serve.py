@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
-from gog_edge.cli.listening import access_options, announce, check_host, ending_with_sigterm, listen, read_key
-from gog_edge.cli.options import SECONDS, image_options, take_image_limits, threads_option
+from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
+from gog_edge.cli.common.listening import access_options, announce, check_host, ending_with_sigterm, listen, read_key
+from gog_edge.cli.common.options import SECONDS, image_options, take_image_limits, threads_option
 from gog_edge.errors import UsageError
 
 

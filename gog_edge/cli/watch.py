@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gog_edge.cli.bundles import bundle_option, chosen, chosen_index, index_options
-from gog_edge.cli.console import one_line, stdout, styled
-from gog_edge.cli.options import SECONDS, threads_option
-from gog_edge.cli.rerun import open_log, rerun_option
+from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
+from gog_edge.cli.common.console import one_line, stdout, styled
+from gog_edge.cli.common.options import SECONDS, threads_option
+from gog_edge.cli.common.rerun import open_log, rerun_option
 from gog_edge.sanitize import printable_json
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.console import stderr, stdout, styled
+from gog_edge.cli.common.console import stderr, stdout, styled
 
 
 @click.group("peers")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gog_edge import dialects
-from gog_edge.cli import pictures
+from gog_edge.cli.common import pictures
 from gog_edge.cli.main import run
 from gog_edge.errors import ImageError
 from gog_edge.image.frame import DEFAULT_LIMITS

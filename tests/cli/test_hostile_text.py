@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from gog_edge.cli.console import stderr, stdout, styled
+from gog_edge.cli.common.console import stderr, stdout, styled
 from gog_edge.cli.main import run
 from gog_edge.deadline import Budget
 from gog_edge.search.base import Deadline

@@ -41,7 +41,10 @@ def test_export_then_inspect(
         (["remove", "nono"], "there is no bundle 'nono' in the library, which is empty"),
         (["remove", "../x"], "'../x' can't be the name of a bundle"),
         (["export", "{checkpoint}", "--name", "a/b"], "'a/b' can't be the name of a bundle"),
-        (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--trace", "x.pdf"], "must end in .html or .json"),
+        (
+            ["ask", "{photo}", "what?", "--bundle", "{bundle}", "--trace", "x.pdf"],
+            "must end in .html, .perfetto.json or .json",
+        ),
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--engine", "cpuu"], "did you mean 'cpu'?"),
         (["ask", "{photo}", "what?", "--bundle", "{bundle}", "--dialect", "gogg"], "gog"),
         (["ask", "missing.jpg", "what?", "--bundle", "{bundle}"], "missing.jpg"),

@@ -98,11 +98,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "new" / "report.json"
     write_text(path, "old")
 
-    def full(self: Path, text: str, encoding: str) -> int:
-        self.write_bytes(b"ha")
+    def full(descriptor: int) -> None:  # what was written reaches the disk here at the latest
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UsageError, match=r"report\.json can't be written: No space left on device"):
         write_text(path, "new and longer")
     assert path.read_text("utf-8") == "old"

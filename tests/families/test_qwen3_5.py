@@ -144,7 +144,8 @@ def test_weights_and_roles() -> None:
     assert found[f"{prefix}.1.self_attn.q_norm.weight"] == (32,)
     assert f"{prefix}.1.linear_attn.A_log" not in found and not any(name.startswith("mtp") for name in found)
     roles = tensor_classes(made)
-    assert roles[f"{prefix}.0.linear_attn.in_proj_qkv.weight"] == roles[f"{prefix}.1.self_attn.o_proj.weight"]
+    assert roles[f"{prefix}.0.linear_attn.in_proj_qkv.weight"] == roles[f"{prefix}.1.self_attn.q_proj.weight"]
+    assert roles[f"{prefix}.0.linear_attn.out_proj.weight"] == roles[f"{prefix}.1.self_attn.o_proj.weight"]
     assert f"{prefix}.0.linear_attn.in_proj_a.weight" not in roles  # always float
     assert not any("in_proj_b" in name for names in decoder_inputs(made) for name in names)
 

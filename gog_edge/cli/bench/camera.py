@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gog_edge.cli.options import SECONDS
+from gog_edge.cli.common.options import SECONDS
 from gog_edge.errors import UsageError
 
 if TYPE_CHECKING:

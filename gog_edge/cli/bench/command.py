@@ -16,9 +16,9 @@ import click
 from gog_edge.cli.bench.camera import camera_options, stream_of
 from gog_edge.cli.bench.group import DefaultRun
 from gog_edge.cli.bench.self_check import command as self_check_command
-from gog_edge.cli.bundles import bundle_option, default
-from gog_edge.cli.console import progress_bar, stderr, stdout, styled
-from gog_edge.cli.options import SECONDS, threads_option
+from gog_edge.cli.common.bundles import bundle_option, default
+from gog_edge.cli.common.console import progress_bar, stderr, stdout, styled
+from gog_edge.cli.common.options import SECONDS, threads_option
 from gog_edge.errors import UsageError
 from gog_edge.runtime.memory_plan import DEVICES
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from gog_edge.cli.bundles import bundle_option
-from gog_edge.cli.console import progress_bar, stdout
-from gog_edge.cli.options import threads_option
+from gog_edge.cli.common.bundles import bundle_option
+from gog_edge.cli.common.console import progress_bar, stdout
+from gog_edge.cli.common.options import threads_option
 from gog_edge.disk.files import write_text
 
 
@@ -29,7 +29,7 @@ def command(
     Also spelt gog-edge bench --self-check. What can't run here says why, and what was checked instead.
     """
     from gog_edge.bench.self_check import run as checks
-    from gog_edge.cli.console import print_json
+    from gog_edge.cli.common.console import print_json
     from gog_edge.serde import encode
 
     with progress_bar() as bar:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gog_edge.cli.console import stderr
+from gog_edge.cli.common.console import stderr
 from gog_edge.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from gog_edge import library
-from gog_edge.cli.console import stderr, styled
+from gog_edge.cli.common.console import stderr, styled
 from gog_edge.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

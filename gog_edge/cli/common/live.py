@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gog_edge.cli.console import one_line, styled
+from gog_edge.cli.common.console import one_line, styled
 from gog_edge.runtime.telemetry import counted
 from gog_edge.types import (
     Action,
