@@ -261,7 +261,8 @@ class Session:
                     self._rows, self._rows_at = self._snapshots.rows(length), length - 1
                 if self._rows is not None:
                     return self._rows[:1]
-            start = self._computed = self._snapshots.begin(self._cache, min(self._computed, length - 1))
+            start = min(self._computed, length - 1)
+            start = self._computed = self._snapshots.begin(self._cache, start) if self._snapshots.recurrent else start
             ids, where, written = self.sequence.ahead(start, draft)
             self._rows = None  # an engine may write the next logits over the last ones
             logits = self._chunks(start, ids, where, written, 1 + len(draft), budget)
@@ -302,12 +303,12 @@ class Session:
         at = start
         while True:
             stop = run_end(at, end, chunk, last_k, self._prefix.length)
-            stop = self._snapshots.run_end(at, stop, end - last_k)
+            if self._snapshots.recurrent:
+                stop = self._snapshots.run_end(at, stop, end - last_k)
             read, fit = read_rows(written[at - start : stop - start])
             if at + fit < stop and self.model.rows_independent:
                 stop = at + fit
-            final = stop == end
-            part = slice(at - start, stop - start)
+            final, part = stop == end, slice(at - start, stop - start)
             images = self._placed(at, stop, budget) if at < self.sequence.shown else []
             stage = "decode" if stop - at <= last_k and final else "prefill"
             with self.trace.span(stage, tokens=stop - at, past=at):
@@ -324,8 +325,9 @@ class Session:
             self._computed = min(stop, self.sequence.length)
             if images:
                 self.sequence.drop_features(stop)  # they are in the KV cache now; the feature cache may keep them
-            self._prefix.computed(self.sequence, self._cache, stop)
-            if stop <= self.sequence.length:
+            if self._prefix.length:
+                self._prefix.computed(self.sequence, self._cache, stop)
+            if self._snapshots.recurrent and stop <= self.sequence.length:
                 self._snapshots.ran(self._cache, stop, logits[-1], final and stop - start > 1)
             if final:
                 return logits

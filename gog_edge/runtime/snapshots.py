@@ -41,14 +41,14 @@ class Snapshots:
     """Copies of one session's state, by the number of tokens. Not thread-safe: its session's lock covers it."""
 
     def __init__(self, recurrent: bool) -> None:
-        """`recurrent`: whether there is a state at all."""
-        self._recurrent = recurrent
+        """`recurrent`: whether there is a state at all; asked before a call where steps have to be short."""
+        self.recurrent = recurrent
         self._kept: dict[int, _Copy] = {}
         self._wanted: set[int] = set()
 
     def want(self, *places: int) -> None:
         """Somebody will come back there."""
-        if self._recurrent:
+        if self.recurrent:
             self._wanted.update(places)
 
     def run_end(self, at: int, stop: int, last: int) -> int:
@@ -59,7 +59,7 @@ class Snapshots:
     def ran(self, cache: KvCache, at: int, logits: F32 | None, prompt: bool) -> None:
         """A run has ended at token `at`, with the logits [V] of the last token if they were asked for. `prompt`: here
         ends what was given to the policy."""
-        if not self._recurrent:
+        if not self.recurrent:
             return
         newest = max(self._kept, default=0)
         if prompt or at in self._wanted or at - newest >= EVERY:
@@ -67,14 +67,14 @@ class Snapshots:
 
     def place(self, cache: KvCache | None, upto: int) -> int:
         """From which token on a run must begin that goes on at `upto`: there, or where the newest copy is."""
-        if not self._recurrent or cache is None or _reaches(cache, upto):
+        if not self.recurrent or cache is None or _reaches(cache, upto):
             return upto
         return max((at for at in self._kept if at <= upto), default=0)
 
     def begin(self, cache: KvCache | None, upto: int) -> int:
         """Make the state that after the tokens which `place` gives, and say how many they are."""
         at = self.place(cache, upto)
-        if self._recurrent and cache is not None and at and not _reaches(cache, at):
+        if self.recurrent and cache is not None and at and not _reaches(cache, at):
             _state(cache).set_state(at, self._kept[at].arrays)  # an engine begins with zeros at 0 by itself
         return at
 

@@ -145,7 +145,7 @@ def test_combining() -> None:
 def test_shipped_tolerances_cover_every_stage(precision: str) -> None:
     shipped = Tolerances.load(precision)
     stages = {"pixels", "vision", "deepstack", "prefill", "decode", "greedy"}
-    assert set(shipped.stages) == (stages | {"graph"} if precision.startswith("int") else stages)
+    assert set(shipped.stages) == (stages | {"graph", "routed_graph"} if precision.startswith("int") else stages)
     x = _rows()
     for name in ("vision", "deepstack"):
         assert shipped.judge(name, compare_features(x, x)).verdict is Verdict.PASS

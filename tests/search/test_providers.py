@@ -412,7 +412,7 @@ def png() -> bytes:
         ("x = ", "not valid TOML"),
         ("[[provider]]\npreset = 'serpr'", "did you mean 'serper'"),
         ("[[provider]]\npreset = 'serper'\ntimeot = 3", "did you mean 'timeout'"),
-        ("[[provider]]\npreset = 'serper'\ntimeout = 'x'", "wrong type"),
+        ("[[provider]]\npreset = 'serper'\ntimeout = 'x'", "a timeout of 'x' is no time"),
         ("[[provider]]\npreset = 'serper'\ntimeout = 0", "timeout > 0"),
         ("[[provider]]\nkind = 'nope'", "not one of"),
         ("[[provider]]\nname = 'x'", "describes no"),

@@ -42,6 +42,7 @@ class OrtDecoder:
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
         self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
         self._native = DOMAIN in graph.spec.domains
+        self._stateful = bool(state_names(graph))
         linear = manifest.decoder.linear
         self._kernel = 0 if linear is None else linear.kernel
         self._two_ways = any(name.startswith(PRESENT) for name in graph.outputs)
@@ -78,7 +79,8 @@ class OrtDecoder:
         count = int(inputs.embeds.shape[0])
         if inputs.last_k < 1 or inputs.last_k > count:
             raise EngineError(f"logits of the last {inputs.last_k} of {count} tokens were asked for")
-        cache.recurrent.begin(past, count)
+        if self._stateful:
+            cache.recurrent.begin(past, count)
         if past + count > cache.capacity:
             cache.reserve(past + count, past)
         feeds = self._feeds(inputs, past, count, cache.capacity)
@@ -101,7 +103,8 @@ class OrtDecoder:
                 self._graph.session.run_with_iobinding(run.binding, options)
         except Exception as e:  # the binding raises many types without a common base
             raise self._graph.failed(e, budget) from e
-        cache.recurrent.ran(past + count)
+        if self._stateful:
+            cache.recurrent.ran(past + count)
         logits: F32 = run.logits[0]
         return logits
 
