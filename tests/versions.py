@@ -23,3 +23,11 @@ def need_hybrid(backend: str) -> None:
     reason = {"ort": _LINEAR, "portable": _REASON}.get(backend, "")
     if reason:
         pytest.skip(reason)
+
+
+def need_experts(backend: str) -> None:
+    """Skip where ONNX Runtime refuses mixtures of experts (QMoE of 1.23 computes them wrong) or portable graphs."""
+    if backend == "portable":
+        need_portable()
+    if backend == "ort" and tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24):
+        pytest.skip("mixtures of experts need onnxruntime 1.24 or later")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -131,6 +132,10 @@ def closed(agent: Agent, frame: Frame) -> None:
     events.close()  # type: ignore[attr-defined]
 
 
+# There a closed generator's exception leads back to the frame of contextlib that holds it, until the collector comes.
+no_circles = pytest.mark.skipif(sys.version_info < (3, 11), reason="contextlib of Python 3.10 leaves a circle")
+
+
 def refused(agent: Agent, frame: Frame) -> None:
     with pytest.raises(GogEdgeError):
         agent.ask([frame] * 999, "q")
@@ -145,7 +150,9 @@ def ended(provider: FakeProvider) -> None:
 
 
 @pytest.mark.usefixtures("no_collector")
-@pytest.mark.parametrize("ask", [within(0.001), within(0.3), cancelled, left, closed, refused])
+@pytest.mark.parametrize(
+    "ask", [within(0.001), within(0.3), cancelled, left, pytest.param(closed, marks=no_circles), refused]
+)
 def test_frames_are_let_go_without_the_collector(make_agent: MakeAgent, ask: Ask) -> None:
     """An error in a future whose traceback leads back to the future kept frames until the collector came."""
     provider = FakeProvider([HERON], wait_s=0.05)

@@ -11,6 +11,7 @@ from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.native.dispatch import available
+from tests.versions import need_experts
 
 needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
@@ -27,6 +28,7 @@ needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 def test_export_and_ask(
     name: str, backend: str, precision: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_experts(backend)
     checkpoint, bundle = make_checkpoint(name, tmp_path / "c"), tmp_path / "b"
     assert run(["export", str(checkpoint), "-o", str(bundle), "--backend", backend, "--precision", precision]) == 0
     manifest = Bundle.open(bundle).manifest

@@ -9,12 +9,14 @@ import pytest
 
 from studies import delta_rule
 from tests.native.graphs import needs_ops
+from tests.versions import need_hybrid
 
 
 @needs_ops
 def test_both_operators_agree_and_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need_hybrid("ort")
     monkeypatch.setattr(delta_rule, "_STATES_BYTES", 8 << 20)
     out = tmp_path / "d.json"
     assert delta_rule.main(["--rounds", "2", "--tokens", "70", "-o", str(out)]) == 0
