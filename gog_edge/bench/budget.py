@@ -13,6 +13,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
+from gog_edge import families
 from gog_edge.bench.machine.limits import weight_bytes
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.report.terminal import format_value
@@ -80,20 +81,14 @@ def bundled(bundle: Bundle) -> Policy:
     vocabulary = m.decoder.vocab * m.decoder.hidden * head / 8
     width = m.vision.depth * m.vision.hidden
     parameters = max(decoder - vocabulary, 0.0) * 8 / linear
-    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, *_cache(m.decoder))
+    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, *_cache(m.family, m.decoder))
 
 
-def _cache(decoder: DecoderSpec) -> tuple[float, float]:
+def _cache(family: str, decoder: DecoderSpec) -> tuple[float, float]:
     """Bytes of keys and values a token, and of the recurrent states (float32)."""
-    linear = decoder.linear
-    attending = decoder.layers if linear is None else len(linear.full_layers)
     size = {"float32": 4.0, "float16": 2.0, "int8": 1.0 + 4.0 / decoder.head_dim}[decoder.kv_dtype]
-    rows = 2 * attending * decoder.kv_heads * decoder.head_dim * size
-    if linear is None:
-        return rows, 0.0
-    values = linear.value_heads * linear.value_dim
-    inputs = 2 * linear.key_heads * linear.key_dim + values  # of the convolution
-    return rows, 4.0 * (decoder.layers - attending) * (values * linear.key_dim + (linear.kernel - 1) * inputs)
+    layers = families.named(family).caches(decoder)
+    return size * sum(layer.values_per_token for layer in layers), 4.0 * sum(layer.fixed_values for layer in layers)
 
 
 def seconds(policy: Policy, roofline: Roofline, glance: int, words: int, tokens: int, cached: Cached) -> float:

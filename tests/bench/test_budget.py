@@ -86,4 +86,4 @@ def test_recurrent_states_of_a_bundle_are_those_of_its_shape() -> None:
         shape.context, "float16", linear=linear,
     )  # fmt: skip
     expected = published(shape, "int4")
-    assert _cache(spec) == (expected.kv_bytes, expected.state_bytes)
+    assert _cache(shape.family, spec) == (expected.kv_bytes, expected.state_bytes)

@@ -10,10 +10,8 @@ import pytest
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import run
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.native.dispatch import available
+from tests.native.graphs import needs_ops
 from tests.versions import need_experts
-
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
 @pytest.mark.parametrize(

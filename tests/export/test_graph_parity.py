@@ -15,13 +15,12 @@ from gog_edge.bundle import Bundle
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.native.dispatch import available
 from tests.export.graph_driver import Conversation, Runner, conversation
+from tests.native.graphs import needs_ops
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 GRIDS = [(6, 10), (14, 4)]  # no multiple of the window in either direction
 # Shapes beyond the tiny checkpoints' own: GQA ratio 1, 3 and 6, odd widths, another head size, biases.

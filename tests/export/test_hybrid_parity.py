@@ -24,10 +24,10 @@ from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.image.frame import Frame
-from gog_edge.native.dispatch import available
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.session import Session
 from gog_edge.types import Control, ImagePart, Segment, Text
+from tests.native.graphs import needs_ops
 from tests.versions import need_hybrid
 
 pytest.importorskip("torch")
@@ -35,7 +35,6 @@ pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 from gog_edge.export.parity.reference import Reference, ReferenceImage  # noqa: E402
 
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 _ROPE = {"mrope_interleaved": True, "rope_type": "default", "rope_theta": 10000}
 # Beyond the tiny checkpoint's own shape (layer types given, 6 value heads on 2 key heads, a convolution of 3 tokens,
 # half of a head turning, a tied head):

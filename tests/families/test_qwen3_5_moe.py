@@ -18,9 +18,8 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
 from gog_edge.export.synthetic.configs import model_config
 from gog_edge.manifest import Backend, PrecisionName
-from gog_edge.native.dispatch import available
+from tests.native.graphs import needs_ops
 
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 TINY = "tiny-qwen3.5-moe"
 CASES: dict[str, dict[str, Any]] = {
     "ten experts, three a token": {},

@@ -25,10 +25,9 @@ from gog_edge.export.synthetic.configs import model_config
 from gog_edge.families.base import DecoderDims
 from gog_edge.families.weights import decoder_inputs, tensor_classes
 from gog_edge.manifest import Backend, PrecisionName
-from gog_edge.native.dispatch import available
 from tests.export.graph_driver import Runner, conversation
+from tests.native.graphs import needs_ops
 
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 TINY = "tiny-qwen3-vl-moe"
 BACKENDS = ["ort", "portable", pytest.param("native", marks=needs_ops)]
 EVEN = {"hidden_size": 64, "moe_intermediate_size": 96, "decoder_sparse_step": 1, "num_hidden_layers": 3}

@@ -16,7 +16,6 @@ from gog_edge.engines.base import DecoderInputs
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import EngineError
 from gog_edge.image.frame import Frame
-from gog_edge.native.dispatch import available
 from gog_edge.runtime.generate import TurnOptions, TurnWriter
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sampling import Sampler
@@ -25,14 +24,12 @@ from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Control, ImagePart, Segment, Text
+from tests.native.graphs import needs_ops
 from tests.runtime.fakes import make_bundle
 from tests.versions import need_hybrid
 
 OPENING = Control("<|im_start|>system\nYou answer with the title of the page and with nothing else.<|im_end|>\n")
 LONG = "which page is it and what is the title of the source with the result of the search for the image " * 3
-
-
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
 @pytest.fixture(scope="module", params=["ort", "portable", pytest.param("native", marks=needs_ops)])

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.native.dispatch import available
+from tests.native.graphs import needs_ops
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from studies import native_switches
 
 pytestmark = pytest.mark.parity
-needs_ops = pytest.mark.skipif(available() is not None, reason=str(available()))
 
 
 @needs_ops
