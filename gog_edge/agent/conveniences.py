@@ -14,6 +14,7 @@ from gog_edge.agent.asynchronous import answer_async, events_async
 from gog_edge.agent.camera.source import Source, WatchSource
 from gog_edge.agent.camera.watch import Watch
 from gog_edge.agent.loop import last_answer
+from gog_edge.agent.options import RunOptions
 from gog_edge.agent.request import AskRequest, spelled_out
 from gog_edge.deadline import Budget, Duration, Pace
 from gog_edge.dialects import Dialect
@@ -36,6 +37,7 @@ class Conveniences(ABC):
     model: Model
     dialect: Dialect
     sampling: Sampling
+    options: RunOptions
     pace: Pace
 
     @abstractmethod
@@ -134,7 +136,7 @@ class Conveniences(ABC):
             request = AskRequest(frame, asked, deadline=left, max_turns=max_turns, budget=budget)
             return self._answer(request)
 
-        return Watch(Source(source, bgr), ask, deadline=deadline, every=every, patience=patience)
+        return Watch(Source(source, bgr, self.options.pictures), ask, deadline=deadline, every=every, patience=patience)
 
     def warm_up(self, size: tuple[int, int] = (640, 480)) -> float:
         """Read a grey picture and write a few tokens, so that the first question finds everything loaded and the speed

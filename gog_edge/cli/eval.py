@@ -12,7 +12,7 @@ from rich.table import Table
 
 from gog_edge.cli.common.bundles import bundle_option, chosen
 from gog_edge.cli.common.console import print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.common.options import SECONDS, sampling_options, take_sampling
+from gog_edge.cli.common.options import SECONDS, image_options, sampling_options, take_image_limits, take_sampling
 from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
 
@@ -49,6 +49,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
+@image_options
 @click.option("--without", multiple=True, type=click.Choice(_KINDS), help="Remove an action (ablation).")
 @click.option("--no-gaze", is_flag=True, help="Same as --without gaze --without zoom.")
 @click.option(
@@ -152,6 +153,7 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         image_roots=tuple(str(r) for r in (*agent["images"], home)),
         downloads=str(cache_directory() / "eval-images") if agent["download"] else "",
         deadline=agent["deadline"],
+        limits=take_image_limits(agent),
     )
 
 
@@ -271,7 +273,8 @@ def _gallery(
     from gog_edge.evaluation.gallery import failures, write_gallery
     from gog_edge.evaluation.images import ImageStore
 
-    store = ImageStore(tuple(Path(r) for r in spec.image_roots), Path(spec.downloads) if spec.downloads else None)
+    roots = tuple(Path(r) for r in spec.image_roots)
+    store = ImageStore(roots, Path(spec.downloads) if spec.downloads else None, limits=spec.limits)
     by_id = {s.id: s for s in samples}
     wrong = failures(rows, verdicts)
     shown = write_gallery(

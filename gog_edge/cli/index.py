@@ -11,12 +11,13 @@ from rich.table import Table
 
 from gog_edge.cli.common.bundles import bundle_option
 from gog_edge.cli.common.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.common.options import threads_option
+from gog_edge.cli.common.options import image_options, take_image_limits, threads_option
 from gog_edge.disk import leftovers
 from gog_edge.errors import UsageError
 from gog_edge.runtime.telemetry import counted
 
 if TYPE_CHECKING:
+    from gog_edge.image.frame import ImageLimits
     from gog_edge.search.base import Embedder
     from gog_edge.search.local.index import LocalIndex
     from gog_edge.search.local.record import IngestReport
@@ -44,6 +45,7 @@ def command() -> None:
 @ENCODER
 @threads_option
 @PIXELS
+@image_options
 @KIND
 @click.option("--force", is_flag=True, help="Replace an existing index, once the new one is complete.")
 @JSON
@@ -56,6 +58,7 @@ def build(
     kind: str,
     force: bool,
     as_json: bool,
+    **images: Any,
 ) -> None:
     """Make the folder INDEX from SOURCES: folders of pictures, JSONL or CSV files.
 
@@ -64,14 +67,15 @@ def build(
     from gog_edge.search.local.database import DATABASE
 
     embedder = _embedder(bundle, encoder, max_pixels, "")
+    limits = take_image_limits(images)
     leftovers.sweep(index.absolute().parent)
     if force and (index / DATABASE).exists():
         target = leftovers.followed(index.absolute())
         with leftovers.scratch_folder(target) as folder:
-            report = _fill(folder, sources, embedder, kind, create=True)
+            report = _fill(folder, sources, embedder, kind, limits, create=True)
             leftovers.swap_in(folder, target)
     else:
-        report = _fill(index, sources, embedder, kind, create=True)
+        report = _fill(index, sources, embedder, kind, limits, create=True)
     _print_report(index, report, as_json)
 
 
@@ -82,6 +86,7 @@ def build(
 @ENCODER
 @threads_option
 @PIXELS
+@image_options
 @KIND
 @JSON
 def add(
@@ -92,13 +97,16 @@ def add(
     max_pixels: int,
     kind: str,
     as_json: bool,
+    **images: Any,
 ) -> None:
     """Add SOURCES to INDEX. What is in it already is skipped; changed entries (same id) are replaced."""
     with _open(index) as opened:
         known = opened.encoder
     if known and not (bundle or encoder):
         raise UsageError(f"{index} holds image vectors: give the --bundle or --encoder that it was built with")
-    report = _fill(index, sources, _embedder(bundle, encoder, max_pixels, known), kind, create=False)
+    report = _fill(
+        index, sources, _embedder(bundle, encoder, max_pixels, known), kind, take_image_limits(images), create=False
+    )
     _print_report(index, report, as_json)
 
 
@@ -106,6 +114,7 @@ def add(
 @FOLDER
 @click.argument("query", default="")
 @click.option("--image", type=click.Path(path_type=Path), help="Search with this picture.")
+@image_options
 @click.option("--box", help="Only this part of the picture: x0,y0,x1,y1 in pixels.")
 @BUNDLE
 @ENCODER
@@ -125,6 +134,7 @@ def search(
     everything: bool,
     expand: int,
     as_json: bool,
+    **images: Any,
 ) -> None:
     """Search INDEX with QUERY, with a picture, or with both."""
     if not (query.strip() or image):
@@ -142,7 +152,7 @@ def search(
             if embedder is None:
                 raise UsageError(f"{index} holds no image vectors; rebuild it with --bundle or --encoder")
             ensure_same_encoder(opened, embedder)
-            vector = embedder.embed(Frame.open(image), _region(box))
+            vector = embedder.embed(Frame.open(image, limits=take_image_limits(images)), _region(box))
         hits = opened.search(query, vector, k=results, dynamic=not everything, expand=expand)
     if as_json:
         print_json([{f: getattr(hit, f) for f in hit.__dataclass_fields__} for hit in hits])
@@ -262,8 +272,15 @@ def _embedder(bundle: Path | None, encoder: Path | None, max_pixels: int, finger
 
 
 def _fill(
-    folder: Path, sources: tuple[Path, ...], embedder: Embedder | None, kind: str, *, create: bool
+    folder: Path,
+    sources: tuple[Path, ...],
+    embedder: Embedder | None,
+    kind: str,
+    limits: ImageLimits,
+    *,
+    create: bool,
 ) -> IngestReport:
+    from gog_edge.image.frame import Frame
     from gog_edge.search.local.index import LocalIndex
     from gog_edge.search.local.ingest import add_records
     from gog_edge.search.local.readers import count_items, read_source
@@ -272,7 +289,11 @@ def _fill(
     with LocalIndex(folder, writable=True, create=create) as index, progress_bar() as bar:
         task = bar.add_task("indexing", total=sum(count_items(s) for s in sources))
         report = add_records(
-            index, chain(*readers), embedder=embedder, progress=lambda done: bar.update(task, completed=done)
+            index,
+            chain(*readers),
+            embedder=embedder,
+            load_frame=lambda path: Frame.open(path, limits=limits),
+            progress=lambda done: bar.update(task, completed=done),
         )
         bar.update(task, total=bar.tasks[task].completed)
         graph: list[Any] = []

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.common.console import one_line, stdout, styled
-from gog_edge.cli.common.options import SECONDS, threads_option
+from gog_edge.cli.common.options import SECONDS, image_options, take_image_limits, threads_option
 from gog_edge.cli.common.rerun import open_log, rerun_option
 from gog_edge.sanitize import printable_json
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--every", is_flag=True, help="Ask about every frame of a file; default: the newest.")
 @click.option("--count", type=click.IntRange(min=1), help="End after N answers.")
 @click.option("--patience", type=SECONDS, help="End if no frame comes for so long; default: wait.")
+@image_options
 @threads_option
 @rerun_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -50,6 +51,7 @@ def command(
     patience: float | None,
     rerun: str | None,
     as_json: bool,
+    **images: Any,
 ) -> None:
     """Ask QUESTION about the newest frame of SOURCE until it ends or Ctrl-C.
 
@@ -57,12 +59,14 @@ def command(
     or a video file. Without QUESTION the dialect's usual one is taken.
     """
     import gog_edge
+    from gog_edge.agent.options import RunOptions
 
+    run = RunOptions(pictures=take_image_limits(images))
     bundle = chosen(bundle)
     index = chosen_index(bundle, index, no_index)
     with (
         nullcontext() if rerun is None else open_log(rerun) as recording,
-        gog_edge.load(bundle, engine=engine, index=index, search=search) as agent,
+        gog_edge.load(bundle, engine=engine, index=index, search=search, options=run) as agent,
     ):
         agent.warm_up()
         asked = question or agent.dialect.usual_question

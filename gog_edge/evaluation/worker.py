@@ -17,7 +17,7 @@ from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.injection import disguise, obeyed
 from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
-from gog_edge.image.frame import Frame
+from gog_edge.image.frame import DEFAULT_LIMITS, Frame, ImageLimits
 from gog_edge.sampling_options import Sampling
 from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
@@ -60,6 +60,7 @@ class WorkerSpec:
     image_roots: tuple[str, ...]
     downloads: str = ""
     deadline: float | None = None
+    limits: ImageLimits = DEFAULT_LIMITS
     make: Callable[[AgentSpec], AgentLike] | None = None
 
 
@@ -85,7 +86,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         roots = tuple(Path(r) for r in spec.image_roots)
-        self._images = ImageStore(roots, Path(spec.downloads) if spec.downloads else None)
+        self._images = ImageStore(roots, Path(spec.downloads) if spec.downloads else None, limits=spec.limits)
         self._agent = (spec.make or open_agent)(spec.agent)
 
     def run(self, sample: Sample) -> dict[str, Any]:

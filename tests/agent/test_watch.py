@@ -15,8 +15,8 @@ import pytest
 from gog_edge.agent.camera import reader as frame_reader
 from gog_edge.agent.camera.newest import Taken, cut_of, newest_answers
 from gog_edge.agent.camera.watch import Sighting
-from gog_edge.errors import CameraError, UsageError
-from gog_edge.image.frame import Frame
+from gog_edge.errors import CameraError, ImageError, UsageError
+from gog_edge.image.frame import Frame, ImageLimits
 from gog_edge.types import StopReason
 from tests.agent.cameras import SIZE, camera
 from tests.agent.test_loop import ANSWER
@@ -32,6 +32,13 @@ def test_an_iterator_of_frames_is_watched_to_its_end(make_agent: MakeAgent) -> N
     assert [s.number for s in seen] == [0, 1, 2, 3] and all(s.dropped == 0 for s in seen)
     assert [s.frame for s in seen] == frames
     assert {s.answer.text for s in seen} == {"fish"}
+
+
+def test_pictures_above_the_limits_are_refused(make_agent: MakeAgent) -> None:
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    agent = make_agent(ANSWERS, pictures=ImageLimits(max_pixels=64 * 48 - 1))
+    with agent.watch(iter([pixels]), "q", bgr=False) as watch, pytest.raises(ImageError, match="max_pixels"):
+        next(watch)
 
 
 def test_only_the_newest_frame_is_asked_about(make_agent: MakeAgent) -> None:

@@ -15,6 +15,7 @@ from gog_edge.evaluation.datasets import read_dataset
 from gog_edge.evaluation.formats import answer_texts, detect, question_text, samples_of
 from gog_edge.evaluation.images import ImageStore
 from gog_edge.evaluation.samples import ImageRef, Sample
+from gog_edge.image.frame import ImageLimits
 from gog_edge.search.web.address import AddressPolicy
 from gog_edge.search.web.page import PageReader
 from tests.evaluation.fakes import b64, own_dataset, picture, write_lines, write_parquet
@@ -234,6 +235,17 @@ def test_pictures_are_found_fetched_once_or_refused(tmp_path: Path) -> None:
         ImageStore((tmp_path,)).open(ImageRef("file", "none.png"))
     with pytest.raises((DatasetError, ImageError)):
         ImageStore(()).open(ImageRef("base64", "!!!!"))
+
+
+def test_limits_hold_for_every_kind_of_reference(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    rows = write_parquet(tmp_path / "fvqa_test.parquet", [fvqa_row(1)])
+    (sample,) = read_dataset(rows)[0]
+    refs = [ImageRef("file", "a.png"), ImageRef("url", "https://x.example/a.png"), ImageRef("base64", b64(1))]
+    for ref in (*refs, sample.images[0]):
+        ImageStore((tmp_path,)).open(ref)
+        with pytest.raises(ImageError, match="max_pixels"):
+            ImageStore((tmp_path,), limits=ImageLimits(max_pixels=9)).open(ref)
 
 
 json_values = st.recursive(

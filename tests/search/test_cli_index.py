@@ -62,6 +62,19 @@ def test_build_add_search_info_remove(tmp_path: Path, source: Path, capsys: pyte
     assert sorted(p.name for p in tmp_path.iterdir() if "index" in p.name) == ["index"]
 
 
+def test_pictures_above_the_limits_are_refused(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, encoder, limit = tmp_path / "index", ("--encoder", tmp_path / "e.onnx"), ("--image-pixels", 1199)
+    built = call(capsys, "index", "build", index, source, *encoder, *limit, "--json")
+    assert (built["vectors"], built["problems"]["unreadable image"]["count"]) == (0, 4)
+    added = call(capsys, "index", "build", index, source, *encoder, "--force", "--image-pixels", 1200, "--json")
+    assert added["vectors"] == 3
+    search = ("index", "search", index, "--image", tmp_path / "red.png")
+    assert "pixels" in call(capsys, *search, *limit, code=2)[1]
+    call(capsys, *search)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Union
 
 from gog_edge.deadline import Budget
 from gog_edge.errors import CameraError, UsageError
-from gog_edge.image.frame import Frame, ImageSource
+from gog_edge.image.frame import DEFAULT_LIMITS, Frame, ImageLimits, ImageSource
 from gog_edge.runtime.telemetry import redact
 
 WatchSource = Union[int, str, Path, Iterable[ImageSource]]
@@ -43,13 +43,16 @@ class Capture(Protocol):
 class Source:
     """A source before it is opened: `name` is for people, without credentials; `open` may be called again.
 
+    Args:
+        limits: what is refused of an iterable's pictures; OpenCV decodes the others.
+
     Raises:
         UsageError: this is nothing that can be watched. CameraError: a file does not exist.
     """
 
-    def __init__(self, source: WatchSource, bgr: bool | None = None) -> None:
+    def __init__(self, source: WatchSource, bgr: bool | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> None:
         self._given: Any = source
-        self._bgr = bgr
+        self._bgr, self._limits = bgr, limits
         self.single = False  # frames of an iterable are gone once they were read
         given: Any = source
         if isinstance(given, (bool, bytes, bytearray)) or not isinstance(given, (int, str, Path, Iterable)):
@@ -76,7 +79,7 @@ class Source:
             CameraError: it can't be opened. UsageError: OpenCV is missing, or was built without GStreamer.
         """
         if self.single:
-            return _Iterated(self._given, self._bgr)
+            return _Iterated(self._given, self._bgr, self._limits)
         return _open_cv2(self._given, self.name, self._is_file)
 
 
@@ -85,14 +88,14 @@ class _Iterated:
 
     lasts = False
 
-    def __init__(self, frames: Iterator[ImageSource], bgr: bool | None) -> None:
-        self._frames, self._bgr = frames, bgr
+    def __init__(self, frames: Iterator[ImageSource], bgr: bool | None, limits: ImageLimits) -> None:
+        self._frames, self._bgr, self._limits = frames, bgr, limits
 
     def read(self, budget: Budget) -> Any:
         return next(self._frames, None)
 
     def frame(self, content: Any) -> Frame:
-        return Frame.open(content, bgr=self._bgr)
+        return Frame.open(content, bgr=self._bgr, limits=self._limits)
 
     def close(self) -> None:
         return
