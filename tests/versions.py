@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnxruntime
 import pytest
 
-from gog_edge.engines.ort.graph import too_old
+from gog_edge.engines.ort.graph import too_old, too_old_for_experts
 
 _REASON = too_old(True, False, onnxruntime.__version__)
 _LINEAR = too_old(False, True, onnxruntime.__version__)
@@ -29,5 +29,5 @@ def need_experts(backend: str) -> None:
     """Skip where ONNX Runtime refuses mixtures of experts (QMoE of 1.23 computes them wrong) or portable graphs."""
     if backend == "portable":
         need_portable()
-    if backend == "ort" and tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24):
-        pytest.skip("mixtures of experts need onnxruntime 1.24 or later")
+    if backend == "ort" and (reason := too_old_for_experts(onnxruntime.__version__)):
+        pytest.skip(reason)

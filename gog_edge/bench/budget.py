@@ -18,7 +18,6 @@ from gog_edge.bench.machine.limits import weight_bytes
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.report.terminal import format_value
 from gog_edge.bundle import Bundle
-from gog_edge.manifest import DecoderSpec
 from gog_edge.runtime.memory_plan import BITS, kv_bytes_per_token
 from gog_edge.shapes import MERGE, SHAPES, PolicyShape
 
@@ -81,14 +80,8 @@ def bundled(bundle: Bundle) -> Policy:
     vocabulary = m.decoder.vocab * m.decoder.hidden * head / 8
     width = m.vision.depth * m.vision.hidden
     parameters = max(decoder - vocabulary, 0.0) * 8 / linear
-    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, *_cache(m.family, m.decoder))
-
-
-def _cache(family: str, decoder: DecoderSpec) -> tuple[float, float]:
-    """Bytes of keys and values a token, and of the recurrent states (float32)."""
-    size = {"float32": 4.0, "float16": 2.0, "int8": 1.0 + 4.0 / decoder.head_dim}[decoder.kv_dtype]
-    layers = families.named(family).caches(decoder)
-    return size * sum(layer.values_per_token for layer in layers), 4.0 * sum(layer.fixed_values for layer in layers)
+    caches = families.named(m.family).cache_bytes(m.decoder)
+    return Policy(m.name, m.precision, parameters, vision * 8 / tower, width, decoder, *caches)
 
 
 def seconds(policy: Policy, roofline: Roofline, glance: int, words: int, tokens: int, cached: Cached) -> float:

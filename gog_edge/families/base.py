@@ -147,6 +147,13 @@ class Family:
     set_aside: tuple[SetAside, ...] = ()
     other_experts: Literal["turned", "single"] | None = None
 
+    def cache_bytes(self, decoder: DecoderSpec) -> tuple[float, float]:
+        """Bytes of keys and values a token, and of all recurrent states (float32). An int8 row of head_dim values has a
+        float32 scale beside it."""
+        size = {"float32": 4.0, "float16": 2.0, "int8": 1.0 + 4.0 / decoder.head_dim}[decoder.kv_dtype]
+        layers = self.caches(decoder)
+        return size * sum(layer.values_per_token for layer in layers), 4.0 * sum(layer.fixed_values for layer in layers)
+
 
 def read_tokens(root: Section, text: Section) -> tuple[int | None, int | None, int | None, tuple[int, ...], int | None]:
     """(image token, vision start, vision end, end-of-turn ids, padding id) as far as config.json says.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gog_edge.bench.budget import BOARDS, GLANCES, Cached, Policy, _cache, bundled, published, seconds
+from gog_edge import families
+from gog_edge.bench.budget import BOARDS, GLANCES, Cached, Policy, bundled, published, seconds
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bundle import Bundle
 from gog_edge.cli.main import cli
@@ -86,4 +87,4 @@ def test_recurrent_states_of_a_bundle_are_those_of_its_shape() -> None:
         shape.context, "float16", linear=linear,
     )  # fmt: skip
     expected = published(shape, "int4")
-    assert _cache(shape.family, spec) == (expected.kv_bytes, expected.state_bytes)
+    assert families.named(shape.family).cache_bytes(spec) == (expected.kv_bytes, expected.state_bytes)

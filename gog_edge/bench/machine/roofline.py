@@ -243,7 +243,5 @@ def vision_attention_flops(spec: VisionSpec, patches: int, window_patches: int =
 
 def kv_bytes_read(manifest: Manifest, total: int) -> float:
     """Bytes of the caches that one decoding step reads, and of the states that it reads and writes."""
-    size = {"float32": 4, "float16": 2, "int8": 1}[manifest.decoder.kv_dtype]
-    layers = families.named(manifest.family).caches(manifest.decoder)
-    states = 2 * 4 * sum(layer.fixed_values for layer in layers)
-    return float(size * total * sum(layer.values_per_token for layer in layers) + states)
+    token, states = families.named(manifest.family).cache_bytes(manifest.decoder)
+    return total * token + 2 * states

@@ -128,8 +128,13 @@ def wrong_experts(manifest: Manifest, version: str) -> str | None:
 
     QMoE of 1.23 is far off with 4-bit blocks of 32 and says nothing; 1.24, 1.25, 1.26 and 1.32 are right (all tried).
     """
-    if manifest.backend != "ort" or not manifest.decoder.experts or _numbers(version) >= (1, 24):
-        return None
+    return (too_old_for_experts(version) or None) if manifest.backend == "ort" and manifest.decoder.experts else None
+
+
+def too_old_for_experts(version: str) -> str:
+    """What is said of an ONNX Runtime whose QMoE is wrong; empty of one that is right."""
+    if _numbers(version) >= (1, 24):
+        return ""
     return f"onnxruntime {version} computes mixtures of experts wrong: they need onnxruntime 1.24 or later"
 
 
