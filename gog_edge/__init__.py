@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from gog_edge.types import Region as Region
     from gog_edge.types import Step as Step
     from gog_edge.types import StopReason as StopReason
+    from gog_edge.types import TextEvent as TextEvent
     from gog_edge.types import TokenEvent as TokenEvent
     from gog_edge.types import Turn as Turn
     from gog_edge.types import Usage as Usage
@@ -123,6 +124,7 @@ _HOMES = {
     "Speculation": "gog_edge.runtime.speculation",
     "Step": "gog_edge.types",
     "StopReason": "gog_edge.types",
+    "TextEvent": "gog_edge.types",
     "TokenEvent": "gog_edge.types",
     "Trace": "gog_edge.runtime.telemetry",
     "Turn": "gog_edge.types",

@@ -323,6 +323,15 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class TextEvent:
+    """A further piece of the answer's text, as soon as it is sure to be one. All pieces of a question, joined, are the
+    text of its answer, unless it was cancelled: then `Answer.text` is empty."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
 class ActionEvent:
     """An action was understood."""
 
@@ -354,4 +363,4 @@ class AnswerEvent:
     answer: Answer
 
 
-Event = Union[NoticeEvent, TokenEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]
+Event = Union[NoticeEvent, TokenEvent, TextEvent, ActionEvent, BoxEvent, ObservationEvent, AnswerEvent]

@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -327,6 +328,8 @@ class Conversation:
     def _prepare(self, request: AskRequest, budget: Budget) -> AgentLoop:
         agent, session, options = self.agent, self.session, self.agent.options
         dialect = _with_results(agent.dialect, options)
+        if request.schema is not None:
+            agent.grammar.check(request.schema)
         session.trace = trace = request.trace if request.trace is not None else Trace()
         trace.question = request.question
         trace.meta.update(
@@ -365,7 +368,7 @@ class Conversation:
             budget=budget,
             max_turns=request.max_turns or options.max_turns or dialect.limits.turns or 8,
             start_usage=start_usage,
-            grammar=agent.grammar.constraint,
+            grammar=partial(agent.grammar.constraint, schema=request.schema),
             pace=agent.pace,
         )
 

@@ -19,9 +19,11 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.agent.prefetch import PAUSE_S, ReadAhead
 from gog_edge.agent.repeats import MOST, RepeatedFailures
 from gog_edge.agent.request import AskRequest
+from gog_edge.agent.shortening import shorter_and_shorter
 from gog_edge.agent.tools import ToolExecutor
 from gog_edge.deadline import SYSTEM, Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
+from gog_edge.dialects.answer_stream import AnswerStream, answer_of
 from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError
 from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.sequence import Mark
@@ -40,6 +42,7 @@ from gog_edge.types import (
     Segment,
     Step,
     StopReason,
+    TextEvent,
     TokenEvent,
     Turn,
     Usage,
@@ -47,7 +50,6 @@ from gog_edge.types import (
 
 _FORCED_GUESS = 48  # tokens of the forced-answer turn, before it was encoded once
 _WORTH_S = 0.02  # with less time than this, continuing is not worth it
-_NO_ROOM = "the results do not fit into the context"
 _CLOSES_BOX = frozenset("]>}\n")  # of any dialect
 
 
@@ -55,7 +57,7 @@ _CLOSES_BOX = frozenset("]>}\n")  # of any dialect
 class AgentLoop:
     """The state of one question. `run()` runs it once; the opening is in the session already.
 
-    `start_usage`: what the session had counted before this question. `grammar`: makes a turn's constraint, if any.
+    `start_usage`: what the session had counted before this question. `grammar`: makes a (forced) turn's constraint.
     """
 
     session: Session
@@ -66,7 +68,7 @@ class AgentLoop:
     budget: Budget
     max_turns: int
     start_usage: Usage
-    grammar: Callable[[], Constraint | None]
+    grammar: Callable[[bool], Constraint | None]
     pace: Pace
     steps: list[Step] = field(default_factory=list)
     _errors: int = 0
@@ -78,6 +80,7 @@ class AgentLoop:
     _boxes: set[tuple[Region, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._answer: AnswerStream
         self._repeats = RepeatedFailures(self.tools.can)
         self._total = self.budget.remaining()
         self._began = self._step_began = self.budget.clock.now()
@@ -106,7 +109,8 @@ class AgentLoop:
                     yield ActionEvent(number, action)
             if _says(turn):
                 self._close_step(number, turn, ())
-                return self.answer(_said(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
+                yield from self._rest(number, turn)
+                return self.answer(answer_of(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
             reason = self._met_limit(number, turn) if in_time else StopReason.DEADLINE
             observations: list[Observation] = []
             stopped = False
@@ -135,7 +139,8 @@ class AgentLoop:
         for action in turn.actions:
             yield ActionEvent(number, action)
         self._close_step(number, turn, ())
-        text = _said(turn)
+        yield from self._rest(number, turn)
+        text = answer_of(turn)
         return self.answer(text, StopReason.DEADLINE if not in_time else reason if text else exhausted)
 
     def answer(self, text: str, stop: StopReason) -> Answer:
@@ -158,7 +163,9 @@ class AgentLoop:
         """Let the policy write a turn; whether it came to its own end. A turn that is writing its answer when only
         the answer's time is left continues to the real deadline, as a `forced` one does from the start."""
         session, eos = self.session, self.session.model.manifest.tokens.eos
-        constraint = self.grammar() if not forced else None
+        constraint = self.grammar(forced)
+        as_json = self.tools.request.schema is not None
+        self._answer = answer = self.dialect.answer_stream(forced, constraint is not None, as_json)
         timed = not forced and not math.isinf(self._total)
         while True:  # the speed may be an estimate at first; it improves during the turn
             with self._soft() if timed else Budget(parent=self.budget) as budget:
@@ -170,6 +177,8 @@ class AgentLoop:
                             self.pace.prefilled(unread, budget.clock.now() - began)
                             unread = 0
                         yield TokenEvent(number, token.text, token.forced)
+                        if answer.sign in result.text and (piece := answer.feed(result.text)):
+                            yield TextEvent(number, piece)
                         if timed and result.end is None and self._late():
                             break
                         if not _CLOSES_BOX.isdisjoint(token.text) and (box := self._box(number, result.text)):
@@ -181,7 +190,7 @@ class AgentLoop:
                     if not timed:
                         return False
                 except GrammarError as e:  # one that can't be followed is dropped, unless it is required
-                    if self.options.grammar == "on":
+                    if self.options.grammar == "on" or as_json:
                         raise
                     session.trace.note(f"the grammar is left: {e}")
                     constraint = None
@@ -235,7 +244,7 @@ class AgentLoop:
         line that says so. Nothing is cut silently: the step and the trace show what the policy was given.
         """
         session, before = self.session, self._open or self.session.mark()
-        for given in (observations, [_best(o) for o in observations], [_none(o) for o in observations]):
+        for given in shorter_and_shorter(observations):
             segments = self._wording(number, turn, given)
             try:
                 count = session.append(segments, reserve=self._answer_room, behind=before.length)
@@ -326,7 +335,13 @@ class AgentLoop:
 
     def _parse(self, text: str, *, forced: bool = False) -> Turn:
         with self.session.trace.span("parse"):
-            return self.dialect.parse(text, self.session.images, forced=forced, user_images=self.tools.user_images)
+            turn = self.dialect.parse(text, self.session.images, forced=forced, user_images=self.tools.user_images)
+            return self._answer.settle(turn, text)
+
+    def _rest(self, number: int, turn: Turn) -> Iterator[TextEvent]:
+        """What of the answer was not sure while it was written."""
+        if piece := self._answer.rest(answer_of(turn)):
+            yield TextEvent(number, piece)
 
     def _close_step(self, number: int, turn: Turn, observations: Sequence[Observation]) -> None:
         now, usage, searches = self.budget.clock.now(), self.session.usage, self.tools.searches
@@ -381,18 +396,5 @@ def last_answer(events: Iterator[Event]) -> Answer:
     return answer
 
 
-def _said(turn: Turn) -> str:
-    """The answer that a turn gives; empty when it gives none."""
-    return next((a.text for a in reversed(turn.actions) if a.kind is ActionKind.ANSWER), "")
-
-
 def _says(turn: Turn) -> bool:
     return any(a.kind is ActionKind.ANSWER for a in turn.actions)
-
-
-def _best(observation: Observation) -> Observation:
-    return replace(observation, hits=observation.hits[:1], text=observation.text[:500], thumbnails=())
-
-
-def _none(observation: Observation) -> Observation:
-    return replace(observation, hits=(), text="", shown=None, thumbnails=(), error=observation.error or _NO_ROOM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -41,6 +41,8 @@ class AskRequest:
         earlier: what was asked and answered before, which the policy reads first; not where its dialect says that it
             can't follow (`follow_up`): then it is asked `alone`.
         system: further instructions, after the dialect's own.
+        schema: JSON schema of an object; the answer's text is such an object then. The policy is not told of it: tokens
+            that the schema does not allow are never chosen.
 
     Raises:
         UsageError: the question is empty, or a limit makes no sense.
@@ -60,6 +62,7 @@ class AskRequest:
     bgr: bool | None = None
     earlier: Sequence[Exchange] = ()
     system: str = ""
+    schema: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.question.strip():

@@ -25,6 +25,7 @@ from gog_edge.cli.common.options import (
 )
 from gog_edge.cli.common.rerun import open_log, rerun_option
 from gog_edge.errors import UsageError
+from gog_edge.types import AnswerEvent, TextEvent
 
 if TYPE_CHECKING:
     from gog_edge.agent.options import RunOptions
@@ -106,11 +107,12 @@ def command(
         if recording is not None:
             recording.asked(frames, question)
             events = recording.shown(events)
-        answer = last_answer(events if view is None else _shown(events, view))
+        live = not as_json and not stream and sys.stdout.isatty()
+        answer = last_answer(_shown(events, view, live))
     if as_json:
         print_json({"question": question, **answer.to_dict()})
     else:
-        _print(answer, evidence=not quiet)
+        _print(answer, evidence=not quiet, text=not live)
     if trace is not None:
         save_trace(record, trace)
     if trace is not None and not quiet:
@@ -159,15 +161,24 @@ def _options(given: dict[str, Any]) -> RunOptions:
     return RunOptions(sampling=take_sampling(given), pictures=take_image_limits(given), **given)
 
 
-def _shown(events: Iterator[Event], view: LiveView) -> Iterator[Event]:
+def _shown(events: Iterator[Event], view: LiveView | None, live: bool) -> Iterator[Event]:
+    """The events, shown as they pass. `live`: the answer's text goes to stdout while it is written."""
+    out, begun = stdout(), False
     for event in events:
-        view.show(event)
+        if live and isinstance(event, TextEvent):
+            out.print(styled("[bold]{}[/]", event.text), end="", soft_wrap=True)
+            sys.stdout.flush()
+            begun = True
+        elif begun and isinstance(event, AnswerEvent):
+            out.print()
+        if view is not None:
+            view.show(event)
         yield event
 
 
-def _print(answer: Answer, *, evidence: bool) -> None:
+def _print(answer: Answer, *, evidence: bool, text: bool) -> None:
     out = stdout()
-    if answer.text:
+    if answer.text and text:
         out.print(styled("[bold]{}[/]", answer.text))
     for hit in answer.evidence if evidence else ():
         source = f" ({hit.source})" if hit.source else ""

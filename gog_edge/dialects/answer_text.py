@@ -28,6 +28,11 @@ _TAIL = re.compile(r"""["'\]}\d]\s*\}\s*$""")
 _BARE_CALL = re.compile(
     r"""[\[{\s]*\{\s*["']name["']\s*:\s*["']([^"'\n]{1,80})["']\s*(,\s*["'](?:arguments|parameters)["'])?"""
 )
+_BRACE = re.compile(r"[\[{\s]*\{")
+_COULD_CALL = re.compile(  # `_BARE_CALL`, as far as it is written
+    r"""[\[{\s]*\{\s*(?:["'](?:n(?:a(?:m(?:e(?:["']\s*(?::.*)?)?)?)?)?)?)?""", re.DOTALL
+)
+_LOOSE_END = re.compile(r"""[\s"'\]\[{]*\Z""")
 _BRACKETS = re.compile(r"""[\s"'`{}\[\]():,<>/]*""")
 
 
@@ -51,6 +56,29 @@ class AnswerText:
         text = text[: len(text) - self._half_a_mark(text)].strip()
         text = self._without_call(text)
         return "" if _BRACKETS.fullmatch(text) else text
+
+    def sure(self, text: str, closed: bool) -> str:
+        """The beginning of an answer that is still being written, as far as what follows can't make it markup or a
+        call. `closed`: nothing follows."""
+        if mark := self._marks.search(text):
+            text, closed = text[: mark.start()], True
+        if (at := text.rfind("<")) >= 0 and self._could_begin(text[at:]):
+            text = text[:at]
+        for own in self._own_marks:
+            text = text[: next((at for n in range(len(own), 0, -1) if (at := _found(text, own, n)) >= 0), len(text))]
+        for brace in _BRACE.finditer(text) if "{" in text else ():
+            if _COULD_CALL.fullmatch(text, brace.start()) or _BARE_CALL.match(text, brace.start()):
+                text = text[: brace.start()]
+                break
+        if "}" in text:
+            text = _balanced(text)
+        text = text.strip() if closed else _LOOSE_END.sub("", text).lstrip()
+        return "" if _BRACKETS.fullmatch(text) else text
+
+    def _could_begin(self, tail: str) -> bool:
+        """Whether a mark begins with `tail`."""
+        tail = tail.lower()
+        return any(mark.startswith(tail) for mark in self._written) or tail.startswith("<|")
 
     def _outside(self, text: str) -> str:
         """The text in front of the first call, else the one behind the last."""
@@ -76,6 +104,12 @@ class AnswerText:
         bare = next((b for b in _BARE_CALL.finditer(text) if b[2] or b[1] in self._tools), None)
         text = text if bare is None else text[: bare.start()].strip()
         return "" if _TAIL.search(text) and text.count("}") > text.count("{") else text
+
+    @cached_property
+    def _own_marks(self) -> list[str]:
+        """Of the answer itself, and openings of calls that are no tags."""
+        own = [mark for s in self._answering for mark in (s.opening, s.closing) if len(mark) > 1]
+        return own + [s.opening for s in self._calls if not s.opening.startswith("<")]
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -110,3 +144,20 @@ class AnswerText:
 
 def _tags(marks: Iterable[str]) -> frozenset[str]:
     return frozenset(name.lower() for mark in marks if mark.startswith("<") for name in _TAG_NAME.findall(mark)[:1])
+
+
+def _balanced(text: str) -> str:
+    """`text` up to a closing brace that nothing opened, without the quotes in front of it."""
+    depth = 0
+    for at, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return text[:at].rstrip(" \n\t\"'])}")
+    return text
+
+
+def _found(text: str, mark: str, n: int) -> int:
+    """Where `mark` stands in `text`, or at its end the first n characters of it; -1 if it does not."""
+    if n == len(mark):
+        return text.find(mark)
+    return len(text) - n if text.endswith(mark[:n]) else -1

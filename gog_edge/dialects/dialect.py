@@ -16,9 +16,10 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
+from gog_edge.dialects.answer_stream import AnswerStream
 from gog_edge.dialects.answer_text import AnswerText
 from gog_edge.dialects.coordinates import CoordinateFrame
-from gog_edge.dialects.grammar import dialect_grammar
+from gog_edge.dialects.grammar import answer_grammar, dialect_grammar
 from gog_edge.dialects.images import reference
 from gog_edge.dialects.observe import Observer
 from gog_edge.dialects.spec import DialectLimits, DialectSpec
@@ -177,6 +178,21 @@ class Dialect:
         """What of a text is an answer."""
         return AnswerText(self.spec, self.syntaxes)
 
+    def answer_stream(self, forced: bool, constrained: bool, as_json: bool = False) -> AnswerStream:
+        """What of an answer is sure while its turn is being written. `forced`: the turn answers `forced_answer()`;
+        `constrained`: `grammar()` holds for it; `as_json`: the answer is a JSON object."""
+        begun = self.spec.forced.prefill if forced else ""
+        begun = begun or self.frame.hooks.next_prefill(self.template.frame.prefill)
+        return AnswerStream(
+            self.spec,
+            self.syntaxes,
+            self.answers,
+            begun=begun,
+            forced=forced,
+            constrained=constrained and not self.spec.grammar.lark,
+            as_json=as_json,
+        )
+
     def _reader(self, images: Sequence[RegisteredImage], user_images: int | None = None) -> TurnReader:
         return TurnReader(self.spec, self.frame, self.syntaxes, images, self.answers, user_images)
 
@@ -267,9 +283,22 @@ class Dialect:
         """The region as the policy writes it, in the frame of `image`."""
         return self.frame.format_box(region, image)
 
-    def grammar(self) -> str | None:
-        """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none."""
+    def grammar(self, schema: Mapping[str, Any] | None = None) -> str | None:
+        """A lark grammar for llguidance that admits exactly the turns this dialect can read; None if it offers none.
+
+        Args:
+            schema: JSON schema of an object, which an answer has to be.
+
+        Raises:
+            DialectError: answers are written in a way that can't hold an object.
+        """
+        if schema is not None:
+            return answer_grammar(self.spec, self.frame, self.syntaxes, schema)
         return dialect_grammar(self.spec, self.frame, self.syntaxes)
+
+    def forced_grammar(self, schema: Mapping[str, Any]) -> str:
+        """`grammar` of the turn that `forced_answer` begins: an answer and nothing else; raises as `grammar` does."""
+        return answer_grammar(self.spec, self.frame, self.syntaxes, schema, forced=True)
 
     @cached_property
     def _observer(self) -> Observer:

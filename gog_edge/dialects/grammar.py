@@ -11,12 +11,14 @@ text form.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gog_edge.dialects.coordinates import CoordinateFrame
 from gog_edge.dialects.spec import DialectSpec
+from gog_edge.errors import DialectError
 
 if TYPE_CHECKING:
     from gog_edge.dialects.syntax import Syntax
@@ -35,14 +37,72 @@ def dialect_grammar(spec: DialectSpec, frame: CoordinateFrame, syntaxes: Iterabl
     return "\n".join(["start: " + " | ".join(turns), *rules.lines, *_common(rules)]) + "\n"
 
 
+def answer_grammar(
+    spec: DialectSpec,
+    frame: CoordinateFrame,
+    syntaxes: Iterable[Syntax],
+    schema: Mapping[str, Any],
+    *,
+    forced: bool = False,
+) -> str:
+    """The grammar of turns whose answer is a JSON object by `schema`. `forced`: of one that answers, behind the
+    dialect's prefill.
+
+    Raises:
+        DialectError: the dialect has a grammar of its own, or none, or its answers can't hold an object.
+    """
+    if not spec.grammar.enabled or spec.grammar.lark:
+        raise DialectError(f"dialect {spec.name!r} has no grammar that a JSON schema could be put into")
+    rules = Rules(spec, frame, schema)
+    if forced or not spec.actions:
+        turn, common = _answer_alone(rules, syntaxes, spec.forced.prefill if forced else ""), _thoughts(rules)
+    else:
+        turns = [turn for syntax in syntaxes for turn in syntax.grammar(rules)]
+        if not any(action.kind == "answer" for action in spec.actions):
+            rules.free = "[^{](?s:.*)"  # or it would be an answer, as far as can be told from its beginning
+            turns.append(rules.add("plain", f"pre {rules.json()}"))
+        turn, common = " | ".join(turns), _common(rules)
+    if not rules.holds_json:
+        raise DialectError(f"dialect {spec.name!r} writes its answers as a call's text, which can't be a JSON object")
+    return "\n".join([f"start: {turn}", *rules.lines, *common]) + "\n"
+
+
+def _answer_alone(rules: Rules, syntaxes: Iterable[Syntax], begun: str) -> str:
+    """The rules of a turn that answers, behind `begun`."""
+    for syntax in syntaxes:
+        if syntax.first.kind == "answer" and (form := syntax.json_answer(rules)):
+            return form if syntax.opening in begun else f"thought? {quoted(syntax.opening)} {form}"
+    return f"thought? {rules.json()}"
+
+
+def _thoughts(rules: Rules) -> list[str]:
+    """Reasoning in front of an answer. What can't be told from an answer by its beginning is not reasoning, since a
+    lexeme takes all that it can."""
+    parse = rules.spec.parse
+    opens = list(dict.fromkeys(tag for tag in (parse.think_open, "<think>") if tag))
+    closes = list(dict.fromkeys(tag for tag in (parse.think_close, "</think>") if tag))
+    out = ["thought: " + " | ".join(f"thought_{i}" for i in range(len(closes)))]
+    out.append("begun: " + " | ".join(f"begun_{i}" for i in range(len(opens))))
+    out += ["THOUGHT: /[^{<\\\\](?s:.*)/", "SPACE: /\\s+/"]
+    for i, tag in enumerate(opens):
+        out += [f"begun_{i}: {quoted(tag)} //@text {tag}", f"//@token {tag} begun_{i}: {tag}"]
+    begins = "|".join(["[^{<\\\\]", *map(pattern, opens)])
+    for i, tag in enumerate(closes):
+        out.append(f"thought_{i}: THOUGHT_{i} //@text {tag}")
+        out.append(f"//@token {tag} thought_{i}: begun? THOUGHT? {tag} SPACE?")
+        out.append(f"THOUGHT_{i}: (/({begins})(?s:.*)/ & ~/(?s:.*){pattern(tag)}(?s:.*)/) {quoted(tag)} /\\s*/")
+    return out
+
+
 class Rules:
     """The lines of a grammar while the syntaxes of a dialect write theirs.
 
     Shared rules are `box`, `NUM`, `REF` (an image's name), `STR` (JSON), `LIMIT`, `WORDS` and `FREE`.
     """
 
-    def __init__(self, spec: DialectSpec, frame: CoordinateFrame) -> None:
-        self.spec, self.frame = spec, frame
+    def __init__(self, spec: DialectSpec, frame: CoordinateFrame, schema: Mapping[str, Any] | None = None) -> None:
+        self.spec, self.frame, self.schema = spec, frame, schema
+        self.free, self.holds_json = "(?s:.+)", False
         self.lines: list[str] = []
         self.openings: dict[str, str] = {}  # opening text -> its rule
         self._names = 0
@@ -51,6 +111,15 @@ class Rules:
     def references_are_text(self) -> bool:
         """Whether images are named by words, which JSON puts in quotes."""
         return bool(self.spec.images.aliases) or "{n}" in self.spec.images.reference
+
+    def json(self) -> str:
+        """The rule for an object by the schema that answers have."""
+        if not self.holds_json:
+            self.holds_json = True
+            compact = {**(self.schema or {}), "x-guidance": {"whitespace_flexible": False}}
+            # no comment of a grammar's line can begin in it
+            self.lines.append("json_answer: %json " + json.dumps(compact).replace("/", "\\/"))
+        return "json_answer"
 
     def new(self, what: str) -> str:
         """A name that no other rule has."""
@@ -93,14 +162,15 @@ def _common(rules: Rules) -> list[str]:
     """What all dialects share, and what is known once every opening is."""
     parse = rules.spec.parse
     avoid = "|".join(pattern(opening) for opening in rules.openings)
-    out = [f"FREE: /(?s:.+)/ & ~/(?s:.*)({avoid})(?s:.*)/"]
+    out = [f"FREE: /{rules.free}/ & ~/(?s:.*)({avoid})(?s:.*)/"]
     for index, (opening, rule) in enumerate(rules.openings.items()):
         first = re.match(r"<[^<>\s]+>", opening)
         tag = first.group() if first else opening
         out.append(f"{rule}: pre UNTIL_{index} //@text {tag}")
         rest = f" {quoted(opening[len(tag) :])}" if opening != tag else ""
         out.append(f"//@token {tag} {rule}: pre FREE? {tag}{rest}")
-        out.append(f"UNTIL_{index}: (/(?s:.*)/ & ~/(?s:.*)({avoid})(?s:.*)/) {quoted(opening)}")
+        free = "(?s:.*)" if rules.free == "(?s:.+)" else f"({rules.free})?"
+        out.append(f"UNTIL_{index}: (/{free}/ & ~/(?s:.*)({avoid})(?s:.*)/) {quoted(opening)}")
     own = [tag for tag in (parse.think_open, parse.think_close) if tag]
     # A thinking checkpoint writes its own tags, whatever those of the dialect are (see `split_thought`).
     thinks = list(dict.fromkeys([*own, "<think>", "</think>"])) if own else []

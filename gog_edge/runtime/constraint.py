@@ -29,6 +29,15 @@ def available() -> bool:
     return find_spec("llguidance") is not None
 
 
+def problem_of(lark: str) -> str:
+    """What is wrong with a grammar, in one line; "" if nothing is, as far as can be told without a tokenizer."""
+    import llguidance
+
+    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(for_tokenizer(lark, set()))
+    first = messages[0].splitlines()[0] if failed and messages and messages[0] else "it can't be compiled"
+    return first.rpartition("JSON schema: ")[2] if failed else ""
+
+
 class TokenGrammar:
     """A tokenizer prepared for grammars.
 

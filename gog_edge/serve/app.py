@@ -1,4 +1,4 @@
-"""The HTTP service: POST /v1/ask (JSON or server-sent events), POST /v1/chat/completions; GET / is a page to ask from.
+"""The HTTP service: POST /v1/ask, /v1/chat/completions, /v1/responses (JSON or server-sent events); GET / is a page.
 
 One question runs at a time, because one policy fills the machine; `queue` more may wait, further ones get 429. A
 client that closes its connection cancels its question, whether it waits or runs, streams or not.
@@ -7,11 +7,10 @@ client that closes its connection cancels its question, whether it waits or runs
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import ExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,30 +22,51 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gog_edge._version import __version__
-from gog_edge.errors import GogEdgeError
+from gog_edge.errors import GogEdgeError, UsageError
 from gog_edge.serve.access import DESCRIPTION, HEALTH, MANUAL, AccessMiddleware
+from gog_edge.serve.chat import PATH as CHAT
 from gog_edge.serve.chat import Completion, parse_chat
+from gog_edge.serve.fields import FieldError
 from gog_edge.serve.limits import ServeLimits
 from gog_edge.serve.metrics import CONTENT_TYPE, Metrics
 from gog_edge.serve.observed import OUTCOME, ObservedMiddleware
 from gog_edge.serve.openapi import openapi_json, openapi_page
 from gog_edge.serve.page import PAGE, PAGE_HEADERS, page
-from gog_edge.serve.refusal import ASK, Refused, error_json, explained, refusal
-from gog_edge.serve.wire import Call, event_json, model_json, models_json, parse_ask, parse_json
+from gog_edge.serve.refusal import ASK, Refused, explained, refusal
+from gog_edge.serve.responses import PATH as RESPONSES
+from gog_edge.serve.responses import Reply, parse_responses
+from gog_edge.serve.wire import Call, Events, model_json, models_json, parse_ask, parse_json, sse
 from gog_edge.serve.worker import Job, Worker
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.types import Answer, Event
 
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent
 
-CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+MODELS = "/v1/models"
 _CLIENT_LEFT = 499  # nginx's number; nobody is there to read it
 _WIND_DOWN_SECONDS = 3.0
 
 Parse = Callable[[Any], Call]
-Whole = Callable[[Answer], dict[str, Any]]
-Chunks = Callable[[Event], Iterable[dict[str, Any]]]
-Rendered = Callable[[Call], tuple[Whole, Chunks]]
+
+
+class Rendering(Protocol):
+    """The reply to one call, in the shape of its address."""
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The answer, at once."""
+        ...
+
+    def begin(self) -> Iterable[dict[str, Any]]:
+        """Of a stream: what comes before the first event."""
+        ...
+
+    def chunks(self, event: Event) -> Iterable[dict[str, Any]]:
+        """Of a stream: what an event is to the client."""
+        ...
+
+    def failed(self, refused: Refused) -> Iterable[dict[str, Any]]:
+        """Of a stream: how the client is told that the question failed."""
+        ...
 
 
 class BytesInFlight:
@@ -109,17 +129,13 @@ class Service:
         self._in_flight = BytesInFlight(limits.in_flight)
 
     async def ask(self, request: Request) -> Response:
-        def rendered(_: Call) -> tuple[Whole, Chunks]:
-            return (lambda answer: event_json(AnswerEvent(answer))), (lambda event: [event_json(event)])
-
-        return await self._question(request, parse_ask, rendered)
+        return await self._question(request, parse_ask, lambda _: Events())
 
     async def chat(self, request: Request) -> Response:
-        def rendered(call: Call) -> tuple[Whole, Chunks]:
-            completion = Completion(call, self.name)
-            return completion.whole, completion.chunks
+        return await self._question(request, parse_chat, lambda call: Completion(call, self.name))
 
-        return await self._question(request, parse_chat, rendered)
+    async def responses(self, request: Request) -> Response:
+        return await self._question(request, parse_responses, lambda call: Reply(call, self.name))
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "version": __version__, "bundle": self.name})
@@ -147,7 +163,7 @@ class Service:
         yield
         await asyncio.to_thread(self.worker.close, _WIND_DOWN_SECONDS)
 
-    async def _question(self, request: Request, parse: Parse, rendered: Rendered) -> Response:
+    async def _question(self, request: Request, parse: Parse, rendered: Callable[[Call], Rendering]) -> Response:
         self.worker.check_room()  # before anything is read
         with ExitStack() as held:
             upload = Upload(self._in_flight)
@@ -156,41 +172,53 @@ class Service:
                 data = await upload.read(request, self.limits.body)
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_LEFT)
-            call = await asyncio.to_thread(lambda: parse(parse_json(data)))
-            whole, chunks = rendered(call)
+            call = await asyncio.to_thread(lambda: self._checked(parse(parse_json(data))))
+            rendering = rendered(call)
             job = self.worker.submit(call.request)
             held.callback(self.worker.cancel, job)
             request.scope[OUTCOME] = lambda: job.outcome
             if call.stream:
-                return _Events(_events(job, chunks, request.url.path), held.pop_all())
-            return await _reply(request, job, whole)
+                return _Events(_events(job, rendering), held.pop_all())
+            return await _reply(request, job, rendering)
+
+    def _checked(self, call: Call) -> Call:
+        """A call whose answer can have the form that it asks for."""
+        if call.request.schema is not None:
+            try:
+                self.worker.agent.grammar.check(call.request.schema)
+            except UsageError as e:
+                raise FieldError(call.form, f"{call.form}: {e}") from e
+        return call
 
 
-async def _reply(request: Request, job: Job, whole: Whole) -> Response:
+async def _reply(request: Request, job: Job, rendering: Rendering) -> Response:
     """The answer, unless the client leaves before it is there."""
     answer = asyncio.ensure_future(job.answer())
-    left = asyncio.ensure_future(_left(request))
+    left = asyncio.ensure_future(_left(request.receive))
     try:
         await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(whole(answer.result())) if answer.done() else Response(status_code=_CLIENT_LEFT)
+        return JSONResponse(rendering.whole(answer.result())) if answer.done() else Response(status_code=_CLIENT_LEFT)
     finally:
         answer.cancel()
         left.cancel()
 
 
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _events(job: Job, chunks: Chunks, path: str) -> AsyncIterator[str]:
+async def _events(job: Job, rendering: Rendering) -> AsyncIterator[str]:
     """Events as they happen; a failure becomes an event, since the status line is long gone."""
+    for chunk in rendering.begin():
+        yield sse(chunk)
     try:
         while (event := await job.next()) is not None:
-            for chunk in chunks(event):
-                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+            for chunk in rendering.chunks(event):
+                yield sse(chunk)
     except GogEdgeError as e:
-        yield f"data: {json.dumps({'type': 'error', **error_json(path, explained(e))}, ensure_ascii=False)}\n\n"
+        for chunk in rendering.failed(explained(e)):
+            yield sse(chunk)
     yield "data: [DONE]\n\n"
 
 
@@ -202,8 +230,18 @@ class _Events(StreamingResponse):  # type: ignore[misc]
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Not the base's: whether that one notices that the client left depends on uvicorn's version."""
         with self._held:
-            await super().__call__(scope, receive, send)
+            sent, left = asyncio.ensure_future(self.stream_response(send)), asyncio.ensure_future(_left(receive))
+            try:
+                await asyncio.wait({sent, left}, return_when=asyncio.FIRST_COMPLETED)
+                if sent.done():
+                    with suppress(OSError):  # it left while something was sent
+                        sent.result()
+            finally:
+                sent.cancel()
+                left.cancel()
+                await asyncio.wait({sent, left})
 
 
 class _LastResort:
@@ -243,7 +281,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return refusal(request.url.path, Refused(error.status_code, f"{error.detail}: see docs/guide.md", error.headers))
+    return refusal(request.url.path, Refused(error.status_code, f"{error.detail}: see docs/server.md", error.headers))
 
 
 def create_app(
@@ -267,6 +305,7 @@ def create_app(
     routes = [
         Route(ASK, service.ask, methods=["POST"]),
         Route(CHAT, service.chat, methods=["POST"]),
+        Route(RESPONSES, service.responses, methods=["POST"]),
         Route(MODELS, service.models),
         Route(MODELS + "/{name:path}", service.model),
         Route(HEALTH, service.health),

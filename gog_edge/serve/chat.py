@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: what is understood of a request, what is refused, and replies whole or in chunks."""
+"""OpenAI's chat completions: a request as a question, and replies whole or in chunks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gog_edge.agent.request import AskRequest
-from gog_edge.errors import UsageError
-from gog_edge.sampling_options import Sampling
 from gog_edge.serde import encode
+from gog_edge.serve.fields import CHAT, FieldError
+from gog_edge.serve.formats import (
+    MOST_TOKENS,
+    Content,
+    bounds_of,
+    checked,
+    cut_short,
+    sampling_of,
+    schema_of,
+    stops_of,
+)
 from gog_edge.serve.messages import parse_messages
-from gog_edge.serve.wire import Call, count, event_json, flag, number, public
-from gog_edge.types import Answer, AnswerEvent, Event
+from gog_edge.serve.refusal import Refused, error_json
+from gog_edge.serve.wire import Call, count, event_json, flag, public
+from gog_edge.types import Answer, AnswerEvent, Event, TextEvent
 
-_MOST_TOKENS = 1 << 20
-_LARGEST_SEED = (1 << 53) - 1  # what every JSON reader keeps exactly
-_MOST_STOPS = 16
+PATH = "/v1/chat/completions"
 
 
 def parse_chat(body: Any) -> Call:
@@ -26,94 +34,78 @@ def parse_chat(body: Any) -> Call:
     Raises:
         UsageError: there is no image as a data URL, or no question; or something is wanted that can't be done.
     """
-    talk = parse_messages(body.get("messages") if isinstance(body, Mapping) else None)
-    _refuse(body)
+    body = checked(body, CHAT, "messages")
+    talk = parse_messages(body.get("messages"))
     options = body.get("stream_options")
+    if options is not None and not isinstance(options, Mapping):
+        raise FieldError("stream_options", "stream_options must be an object")
+    try:
+        usage = options is not None and flag(options, "include_usage")
+    except FieldError as e:
+        raise FieldError("stream_options", f"stream_options.{e}") from e
+    deadline, max_turns = bounds_of(body)
+    new = count(body, "max_completion_tokens", MOST_TOKENS)
     request = AskRequest(
         talk.images,
         talk.question,
-        sampling=_sampling(body),
-        max_tokens=_most_tokens(body),
+        sampling=sampling_of(body),
+        max_tokens=new if new is not None else count(body, "max_tokens", MOST_TOKENS),
         earlier=talk.earlier,
         system=talk.system,
+        deadline=deadline,
+        max_turns=max_turns,
+        schema=schema_of(body.get("response_format"), "response_format", "json_schema"),
     )
-    usage = isinstance(options, Mapping) and flag(options, "include_usage")
-    return Call(request, flag(body, "stream"), _stops(body.get("stop")), usage)
-
-
-def _refuse(body: Mapping[str, Any]) -> None:
-    """What would change the answer, and can't be honoured, is not ignored."""
-    if (choices := body.get("n")) is not None and (isinstance(choices, bool) or choices != 1):
-        raise UsageError("n must be 1: there is one answer to a question")
-    for key in ("tools", "functions", "logprobs"):
-        if body.get(key):
-            raise UsageError(f"{key} can't be given here: the policy has tools of its own")
-    form = body.get("response_format")
-    if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
-        raise UsageError('response_format must be {"type": "text"}: answers are plain text')
-
-
-def _sampling(body: Mapping[str, Any]) -> Sampling | None:
-    """What is said of it; None if nothing is, so that the server's own seed holds."""
-    said = {
-        "temperature": number(body, "temperature", 2, zero=True),
-        "top_p": number(body, "top_p", 1),
-        "seed": count(body, "seed", _LARGEST_SEED, zero=True),
-    }
-    given = {key: value for key, value in said.items() if value is not None}
-    return Sampling(**given) if given else None  # type: ignore[arg-type]  # the seed is an int
-
-
-def _most_tokens(body: Mapping[str, Any]) -> int | None:
-    """Under its new name, or the old one."""
-    new = count(body, "max_completion_tokens", _MOST_TOKENS)
-    return new if new is not None else count(body, "max_tokens", _MOST_TOKENS)
-
-
-def _stops(value: Any) -> tuple[str, ...]:
-    stops = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > _MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise UsageError(f"stop must be a string, or a list of at most {_MOST_STOPS} strings, none of them empty")
-    return tuple(stops)
+    return Call(request, flag(body, "stream"), stops_of(body.get("stop")), usage, form="response_format")
 
 
 class Completion:
     """The reply to one call: `whole`, or `chunks` event by event. `model`: the name of the bundle."""
 
     def __init__(self, call: Call, model: str) -> None:
-        self._call = call
+        self._call, self._content = call, Content(call.stop)
         self._frame = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """A chat completion; evidence and steps travel in `gog_edge`."""
-        message = {"role": "assistant", "content": self._content(answer)}
-        choice = {"index": 0, "finish_reason": _finish(answer), "message": message}
+        message = {"role": "assistant", "content": self._content.whole(answer.text), "refusal": None}
+        choice = {"index": 0, "finish_reason": self._finish(answer), "message": message, "logprobs": None}
         more = {"usage": _usage(answer), "gog_edge": public(encode(answer))}
         return {**self._frame, "object": "chat.completion", "choices": [choice], **more}
 
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """What comes before the first event."""
+        yield self._chunk({"role": "assistant", "content": ""})
+
     def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
-        """Chunks for one event. What happens on the way has an empty delta and travels in `gog_edge`; the text comes
-        with the answer, because what a policy writes before it is thought and calls."""
+        """Chunks for one event: pieces of the answer's text as they are written. What else happens on the way has an
+        empty delta and travels in `gog_edge`."""
+        if isinstance(event, TextEvent):
+            if piece := self._content.add(event.text):
+                yield self._chunk({"content": piece})
+            return
         if not isinstance(event, AnswerEvent):
             yield self._chunk({}, gog_edge=event_json(event))
             return
         answer = event.answer
-        yield self._chunk({"role": "assistant", "content": self._content(answer)})
-        yield self._chunk({}, _finish(answer), gog_edge=event_json(event))
+        if piece := self._content.end(answer):
+            yield self._chunk({"content": piece})
+        yield self._chunk({}, self._finish(answer), gog_edge=event_json(event))
         if self._call.usage:
             yield {**self._chunk({}), "choices": [], "usage": _usage(answer)}
+
+    def failed(self, refused: Refused) -> Iterator[dict[str, Any]]:
+        """What tells of a failure when the status line is long gone."""
+        yield {"type": "error", **error_json(PATH, refused)}
 
     def _chunk(self, delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
         return {**self._frame, "object": "chat.completion.chunk", "choices": [choice], **more}
 
-    def _content(self, answer: Answer) -> str:
-        """The answer up to the first stop string."""
-        return answer.text[: min((at for s in self._call.stop if (at := answer.text.find(s)) >= 0), default=None)]
-
-
-def _finish(answer: Answer) -> str:
-    return "stop" if answer.text else "length"
+    def _finish(self, answer: Answer) -> str:
+        request = self._call.request
+        short = cut_short(answer, self._content, request.max_tokens, request.schema is not None)
+        return "length" if short else "stop"
 
 
 def _usage(answer: Answer) -> dict[str, Any]:

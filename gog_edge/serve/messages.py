@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gog_edge.errors import UsageError
+from gog_edge.serve.fields import FieldError
 from gog_edge.serve.wire import decode_image, unicode_text
 from gog_edge.types import Exchange
 
@@ -37,14 +38,21 @@ class Talk:
     system: str
 
 
-def parse_messages(messages: Any) -> Talk:
-    """The conversation that `messages` holds.
+def parse_messages(messages: Any, name: str = "messages") -> Talk:
+    """The conversation that `messages`, the field `name` of a request, holds.
 
     Messages of one role in a row are one turn. System and developer messages are joined, wherever they stand.
 
     Raises:
-        UsageError: it is no conversation that ends with a question and has a picture as a data URL.
+        FieldError: it is no conversation that ends with a question and has a picture as a data URL.
     """
+    try:
+        return _parsed(messages)
+    except UsageError as e:
+        raise FieldError(name, str(e).replace("messages", name)) from e
+
+
+def _parsed(messages: Any) -> Talk:
     if not isinstance(messages, list) or not messages:
         raise UsageError("messages is missing or empty: a list of messages is needed")
     if len(messages) > _MOST_MESSAGES:

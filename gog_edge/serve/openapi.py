@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gog_edge._version import __version__
+from gog_edge.serve.fields import ASK, CHAT, RESPONSES, Field
+from gog_edge.serve.formats import LARGEST_SEED, MOST_TOKENS
 from gog_edge.serve.limits import ServeLimits
-from gog_edge.serve.messages import MOST_PICTURES
 from gog_edge.serve.wire import LONGEST_DEADLINE, MOST_TURNS
 
 _TEXT = {"type": "string"}
@@ -19,12 +20,30 @@ _REF = "#/components/schemas/"
 
 def openapi_json(limits: ServeLimits) -> dict[str, Any]:
     """The description of a server with these limits."""
-    asked = {"type": "object", "properties": _ASK, "required": ["image", "question"], "additionalProperties": False}
-    chat = {"type": "object", "properties": _CHAT, "required": ["messages"]}
+    asked = {
+        "type": "object",
+        "properties": _described(ASK, _ASK),
+        "required": ["image", "question"],
+        "additionalProperties": False,
+    }
+    chat = {
+        "type": "object",
+        "properties": _described(CHAT, _CHAT),
+        "required": ["messages"],
+        "additionalProperties": False,
+    }
+    responses = {
+        "type": "object",
+        "properties": _described(RESPONSES, _RESPONSES),
+        "required": ["input"],
+        "additionalProperties": False,
+    }
     error = {"type": "object", "properties": {"error": {"type": ["string", "object"]}}, "required": ["error"]}
     event = {"type": "object", "properties": {"type": {"enum": list(_EVENTS)}}, "required": ["type"]}
     completion = {"type": "object", "properties": _COMPLETION, "required": list(_COMPLETION)}
+    response = {"type": "object", "properties": {"type": _TEXT, "object": {"const": "response"}}}
     schemas = {"Ask": asked, "Chat": chat, "Event": event, "Completion": completion, "Error": error}
+    schemas |= {"Responses": responses, "Response": response}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -35,6 +54,7 @@ def openapi_json(limits: ServeLimits) -> dict[str, Any]:
         "paths": {
             "/v1/ask": _post("Ask", "Event", "Ask one question; with stream each event is sent as it happens."),
             "/v1/chat/completions": _post("Chat", "Completion", "OpenAI's chat completions, with a picture."),
+            "/v1/responses": _post("Responses", "Response", "OpenAI's responses, with a picture; nothing is stored."),
             "/v1/models": _get("The bundle that answers.", "application/json"),
             "/v1/models/{name}": {"parameters": [_NAME], **_get("The bundle by its name.", "application/json")},
             "/healthz": _get("Whether the server is up; needs no key.", "application/json"),
@@ -64,6 +84,21 @@ def openapi_page(description: Mapping[str, Any]) -> str:
     return "\n".join([*parts, "</main></body></html>"])
 
 
+def _described(fields: Mapping[str, Field], types: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The properties of a body: what they may be, and what is done with them."""
+    return {
+        name: {**_values(field, types.get(name, {})), "description": _said(field)} for name, field in fields.items()
+    }
+
+
+def _values(field: Field, stated: dict[str, Any]) -> dict[str, Any]:
+    return {"enum": [None, *field.harmless]} if field.how == "refused" else stated
+
+
+def _said(field: Field) -> str:
+    return field.why if field.how == "honoured" else f"{field.how}: {field.why}"
+
+
 def _html(text: str) -> str:
     return html.escape(text)
 
@@ -84,9 +119,9 @@ def _refused(text: str) -> dict[str, Any]:
     return {"description": text, "content": {"application/json": {"schema": {"$ref": _REF + "Error"}}}}
 
 
-def _number(text: str, most: float, kind: str = "number", *, zero: bool = False) -> dict[str, Any]:
+def _number(most: float, kind: str = "number", *, zero: bool = False) -> dict[str, Any]:
     least = {"minimum": 0} if zero else {"exclusiveMinimum": 0}
-    return {"type": [kind, "null"], "maximum": most, "description": text, **least}
+    return {"type": [kind, "null"], "maximum": most, **least}
 
 
 _HEAD = (
@@ -96,7 +131,7 @@ _HEAD = (
     '<body><main class="manual">'
 )
 _NAME = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
-_EVENTS = ("notice", "token", "action", "box", "observation", "answer", "error")
+_EVENTS = ("notice", "token", "text", "action", "box", "observation", "answer", "error")
 _REFUSALS = {
     "400": "something is wrong with the body",
     "401": "the key is missing or wrong",
@@ -106,39 +141,47 @@ _REFUSALS = {
     "500": "the question failed",
     "503": "the server is full or stopping",
 }
-_ASK = {
-    "image": {"type": "string", "minLength": 1, "description": "a file: base64, or a data: URL"},
-    "question": {"type": "string", "minLength": 1},
-    "deadline": {
-        "type": ["number", "string", "null"],
-        "maximum": LONGEST_DEADLINE,
-        "description": "seconds, or a text such as 2s",
-    },
-    "max_turns": _number("rounds before the policy is made to answer", MOST_TURNS, "integer"),
-    "stream": {**_FLAG, "description": "send every event as it happens"},
+_OURS = {
+    "deadline": {"type": ["number", "string", "null"], "maximum": LONGEST_DEADLINE},
+    "max_turns": _number(MOST_TURNS, "integer"),
 }
-_CHAT = {
-    "messages": {
-        "type": "array",
-        "minItems": 1,
-        "description": f"OpenAI's, with 1 to {MOST_PICTURES} pictures as data: URLs; the last one is the user's",
-        "items": {
-            "type": "object",
-            "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}},
-            "required": ["role"],
-        },
-    },
-    "model": {"type": ["string", "null"], "description": "not read: there is one"},
+_ASK: dict[str, dict[str, Any]] = {
+    "image": {"type": "string", "minLength": 1},
+    "question": {"type": "string", "minLength": 1},
+    **_OURS,
     "stream": _FLAG,
+}
+_FORMAT = {"type": ["object", "null"], "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}}}
+_COMMON = {
+    **_OURS,
+    "stream": _FLAG,
+    "temperature": _number(2, zero=True),
+    "top_p": _number(1),
+    "top_k": _number(1 << 30, "integer", zero=True),
+    "min_p": {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1},
+    "repetition_penalty": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 100},
+}
+_MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"enum": ["system", "developer", "user", "assistant"]}},
+    "required": ["role"],
+}
+_CHAT: dict[str, dict[str, Any]] = {
+    "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
     "stream_options": {"type": ["object", "null"], "properties": {"include_usage": _FLAG}},
-    "temperature": _number("0: the likeliest token", 2, zero=True),
-    "top_p": _number("", 1),
-    "seed": _number("", (1 << 53) - 1, "integer", zero=True),
-    "max_tokens": _number("written in the whole question, calls included", 1 << 20, "integer"),
-    "max_completion_tokens": _number("the same, and comes first", 1 << 20, "integer"),
+    "seed": _number(LARGEST_SEED, "integer", zero=True),
+    "max_tokens": _number(MOST_TOKENS, "integer"),
+    "max_completion_tokens": _number(MOST_TOKENS, "integer"),
     "stop": {"type": ["string", "array", "null"], "items": _TEXT, "maxItems": 16},
-    "n": {"enum": [1, None]},
-    "response_format": {"type": ["object", "null"], "properties": {"type": {"const": "text"}}},
+    "response_format": _FORMAT,
+    **_COMMON,
+}
+_RESPONSES: dict[str, dict[str, Any]] = {
+    "input": {"type": ["string", "array"], "minItems": 1, "items": _MESSAGE},
+    "instructions": {"type": ["string", "null"]},
+    "max_output_tokens": _number(MOST_TOKENS, "integer"),
+    "text": {"type": ["object", "null"], "properties": {"format": _FORMAT}},
+    **_COMMON,
 }
 _COMPLETION: dict[str, Any] = {
     "id": _TEXT,

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from gog_edge.errors import ContextOverflowError, GogEdgeError, ImageError, RegionError, UsageError
+from gog_edge.serve.fields import FieldError
 
 ASK = "/v1/ask"
 ASKERS_FAULT = (UsageError, ImageError, ContextOverflowError, RegionError)
@@ -24,11 +25,20 @@ class Refused(GogEdgeError):
         status: of the reply.
         message: one line: what is wrong and what to do.
         headers: further headers of the reply.
+        param, code: the field that is at fault, and OpenAI's word for how.
     """
 
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.headers = status, dict(headers or {})
+        self.status, self.headers, self.param, self.code = status, dict(headers or {}), param, code
 
 
 def explained(error: Exception) -> Refused:
@@ -36,6 +46,8 @@ def explained(error: Exception) -> Refused:
     because their texts name files."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, FieldError):
+        return Refused(400, str(error), param=error.param, code=error.code)
     if isinstance(error, ASKERS_FAULT):
         return Refused(400, str(error))
     log.error("a question failed: %s: %s", type(error).__name__, " ".join(str(error).split()), exc_info=error)
@@ -49,7 +61,7 @@ def error_json(path: str, refused: Refused) -> dict[str, Any]:
     if not path.startswith("/v1/") or path == ASK:
         return {"error": message}
     kind = "invalid_request_error" if refused.status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+    return {"error": {"message": message, "type": kind, "param": refused.param, "code": refused.code}}
 
 
 def refusal(path: str, refused: Refused) -> JSONResponse:

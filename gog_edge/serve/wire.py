@@ -6,8 +6,8 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, NoReturn
 
@@ -15,7 +15,10 @@ from gog_edge.agent.request import AskRequest
 from gog_edge.deadline import seconds_of
 from gog_edge.errors import UsageError
 from gog_edge.serde import encode
-from gog_edge.types import AnswerEvent, Event
+from gog_edge.serve.fields import ASK, FieldError, check_fields
+from gog_edge.serve.refusal import ASK as PATH
+from gog_edge.serve.refusal import Refused, error_json
+from gog_edge.types import Answer, AnswerEvent, Event
 
 LONGEST_DEADLINE = 86400.0
 MOST_TURNS = 1000
@@ -39,12 +42,15 @@ def parse_json(data: bytes | bytearray) -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """What a body asks for. `stream`: events are wanted. `stop`: the answer ends before the first of these."""
+    """What a body asks for. `stream`: events are wanted. `stop`: the answer ends before the first of these. `usage`: a
+    stream ends with it. `form`: the field that said what form the answer has. `echoed`: what the reply repeats."""
 
     request: AskRequest
     stream: bool
     stop: tuple[str, ...] = ()
     usage: bool = False
+    form: str = ""
+    echoed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_ask(body: Any) -> Call:
@@ -55,9 +61,7 @@ def parse_ask(body: Any) -> Call:
     """
     if not isinstance(body, Mapping):
         raise UsageError("the body must be a JSON object with image and question")
-    unknown = set(body) - {"image", "question", "deadline", "max_turns", "stream"}
-    if unknown:
-        raise UsageError(f"unknown field {min(unknown)!r}")
+    check_fields(body, ASK)
     question = body.get("question")
     if not isinstance(question, str) or not question.strip():
         raise UsageError("question is missing or empty")
@@ -73,7 +77,10 @@ def duration(body: Mapping[str, Any], name: str, most: float) -> float | None:
         UsageError: it is neither, or not above 0 and at most `most`.
     """
     value = body.get(name)
-    return number({name: seconds_of(value, name)} if isinstance(value, str) else body, name, most)
+    try:
+        return number({name: seconds_of(value, name)} if isinstance(value, str) else body, name, most)
+    except UsageError as e:
+        raise FieldError(name, str(e)) from e
 
 
 def decode_image(value: Any) -> bytes:
@@ -96,11 +103,33 @@ def decode_image(value: Any) -> bytes:
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """{"type": "notice" | "token" | "action" | "box" | "observation" | "answer", …fields}."""
+    """{"type": "notice" | "token" | "text" | "action" | "box" | "observation" | "answer", …fields}."""
     name = type(event).__name__.removesuffix("Event").lower()
     if isinstance(event, AnswerEvent):
         return {"type": name, **public(encode(event.answer))}
     return {"type": name, **public(encode(event))}
+
+
+class Events:
+    """The reply of POST /v1/ask: events as they are."""
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        return event_json(AnswerEvent(answer))
+
+    def begin(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
+        yield event_json(event)
+
+    def failed(self, refused: Refused) -> Iterator[dict[str, Any]]:
+        yield {"type": "error", **error_json(PATH, refused)}
+
+
+def sse(chunk: Mapping[str, Any]) -> str:
+    """A chunk as a server-sent event; those of responses are named."""
+    named = f"event: {chunk['type']}\n" if "sequence_number" in chunk else ""
+    return f"{named}data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
 def models_json(model: str, since: int) -> dict[str, Any]:
@@ -136,9 +165,9 @@ def number(body: Mapping[str, Any], key: str, most: float, *, zero: bool = False
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 or (zero and value == 0)):
-        raise UsageError(f"{key} must be a {'number of at least 0' if zero else 'positive number'}")
+        raise FieldError(key, f"{key} must be a {'number of at least 0' if zero else 'positive number'}")
     if value > most:  # an int of 400 digits is compared, never converted
-        raise UsageError(f"{key} must be at most {most:g}")
+        raise FieldError(key, f"{key} must be at most {most:g}")
     return float(value)
 
 
@@ -150,7 +179,7 @@ def count(body: Mapping[str, Any], key: str, most: int, *, zero: bool = False) -
     """
     value = number(body, key, most, zero=zero)
     if value is not None and value != int(value):
-        raise UsageError(f"{key} must be a whole number")
+        raise FieldError(key, f"{key} must be a whole number")
     return None if value is None else int(body[key])
 
 
@@ -162,7 +191,7 @@ def flag(body: Mapping[str, Any], key: str) -> bool:
     """
     value = body.get(key)
     if value is not None and not isinstance(value, bool):
-        raise UsageError(f"{key} must be true or false")
+        raise FieldError(key, f"{key} must be true or false")
     return value is True
 
 
@@ -175,7 +204,7 @@ def unicode_text(value: str, key: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        raise UsageError(f"{key} holds half of a surrogate pair: that is not Unicode text") from e
+        raise FieldError(key, f"{key} holds half of a surrogate pair: that is not Unicode text") from e
     return value
 
 

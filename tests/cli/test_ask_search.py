@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -252,3 +253,29 @@ def test_markup_of_a_forced_turn_is_no_answer(
     assert ask(tiny_bundle, photo, "--max-turns", "1", "--json") == 1
     data = json.loads(capsys.readouterr().out)
     assert (data["format"], data["text"]) == ("gog-edge-answer", "")
+
+
+@pytest.mark.parametrize("options", [(), ("--quiet",)])
+def test_a_terminal_shows_the_answer_while_it_is_written(
+    play: Play,
+    tiny_bundle: Path,
+    photo: Path,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "A grey heron \x1b[2J eats fish and frogs."
+    play([TEXT, f"<think>hm</think><answer>{said}</answer>"])
+    writes: list[str] = []
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "write", lambda text: (writes.append(text), write(text))[1])
+    assert ask(tiny_bundle, photo, *options) == 0
+    shown = capsys.readouterr().out
+    assert STEERING.findall(re.sub(r"\x1b\[[\d;]*m", "", shown)) == []
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()[0] == said.replace("\x1b", "")
+    assert len([text for text in writes if text.strip()]) > 5
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    play([f"<answer>{said}</answer>"])
+    assert ask(tiny_bundle, photo, "--quiet") == 0
+    assert capsys.readouterr().out == said.replace("\x1b", "") + "\n"

@@ -41,6 +41,15 @@ class Policy:
     asked: list[AskRequest] = field(default_factory=list)
     let_go: threading.Event = field(default_factory=threading.Event)
     cancelled: int = 0
+    schemas: list[Any] = field(default_factory=list)
+
+    @property
+    def grammar(self) -> Policy:
+        return self
+
+    def check(self, schema: Any) -> None:
+        """Any schema will do."""
+        self.schemas.append(schema)
 
     def events(self, request: AskRequest) -> Iterator[Event]:
         self.asked.append(request)
@@ -93,6 +102,13 @@ class Reply:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The server-sent events, the last of which must be [DONE]."""
+        lines = [line.removeprefix(b"data: ") for line in self.body.splitlines() if line.startswith(b"data: ")]
+        assert lines.pop() == b"[DONE]"
+        return [json.loads(line) for line in lines]
 
 
 def connect(port: int) -> socket.socket:

@@ -92,7 +92,7 @@ def test_sampling_and_length_of_one_question(client: TestClient, body: dict[str,
         ({"question": " "}, "question is missing"),
         ({"deadline": -1}, "deadline must be a positive number"),
         ({"max_turns": 1.5}, "max_turns must be a whole number"),
-        ({"surprise": 1}, "unknown field 'surprise'"),
+        ({"surprise": 1}, "there is no field 'surprise' here"),
     ],
 )
 def test_bad_input_is_one_line_and_400(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -53,41 +52,12 @@ def test_the_answer_ends_before_a_stop_string(stop: Any, content: str) -> None:
 def test_a_stream_is_made_of_chunks() -> None:
     options = {"stream": True, "stop": "oat", "stream_options": {"include_usage": True}}
     with serving(answering()) as port:
-        reply = chat(port, {**CHAT, **options})
-    lines = [line.removeprefix(b"data: ") for line in reply.body.splitlines() if line.startswith(b"data: ")]
-    assert lines.pop() == b"[DONE]"
-    chunks = [json.loads(line) for line in lines]
+        chunks = chat(port, {**CHAT, **options}).events
     assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
     assert len({c["id"] for c in chunks}) == 1
     choices = [c["choices"][0] for c in chunks[:-1]]
-    assert [c["delta"] for c in choices] == [{}, {"role": "assistant", "content": "a b"}, {}]
-    assert [c["finish_reason"] for c in choices] == [None, None, "stop"]
-    assert chunks[0]["gog_edge"]["type"] == "token"
+    assert [c["delta"] for c in choices] == [{"role": "assistant", "content": ""}, {}, {"content": "a b"}, {}]
+    assert [c["finish_reason"] for c in choices] == [None, None, None, "stop"]
+    assert chunks[1]["gog_edge"]["type"] == "token"
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["total_tokens"] == 0
-
-
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("temperature", [-1, 3, "1", True, [], 10**400]),
-        ("top_p", [0, 1.1, "1"]),
-        ("seed", [-1, 1.5, 2**60, "1", 10**400]),
-        ("max_tokens", [0, -1, 1.5, "1", 10**400]),
-        ("max_completion_tokens", [0]),
-        ("stop", ["", [""], [1], 1, {}, ["a"] * 17]),
-        ("stream_options", [{"include_usage": 1}]),
-        ("tools", [[{"type": "function"}]]),
-        ("functions", [[{}]]),
-        ("logprobs", [True]),
-        ("response_format", [{"type": "json_object"}, "text", []]),
-    ],
-)
-def test_what_can_not_be_done_is_refused_and_named(field: str, values: list[Any]) -> None:
-    policy = answering()
-    with serving(policy) as port:
-        for value in values:
-            reply = chat(port, {**CHAT, field: value})
-            assert (reply.status, value) == (400, value)
-            assert (field in reply.json["error"]["message"]) or field == "stream_options"
-    assert not policy.asked

@@ -91,14 +91,16 @@ def test_openai_is_told_what_is_wrong(openai_client: Any, address: str, picture:
     wrong: list[dict[str, Any]] = [
         {"tools": [tool]},
         {"n": 2},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no such"}}}},
+        {"extra_body": {"surprise": 1}},
         {"messages": [{"role": "user", "content": "What?"}]},
     ]
     for change in wrong:
         with pytest.raises(openai.BadRequestError) as refused:
             openai_client.chat.completions.create(**{**asked, **change})
         assert refused.value.body["type"] == "invalid_request_error"
-        assert next(iter(change)).removesuffix("_format") in refused.value.body["message"]
+        assert refused.value.param == {"extra_body": "surprise"}.get(field := next(iter(change)), field)
+        assert refused.value.param in refused.value.body["message"]
     with (
         openai.OpenAI(base_url=address, api_key="wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError),

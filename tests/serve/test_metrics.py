@@ -158,6 +158,12 @@ def test_every_address_is_described_and_its_page_shows_it() -> None:
     assert all(f" {path}</h2>" in page for path in described)
 
 
+PARTS = [
+    {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "auto"},
+    {"type": "input_text", "text": "What is it?"},
+]
+
+
 @pytest.mark.parametrize(
     ("schema", "body", "good"),
     [
@@ -171,7 +177,14 @@ def test_every_address_is_described_and_its_page_shows_it() -> None:
         ("Chat", {**CHAT, "n": 1, "temperature": 0, "stop": ["x"], "max_tokens": 5, "user": "me"}, True),
         ("Chat", {**CHAT, "n": 2}, False),
         ("Chat", {**CHAT, "temperature": 3}, False),
-        ("Chat", {**CHAT, "response_format": {"type": "json_object"}}, False),
+        ("Chat", {**CHAT, "response_format": {"type": "json_object"}}, True),
+        ("Chat", {**CHAT, "response_format": {"type": "xml"}}, False),
+        ("Chat", {**CHAT, "surprise": 1}, False),
+        ("Chat", {**CHAT, "tools": [], "tool_choice": "auto", "logprobs": False}, True),
+        ("Chat", {**CHAT, "tools": [{}]}, False),
+        ("Responses", {"input": [{"role": "user", "content": PARTS}], "store": True}, True),
+        ("Responses", {"input": [{"role": "user", "content": PARTS}], "previous_response_id": "resp_1"}, False),
+        ("Responses", {"input": [{"role": "user", "content": PARTS}], "max_output_tokens": 0}, False),
         ("Chat", {"messages": []}, False),
     ],
 )
@@ -183,8 +196,8 @@ def test_bodies_are_what_the_description_says(schema: str, body: dict[str, Any],
     policy = Policy()
     policy.let_go.set()
     with serving(policy) as port:
-        path = "/v1/ask" if schema == "Ask" else "/v1/chat/completions"
+        path = {"Ask": "/v1/ask", "Chat": "/v1/chat/completions", "Responses": "/v1/responses"}[schema]
         reply = talk(port, post(path, body))
     assert (reply.status == 200) == good
-    answer = components[("Event" if schema == "Ask" else "Completion") if good else "Error"]
+    answer = components[{"Ask": "Event", "Chat": "Completion", "Responses": "Response"}[schema] if good else "Error"]
     jsonschema.Draft202012Validator(answer).validate(reply.json)

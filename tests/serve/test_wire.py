@@ -75,8 +75,10 @@ def test_every_bad_body_is_400_in_one_line() -> None:
             assert (reply.status, body[:200]) == (400, body[:200])
             assert "\n" not in reply.json["error"]
             assert 0 < len(reply.json["error"]) <= 300
-        for body in [*BAD_JSON, *BAD_CHAT]:
-            reply = talk(port, post("/v1/chat/completions", body))
+        for path, body in [("chat/completions", b) for b in (*BAD_JSON, *BAD_CHAT)] + [
+            ("responses", b) for b in BAD_JSON
+        ]:
+            reply = talk(port, post(f"/v1/{path}", body))
             assert (reply.status, body[:200]) == (400, body[:200])
             error = reply.json["error"]
             assert set(error) == {"message", "type", "param", "code"}
@@ -96,7 +98,10 @@ def test_good_bodies_are_taken() -> None:
     assert (policy.asked[0].deadline, policy.asked[0].max_turns) == (1.5, 3)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/responses", 404), ("/v1/chat/completions", 405), ("/x", 404)])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/responses", 405), ("/v1/responses/resp_1", 404), ("/v1/chat/completions", 405), ("/x", 404)],
+)
 def test_unknown_addresses_are_answered_in_json(path: str, status: int) -> None:
     with serving(Policy()) as port:
         reply = get(port, path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 from gog_edge.dialects.grammar import Rules
 from gog_edge.dialects.images import reference
@@ -14,7 +16,10 @@ from gog_edge.types import Action, RegisteredImage
 
 
 class ArgumentSyntax(Syntax):
-    """A syntax whose calls hold a JSON object of arguments, or what comes to the same."""
+    """A syntax whose calls hold a JSON object of arguments, or what comes to the same. `_before`: what stands between
+    the opening mark and the arguments, with the name of the call."""
+
+    _before: ClassVar[str] = r"\s*\{{\s*"
 
     def _call(self, form: ActionSpec, arguments: Mapping[Any, Any], start: int, end: int, text: str) -> Call:
         """The call with its values by role; a problem where a required one is missing."""
@@ -59,6 +64,13 @@ class ArgumentSyntax(Syntax):
                 out[key] = [action.text] if form.lists else action.text
         return out
 
+    def answering(self, text: str) -> tuple[str, bool] | None:
+        form = next((a for a in self.actions if a.kind == "answer"), None)
+        key = next((_keys(form.args[r])[0] for r in ("text", "query", "url") if r in form.args), "") if form else ""
+        named = re.match(self._before.format(name=re.escape(form.name)), text) if form and key else None
+        value = re.compile(rf'"{re.escape(key)}"\s*:\s*"').search(text, named.end()) if named else None
+        return _string_so_far(text, value.end()) if value else None
+
     def _object(self, form: ActionSpec, rules: Rules) -> str:
         """A JSON object with the required keys and any of the optional ones, in the order of `args`."""
         pairs: list[tuple[str, bool]] = []
@@ -90,3 +102,19 @@ class ArgumentSyntax(Syntax):
 
 def _keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
     return keys if isinstance(keys, tuple) else (keys,)
+
+
+_CHARACTERS = re.compile(r'(?:[^"\\]|\\u[0-9A-Fa-f]{4}|\\[^u])*')
+_HALF_A_PAIR = re.compile(r"[\ud800-\udfff]")
+
+
+def _string_so_far(text: str, at: int) -> tuple[str, bool] | None:
+    """The JSON string whose inside begins at text[at]: (its characters that are complete, whether it is closed)."""
+    match = _CHARACTERS.match(text, at)
+    assert match is not None
+    try:
+        said = str(json.loads(f'"{match.group()}"', strict=False))
+    except ValueError:
+        return None
+    closed = text.startswith('"', match.end())
+    return (said if closed else _HALF_A_PAIR.split(said)[0]), closed

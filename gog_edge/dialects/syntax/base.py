@@ -79,6 +79,15 @@ class Syntax(ABC):
     def grammar(self, rules: Rules) -> list[str]:
         """Add the rules of the syntax; the names of those that are a turn each."""
 
+    def json_answer(self, rules: Rules) -> str:
+        """The rules behind `opening` of an answer that is an object by the grammar's schema; "" where it can't be."""
+        return ""
+
+    def answering(self, text: str) -> tuple[str, bool] | None:
+        """(What is written of the text of an answer in `text`, which begins behind `opening`; whether that is all.)
+        None while it is not known where it begins, or for a syntax that tells its end only."""
+        return None
+
     def unwrapped(self, text: str) -> str:
         """An answer without marks that were left over."""
         return text

@@ -22,18 +22,33 @@ class Boxed(Syntax):
 
     def find(self, text: str, size_of: SizeOf) -> Iterator[Call]:
         for match in _OPENING.finditer(text):
-            depth, at = 1, match.end()
-            while at < len(text) and depth:
-                depth += {"{": 1, "}": -1}.get(text[at], 0)
-                at += 1
-            inner = text[match.end() : at - (depth == 0)]
+            at, closed = _end(text, match.end())
+            inner = text[match.end() : at - closed]
             yield Call(match.start(), at, self.first, {"text": inner.strip()}, text=inner)
+
+    def json_answer(self, rules: Rules) -> str:
+        return f'{rules.json()} "}}"'
+
+    def answering(self, text: str) -> tuple[str, bool] | None:
+        at, closed = _end(text, 0)
+        return text[: at - closed], closed
 
     def format(self, form: ActionSpec, action: Action, images: Sequence[RegisteredImage]) -> str:
         return self.opening + action.text + self.closing
 
     def grammar(self, rules: Rules) -> list[str]:
+        if rules.schema is not None and self.first.kind == "answer":
+            return [rules.add("boxed", f"{rules.opened(self.opening)} {self.json_answer(rules)}")]
         text = rules.add("BRACE_TEXT", "/[^{}]+/")
         braces = rules.new("braces")
         rules.put(braces, f'({text} | "{{" {braces} "}}")*')
         return [rules.add("boxed", f'{rules.opened(self.opening)} {braces} "}}" FREE?')]
+
+
+def _end(text: str, at: int) -> tuple[int, bool]:
+    """Where the braces end whose inside begins at text[at], and whether they do."""
+    depth = 1
+    while at < len(text) and depth:
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        at += 1
+    return at, depth == 0

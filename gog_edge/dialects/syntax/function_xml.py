@@ -81,6 +81,9 @@ class FunctionXml(ToolCall):
             lines += [f"<parameter={key}>", written, "</parameter>"]
         return "\n".join([*lines, _ENDS, CLOSE])
 
+    def answering(self, text: str) -> tuple[str, bool] | None:
+        return None  # where a value ends is known only when the next thing has begun
+
     def _body(self, form: ActionSpec, rules: Rules) -> str:
         parts: list[tuple[str, bool]] = []
         for role, keys in form.args.items():

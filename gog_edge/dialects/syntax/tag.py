@@ -74,9 +74,23 @@ class Tag(Syntax):
 
     def grammar(self, rules: Rules) -> list[str]:
         inside = {"none": "", "box": "box ", "box_or_label": "box WORDS? "}.get(self.first.content, "WORDS ")
+        if rules.schema is not None and self.first.kind == "answer":
+            answer = self.json_answer(rules)
+            return [rules.add("tag", f"{rules.opened(self.opening)} {answer}")] if answer else []
         text = self.first.content == "text"
         rest = rules.until(self.closing) if text else inside + rules.tag("close", self.closing)
         return [rules.add("tag", f"{rules.opened(self.opening)} {rest}")]
+
+    def json_answer(self, rules: Rules) -> str:
+        return f"{rules.json()} {rules.tag('close', self.closing)}" if self.first.content == "text" else ""
+
+    def answering(self, text: str) -> tuple[str, bool] | None:
+        if self.first.content != "text":
+            return None
+        if (end := text.find(self.closing)) >= 0:
+            return text[:end], True
+        half = next((n for n in range(len(self.closing) - 1, 0, -1) if text.endswith(self.closing[:n])), 0)
+        return text[: len(text) - half], False
 
     def unwrapped(self, text: str) -> str:
         return text.replace(self.opening, "").replace(self.closing, "")

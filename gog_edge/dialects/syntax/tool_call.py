@@ -24,6 +24,7 @@ class ToolCall(ArgumentSyntax):
 
     needs = ("name",)
     begins = '\n{"name": "'  # from the opening mark to the name, as it is written
+    _before = r'\s*\{{\s*"name"\s*:\s*"{name}"\s*,\s*"arguments"\s*:\s*\{{\s*'
 
     @classmethod
     def marks(cls, action: ActionSpec) -> tuple[str, str]:

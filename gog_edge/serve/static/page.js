@@ -219,6 +219,11 @@ const HANDLERS = {
     text.scrollTop = text.scrollHeight;
     $("status").textContent = `Step ${event.step + 1} is being written.`;
   },
+  text(event) {
+    const place = $("answer");
+    place.textContent = (place.textContent === "…" ? "" : place.textContent) + event.text;
+    $("status").textContent = "The answer is being written.";
+  },
   box(event) {
     if (crops.has(event.image)) drawBox(event.step, event.region, "", false);
   },
