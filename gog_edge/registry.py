@@ -1,13 +1,15 @@
 """Parts that packages bring under a name (model families, engines): listed by entry points, loaded when asked for.
 
-Ours stand in pyproject.toml like those of others. A part that no package brings is registered with `Registry.add`.
+Ours stand in pyproject.toml like those of others, and are looked for first: another package's part of the same name does
+not take their place, and whoever wants one of ours does not wait until all packages are looked through. A part that no
+package brings is registered with `Registry.add`.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Generic, TypeVar
 
 from gog_edge.errors import UsageError
@@ -25,7 +27,7 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """All that are known, sorted; nothing is loaded."""
-        return tuple(sorted({*_installed(self._group), *self._added}))
+        return tuple(sorted({*_installed(self._group), *_ours(self._group), *self._added}))
 
     def add(self, name: str, part: T) -> None:
         """Make `part` known in this process.
@@ -45,7 +47,7 @@ class Registry(Generic[T]):
         """
         if name in self._added:
             return self._added[name]
-        point = _installed(self._group).get(name)
+        point = _ours(self._group).get(name) or _installed(self._group).get(name)
         if point is None:
             return None
         try:
@@ -67,6 +69,16 @@ class Registry(Generic[T]):
         if not names:
             return "none is installed: install gog-edge again (in a checkout: pip install -e .)"
         return f"known: {names}"
+
+
+@functools.lru_cache(maxsize=8)
+def _ours(group: str) -> dict[str, EntryPoint]:
+    """What this package declares: one file is read."""
+    try:
+        points = distribution("gog-edge").entry_points
+    except PackageNotFoundError:  # a copy of the sources that was not installed
+        return {}
+    return {point.name: point for point in points if point.group == group}
 
 
 @functools.lru_cache(maxsize=8)

@@ -204,6 +204,11 @@ def test_running_a_bundle_loads_neither_torch_nor_the_exporter(module: str) -> N
     assert not loaded.intersection(HEAVY)
 
 
+def test_asking_loads_no_event_loop() -> None:
+    """asyncio with ssl is 4 MB of a process and a fifth of an agent's imports: whoever awaits has loaded it already."""
+    assert not modules_after("import gog_edge.agent.agent").intersection({"asyncio", "ssl"})
+
+
 def test_importing_the_package_is_cheap() -> None:
     loaded = modules_after("import gog_edge")
     assert not loaded.intersection({"numpy", "onnxruntime", "PIL", "tokenizers", "rich"})

@@ -85,3 +85,25 @@ def test_ours_are_declared_and_load() -> None:
 def test_every_family_of_the_folder_is_declared() -> None:
     files = {p.stem for p in (ROOT / "gog_edge" / "families").glob("*.py") if "\nFAMILY = " in p.read_text("utf-8")}
     assert files <= set(FAMILIES.names())
+
+
+def test_ours_are_found_without_a_look_through_all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(**_: str) -> None:
+        raise AssertionError("all installed packages were looked through")
+
+    registry._installed.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", looked)
+    assert FAMILIES.get("qwen3_vl") is not None
+    assert ENGINES.get("cpu") is not None
+
+
+def test_no_other_package_takes_the_place_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "parts_of_test-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parts-of-test\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[gog_edge.families]\nqwen3_vl = json:loads\nelse = json:loads\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._installed.cache_clear()
+    assert "else" in FAMILIES.names()
+    assert isinstance(FAMILIES.get("qwen3_vl"), Family)
+    registry._installed.cache_clear()

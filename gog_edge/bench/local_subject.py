@@ -67,7 +67,7 @@ class LocalSubject:
         start = time.perf_counter()
         bundle = Bundle.open(self.path)
         self._model = Model.assemble(bundle, create_engine(self.engine, bundle), self.options)
-        self.session.extend([1])
+        self.session.extend([1], given=True)
         self.session.run()
         seconds = time.perf_counter() - start
         self.reset()
@@ -83,7 +83,7 @@ class LocalSubject:
                 image = session.add_image(Frame.open(part.pixels))
                 session.append([ImagePart(image.index)])
             else:
-                session.extend(self._ids(part.count, part.seed))
+                session.extend(self._ids(part.count, part.seed), given=True)
         new = len(session) - before
         writer = TurnWriter(session, Sampler(self.options.sampling), self.speculation)
         ids = [i for piece in writer.turn(TurnOptions(tokens, eos=())) for i in piece.ids]

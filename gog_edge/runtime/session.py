@@ -212,8 +212,8 @@ class Session:
                 self._reuse_prefix(segments)
             return kept
 
-    def extend(self, ids: Iterable[int], *, forced: bool = False) -> None:
-        """Append tokens that the policy wrote (or that its grammar forced).
+    def extend(self, ids: Iterable[int], *, forced: bool = False, given: bool = False) -> None:
+        """Append tokens that the policy wrote (or that its grammar forced). `given`: it is to read them instead.
 
         Raises:
             ContextOverflowError: they do not fit; nothing was appended.
@@ -222,9 +222,9 @@ class Session:
         with self.lock:
             if self.sequence.length + len(new) > self.model.max_context:
                 Size(len(new), 0).check_room(self.model.max_context, len(self))
-            self.sequence.append_ids(new, written=True)
+            self.sequence.append_ids(new, written=not given)
             self._draft = ()
-            self._counts["forced_tokens" if forced else "generated_tokens"] += len(new)
+            self._counts["prompt_tokens" if given else "forced_tokens" if forced else "generated_tokens"] += len(new)
 
     def _go_on(self, parts: Sequence[EncodedPart], start: int) -> None:
         """Make the conversation contain `parts` from token `start` on; what is there already stays as it is."""

@@ -73,6 +73,8 @@ def test_our_own_turns_write_what_was_asked(tiny_bundle: Path) -> None:
         assert times.generated == 5
         assert {"crop", "encode", "prefill", "decode"} == set(times.stages)
         assert sum(times.stages.values()) <= times.total
+        # words are read, as a prompt is; native operators have another arithmetic for what is written
+        assert subject.session.sequence.written.tolist() == [False] * times.new_tokens + [True] * 5
         length = len(subject.session)
         later = subject.turn([Words(3, 9)], 2)
         assert (times.computed, later.computed) == (times.new_tokens, 3 + 1)

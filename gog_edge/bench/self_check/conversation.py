@@ -105,7 +105,7 @@ def hold(model: Model, tokens: int, lead: Sequence[int] | None = None) -> Talk:
 def _ask(session: Session, frame: Frame, region: Region | None, turn: int) -> None:
     image = session.add_image(frame, region, source=0)
     session.append([ImagePart(image.index)])
-    session.extend(ordinary_tokens(session.model.manifest, WORDS, turn))
+    session.extend(ordinary_tokens(session.model.manifest, WORDS, turn), given=True)
 
 
 def ordinary_tokens(manifest: Manifest, count: int, seed: int) -> list[int]:

@@ -190,8 +190,7 @@ inline void quantize_pairs(const Grouped& grouped, const Grouped::Group& group, 
         const float* row = x[grouped.pairs[group.begin + first + r]];
         if (rotation && rotation->block > 0) {
             float* y = turned.get<float>(x.k);
-            std::memcpy(y, row, x.k * sizeof(float));
-            rotate_columns(y, x.k, *rotation);
+            rotate_columns(row, y, x.k, *rotation);
             row = y;
         }
         for (size_t g = 0; g < q.groups; g++) {

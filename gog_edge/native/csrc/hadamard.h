@@ -76,37 +76,49 @@ GOG_INLINE void four_stage(vf (&v)[4]) {
     v[3] = b - d;
 }
 
-// The transform of factors * x[n] in place, n a power of two from kLeastRotation on.
-inline void hadamard(float* x, size_t n, const float* factors) {
+// y[4 * W] = the first stages of the transform of factors * x, up to columns 4 * W apart.
+GOG_INLINE void four_vectors(const float* x, float* y, const vf (&factors)[4]) {
+    vf v[4];
+    GOG_UNROLL
+    for (int j = 0; j < 4; j++) v[j] = lane_stages(load<vf>(x + j * W) * factors[j]);
+    four_stage(v);
+    GOG_UNROLL
+    for (int j = 0; j < 4; j++) store(y + j * W, v[j]);
+}
+
+GOG_INLINE void load_four(const float* p, vf (&v)[4]) {
+    GOG_UNROLL
+    for (int j = 0; j < 4; j++) v[j] = load<vf>(p + j * W);
+}
+
+// y[n] = the transform of factors * x[n], n a power of two from kLeastRotation on; x and y may be the same.
+inline void hadamard(const float* x, float* y, size_t n, const float* factors) {
     size_t done = W;
     if (n >= 4 * W) {
         for (size_t i = 0; i < n; i += 4 * W) {
-            vf v[4];
-            GOG_UNROLL
-            for (int j = 0; j < 4; j++) v[j] = lane_stages(load<vf>(x + i + j * W) * load<vf>(factors + i + j * W));
-            four_stage(v);
-            GOG_UNROLL
-            for (int j = 0; j < 4; j++) store(x + i + j * W, v[j]);
+            vf f[4];
+            load_four(factors + i, f);
+            four_vectors(x + i, y + i, f);
         }
         done = 4 * W;
     } else {
-        for (size_t i = 0; i < n; i += W) store(x + i, lane_stages(load<vf>(x + i) * load<vf>(factors + i)));
+        for (size_t i = 0; i < n; i += W) store(y + i, lane_stages(load<vf>(x + i) * load<vf>(factors + i)));
     }
     for (; 4 * done <= n; done *= 4)
         for (size_t begin = 0; begin < n; begin += 4 * done)
             for (size_t i = begin; i < begin + done; i += W) {
                 vf v[4];
                 GOG_UNROLL
-                for (int j = 0; j < 4; j++) v[j] = load<vf>(x + i + j * done);
+                for (int j = 0; j < 4; j++) v[j] = load<vf>(y + i + j * done);
                 four_stage(v);
                 GOG_UNROLL
-                for (int j = 0; j < 4; j++) store(x + i + j * done, v[j]);
+                for (int j = 0; j < 4; j++) store(y + i + j * done, v[j]);
             }
     if (done < n)
         for (size_t i = 0; i < n / 2; i += W) {
-            const vf a = load<vf>(x + i), b = load<vf>(x + i + n / 2);
-            store(x + i, a + b);
-            store(x + i + n / 2, a - b);
+            const vf a = load<vf>(y + i), b = load<vf>(y + i + n / 2);
+            store(y + i, a + b);
+            store(y + i + n / 2, a - b);
         }
 }
 
@@ -117,10 +129,20 @@ inline Rotation rotation_of(int64_t block) {
     return Rotation((size_t)block);
 }
 
-inline void rotate_columns(float* x, size_t columns, const Rotation& rotation) {
+// y = x rotated; x and y may be the same.
+inline void rotate_columns(const float* x, float* y, size_t columns, const Rotation& rotation) {
+    const size_t block = rotation.block;
+    const float* factors = rotation.factors.data();
     size_t at = 0;
-    for (; at + rotation.block <= columns; at += rotation.block) hadamard(x + at, rotation.block, rotation.factors.data());
-    if (at < columns) hadamard(x + columns - rotation.block, rotation.block, rotation.factors.data());
+    if (block == 4 * W) {  // a block in registers, and the factors of all
+        vf f[4];
+        load_four(factors, f);
+        for (; at + 4 * W <= columns; at += 4 * W) four_vectors(x + at, y + at, f);
+    }
+    for (; at + block <= columns; at += block) hadamard(x + at, y + at, block, factors);
+    if (at == columns) return;
+    if (x != y) std::memcpy(y + at, x + at, (columns - at) * sizeof(float));
+    hadamard(y + columns - block, y + columns - block, block, factors);
 }
 
 }  // namespace gog

@@ -79,14 +79,21 @@ inline void quantize_group(const float* x, size_t n, size_t group, int8_t* out, 
     const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
     *scale = peak / 127.0f;
     vi total{};
-    for (size_t i = 0; i < group; i += W) {
-        vi q{};
-        if (i < n) q = to_int(load_first(x + i, (int)(n - i < (size_t)W ? n - i : W)) * inverse);
+    size_t i = 0;
+    alignas(64) int8_t lane[W];
+    for (; i < whole; i += W) {
+        const vi q = to_int(load<vf>(x + i) * inverse);
         total += q;
-        alignas(64) int8_t lane[W];
         store_i8(lane, q);
-        for (size_t j = 0; j < (size_t)W && i + j < group; j += 4)
-            std::memcpy(out + (i + j) / 4 * stride, lane + j, 4);
+        GOG_UNROLL
+        for (int j = 0; j < W; j += 4, out += stride) std::memcpy(out, lane + j, 4);
+    }
+    for (; i < group; i += W) {
+        vi q{};
+        if (i < n) q = to_int(load_first(x + i, (int)(n - i)) * inverse);
+        total += q;
+        store_i8(lane, q);
+        for (size_t j = 0; j < (size_t)W && i + j < group; j += 4, out += stride) std::memcpy(out, lane + j, 4);
     }
     *sum = hsum(total);
 }
@@ -119,11 +126,11 @@ inline QuantizedRows quantize_rows(const float* x, size_t rows, size_t columns, 
             const float* row = x + (first + r) * columns;
             if (norm.kind != Norm::kNone || rotation.block > 0) {
                 float* y = changed.get<float>(columns);
-                if (norm.kind != Norm::kNone)
+                if (norm.kind != Norm::kNone) {
                     normalize_row(row, y, columns, norm);
-                else
-                    std::memcpy(y, row, columns * sizeof(float));
-                if (rotation.block > 0) rotate_columns(y, columns, rotation);
+                    row = y;
+                }
+                if (rotation.block > 0) rotate_columns(row, y, columns, rotation);
                 row = y;
             }
             for (size_t g = 0; g < q.groups; g++) {
