@@ -1,8 +1,8 @@
 """Parts that packages bring under a name (model families, engines): listed by entry points, loaded when asked for.
 
-Ours stand in pyproject.toml like those of others, and are looked for first: another package's part of the same name does
-not take their place, and whoever wants one of ours does not wait until all packages are looked through. A part that no
-package brings is registered with `Registry.add`.
+Ours stand in pyproject.toml like those of others, and are looked for first: another package's part of the same name
+does not take their place, and whoever wants one of ours does not wait until all packages are looked through. A part
+that no package brings is registered with `Registry.add`.
 """
 
 from __future__ import annotations
