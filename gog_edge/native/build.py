@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gog_edge.disk import leftovers, paths
-from gog_edge.disk.files import ours, remove_sealed, seal, trusted, write_whole
+from gog_edge.disk.files import ours, remove_sealed, seal, seal_of, trusted, write_whole
 from gog_edge.native.toolchain import Toolchain, cpu_identity, find_toolchain
 
 log = logging.getLogger("gog_edge.native")
@@ -184,15 +184,17 @@ def _from_cache(
     directory = _private_directory(cache_directory())
     leftovers.sweep_once(directory)
     if toolchain is None:
-        opened = (_open(name, kept) for kept in sorted(directory.glob(f"{stem}-*.so"), reverse=True))
+        kept = (path for path in sorted(directory.glob(f"{stem}-*.so"), reverse=True) if seal_of(path) is not None)
+        opened = (_open(name, path) for path in kept)
         library = next((found for found in opened if found is not None), None)
         if library is None:
             raise _no_compiler()
         return library, None
     target = directory / f"{stem}-{hashlib.sha256(toolchain.identity.encode()).hexdigest()[:8]}.so"
-    library = _open(name, target)
-    if library is not None:
-        return library, None
+    if seal_of(target) is not None:  # one that has none may be another process's that is about to write it
+        library = _open(name, target)
+        if library is not None:
+            return library, None
     with _locked(directory / f"{target.stem}.lock"):
         library = _open(name, target)
         if library is not None:  # another process was faster

@@ -7,10 +7,12 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gog_edge.disk.files import seal
 from gog_edge.native import build
 from gog_edge.native.toolchain import cpu_identity, find_toolchain
 
@@ -136,6 +138,26 @@ def test_two_processes_compile_once(source: Path) -> None:
     assert sum(built for _, built in outcomes) == 1
     leftovers = [path.name for path in build.cache_directory().iterdir() if path.name.startswith(".")]
     assert leftovers == []
+
+
+@needs_compiler
+def test_a_library_without_its_seal_is_left_to_the_process_that_is_writing_it(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(path: Path) -> None:
+        other.start()
+        other.join(timeout=2)  # it waits for the lock
+        assert other.is_alive() and path.is_file()
+        seal(path)
+
+    found: list[build.NativeStatus] = []
+    other = threading.Thread(target=lambda: found.append(build._load("answer", [source], (), "")))
+    monkeypatch.setattr(build, "seal", slow)
+    first = build.load_status("answer", [source])
+    other.join(timeout=60)
+    assert first.built_s is not None and found[0].built_s is None
+    assert _answer(first) == _answer(found[0]) == 42
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_cpu_identity_and_the_named_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
