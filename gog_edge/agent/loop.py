@@ -169,7 +169,7 @@ class AgentLoop:
         timed = not forced and not math.isinf(self._total)
         while True:  # the speed may be an estimate at first; it improves during the turn
             with self._soft() if timed else Budget(parent=self.budget) as budget:
-                options = TurnOptions(self._most_tokens(result), eos, self.dialect.stop, budget)
+                options = TurnOptions(self._most_tokens(result), eos, answer.stops, budget)
                 began, unread = budget.clock.now(), len(session) - session.computed
                 try:
                     for token in self.writer.turn(options, constraint, result):

@@ -15,12 +15,18 @@ from gog_edge.library import directory
 
 QUESTION = "What is the capital of the country of the second flag from the left?"
 
+KNOWS = (
+    "gog-nano knows drawn scenes of flags, questions in a few wordings, and nothing else: about a photo of your own it "
+    'says "unknown" or something wrong. For your own pictures export a trained policy: gog-edge export CHECKPOINT'
+)
+
 
 @click.command("demo")
 def command() -> None:
     """Export gog-nano, the project's own small policy, index its world, and ask it a question about a picture.
 
-    The policy and its world travel in the package. The bundle goes to the library, index and trace to .demo beside it.
+    The policy knows drawn scenes of flags only: about a photo of your own it says "unknown" or something wrong.
+    It and its world travel in the package. The bundle goes to the library, index and trace to .demo beside it.
     """
     nano = _nano()
     out = directory() / ".demo"
@@ -31,6 +37,7 @@ def command() -> None:
     _run(export.command, "export", [str(nano), "--precision", "int8", "--name", "gog-nano"])
     _run(index.command, "index", ["build", str(world), str(documents), *bundle, "--force"])
     _run(ask.command, "ask", [str(picture), QUESTION, *bundle, "--index", str(world), "--trace", str(trace)])
+    stderr().print(styled("[dim]{}[/]", KNOWS), soft_wrap=True)
 
 
 def _nano() -> Path:

@@ -29,7 +29,8 @@ class AnswerStream:
         constrained: a grammar that ends with the answer holds.
         as_json: the answer is a JSON object, and nothing in it is markup.
 
-    `sign`: what the turn's text must hold for `feed` to be worth calling. `shown`: the pieces so far.
+    `stops`: strings that end the turn; those that may stand in an object do not. `sign`: what the turn's text must hold
+    for `feed` to be worth calling. `shown`: the pieces so far.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class AnswerStream:
         self._may = forced or constrained or not syntaxes or spec.parse.answer in ("first", "wins")
         one = len(self._answering) == 1 and not self._plain
         self.sign = "\0" if not self._may else self._answering[0].opening if one else ""
+        closings = {s.closing for s in self._answering}
+        self.stops = tuple(s for s in spec.stop if not (as_json and (forced or s in closings)))
         self._syntax: Syntax | None = None
         self._inner = -1
         self.shown = ""

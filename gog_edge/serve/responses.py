@@ -17,6 +17,7 @@ from gog_edge.serve.wire import Call, count, flag, public
 from gog_edge.types import Answer, AnswerEvent, Event, TextEvent
 
 PATH = "/v1/responses"
+_ECHOED = ("instructions", "temperature", "top_p", "text", "metadata")
 _TEXTS = ("input_text", "output_text", "text")
 
 
@@ -49,7 +50,7 @@ def parse_responses(body: Any) -> Call:
         max_turns=max_turns,
         schema=schema_of((text or {}).get("format"), "text.format"),
     )
-    echoed = {key: body[key] for key in ("instructions", "temperature", "top_p", "text", "metadata") if body.get(key)}
+    echoed = {key: body[key] for key in _ECHOED if body.get(key) is not None}
     return Call(request, flag(body, "stream"), form="text.format", echoed=echoed)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+
+pytest.importorskip("openai")
+from pydantic import BaseModel
 
 import gog_edge
 from gog_edge.agent.options import RunOptions
@@ -108,6 +112,60 @@ def test_openai_is_told_what_is_wrong(openai_client: Any, address: str, picture:
         stranger.models.list()
 
 
+def test_openai_gets_responses(openai_client: Any, picture: dict[str, Any]) -> None:
+    image = {"type": "input_image", "image_url": picture["image_url"]["url"], "detail": "auto"}
+    asked: dict[str, Any] = {
+        "model": NAME,
+        "input": [{"role": "user", "content": [image, {"type": "input_text", "text": "What is it?"}]}],
+        "temperature": 0,
+    }
+    whole = openai_client.responses.create(**asked)
+    assert whole.model == NAME and whole.usage.output_tokens > 0
+    events = list(openai_client.responses.create(**asked, stream=True))
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    assert events[-1].response.usage.output_tokens == whole.usage.output_tokens
+
+
+@pytest.fixture(scope="module")
+def roomy(tiny_bundle: Path) -> Iterator[str]:
+    """With tokens enough for an object, and grammar for nothing else."""
+    pytest.importorskip("llguidance")
+    options = RunOptions(turn_tokens=60, total_tokens=130, max_turns=1, grammar="off")
+    with gog_edge.load(tiny_bundle, options=options) as agent, serving(agent, key=KEY) as port:  # type: ignore[arg-type]
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+class Seen(BaseModel):
+    """Nothing in it can be written without end, by a policy whose weights are random."""
+
+    kind: Literal["boat", "bird", "</answer>"]
+    sure: bool
+    boxes: tuple[Literal[1, 2], Literal[3, 4]]
+
+
+def test_openai_gets_an_object(roomy: str, picture: dict[str, Any]) -> None:
+    """Whatever a random policy would write: by a schema, with a stream, and of any form."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=roomy, api_key=KEY, max_retries=0, timeout=120) as client:
+        asked: dict[str, Any] = {"model": NAME, "messages": messages(picture)}
+        parsed = client.chat.completions.parse(**asked, response_format=Seen).choices[0]
+        assert isinstance(parsed.message.parsed, Seen) and parsed.finish_reason == "stop"
+        with client.chat.completions.stream(**asked, response_format=Seen) as stream:
+            pieces = [event.delta for event in stream if event.type == "content.delta"]
+            assert stream.get_final_completion().choices[0].message.parsed == parsed.message.parsed
+        assert len(pieces) > 2
+        any_object = client.chat.completions.create(**asked, response_format={"type": "json_object"}).choices[0]
+        assert (any_object.message.content or "").startswith("{")
+        if any_object.finish_reason == "stop":
+            assert isinstance(json.loads(any_object.message.content), dict)
+        part = {"type": "input_image", "image_url": picture["image_url"]["url"], "detail": "auto"}
+        said: Any = [{"role": "user", "content": [part, {"type": "input_text", "text": "What is it?"}]}]
+        assert isinstance(client.responses.parse(model=NAME, input=said, text_format=Seen).output_parsed, Seen)
+        with pytest.raises(openai.BadRequestError, match="Unimplemented"):
+            bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "not": {}}}}
+            client.chat.completions.create(**asked, response_format=bad)
+
+
 # -- langchain-openai ----------------------------------------------------------------------------------------
 
 
@@ -120,6 +178,19 @@ def test_langchain_asks_and_streams(address: str, picture: dict[str, Any]) -> No
     assert reply.response_metadata["model_name"] == NAME
     parts = list(model.stream(messages(picture)))
     assert "".join(part.content for part in parts) == reply.content
+    newer = langchain.ChatOpenAI(
+        model=NAME, base_url=address, api_key=KEY, temperature=0, max_retries=0, timeout=120, use_responses_api=True
+    )
+    assert newer.invoke(messages(picture)).text == reply.content
+    assert "".join(str(part.text) for part in newer.stream(messages(picture))) == reply.content
+
+
+def test_langchain_gets_an_object(roomy: str, picture: dict[str, Any]) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.ChatOpenAI(model=NAME, base_url=roomy, api_key=KEY, temperature=0, max_retries=0, timeout=120)
+    assert isinstance(model.with_structured_output(Seen, method="json_schema").invoke(messages(picture)), Seen)
+    with pytest.raises(Exception, match="calls tools that it was trained on"):
+        model.bind_tools([Seen]).invoke(messages(picture))
 
 
 # -- litellm -------------------------------------------------------------------------------------------------
@@ -133,6 +204,10 @@ def test_litellm_asks_and_streams(address: str, picture: dict[str, Any]) -> None
     chunks = list(litellm.completion(**asked, messages=messages(picture), stream=True))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == (reply.choices[0].message.content or "")
+    part = {"type": "input_image", "image_url": picture["image_url"]["url"], "detail": "auto"}
+    said: Any = [{"role": "user", "content": [part, {"type": "input_text", "text": "What is it?"}]}]
+    response = litellm.responses(**{k: v for k, v in asked.items() if k != "num_retries"}, input=said)
+    assert response.output[0].content[0].type == "output_text"
 
 
 # -- live-vlm-webui: what it asks with -----------------------------------------------------------------------

@@ -3,6 +3,7 @@ what is wrong with its options is one line."""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from gog_edge.cli.main import run
+from tests.serve.over_http import post, talk
 
 
 def test_a_taken_port_is_met_before_the_policy_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,3 +113,39 @@ def test_the_limit_of_descriptors_stops_neither_health_checks_nor_the_log(tiny_b
         assert process.wait(60) == 0
     assert "Traceback" not in err
     assert err.count("\n") <= 3
+
+
+def question(photo: Path, stream: bool) -> bytes:
+    image = base64.b64encode(photo.read_bytes()).decode()
+    return post("/v1/ask", {"image": image, "question": "What is it?", "stream": stream})
+
+
+def test_a_stream_that_runs_is_finished_before_the_server_ends(tiny_bundle: Path, photo: Path) -> None:
+    with served(tiny_bundle, "--access-log", "--shutdown", "60s") as (process, port):
+        connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+        connection.sendall(question(photo, stream=True))
+        begun = connection.recv(20)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(OSError):
+            for _ in range(1000):  # it takes no new connections, once it has heard of it
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                time.sleep(0.02)
+        reply = begun + b"".join(iter(lambda: connection.recv(65536), b""))
+        assert process.stderr is not None
+        lines = [json.loads(line) for line in process.stderr if line.startswith("{")]
+        assert process.wait(60) == 0
+    assert b"data: [DONE]\n\n" in reply
+    assert b'"type": "answer"' in reply and b"cancelled" not in reply
+    (line,) = (line for line in lines if line["path"] == "/v1/ask")
+    assert (line["status"], line["method"]) == (200, "POST") and line["outcome"] in ("answered", "forced", "exhausted")
+    assert line["sent"] > 100 and line["seconds"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has no /proc")
+def test_the_threads_of_a_computation_are_as_many_as_it_was_told(tiny_bundle: Path, photo: Path) -> None:
+    def threads(wanted: int) -> int:
+        with served(tiny_bundle, "--threads", str(wanted)) as (process, port):
+            assert talk(port, question(photo, stream=False)).status == 200
+            return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
+
+    assert threads(6) >= threads(1) + 5
