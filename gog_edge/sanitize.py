@@ -10,7 +10,6 @@ readable. Special tokens are a second wall: `Text` is encoded with them disabled
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 
@@ -41,6 +40,8 @@ def printable(text: str) -> str:
 
 def escape_html(text: str) -> str:
     """`printable` as text of an HTML page, or as an attribute in quotes."""
+    import html  # with its table of entities: for pages, not for every question
+
     return html.escape(printable(text), quote=True)
 
 

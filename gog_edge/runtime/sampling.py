@@ -25,7 +25,9 @@ class Sampler:
 
     def __init__(self, options: Sampling, history: Iterable[int] = ()) -> None:
         self.options = options
-        self._random = np.random.default_rng(options.seed)
+        self._random: np.random.Generator | None = (
+            None  # made for the first token that is drawn: loading it takes 15 ms
+        )
         self._penalty = 1.0 if options.repetition_penalty is None else options.repetition_penalty
         self._seen: set[int] = set()
         self._ids = np.empty(0, np.int64)  # the same as an array
@@ -81,5 +83,7 @@ class Sampler:
             total = total[: int(np.searchsorted(total, o.top_p * total[-1])) + 1]
         if o.min_p:
             total = total[: int(np.searchsorted(-chances, -o.min_p, side="right"))]
+        if self._random is None:
+            self._random = np.random.default_rng(o.seed)
         point = self._random.random() * total[-1]
         return int(ids[min(int(np.searchsorted(total, point, side="right")), len(total) - 1)])
