@@ -42,7 +42,7 @@ class RunOptions(ModelOptions):
     Args:
         sampling: how tokens are chosen; what it leaves out is the dialect's, then that of the checkpoint's
             generation_config.json, then greedy.
-        speculation: prompt lookup.
+        speculation: guesses from what was said before.
         prefetch: early search, encoding and reading.
         exact: guess tokens and read ahead only where that can't change a bit of what is computed
             (`Model.rows_independent`: native operators). False: with every engine; where two tokens are almost equally

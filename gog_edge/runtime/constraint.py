@@ -181,6 +181,16 @@ class TokenConstraint:
             self._check("forced tokens")
         return tokens
 
+    def fits(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, from the first on, may follow here; nothing is accepted."""
+        if self._ended or self._matcher.is_stopped():
+            return 0
+        known = 0
+        while known < len(tokens) and 0 <= tokens[known] < self._vocab_size and self._known[tokens[known]]:
+            known += 1
+        some = list(tokens[:known])
+        return int(self._matcher.validate_tokens(some)) if some else 0
+
     @property
     def finished(self) -> bool:
         """Nothing but the end can follow."""

@@ -6,7 +6,7 @@ What interrupts a turn (deadline, cancellation) leaves the session consistent: e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from gog_edge.deadline import UNLIMITED, Budget
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
-from gog_edge.runtime.speculation import PromptLookup, Speculation, SpeculationControl, SpeculationStats
+from gog_edge.runtime.speculation import Speculation, SpeculationControl, SpeculationStats, SuffixIndex
 from gog_edge.runtime.telemetry import TokenRecord
 from gog_edge.runtime.tokenizer import Detokenizer
 
 F32 = NDArray[np.float32]
+
+_MOST_FORCED = 16  # tokens that wait to be computed, for a guess to be run behind them
 
 
 class Constraint(Protocol):
@@ -38,6 +40,10 @@ class Constraint(Protocol):
 
     def forced(self) -> list[int]:
         """Tokens that must follow now, accepted already; empty where there is a choice."""
+        ...
+
+    def fits(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens`, from the first on, may follow now; nothing is accepted."""
         ...
 
     @property
@@ -87,8 +93,11 @@ class TurnWriter:
         options = speculation or Speculation()
         model = session.model  # a wrong guess can be taken back from a recurrent state by native operators only
         guess = options.max_draft and (not model.state_arrays or model.rows_independent)
-        self._lookup = PromptLookup(options, never) if guess else None
-        self._control = SpeculationControl(options)
+        self._suffixes = SuffixIndex(options.ngram_min, options.ngram_max, never) if guess else None
+        self._never = never
+        self._guess: list[int] = []  # the newest, whether it was run or not, and the length of the match behind it
+        self._match = 0
+        self._control = SpeculationControl(options, model.guesses)
 
     @property
     def speculation(self) -> SpeculationStats:
@@ -112,53 +121,88 @@ class TurnWriter:
         """
         session, sampler, budget = self._session, self._sampler, options.budget
         result = result if result is not None else TurnResult()
-        text = _TurnText(session, result, options)
+        text, before, written = _TurnText(session, result, options), len(session), len(result.ids)
         sampler.restart(session.tokens.tolist() if not sampler.plain else ())
-        if constraint is not None and (forced := self._force(constraint, text)):
-            yield forced
-        while result.end is None:
-            budget.check()
-            pending = session.sequence.length - session.computed
-            draft, match = self._draft(options.max_tokens - len(result.ids)) if pending == 1 else ([], 0)
-            start = budget.clock.now()
-            logits = session.run(draft, budget)
-            seconds = budget.clock.now() - start
-            accepted = 0
-            for row in range(len(draft) + 1):  # a token a row, for as long as the guess agrees
-                token = self._choose(logits[row], constraint)
-                if token in options.eos:
-                    result.end = TurnEnd.EOS
-                    break
-                guessed = row < len(draft) and token == draft[row]
-                if not guessed and session.room <= 0:
-                    result.end = TurnEnd.CONTEXT
-                    break
-                if constraint is not None:
-                    constraint.accept(token)
-                if not sampler.plain:
-                    sampler.saw((token,))
-                if guessed:
-                    session.accept(1)
-                    accepted += 1
-                else:
-                    session.extend((token,))
-                yield text.write((token,), guessed=guessed)
-                if result.end is not None or not guessed or (constraint is not None and constraint.finished):
-                    break
-            if pending <= 1:
-                self._control.ran(len(draft), accepted, match, seconds)
-            if constraint is not None and (forced := self._force(constraint, text)):
+        self._control.begin()
+        try:
+            if constraint is not None and (forced := self._force(constraint, text)[0]):
                 yield forced
-        if tail := text.flush():
-            yield tail
+            while result.end is None:
+                budget.check()
+                begun, pending = len(result.ids), session.sequence.length - session.computed
+                base = pending if pending <= 1 else self._forced_rows(pending)
+                draft = self._draft(options.max_tokens - begun, base, constraint) if base else []
+                start = budget.clock.now()
+                logits = session.run(draft, budget)
+                seconds = budget.clock.now() - start
+                row = 0
+                while True:  # a token a row, for as long as the guess agrees
+                    token = self._choose(logits[row], constraint)
+                    if token in options.eos:
+                        result.end = TurnEnd.EOS
+                        break
+                    guessed = row < len(draft) and token == draft[row]
+                    if not guessed and session.room <= 0:
+                        result.end = TurnEnd.CONTEXT
+                        break
+                    if constraint is not None:
+                        constraint.accept(token)
+                    if not sampler.plain:
+                        sampler.saw((token,))
+                    if guessed:
+                        session.accept(1)
+                        row += 1
+                    else:
+                        session.extend((token,))
+                    yield text.write((token,), guessed=guessed)
+                    if result.end is not None or not guessed:
+                        break
+                    if constraint is not None:  # what it forces now may not be what the policy would have chosen
+                        forced, right = self._force(constraint, text, draft[row:])
+                        row += right
+                        if forced:
+                            yield forced
+                        if result.end is not None or session.computed != len(session):
+                            break
+                if base:
+                    self._control.ran(len(draft), row, seconds, base)
+                    if self._guess:
+                        session.model.guesses.chances.learn(self._match, self._guess, result.ids[begun:])
+                if constraint is not None and (forced := self._force(constraint, text)[0]):
+                    yield forced
+            if tail := text.flush():
+                yield tail
+        finally:
+            remember = self._control.options.remember
+            if self._suffixes is not None and remember:
+                said = [i for i in session.tokens[max(before - 4, 0) : before].tolist() if i not in self._never]
+                session.model.guesses.written.add(said, result.ids[written:], remember)
 
-    def _draft(self, left: int) -> tuple[list[int], int]:
-        """A guess for what follows the newest token, and the length of the match behind it."""
-        most = min(self._control.options.max_draft, left - 1, self._session.room - 1)
-        if self._lookup is None or most <= 0:
-            return [], 0
-        guess = self._lookup.draft(self._session.sequence.ids, most)
-        return guess[: self._control.length(len(guess), self._lookup.match)], self._lookup.match
+    def _forced_rows(self, pending: int) -> int:
+        """`pending` tokens that wait to be computed if guesses may be run behind them, else 0: they are too many, or
+        not the policy's own."""
+        session = self._session
+        return pending if pending <= _MOST_FORCED and bool(session.sequence.written[session.computed :].all()) else 0
+
+    def _draft(self, left: int, base: int, constraint: Constraint | None) -> list[int]:
+        """What to try behind `base` tokens: the part that pays of a guess, which is kept to learn from."""
+        self._guess = []
+        options = self._control.options
+        session = self._session
+        ids, earlier = session.sequence.ids, session.model.guesses.written
+        most = min(options.max_draft, left - 1, session.model.max_context - len(ids) - 1)
+        if self._suffixes is None or most <= 0:
+            return []
+        guess, match = self._suffixes.draft(ids, most), self._suffixes.match
+        if options.remember and match < options.ngram_max:
+            with earlier.lock:
+                other, longer = earlier.index.draft(earlier.tokens, most, ids), earlier.index.match
+            if longer > match and longer >= options.ngram_min:
+                guess, match = other, longer
+        if constraint is not None and guess:
+            guess = guess[: constraint.fits(guess)]
+        self._guess, self._match = guess, match
+        return guess[: self._control.length(len(guess), match, base)] if guess else guess
 
     def _choose(self, logits: F32, constraint: Constraint | None) -> int:
         if constraint is not None:
@@ -171,23 +215,32 @@ class TurnWriter:
                 return best
         return self._sampler.choose(logits)  # which also says what is wrong with them
 
-    def _force(self, constraint: Constraint, text: _TurnText) -> TokenRecord | None:
-        """Append what the grammar leaves no choice about, in one piece."""
-        result, written = text.result, None
+    def _force(
+        self, constraint: Constraint, text: _TurnText, draft: Sequence[int] = ()
+    ) -> tuple[TokenRecord | None, int]:
+        """Append what the grammar leaves no choice about, in one piece; and how many tokens of `draft`, which the last
+        run tried next, it confirms."""
+        result, session = text.result, self._session
         if result.end is not None:
-            return None
+            return None, 0
         ids = constraint.forced()
-        room = min(self._session.room - 1, text.options.max_tokens - len(result.ids))
+        room = min(session.room - 1, text.options.max_tokens - len(result.ids))
         if len(ids) > room:
-            result.end = TurnEnd.CONTEXT if room == self._session.room - 1 else TurnEnd.TOKENS
-            return None
+            result.end = TurnEnd.CONTEXT if room == session.room - 1 else TurnEnd.TOKENS
+            return None, 0
+        written, right = None, 0
         if ids:
-            self._session.extend(ids, forced=True)
+            while right < min(len(ids), len(draft)) and ids[right] == draft[right]:
+                right += 1
+            if right:
+                session.accept(right, forced=True)
+            if right < len(ids):
+                session.extend(ids[right:], forced=True)
             self._sampler.saw(ids)
             written = text.write(tuple(ids), forced=True)
         if constraint.finished and result.end is None:
             result.end = TurnEnd.GRAMMAR
-        return written
+        return written, right
 
 
 class _TurnText:

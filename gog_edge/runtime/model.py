@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gog_edge.bundle import Bundle
@@ -14,6 +14,7 @@ from gog_edge.manifest import Manifest
 from gog_edge.runtime.decoder import Decoder, TokenEmbedding, check_rotary
 from gog_edge.runtime.feature_cache import DiskFeatures, FeatureCache
 from gog_edge.runtime.prefix_cache import PrefixCache
+from gog_edge.runtime.speculation import GuessMemory
 from gog_edge.runtime.tokenizer import Tokenizer
 from gog_edge.runtime.vision import VisionEncoder
 
@@ -64,6 +65,7 @@ class Model:
     prefixes: PrefixCache | None
     max_context: int
     chunk: int
+    guesses: GuessMemory = field(default_factory=GuessMemory)
 
     @property
     def manifest(self) -> Manifest:

@@ -269,8 +269,8 @@ class Session:
             self._rows, self._rows_at, self._draft = logits, length - 1, tuple(draft)
             return logits
 
-    def accept(self, count: int) -> None:
-        """Append the first `count` tokens left of the last run's draft; their KV is there already.
+    def accept(self, count: int, *, forced: bool = False) -> None:
+        """Append the first `count` tokens left of the last run's draft, whose KV is there; `forced`: by the grammar.
 
         Raises:
             SessionError: the last run had no such draft, or something was appended since.
@@ -281,7 +281,7 @@ class Session:
             rows, draft = self._rows, self._draft
             self.sequence.append_ids(draft[:count], written=True)
             self._computed = len(self)
-            self._counts["generated_tokens"] += count
+            self._counts["forced_tokens" if forced else "generated_tokens"] += count
             if rows is not None:
                 self._rows, self._rows_at = rows[count:], len(self) - 1
             self._draft = draft[count:]
