@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.engines.ort.device_rows import DeviceRows, DeviceShape
 from gog_edge.engines.ort.graph import DTYPES, OrtGraph
 from gog_edge.engines.ort.state import new_state
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 
-PAST, PRESENT = "past_key_values.", "present."
+PAST, PRESENT, NEW = "past_key_values.", "present.", "new."
+NEW_BIAS = (
+    "new_bias"  # an input of graphs that read the cache only, and whose outputs NEW + … are the rows that they add
+)
 _GRAIN = 64  # capacities are multiples of this many tokens
 _FEW = 16  # tokens of a run that is likely to be followed by one like it
 _ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
@@ -49,11 +53,12 @@ def free_room(graph: OrtGraph) -> int:
 
 @dataclass(frozen=True)
 class BoundRun:
-    """A run that is bound: it reads `inputs`, where they are kept, and writes `logits` [1, last_k, V]."""
+    """A run that is bound: it reads `inputs`, where they are kept, and writes `logits` [1, last_k, V] and `rows`."""
 
     binding: Any
     inputs: dict[str, NDArray[Any]]
     logits: NDArray[np.float32]
+    rows: tuple[NDArray[Any], ...] = ()  # [1, kv_heads, s, …] of a graph that does not write the cache
 
 
 class OrtKvCache:
@@ -118,22 +123,25 @@ class OrtKvCache:
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
-        return [array[0, :, start:stop] for array in self._host_arrays()]
+        if self._host:
+            return [array[0, :, start:stop] for array in self._arrays]
+        return [self._rows.download(value, place, start, stop) for value, place in self._on_device()]
 
     def write(self, start: int, arrays: Sequence[NDArray[Any]]) -> None:
         """See `KvCache.write`."""
         if len(arrays) != len(self._values):
             raise EngineError(f"a KV cache of {len(self._values)} arrays can't take {len(arrays)}")
-        targets = self._host_arrays()
         rows = arrays[0].shape[1] if arrays and arrays[0].ndim > 1 else 0
-        for target, array in zip(targets, arrays):
-            if array.shape != (target.shape[1], rows, *target.shape[3:]) or start + rows > target.shape[2]:
-                raise EngineError(f"rows of {list(array.shape)} do not fit a KV cache of {list(target.shape)}")
-        for target, array in zip(targets, arrays):
-            target[0, :, start : start + array.shape[1]] = array
-        if not self._host:
-            for value, target in zip(self._values, targets):
-                value.update_inplace(target)
+        for spec, array in zip(self._specs, arrays):
+            shape = self._shape(spec, self.capacity)
+            if array.shape != (shape[1], rows, *shape[3:]) or start + rows > self.capacity:
+                raise EngineError(f"rows of {list(array.shape)} do not fit a KV cache of {list(shape)}")
+        if self._host:
+            for target, array in zip(self._arrays, arrays):
+                target[0, :, start : start + rows] = array
+            return
+        for (value, place), array in zip(self._on_device(), arrays):
+            self._rows.upload(value, place, start, array)
 
     def bind(self, count: int, feeds: Mapping[str, NDArray[Any]], shape: tuple[int, int, int]) -> BoundRun:
         """Bind the inputs of a run of `count` tokens and logits of `shape`."""
@@ -142,19 +150,40 @@ class OrtKvCache:
         if self._host and count <= _FEW:
             if self._logits is None:
                 self._logits = np.empty((1, _FEW, shape[2]), np.float32)
-            run = BoundRun(self._new_binding(), {n: np.array(a) for n, a in feeds.items()}, self._logits[:, : shape[1]])
+            inputs = {n: np.array(a) for n, a in feeds.items()}
+            run = BoundRun(self._new_binding(), inputs, self._logits[:, : shape[1]], self._new_rows(count))
             for name, array in run.inputs.items():  # read where they lie whenever the graph runs
                 run.binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             self.ready[count, shape[1], self.recurrent.side] = run
         else:
-            run = BoundRun(self._new_binding(), {}, np.empty(shape, np.float32))
+            run = BoundRun(self._new_binding(), {}, np.empty(shape, np.float32), self._new_rows(count))
             for name, array in feeds.items():
                 run.binding.bind_cpu_input(name, array)
         run.binding.bind_output("logits", "cpu", 0, np.float32, list(shape), run.logits.ctypes.data)
+        for name, rows in zip(self._names, run.rows):
+            output = NEW + name.removeprefix(PAST)
+            run.binding.bind_output(output, "cpu", 0, rows.dtype.type, list(rows.shape), rows.ctypes.data)
         return run
 
-    def _host_arrays(self) -> list[NDArray[Any]]:
-        return self._arrays if self._host else [np.array(value.numpy()) for value in self._values]
+    def append(self, run: BoundRun, past: int) -> None:
+        """What the run added, behind the first `past` rows."""
+        self.write(past, [rows[0] for rows in run.rows])
+
+    def _new_rows(self, count: int) -> tuple[NDArray[Any], ...]:
+        """Room for what a run of `count` tokens adds; none where it writes the cache itself."""
+        if NEW_BIAS not in self._graph.inputs:
+            return ()
+        return tuple(np.empty(self._shape(spec, count), DTYPES[spec.dtype]) for spec in self._specs)
+
+    @property
+    def _rows(self) -> DeviceRows:
+        return DeviceRows(self._graph.device_id)
+
+    def _on_device(self) -> list[tuple[Any, DeviceShape]]:
+        return [
+            (value, DeviceShape(self._shape(spec, self.capacity), DTYPES[spec.dtype]))
+            for value, spec in zip(self._values, self._specs)
+        ]
 
     def _grow_on_host(self, capacity: int, keep: int) -> None:
         """One buffer after the other, each freed when it is copied: the peak is one buffer above what stays."""
@@ -169,16 +198,20 @@ class OrtKvCache:
         self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in fresh]
 
     def _grow_on_device(self, capacity: int, keep: int) -> None:
+        """One buffer after the other, within the device."""
         import onnxruntime
 
-        kept = self.read(0, keep) if keep else []
         make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
-        self._values, self.ready = [], {}  # the old buffers go first
+        old = self._on_device()
+        self._values, self.ready = [], {}  # the bindings hold the old buffers
         for i, spec in enumerate(self._specs):
-            array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
-            if kept:
-                array[0, :, :keep] = kept[i]
-            self._values.append(make.ortvalue_from_numpy(array, memory, device_id))
+            shape = DeviceShape(self._shape(spec, capacity), DTYPES[spec.dtype])
+            fresh = make.ortvalue_from_shape_and_type(list(shape.shape), shape.dtype, memory, device_id)
+            self._rows.clear(fresh, shape)
+            if keep:
+                self._rows.copy(fresh, shape, *old[i], keep)
+                old[i] = (None, shape)  # freed before the next one is made
+            self._values.append(fresh)
 
     @staticmethod
     def _shape(spec: TensorSpec, capacity: int) -> tuple[int, ...]:
