@@ -211,12 +211,14 @@ def test_asking_loads_no_event_loop() -> None:
 
 def test_a_greedy_token_loads_no_generator(tiny_bundle: Path) -> None:
     """numpy.random takes 15 ms to load, a fifth of the time to a first token."""
-    code = f"from pathlib import Path\nfrom gog_edge.bench.local_subject import LocalSubject\nbundle = Path({str(tiny_bundle)!r})"
-    code += "\nLocalSubject(bundle).load()\n"
-    code += (
-        "from gog_edge.native import dispatch\ndispatch.available()"  # its self-test, which this bundle does not need
-    )
-    loaded = modules_after(code)
+    code = [
+        "from pathlib import Path",
+        "from gog_edge.bench.local_subject import LocalSubject",
+        f"LocalSubject(Path({str(tiny_bundle)!r})).load()",
+        "from gog_edge.native import dispatch",
+        "dispatch.available()",  # the operators' self-test, which this bundle does not need
+    ]
+    loaded = modules_after("\n".join(code))
     assert "onnxruntime" in loaded
     assert "numpy.random" not in loaded
 
