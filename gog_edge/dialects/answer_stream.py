@@ -131,6 +131,11 @@ def answer_of(turn: Turn) -> str:
     return next((a.text for a in reversed(turn.actions) if a.kind is ActionKind.ANSWER), "")
 
 
+def answers(turn: Turn) -> bool:
+    """Whether a turn gives an answer, be it an empty one."""
+    return any(a.kind is ActionKind.ANSWER for a in turn.actions)
+
+
 def _json(text: str, inner: int) -> str:
     """The object that begins behind text[:inner], as far as it is written."""
     begin = text.find("{", inner)
