@@ -23,8 +23,8 @@ from gog_edge.agent.shortening import shorter_and_shorter
 from gog_edge.agent.tools import ToolExecutor
 from gog_edge.deadline import SYSTEM, Budget, DeadlineReached, Pace
 from gog_edge.dialects import Dialect
-from gog_edge.dialects.answer_stream import AnswerStream, answer_of
-from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError
+from gog_edge.dialects.answer_stream import AnswerStream, answer_of, answers
+from gog_edge.errors import CancelledError, ContextOverflowError, EngineError, GrammarError, UsageError
 from gog_edge.runtime.generate import Constraint, TurnOptions, TurnResult, TurnWriter
 from gog_edge.runtime.sequence import Mark
 from gog_edge.runtime.session import Session
@@ -91,7 +91,7 @@ class AgentLoop:
 
         Raises:
             CancelledError, DeadlineReached: the budget ended; `answer` tells what there is.
-            EngineError: the engine failed. GrammarError: the grammar and the tokens disagree.
+            EngineError: the engine failed. GrammarError, UsageError: the grammar, or the schema, can't be followed.
         """
         if missing := self.tools.missing():
             self.session.trace.note(missing)
@@ -104,10 +104,10 @@ class AgentLoop:
             result = TurnResult()
             in_time = yield from self._write(number, result)
             turn = self._parse(result.text)
-            if in_time or _says(turn):
+            if in_time or answers(turn):
                 for action in turn.actions:
                     yield ActionEvent(number, action)
-            if _says(turn):
+            if answers(turn):
                 self._close_step(number, turn, ())
                 yield from self._rest(number, turn)
                 return self.answer(answer_of(turn), StopReason.ANSWERED if in_time else StopReason.DEADLINE)
@@ -190,7 +190,9 @@ class AgentLoop:
                     if not timed:
                         return False
                 except GrammarError as e:  # one that can't be followed is dropped, unless it is required
-                    if self.options.grammar == "on" or as_json:
+                    if as_json:
+                        raise UsageError(f"the answer can't follow the JSON schema: {e}") from e
+                    if self.options.grammar == "on":
                         raise
                     session.trace.note(f"the grammar is left: {e}")
                     constraint = None
@@ -198,7 +200,7 @@ class AgentLoop:
                     self.pace.wrote(self.writer.seconds_per_token)
             if timed and self._late():
                 session.trace.note("only the time for an answer is left")
-                if not _says(self._parse(result.text)):
+                if not answers(self._parse(result.text)):
                     return False
                 timed = False
 
@@ -334,9 +336,9 @@ class AgentLoop:
     # -- results ---------------------------------------------------------------------------------------------
 
     def _parse(self, text: str, *, forced: bool = False) -> Turn:
+        images, own = self.session.images, self.tools.user_images
         with self.session.trace.span("parse"):
-            turn = self.dialect.parse(text, self.session.images, forced=forced, user_images=self.tools.user_images)
-            return self._answer.settle(turn, text)
+            return self._answer.settle(self.dialect.parse(text, images, forced=forced, user_images=own), text)
 
     def _rest(self, number: int, turn: Turn) -> Iterator[TextEvent]:
         """What of the answer was not sure while it was written."""
@@ -394,7 +396,3 @@ def last_answer(events: Iterator[Event]) -> Answer:
     if answer is None:
         raise EngineError("the question ended without an answer event")
     return answer
-
-
-def _says(turn: Turn) -> bool:
-    return any(a.kind is ActionKind.ANSWER for a in turn.actions)

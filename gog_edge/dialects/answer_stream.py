@@ -17,6 +17,7 @@ from gog_edge.dialects.spec import DialectSpec
 from gog_edge.dialects.syntax import Syntax
 from gog_edge.types import Action, ActionKind, Turn
 
+_NEVER = "\0"  # in no text
 _SURE = 40  # characters of a forced turn: it may begin with the rest of a call
 _MOST = 3200  # characters between two marks: longer answers are cut at a word behind them (`turns`)
 
@@ -53,7 +54,7 @@ class AnswerStream:
         self._plain = forced or not syntaxes or as_json
         self._may = forced or constrained or not syntaxes or spec.parse.answer in ("first", "wins")
         one = len(self._answering) == 1 and not self._plain
-        self.sign = "\0" if not self._may else self._answering[0].opening if one else ""
+        self.sign = _NEVER if not self._may else self._answering[0].opening if one else ""
         closings = {s.closing for s in self._answering}
         self.stops = tuple(s for s in spec.stop if not (as_json and (forced or s in closings)))
         self._syntax: Syntax | None = None
@@ -120,15 +121,20 @@ class AnswerStream:
             if found is None:
                 return ""
             written, closed = found
-        sure = self._answers.sure(written, closed)
-        if self._syntax is not None:
-            sure = sure[:_MOST].rstrip()
+        sure = self._answers.sure(written, closed, self.shown)
+        if self._syntax is not None and len(sure) >= _MOST:
+            sure, self.sign = sure[:_MOST].rstrip(), _NEVER
         return sure if closed or not self._forced or len(sure) >= _SURE else ""
 
 
 def answer_of(turn: Turn) -> str:
     """The answer that a turn gives; empty when it gives none."""
     return next((a.text for a in reversed(turn.actions) if a.kind is ActionKind.ANSWER), "")
+
+
+def answers(turn: Turn) -> bool:
+    """Whether a turn gives an answer, be it an empty one."""
+    return any(a.kind is ActionKind.ANSWER for a in turn.actions)
 
 
 def _json(text: str, inner: int) -> str:

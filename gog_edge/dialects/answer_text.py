@@ -57,9 +57,14 @@ class AnswerText:
         text = self._without_call(text)
         return "" if _BRACKETS.fullmatch(text) else text
 
-    def sure(self, text: str, closed: bool) -> str:
+    def sure(self, text: str, closed: bool, shown: str = "") -> str:
         """The beginning of an answer that is still being written, as far as what follows can't make it markup or a
-        call. `closed`: nothing follows."""
+        call. `closed`: nothing follows. `shown`: the beginning that was sure before; only what follows it is looked at.
+        """
+        text = text.lstrip()
+        if not text.startswith(shown):
+            return shown
+        text = text[len(shown) :]
         if mark := self._marks.search(text):
             text, closed = text[: mark.start()], True
         if (at := text.rfind("<")) >= 0 and self._could_begin(text[at:]):
@@ -71,9 +76,9 @@ class AnswerText:
                 text = text[: brace.start()]
                 break
         if "}" in text:
-            text = _balanced(text)
-        text = text.strip() if closed else _LOOSE_END.sub("", text).lstrip()
-        return "" if _BRACKETS.fullmatch(text) else text
+            text = _balanced(text, shown.count("{") - shown.count("}"))
+        text = text.rstrip() if closed else _LOOSE_END.sub("", text)
+        return "" if not shown and _BRACKETS.fullmatch(text) else shown + text
 
     def _could_begin(self, tail: str) -> bool:
         """Whether a mark begins with `tail`."""
@@ -146,9 +151,9 @@ def _tags(marks: Iterable[str]) -> frozenset[str]:
     return frozenset(name.lower() for mark in marks if mark.startswith("<") for name in _TAG_NAME.findall(mark)[:1])
 
 
-def _balanced(text: str) -> str:
-    """`text` up to a closing brace that nothing opened, without the quotes in front of it."""
-    depth = 0
+def _balanced(text: str, depth: int) -> str:
+    """`text` up to a closing brace that nothing opened, without the quotes in front of it. `depth`: braces that are
+    open before it."""
     for at, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth < 0:

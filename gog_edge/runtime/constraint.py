@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import GrammarError
+from gog_edge.sanitize import cut
 
 _MANY = 1024  # unused ids
 # A tag may be one token or ordinary letters; lines of a grammar that differ say for which tag they are.
@@ -80,7 +81,7 @@ class TokenGrammar:
         """
         matcher = self._llguidance.LLMatcher(self._tokenizer, for_tokenizer(lark, self.added_tokens), log_level=0)
         if matcher.is_error():
-            raise GrammarError(f"the grammar can't be compiled: {matcher.get_error().strip()}")
+            raise GrammarError(f"the grammar can't be compiled: {_brief(matcher.get_error())}")
         return TokenConstraint(matcher, self._known, self.end_tokens)
 
 
@@ -95,6 +96,11 @@ def for_tokenizer(lark: str, added_tokens: set[str]) -> str:
         elif not text or text.group(2) not in added_tokens:
             out.append(text.group(1) if text else line)
     return "\n".join(out) + "\n"
+
+
+def _brief(error: str) -> str:
+    """llguidance's errors end with its state and the whole grammar, which may be large."""
+    return cut(" ".join(error.partition("<state>")[0].split()), 300)
 
 
 def _dense(source: str, ids: set[int]) -> str:
@@ -208,4 +214,4 @@ class TokenConstraint:
 
     def _check(self, what: str) -> None:
         if self._matcher.is_error():
-            raise GrammarError(f"grammar, {what}: {self._matcher.get_error().strip()}")
+            raise GrammarError(f"grammar, {what}: {_brief(self._matcher.get_error())}")

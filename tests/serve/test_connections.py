@@ -60,6 +60,22 @@ def test_a_refused_body_is_not_awaited_for_ever() -> None:
         assert talk(port, head("POST", "/nowhere", Content_Length="100")).status == 404
 
 
+def test_bytes_that_are_no_http_get_one_reply_and_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    policy = Policy()
+    with serving(policy) as port:
+        for bad in (head("DELETE", "/v1/ask", Transfer_Encoding="chunked") + b"\x93\x98\r\n\r\n", b"\x00\x01\r\n\r\n"):
+            assert talk(port, bad).status == 400
+        with connect(port) as connection:  # behind a request whose stream has begun
+            stream = post("/v1/ask", {**BODY, "stream": True}).replace(b"Connection: close\r\n", b"")
+            connection.sendall(stream)
+            assert connection.recv(1)
+            connection.sendall(b"\x93\x98 nonsense\r\n\r\n")
+            policy.let_go.set()
+            read(connection)
+        assert get(port).status == 200
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+
+
 def test_silent_connections_do_not_stop_health_checks() -> None:
     limits = ServeLimits(connections=10, header_seconds=60, body_seconds=60)
     policy = Policy()

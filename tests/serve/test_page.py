@@ -30,6 +30,7 @@ from gog_edge.types import (
     ObservationEvent,
     Region,
     StopReason,
+    TextEvent,
     TokenEvent,
     Usage,
 )
@@ -194,6 +195,29 @@ def test_an_earlier_question_comes_back_as_it_was(browser: Any, picture: Path, t
         page.close()
     assert [r.question for r in policy.asked] == ["First?", "Second?"]
     assert policy.asked[0].image == policy.asked[1].image == picture.read_bytes()
+
+
+def test_the_answer_is_seen_while_it_is_written(browser: Any, picture: Path) -> None:
+    policy = Policy()
+
+    def writes(request: AskRequest) -> Iterator[Event]:
+        yield TokenEvent(0, "<answer>It <b")
+        yield TextEvent(0, "It ")
+        yield TextEvent(0, "<b> is")
+        policy.let_go.wait(WAIT / 1000)
+        yield TextEvent(0, " red")
+        yield AnswerEvent(Answer("It <b> is red", StopReason.ANSWERED))
+
+    policy.instead = writes
+    with serving(policy) as port:
+        page = opened(browser, port)
+        ask(page, picture)
+        says(page, "#answer", "It <b> is")
+        policy.let_go.set()
+        says(page, "#answer", "It <b> is red")
+        says(page, "#status", "Answered.")
+        assert page.faults == []
+        page.close()
 
 
 def test_a_question_can_be_stopped(browser: Any, picture: Path) -> None:

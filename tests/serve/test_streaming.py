@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -166,7 +167,21 @@ def test_a_client_that_hangs_up_in_the_middle_of_the_text_cancels_its_question()
             until(lambda before=cancelled: policy.cancelled == before + 1)  # type: ignore[misc]
 
 
-def test_two_streams_at_once_stay_apart(stepwise: Stepwise) -> None:
+@pytest.mark.parametrize("path", ["/v1/ask", "/v1/chat/completions"])
+def test_a_client_that_closes_half_of_its_connection_has_left(path: str) -> None:
+    policy = Policy()
+    body = BODY if path == "/v1/ask" else CHAT
+    with serving(policy, queue=0) as port, connect(port) as half:
+        half.sendall(post(path, {**body, "stream": True}))
+        until(lambda: bool(policy.asked))
+        half.shutdown(socket.SHUT_WR)
+        until(lambda: policy.cancelled == 1)
+        assert b"[DONE]" not in b"".join(iter(lambda: half.recv(65536), b""))
+        policy.let_go.set()
+        until(lambda: talk(port, post(path, body)).status == 200)
+
+
+def test_two_streams_at_once_stay_apart() -> None:
     def writes(request: AskRequest) -> Iterator[Event]:
         for word in request.question.split():
             yield TextEvent(0, f"{word} ")

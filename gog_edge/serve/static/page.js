@@ -222,6 +222,7 @@ const HANDLERS = {
   text(event) {
     const place = $("answer");
     place.textContent = (place.textContent === "…" ? "" : place.textContent) + event.text;
+    place.className = "";
     $("status").textContent = "The answer is being written.";
   },
   box(event) {

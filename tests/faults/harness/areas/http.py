@@ -18,7 +18,17 @@ from tests.faults.harness.mutate import damaged, mutated
 from tests.faults.harness.policy import load, own_cache, photo, tiny
 
 _SECONDS = 60.0
-_PATHS = ("/v1/ask", "/v1/chat/completions", "/v1/models", "/healthz", "/", "/v1/ask/", "/v1/ask?x=%00", "/%2e%2e/etc")
+_PATHS = (
+    "/v1/ask",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/healthz",
+    "/",
+    "/v1/ask/",
+    "/v1/ask?x=%00",
+    "/%2e%2e/etc",
+)
 _METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "FOO")
 
 
@@ -88,8 +98,14 @@ def _bodies(picture: bytes) -> list[tuple[str, Any]]:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     chat = {"model": "x", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 50}
     ask = {"image": _base64(picture), "question": "What is it?", "deadline": 30, "max_turns": 1}
-    return [("/v1/ask", ask), ("/v1/chat/completions", chat), ("/v1/ask", {**ask, "stream": True}),
-            ("/v1/chat/completions", {**chat, "stream": True})]  # fmt: skip
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    said = {**chat, "stop": ["no such", "text"], "seed": 3, "response_format": form, "tools": [], "deadline": "30s"}
+    parts = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What is it?"}]
+    response = {"input": [{"role": "user", "content": parts}], "instructions": "Be short.", "temperature": 0,
+                "max_output_tokens": 50, "text": {"format": {"type": "text"}}}  # fmt: skip
+    streams = [("/v1/ask", ask), ("/v1/chat/completions", chat), ("/v1/responses", response)]
+    return [*streams, *((path, {**body, "stream": True}) for path, body in streams), ("/v1/chat/completions", said)]
 
 
 def _exchange(port: int, request: bytes) -> bytes:
@@ -131,6 +147,10 @@ def _answer(reply: bytes) -> str:
         line = line.removeprefix("data: ")
         if line.startswith("{"):
             data = json.loads(line)
+            if data.get("object") == "response" or str(data.get("type")).startswith("response."):
+                found += [part["text"] for item in data.get("output", ()) for part in item["content"]]
+                found.append(str(data.get("delta", "")))
+                continue
             found.append(str(data.get("text", "")) if "text" in data else json.dumps(data.get("choices", "")))
     return "".join(found)
 
