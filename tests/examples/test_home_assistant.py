@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import urllib.request
 from pathlib import Path
 from types import ModuleType
@@ -69,17 +67,3 @@ def test_its_request_is_answered_by_the_server(tiny_bundle: Path, photo: Path, m
         with urllib.request.urlopen(call, timeout=60) as reply:
             answer = made.response(json.loads(reply.read()))
     assert (answer["text"], answer["stop"], answer["evidence"]) == ("1889", "answered", [])
-
-
-def test_in_home_assistant(tiny_bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Home Assistant itself, in an environment of its own (HOME_ASSISTANT_PYTHON), with a camera that shows a file."""
-    python = os.environ.get("HOME_ASSISTANT_PYTHON")
-    if python is None:
-        pytest.skip("needs Home Assistant")
-    scripted(monkeypatch)
-    with load(tiny_bundle) as agent, serving(agent) as port:
-        command = [python, str(Path(__file__).with_name("home_assistant.py")), str(EXAMPLE), str(photo), str(port)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(done.stdout.splitlines()[-2])["text"] == "1889"
-    assert "gog-edge at http://127.0.0.1:1" in done.stdout.splitlines()[-1]
