@@ -9,7 +9,7 @@ from typing import Any
 
 from gog_edge.agent.camera.newest import Frames, Taken, cut_of, newest_answers
 from gog_edge.deadline import SYSTEM
-from gog_edge.errors import ImageError
+from gog_edge.errors import ContextOverflowError, ImageError
 from gog_edge.image.frame import Frame
 from gog_edge.integrations.inbox import Asking
 from gog_edge.integrations.plain import plain_answer
@@ -19,7 +19,7 @@ from gog_edge.types import Answer, StopReason
 
 @dataclass(frozen=True)
 class Said:
-    """What came of a picture. `frame` and `answer` are None where it can't be read, and `error` says why. `age`:
+    """What came of a picture. `frame` and `answer` are None where it can't be answered, and `error` says why. `age`:
     seconds from its arrival to the answer; `dropped`: pictures before it that nobody asked about."""
 
     asking: Asking
@@ -52,16 +52,16 @@ def answers(
         deadline: seconds from a picture's arrival to its answer.
 
     Raises:
-        what `ask` raises. A picture that can't be read is a `Said` with an error.
+        what `ask` raises. A picture that can't be read, or a question that is too long, is a `Said` with an error.
     """
     cut = math.inf if deadline is None else cut_of(deadline)
 
     def answer(taken: Taken[Asking], left: float) -> tuple[Frame, Answer] | str:
         try:
             frame = taken.content.open()
-        except ImageError as e:
+            return frame, ask(frame, taken.content.question, None if math.isinf(left) else max(left, 1e-3))
+        except (ImageError, ContextOverflowError) as e:
             return printable(" ".join(str(e).split()))
-        return frame, ask(frame, taken.content.question, None if math.isinf(left) else max(left, 1e-3))
 
     last = -1
     for asked in newest_answers(pictures, answer, cut, SYSTEM.now):

@@ -13,11 +13,13 @@ import pytest
 
 from gog_edge.agent.camera.newest import newest_answers
 from gog_edge.deadline import Budget, DeadlineReached
-from gog_edge.errors import CancelledError, ImageError
+from gog_edge.errors import CancelledError, ContextOverflowError, ImageError
 from gog_edge.image.frame import Frame
+from gog_edge.integrations.asking import answers
 from gog_edge.integrations.inbox import Inbox
 from gog_edge.integrations.pixels import frame_of_pixels
 from gog_edge.integrations.ros2 import Gate, Progress, Turns, frame_of_file, frame_of_image, gathered
+from gog_edge.types import Answer, StopReason
 
 FRAME = Frame(np.zeros((4, 6, 3), np.uint8))
 
@@ -141,6 +143,24 @@ def test_a_rate_is_kept() -> None:
     inbox.picture(lambda: FRAME)
     list(newest_answers(gate, answer, 1e9, time.monotonic))
     assert len(times) == 4 and all(b - a >= 0.095 for a, b in pairwise(times))
+
+
+def test_a_question_that_is_too_long_ends_nothing() -> None:
+    inbox = Inbox("a long one")
+    inbox.picture(lambda: FRAME)
+    asked: list[str] = []
+
+    def ask(frame: Frame, question: str, seconds: float | None) -> Answer:
+        asked.append(question)
+        if len(asked) == 1:
+            raise ContextOverflowError("the question has 9 tokens,\n8 fit")
+        inbox.end()
+        return Answer("yes", StopReason.ANSWERED)
+
+    said = answers(inbox, ask, None)
+    assert next(said).plain()["error"] == "the question has 9 tokens, 8 fit"
+    inbox.question("short")
+    assert [one.plain()["answer"] for one in said] == ["yes"] and asked == ["a long one", "short"]
 
 
 def test_tokens_are_gathered_and_nothing_else_is() -> None:
