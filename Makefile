@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix lowest extras faults docs docs-serve clean
+.PHONY: demo check test lint types unit wheel matrix lowest extras faults ros2 docs docs-serve clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -54,6 +54,11 @@ MINUTES ?= 20
 SEED    ?= 0
 faults: $(BIN)/.dev
 	$(BIN)/python -m tests.faults --minutes $(MINUTES) --seed $(SEED) --write
+
+# ROS 2 from PyPI's wheels, and integrations/ros2 built in it: what tests/integrations/test_ros2_node.py needs. Takes
+# cmake, a C++ compiler and Python 3.10 to 3.12 on x86-64 Linux.
+ros2: $(BIN)/.dev
+	$(BIN)/python -m tests.tools.ros2
 
 # The site under build/docs, with search, the command line and the Python reference. No torch.
 docs: $(BIN)/.docs

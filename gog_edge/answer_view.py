@@ -59,7 +59,7 @@ class AnswerView:
         unit = max(12, round(max(picture.size) / 64))
         boxes = list(self._boxes(frame))
         for step, region, label, _ in boxes:
-            _draw_box(picture, region.scale(scale, scale), f"{step + 1} {label}".strip(), _colour(step), unit)
+            draw_box(picture, region.scale(scale, scale), f"{step + 1} {label}".strip(), step_colour(step), unit)
         strips = [_crop_strip(frame, boxes, max(picture.width, 320), unit)] if boxes else []
         strips.append(_text_strip(self.text or f"no answer ({self.stop.value})", max(picture.width, 320), unit))
         width = max(picture.width, *(s.width for s in strips))
@@ -132,7 +132,8 @@ class AnswerView:
                     yield step.index, action.region, printable(action.label), printable(hits[0].title) if hits else ""
 
 
-def _colour(step: int) -> str:
+def step_colour(step: int) -> str:
+    """Of the boxes of a step, counted from 0: "#rrggbb"."""
     return STEP_COLOURS[step % len(STEP_COLOURS)]
 
 
@@ -149,7 +150,8 @@ def _cut(frame: Any, region: Region) -> Image:
     return cut
 
 
-def _draw_box(picture: Image, box: Region, label: str, colour: str, unit: int) -> None:
+def draw_box(picture: Image, box: Region, label: str, colour: str, unit: int) -> None:
+    """Draw a box in pixels of `picture` on it, with a label in letters of `unit` pixels."""
     from PIL import ImageDraw
 
     draw, font = ImageDraw.Draw(picture), _font(unit)
@@ -178,8 +180,8 @@ def _crop_strip(frame: Any, boxes: list[tuple[int, Region, str, str]], width: in
         factor = side / max(crop.size)
         crop = crop.resize((max(1, round(crop.width * factor)), max(1, round(crop.height * factor))))
         strip.paste(crop, (x + (side - crop.width) // 2, y + (side - crop.height) // 2))
-        draw.rectangle((x, y, x + side, y + side), outline=_colour(step), width=2)
-        for row, (words, colour) in enumerate(((f"{step + 1} {label}", _colour(step)), (found, _SOFT))):
+        draw.rectangle((x, y, x + side, y + side), outline=step_colour(step), width=2)
+        for row, (words, colour) in enumerate(((f"{step + 1} {label}", step_colour(step)), (found, _SOFT))):
             draw.text((x, y + side + row * line), _fitting(draw, words, side, unit), fill=colour, font=_font(unit - 1))
     return strip
 

@@ -21,6 +21,8 @@ ALLOWED = (
     (r"this machine has a GPU", "tests of what happens without one"),
     (r"could not import 'litellm'", "its many packages are not installed for one test, which is run by hand"),
     (r"needs the extra dora", "dora-rs has no wheels for Python 3.10"),
+    (r"this OpenCV has no GStreamer", "PyPI's builds have none; run by hand with Debian's"),
+    (r"needs make ros2", "ROS 2 is 225 MB of wheels and builds; `make ros2` gets it where it is tested"),
     (r"needs the extra rerun", "its wheel has 170 MB, 500 MB installed; its tests are run by hand"),
     (r"needs GOG_EDGE_EXTRAS", "builds an environment for each extra from the index, 2.7 GB for gpu; make extras"),
     (r"this Pillow has no AVIF", "depends on how the wheel was built"),

@@ -32,7 +32,7 @@ import sys, os, mmap, signal, ctypes, pathlib, multiprocessing, asyncio, subproc
 import numpy, onnx, onnx.numpy_helper, onnxruntime, psutil, tokenizers, PIL.Image, rich.console, click, huggingface_hub
 import contextlib, importlib
 
-for name in ("mcp.server.lowlevel", "mcp.server.stdio", "dora", "rerun"):
+for name in ("mcp.server.lowlevel", "mcp.server.stdio", "dora", "rerun", "foxglove"):
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 

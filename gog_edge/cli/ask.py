@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from gog_edge.cli.common.options import (
     take_sampling,
     threads_option,
 )
-from gog_edge.cli.common.rerun import open_log, rerun_option
+from gog_edge.cli.common.timelines import mcap_option, open_logs, rerun_option
 from gog_edge.errors import UsageError
 from gog_edge.types import AnswerEvent, TextEvent
 
@@ -54,6 +53,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--quiet", is_flag=True, help="Only the answer: no steps, no evidence.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write the trace: .html, .json or .perfetto.json.")
 @rerun_option
+@mcap_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer, its steps and evidence as JSON.")
 def command(
     images: tuple[str, ...],
@@ -70,6 +70,7 @@ def command(
     quiet: bool,
     trace: Path | None,
     rerun: str | None,
+    mcap: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -96,17 +97,15 @@ def command(
         question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
     with (
-        nullcontext() if rerun is None else open_log(rerun) as recording,
+        open_logs(rerun, mcap) as logs,
         gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent,
     ):
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
         record.meta["load_seconds"] = round(time.perf_counter() - began, 3)
         request = AskRequest(frames, question, deadline=deadline, max_turns=max_turns, trace=record, urls=urls)
-        events = agent.events(request)
-        if recording is not None:
-            recording.asked(frames, question)
-            events = recording.shown(events)
+        logs.asked(frames, question)
+        events = logs.shown(agent.events(request))
         live = not as_json and not stream and sys.stdout.isatty()
         answer = last_answer(_shown(events, view, live))
     if as_json:

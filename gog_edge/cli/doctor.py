@@ -37,6 +37,11 @@ EXTRAS = {
     "gpu": ("cuda.core",),
     "openvino": ("openvino",),
     "serve": ("starlette", "uvicorn"),
+    "mcp": ("mcp",),
+    "camera": ("cv2",),
+    "dora": ("dora",),
+    "rerun": ("rerun",),
+    "foxglove": ("foxglove",),
     "bench": ("matplotlib", "pynvml"),
     "eval": ("pyarrow",),
     "heif": ("pillow_heif",),
@@ -221,6 +226,7 @@ def _importable(module: str) -> bool:
 
 def _version(module: str) -> str:
     names = {"pynvml": "nvidia-ml-py", "cuda.core": "cuda-core", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+    names |= {"cv2": "opencv-python-headless", "dora": "dora-rs", "rerun": "rerun-sdk", "foxglove": "foxglove-sdk"}
     try:
         return importlib.metadata.version(names.get(module, module))
     except importlib.metadata.PackageNotFoundError:

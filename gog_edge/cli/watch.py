@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,11 @@ import click
 from gog_edge.cli.common.bundles import bundle_option, chosen, chosen_index, index_options
 from gog_edge.cli.common.console import one_line, stdout, styled
 from gog_edge.cli.common.options import SECONDS, image_options, take_image_limits, threads_option
-from gog_edge.cli.common.rerun import open_log, rerun_option
+from gog_edge.cli.common.timelines import foxglove_option, mcap_option, open_logs, rerun_option
 from gog_edge.sanitize import printable_json
 
 if TYPE_CHECKING:
     from gog_edge.agent.camera.watch import Sighting
-    from gog_edge.integrations.rerun_log import RerunLog
 
 
 @click.command("watch")
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 @image_options
 @threads_option
 @rerun_option
+@mcap_option
+@foxglove_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def command(
     source: str,
@@ -50,6 +51,8 @@ def command(
     count: int | None,
     patience: float | None,
     rerun: str | None,
+    mcap: Path | None,
+    foxglove: str | None,
     as_json: bool,
     **images: Any,
 ) -> None:
@@ -65,20 +68,13 @@ def command(
     bundle = chosen(bundle)
     index = chosen_index(bundle, index, no_index)
     with (
-        nullcontext() if rerun is None else open_log(rerun) as recording,
+        open_logs(rerun, mcap, foxglove) as logs,
         gog_edge.load(bundle, engine=engine, index=index, search=search, options=run) as agent,
     ):
         agent.warm_up()
         asked = question or agent.dialect.usual_question
         with closing(agent.watch(source, question, deadline=deadline, every=every, patience=patience)) as seen:
-            some: Iterator[Sighting] = islice(seen, count)
-            _show(some if recording is None else _logged(some, recording, asked), as_json)
-
-
-def _logged(seen: Iterator[Sighting], recording: RerunLog, question: str) -> Iterator[Sighting]:
-    for one in seen:
-        recording.sighting(one.frame, one.number, one.taken_at, one.answer, question)
-        yield one
+            _show(logs.seen(islice(seen, count), asked), as_json)
 
 
 def _show(seen: Iterator[Sighting], as_json: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gog_edge.answer_view import draw_box, step_colour
 from gog_edge.errors import RegionError
 from gog_edge.image.frame import Frame
 from gog_edge.types import ActionKind, Answer, Hit, Region
@@ -58,6 +59,21 @@ def plain_answer(answer: Answer) -> dict[str, Any]:
 def plain_hit(hit: Hit) -> dict[str, Any]:
     """{"title", "text", "source", "score"}."""
     return {"title": hit.title, "text": hit.text, "source": hit.source, "score": hit.score}
+
+
+def boxed(frame: Frame, looked: Sequence[Looked]) -> Any:
+    """The picture with the boxes and their labels drawn on it, as a Pillow image of its own."""
+    picture = frame.image()
+    unit = max(12, round(max(picture.size) / 64))
+    for one in looked:
+        draw_box(picture, one.box, f"{one.step} {one.label}".strip(), step_colour(one.step - 1), unit)
+    return picture
+
+
+def rgb_of_step(step: int) -> tuple[int, int, int]:
+    """The colour of a step's boxes, counted from 0."""
+    value = int(step_colour(step)[1:], 16)
+    return value >> 16, value >> 8 & 255, value & 255
 
 
 def crop_of(frame: Frame, box: Region, side: int) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gog_edge.agent.loader import load
@@ -60,6 +61,22 @@ def test_client_of_the_server(demo: Path) -> None:
     assert "Luanda" in shown.splitlines()[-1]
 
 
+def test_opencv_draws_on_a_video(demo: Path, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="needs OpenCV")
+    scene = cv2.imread(str(ROOT / "models" / "gog-nano" / "examples" / "scene.jpg"))
+    clip, out = tmp_path / "clip.avi", tmp_path / "seen.mp4"
+    film = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (scene.shape[1], scene.shape[0]))
+    for _ in range(3):
+        film.write(scene)
+    film.release()
+    shown = call(demo, EXAMPLES / "opencv_camera.py", "--source", clip, "--out", out)
+    assert re.search(r"^frame \d: Luanda \(\d+\.\d\d s old\)$", shown, re.MULTILINE)
+    there, frame = cv2.VideoCapture(str(out)).read()
+    assert there and frame.shape == scene.shape
+    orange = (np.abs(frame.astype(int) - (12, 89, 232)) < 60).all(axis=2)
+    assert orange.sum() > 200 > (np.abs(scene.astype(int) - (12, 89, 232)) < 60).all(axis=2).sum() / 10
+
+
 def test_cells_of_the_notebook(demo: Path) -> None:
     cells = json.loads((EXAMPLES / "walk-through.ipynb").read_text("utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -69,6 +86,6 @@ def test_cells_of_the_notebook(demo: Path) -> None:
 
 def test_every_example_is_listed_and_run() -> None:
     files = {p.stem for p in EXAMPLES.glob("*.py")} - {"given"}
-    assert files == {*SHOWN, "http_client"}
+    assert files == {*SHOWN, "http_client", "opencv_camera"}
     listed = (EXAMPLES / "README.md").read_text("utf-8")
     assert [name for name in files if f"[{name}.py]({name}.py)" not in listed] == []

@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
+    play()
+    return run(sys.argv[1:])
+
+
+def play() -> None:
+    """From now on policies of this process play the script."""
     created = loader.create_engine
     script = json.loads(os.environ.get("SCRIPT", "null"))
 
@@ -28,7 +34,6 @@ def main() -> int:
 
     loader.create_engine = create
     Agent.warm_up = _quick(Agent.warm_up)  # type: ignore[method-assign]
-    return run(sys.argv[1:])
 
 
 def environment(script: list[str] | None, step_seconds: float = 0.0) -> dict[str, str]:

@@ -20,7 +20,8 @@ pytest.importorskip("dora_cli", reason="needs the extra dora")
 from gog_edge.agent.camera.newest import newest_answers
 from gog_edge.cli.main import run
 from gog_edge.errors import ImageError
-from gog_edge.integrations.dora.inbox import Inbox, opened
+from gog_edge.integrations.inbox import Inbox
+from gog_edge.integrations.pixels import frame_of_message
 from tests.cli.asking import ANSWER, GAZE
 from tests.integrations.command import environment
 from tests.integrations.dora.camera import encoded
@@ -134,7 +135,7 @@ def test_the_example_dataflow(tiny_bundle: Path, photo: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "bgra8", "jpeg", "png", "mono8"])
 def test_colours_are_where_they_belong(encoding: str) -> None:
     data, metadata = encoded(encoding, [200, 30, 10])
-    frame = opened(data.to_numpy(), metadata)
+    frame = frame_of_message(data.to_numpy(), metadata)
     wanted = [200, 200, 200] if encoding == "mono8" else [200, 30, 10]
     assert (frame.width, frame.height) == (160, 120)
     assert np.abs(frame.pixels.astype(int) - wanted).max() <= 3
@@ -143,13 +144,13 @@ def test_colours_are_where_they_belong(encoding: str) -> None:
 @pytest.mark.parametrize("size", [{}, {"width": 160}, {"width": "160", "height": 120}, {"width": 0, "height": 0}])
 def test_pixels_without_a_size(size: dict[str, Any]) -> None:
     with pytest.raises(ImageError, match="a rgb8 picture needs width and height in its metadata"):
-        opened(np.zeros(160 * 120 * 3, np.uint8), {"encoding": "rgb8", **size})
+        frame_of_message(np.zeros(160 * 120 * 3, np.uint8), {"encoding": "rgb8", **size})
 
 
 def test_the_last_picture_is_answered_before_the_end() -> None:
     inbox = Inbox("q")
     data, metadata = encoded("rgb8", [1, 2, 3])
-    inbox.picture(lambda: opened(data.to_numpy(), metadata))
+    inbox.picture(lambda: frame_of_message(data.to_numpy(), metadata))
     inbox.end()
     asked = list(newest_answers(inbox, lambda taken, left: taken.content.open().width, 1e9, lambda: 0.0))
     assert [one.result for one in asked] == [160]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from dora import Node
 
-from gog_edge.agent.camera.newest import Asked, Taken, cut_of, newest_answers
-from gog_edge.deadline import SYSTEM, Budget
-from gog_edge.errors import ImageError, UsageError
+from gog_edge.deadline import Budget
+from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
-from gog_edge.integrations.dora.inbox import Asking, Inbox, opened
-from gog_edge.integrations.plain import looked_at, plain_answer
-from gog_edge.sanitize import printable
-from gog_edge.types import Answer, StopReason
+from gog_edge.integrations.asking import Said, answers
+from gog_edge.integrations.inbox import Inbox
+from gog_edge.integrations.pixels import frame_of_message
+from gog_edge.integrations.plain import looked_at
+from gog_edge.types import Answer
 
 if TYPE_CHECKING:
     from gog_edge.agent.agent import Agent
@@ -45,23 +44,12 @@ def run_node(agent: Agent, question: str, deadline: float | None) -> None:
         raise UsageError("this is no node of a dataflow: name it in one and start that with `dora run`") from e
     inbox, budget = Inbox(question), Budget()
     threading.Thread(target=_read, args=(node, inbox, budget), name="gog-dora", daemon=True).start()
-    cut = math.inf if deadline is None else cut_of(deadline)
 
-    def answer(taken: Taken[Asking], left: float) -> tuple[Frame, Answer] | str:
-        try:
-            frame = taken.content.open()
-        except ImageError as e:
-            return printable(" ".join(str(e).split()))
-        seconds = None if math.isinf(left) else max(left, 1e-3)
-        return frame, agent.ask(frame, taken.content.question, deadline=seconds, budget=budget)
+    def ask(frame: Frame, words: str, seconds: float | None) -> Answer:
+        return agent.ask(frame, words, deadline=seconds, budget=budget)
 
-    last = -1
-    for asked in newest_answers(inbox, answer, cut, SYSTEM.now):
-        number = asked.taken.content.frame
-        if not isinstance(asked.result, str) and asked.result[1].stop is StopReason.CANCELLED:
-            return
-        _send(node, asked, max(number - last - 1, 0))
-        last = number
+    for said in answers(inbox, ask, deadline):
+        _send(node, said)
 
 
 def _read(node: Any, inbox: Inbox, budget: Budget) -> None:
@@ -72,7 +60,7 @@ def _read(node: Any, inbox: Inbox, budget: Budget) -> None:
             kind, name = event["type"], event.get("id")
             if kind == "INPUT" and name == IMAGE:
                 pixels = event["value"].to_numpy(zero_copy_only=False)
-                inbox.picture(functools.partial(opened, pixels, dict(event["metadata"])))
+                inbox.picture(functools.partial(frame_of_message, pixels, dict(event["metadata"])))
             elif kind == "INPUT" and name == QUESTION:
                 _take_question(event["value"], inbox)
             elif kind == "STOP":
@@ -96,25 +84,20 @@ def _take_question(value: Any, inbox: Inbox) -> None:
     inbox.question(words[0])
 
 
-def _send(node: Any, asked: Asked[Asking, Any], dropped: int) -> None:
+def _send(node: Any, said: Said) -> None:
     """`answer`, JSON in an array of one text; and `boxes` as dora's other nodes send and show them."""
-    asking, result = asked.taken.content, asked.result
-    said = {"question": asking.question, "frame": asking.frame, "age": round(asked.age, 3), "dropped": dropped}
-    if isinstance(result, str):
-        log.warning("frame %d: %s", asking.frame, result)
-        node.send_output(ANSWER, pa.array([json.dumps({**said, "error": result})]), {"primitive": "text"})
+    node.send_output(ANSWER, pa.array([json.dumps(said.plain())]), {"primitive": "text"})
+    if said.frame is None or said.answer is None:
+        log.warning("frame %d: %s", said.asking.frame, said.error)
         return
-    frame, answer = result
-    said |= {"width": frame.width, "height": frame.height, **plain_answer(answer)}
-    looked = list(looked_at(answer))
+    looked = list(looked_at(said.answer))
     boxes = {
         "bbox": pa.array([v for one in looked for v in one.box.as_tuple()], pa.float32()),
         "conf": pa.array([1.0] * len(looked), pa.float32()),
         "labels": pa.array([one.label or one.kind.value for one in looked], pa.string()),
     }
-    node.send_output(ANSWER, pa.array([json.dumps(said)]), {"primitive": "text"})
-    about = {"primitive": "boxes2d", "format": "xyxy", "width": frame.width, "height": frame.height}
+    about = {"primitive": "boxes2d", "format": "xyxy", "width": said.frame.width, "height": said.frame.height}
     lists = {name: pa.ListArray.from_arrays([0, len(values)], values) for name, values in boxes.items()}
     node.send_output(
-        BOXES, pa.StructArray.from_arrays(list(lists.values()), list(lists)), {**about, "frame": asking.frame}
+        BOXES, pa.StructArray.from_arrays(list(lists.values()), list(lists)), {**about, "frame": said.asking.frame}
     )
