@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 OUT    := .cache/demo
 
-.PHONY: demo check test lint types unit wheel matrix lowest faults docs docs-serve clean
+.PHONY: demo check test lint types unit wheel matrix lowest extras faults docs docs-serve clean
 
 demo: $(BIN)/.base
 	@GOG_EDGE_LIBRARY=$(OUT) $(BIN)/gog-edge demo
@@ -43,6 +43,11 @@ matrix: $(BIN)/.dev
 # The same on the oldest and the newest Python with the oldest packages that pyproject.toml admits.
 lowest: $(BIN)/.dev
 	$(BIN)/python tests/tools/matrix.py --lowest 3.10 3.13
+
+# Each extra in a clean environment, from the index, and what `doctor` says there (gigabytes for gpu; NAMES of extras).
+NAMES ?= all
+extras: $(BIN)/.dev
+	GOG_EDGE_EXTRAS=$(NAMES) $(BIN)/python -m pytest -q -n 0 tests/test_extras.py
 
 # Fuzzers, kills, sanitizers and a soak; the table goes into docs/reliability.md. MINUTES for all of it.
 MINUTES ?= 20

@@ -22,6 +22,7 @@ ALLOWED = (
     (r"could not import 'litellm'", "its many packages are not installed for one test, which is run by hand"),
     (r"needs the extra dora", "dora-rs has no wheels for Python 3.10"),
     (r"needs the extra rerun", "its wheel has 170 MB, 500 MB installed; its tests are run by hand"),
+    (r"needs GOG_EDGE_EXTRAS", "builds an environment for each extra from the index, 2.7 GB for gpu; make extras"),
     (r"this Pillow has no AVIF", "depends on how the wheel was built"),
 )
 

@@ -15,7 +15,7 @@ from gog_edge.cli.main import cli
 ROOT = Path(__file__).resolve().parents[1]
 _COMMAND = re.compile(r"gog-edge((?: +[a-z][a-z-]*)+)([^;,.()\n]*)")
 _OPTION = re.compile(r"(?<![\w(-])--[a-z][\w-]*(?![\w-]*:)")  # not a variable of a style sheet
-FOREIGN = {"--system-site-packages"}  # venv's
+FOREIGN = {"--system-site-packages", "--force-reinstall", "--no-deps", "--index-url"}  # of venv and pip
 
 
 def strings(path: Path) -> Iterator[tuple[int, str]]:

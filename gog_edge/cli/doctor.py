@@ -35,6 +35,7 @@ EXTRAS = {
     "tensorrt-rtx": ("tensorrt_rtx",),
     "tensorrt": ("tensorrt",),
     "gpu": ("cuda.core",),
+    "openvino": ("openvino",),
     "serve": ("starlette", "uvicorn"),
     "bench": ("matplotlib", "pynvml"),
     "eval": ("pyarrow",),
@@ -91,7 +92,7 @@ def run_checks() -> list[Check]:
     """Every check, cheapest first. Nothing is downloaded; the native kernels are compiled if they are not yet, and the
     bundles of the library are read to the last byte.
     """
-    return [*_machine(), _onnxruntime(), *_native(), *_gpu(), *_extras(), *_bundles()]
+    return [*_machine(), *_onnxruntime(), *_native(), *_gpu(), *_extras(), *_bundles()]
 
 
 def _machine() -> list[Check]:
@@ -130,11 +131,28 @@ def _cpu_flags() -> set[str]:
     return set(match.group(1).split()) if match else set()
 
 
-def _onnxruntime() -> Check:
+def _onnxruntime() -> list[Check]:
+    """What is in the folder onnxruntime/, and whether its CUDA provider would start."""
     import onnxruntime
 
-    providers = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
-    return Check("onnxruntime", True, f"{onnxruntime.__version__}: {', '.join(providers)}")
+    from gog_edge.engines.ort import gpu
+
+    provider = "CUDAExecutionProvider"
+    have, found = onnxruntime.get_available_providers(), gpu.installed()
+    providers = [p.removesuffix("ExecutionProvider") for p in have]
+    checks = [Check("onnxruntime", True, f"{onnxruntime.__version__}: {', '.join(providers)}")]
+    if provider in have:
+        faults = gpu.faults(provider)
+        checks += [Check("onnxruntime cuda", False, fault.what, fault.mend) for fault in faults]
+        if not faults:
+            built = (
+                f"built for CUDA {onnxruntime.cuda_version}" if onnxruntime.cuda_version else "its CUDA is not stated"
+            )
+            checks.append(Check("onnxruntime cuda", True, f"{built}; driver and libraries are there"))
+    elif "onnxruntime-gpu" in found:
+        fault = gpu.absent(provider)
+        checks.append(Check("onnxruntime cuda", False, fault.what, fault.mend))
+    return checks
 
 
 def _native() -> list[Check]:

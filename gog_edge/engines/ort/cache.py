@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.engines.ort.device_rows import DeviceRows, DeviceShape
 from gog_edge.engines.ort.graph import DTYPES, OrtGraph
 from gog_edge.engines.ort.state import new_state
 from gog_edge.errors import EngineError
@@ -118,22 +119,25 @@ class OrtKvCache:
 
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
-        return [array[0, :, start:stop] for array in self._host_arrays()]
+        if self._host:
+            return [array[0, :, start:stop] for array in self._arrays]
+        return [self._rows.download(value, place, start, stop) for value, place in self._on_device()]
 
     def write(self, start: int, arrays: Sequence[NDArray[Any]]) -> None:
         """See `KvCache.write`."""
         if len(arrays) != len(self._values):
             raise EngineError(f"a KV cache of {len(self._values)} arrays can't take {len(arrays)}")
-        targets = self._host_arrays()
         rows = arrays[0].shape[1] if arrays and arrays[0].ndim > 1 else 0
-        for target, array in zip(targets, arrays):
-            if array.shape != (target.shape[1], rows, *target.shape[3:]) or start + rows > target.shape[2]:
-                raise EngineError(f"rows of {list(array.shape)} do not fit a KV cache of {list(target.shape)}")
-        for target, array in zip(targets, arrays):
-            target[0, :, start : start + array.shape[1]] = array
-        if not self._host:
-            for value, target in zip(self._values, targets):
-                value.update_inplace(target)
+        for spec, array in zip(self._specs, arrays):
+            shape = self._shape(spec, self.capacity)
+            if array.shape != (shape[1], rows, *shape[3:]) or start + rows > self.capacity:
+                raise EngineError(f"rows of {list(array.shape)} do not fit a KV cache of {list(shape)}")
+        if self._host:
+            for target, array in zip(self._arrays, arrays):
+                target[0, :, start : start + rows] = array
+            return
+        for (value, place), array in zip(self._on_device(), arrays):
+            self._rows.upload(value, place, start, array)
 
     def bind(self, count: int, feeds: Mapping[str, NDArray[Any]], shape: tuple[int, int, int]) -> BoundRun:
         """Bind the inputs of a run of `count` tokens and logits of `shape`."""
@@ -153,8 +157,15 @@ class OrtKvCache:
         run.binding.bind_output("logits", "cpu", 0, np.float32, list(shape), run.logits.ctypes.data)
         return run
 
-    def _host_arrays(self) -> list[NDArray[Any]]:
-        return self._arrays if self._host else [np.array(value.numpy()) for value in self._values]
+    @property
+    def _rows(self) -> DeviceRows:
+        return DeviceRows(self._graph.device_id)
+
+    def _on_device(self) -> list[tuple[Any, DeviceShape]]:
+        return [
+            (value, DeviceShape(self._shape(spec, self.capacity), DTYPES[spec.dtype]))
+            for value, spec in zip(self._values, self._specs)
+        ]
 
     def _grow_on_host(self, capacity: int, keep: int) -> None:
         """One buffer after the other, each freed when it is copied: the peak is one buffer above what stays."""
@@ -169,16 +180,20 @@ class OrtKvCache:
         self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in fresh]
 
     def _grow_on_device(self, capacity: int, keep: int) -> None:
+        """One buffer after the other, within the device."""
         import onnxruntime
 
-        kept = self.read(0, keep) if keep else []
         make, memory, device_id = onnxruntime.OrtValue, self._graph.device.memory, self._graph.device_id
-        self._values, self.ready = [], {}  # the old buffers go first
+        old = self._on_device()
+        self._values, self.ready = [], {}  # the bindings hold the old buffers
         for i, spec in enumerate(self._specs):
-            array = np.zeros(self._shape(spec, capacity), DTYPES[spec.dtype])
-            if kept:
-                array[0, :, :keep] = kept[i]
-            self._values.append(make.ortvalue_from_numpy(array, memory, device_id))
+            shape = DeviceShape(self._shape(spec, capacity), DTYPES[spec.dtype])
+            fresh = make.ortvalue_from_shape_and_type(list(shape.shape), shape.dtype, memory, device_id)
+            self._rows.clear(fresh, shape)
+            if keep:
+                self._rows.copy(fresh, shape, *old[i], keep)
+                old[i] = (None, shape)  # freed before the next one is made
+            self._values.append(fresh)
 
     @staticmethod
     def _shape(spec: TensorSpec, capacity: int) -> tuple[int, ...]:

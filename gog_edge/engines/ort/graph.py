@@ -10,7 +10,7 @@ import numpy as np
 
 from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.ort import weights
+from gog_edge.engines.ort import gpu, weights
 from gog_edge.engines.ort.options import Device, OrtOptions, providers, session_options, settled
 from gog_edge.errors import BundleError, EngineError
 from gog_edge.manifest import GraphSpec, Manifest, TensorSpec
@@ -64,6 +64,8 @@ class OrtGraph:
             so.enable_profiling, so.profile_file_prefix = True, f"{options.profile}-{name}"
         native = _register_operators(so, self.spec, bundle)
         self._weights = _in_huge_pages(so, path, options) if native and name == "decoder" else []
+        if device.memory == "cuda":
+            gpu.preload()
         try:
             self.session = onnxruntime.InferenceSession(str(path), so, providers=providers(device, options))
         except Exception as e:  # the binding raises many types without a common base
@@ -76,7 +78,10 @@ class OrtGraph:
         self.inputs = {t.name: t for t in self.spec.inputs}
         self.outputs = {t.name: t for t in self.spec.outputs}
         if self.session.get_providers()[0] != device.provider:
-            raise EngineError(f"{device.provider} could not be started for {path.name} (is its driver there?)")
+            why = (
+                "; ".join(map(str, gpu.faults(device.provider))) or "ONNX Runtime does not say why: see gog-edge doctor"
+            )
+            raise EngineError(f"{device.provider} could not be started for {path.name}: {why}")
 
     def run(self, call: Callable[[Any], Any], budget: Budget = UNLIMITED, *, shrink: bool = False) -> Any:
         """`call(run_options)`, ended early when the budget ends.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gog_edge.allowance import cpus, usable_threads
+from gog_edge.engines.ort import gpu
 from gog_edge.errors import EngineError, UsageError
 
 Optimize = Literal["all", "extended", "basic", "none"]
@@ -19,7 +20,6 @@ class Device:
 
     provider: str
     memory: Literal["cpu", "cuda"]
-    extra: str = ""
     options: dict[str, str] = field(default_factory=dict)
     fallback: tuple[str, ...] = ()  # fallback providers, for nodes it does not take
 
@@ -31,20 +31,16 @@ DEVICES: dict[str, Device] = {
     "cuda": Device(
         "CUDAExecutionProvider",
         "cuda",
-        "gpu",
         {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_use_max_workspace": "0"},
         (CPU_PROVIDER,),
     ),
     "tensorrt": Device(
         "TensorrtExecutionProvider",
         "cuda",
-        "gpu",
         {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
         ("CUDAExecutionProvider", CPU_PROVIDER),
     ),
-    "nv-tensorrt-rtx": Device(
-        "NvTensorRTRTXExecutionProvider", "cuda", "gpu", {}, ("CUDAExecutionProvider", CPU_PROVIDER)
-    ),
+    "nv-tensorrt-rtx": Device("NvTensorRTRTXExecutionProvider", "cuda", {}, ("CUDAExecutionProvider", CPU_PROVIDER)),
 }
 
 
@@ -105,10 +101,8 @@ def find_device(name: str) -> Device:
         near = difflib.get_close_matches(name, DEVICES, n=1)
         hint = f": did you mean {near[0]!r}?" if near else f": one of {', '.join(DEVICES)}"
         raise UsageError(f"there is no device {name!r}{hint}")
-    have = onnxruntime.get_available_providers()
-    if device.provider not in have:
-        mend = f"; pip install 'gog-edge[{device.extra}]'" if device.extra else ""
-        raise EngineError(f"this onnxruntime {onnxruntime.__version__} has no {device.provider}{mend}")
+    if device.provider not in onnxruntime.get_available_providers():
+        raise EngineError(str(gpu.absent(device.provider)))
     return device
 
 
