@@ -22,8 +22,9 @@ DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uin
 #   ort             CPUs: ONNX Runtime's operators
 #   cuda            NVIDIA GPUs: ONNX Runtime's operators, in float16
 #   tensorrt(-rtx)  NVIDIA GPUs: ONNX's own operators in float16, of which engines are built
+#   openvino        Intel CPUs, GPUs and NPUs: ONNX's operators up to opset 21, attention written out
 #   portable        ONNX's own operators in float32, for any runtime that knows opset 24
-Backend = Literal["native", "ort", "cuda", "tensorrt", "tensorrt-rtx", "portable"]
+Backend = Literal["native", "ort", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "portable"]
 PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
 
 
@@ -194,5 +195,10 @@ class Manifest:
 
     @property
     def portable(self) -> bool:
-        """Whether the graphs hold ONNX's own operators only, as TensorRT needs them."""
+        """Whether the graphs are those of opset 24 that TensorRT builds: attention and cache updates are operators."""
         return self.backend in ("portable", "tensorrt", "tensorrt-rtx")
+
+    @property
+    def opset_only(self) -> bool:
+        """Whether the graphs hold ONNX's own operators only."""
+        return self.portable or self.backend == "openvino"

@@ -254,3 +254,21 @@ def causal_bias(past: int, count: int, capacity: int) -> F32:
     allowed = np.arange(capacity) <= (past + np.arange(count))[:, None]
     bias: F32 = np.where(allowed, np.float32(0), np.finfo(np.float32).min)
     return bias[None, None]
+
+
+def cached_bias(past: int, count: int, capacity: int) -> F32:
+    """attention_bias [1, 1, count, capacity] of graphs that read the cache only: 0 for the first `past` slots."""
+    row = np.where(np.arange(capacity) < past, np.float32(0), np.finfo(np.float32).min)
+    bias: F32 = np.tile(row, (1, 1, count, 1))  # bindings read it as it lies: no view
+    return bias
+
+
+def new_bias(count: int, padding: int = 0) -> F32:
+    """new_bias [1, 1, count, count] of graphs that read the cache only: 0 where one of a run's rows may see another.
+
+    The first `padding` rows stand for nothing: they see themselves alone and no other row sees them.
+    """
+    rows = np.arange(count)
+    allowed = (rows <= rows[:, None]) & ((rows >= padding) | (rows == rows[:, None]))
+    bias: F32 = np.where(allowed, np.float32(0), np.finfo(np.float32).min)
+    return bias[None, None]

@@ -39,6 +39,7 @@ BACKENDS: dict[Backend, BackendRules] = {
     "cuda": replace(_GPU, fit=for_cuda),
     "tensorrt": _GPU,
     "tensorrt-rtx": _GPU,
+    "openvino": BackendRules(for_portable, ("float32", "float16"), _FLOATS),
     "portable": BackendRules(for_portable, ("float32", "float16"), _FLOATS),
 }
 

@@ -34,6 +34,7 @@ from gog_edge.export.graph.matrix import TensorSource, check_shape
 from gog_edge.export.graph.native import NativeTarget
 from gog_edge.export.graph.native_linear import NativeLinear
 from gog_edge.export.graph.ort import OrtTarget
+from gog_edge.export.graph.plain import PlainTarget
 from gog_edge.export.graph.portable import PortableTarget
 from gog_edge.export.graph.weightfile import Blob, WeightFile
 from gog_edge.export.options import BACKENDS, ExportOptions, Resolved, resolve
@@ -53,6 +54,7 @@ _GRAPHS: dict[Backend, tuple[type[PortableTarget], type[LinearStore]]] = {
     "cuda": _ORT,
     "tensorrt": _PORTABLE,
     "tensorrt-rtx": _PORTABLE,
+    "openvino": (PlainTarget, PortableLinear),
     "portable": _PORTABLE,
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gog_edge.bundle import Bundle
-from gog_edge.engines.base import causal_bias
+from gog_edge.engines.base import cached_bias, causal_bias, new_bias
 from gog_edge.families.layout import token_count
 from gog_edge.runtime.decoder import Rotary
 from gog_edge.runtime.vision import vision_inputs
@@ -123,11 +123,15 @@ class Runner:
             "total_sequence_length": np.array(self.past + count, np.int32),
             "write_indices": np.array([self.past], np.int64),
             "attention_bias": causal_bias(self.past, count, self.capacity),
+            "new_bias": new_bias(count),
             "prefill_rows": np.array([0, count if count > 1 else 0], np.int32),
         }
         if self.spec.deepstack:
             empty = np.zeros((self.spec.deepstack, count, self.spec.hidden), np.float32)
             feeds["deepstack"] = empty if deepstack is None else deepstack
+        plain = "new_bias" in self.names
+        if plain:
+            feeds["attention_bias"] = cached_bias(self.past, count, self.capacity)
         binding = self.decoder.io_binding()
         for name in self.names & feeds.keys():
             binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
@@ -137,7 +141,13 @@ class Runner:
             present = name.replace("past_key_values", "present")
             if present in self.outputs:
                 binding.bind_ortvalue_output(present, value)
+        for name in self.cache if plain else ():
+            binding.bind_output(name.replace("past_key_values", "new"), "cpu")
         self.decoder.run_with_iobinding(binding)
+        for value, new in zip(self.cache.values(), binding.get_outputs()[1:] if plain else ()):
+            array = value.numpy()
+            array[:, :, self.past : self.past + count] = new.numpy()
+            value.update_inplace(array)
         self.past += count
         logits: np.ndarray = binding.get_outputs()[0].numpy()[0]
         return logits

@@ -91,7 +91,7 @@ def export(root: Path, out: Path, **options: Any) -> Bundle:
     return export_bundle(root, out, ExportOptions(**{"precision": "fp32", **options}))
 
 
-@pytest.mark.parametrize("backend", ["ort", "portable"])
+@pytest.mark.parametrize("backend", ["ort", "portable", "openvino"])
 def test_fp32_equals_transformers(case: tuple[Path, Reference], backend: str, tmp_path: Path) -> None:
     root, reference = case
     bundle = export(root, tmp_path / "b", backend=backend)

@@ -23,7 +23,10 @@ from gog_edge.engines.ort.state import new_state
 from gog_edge.errors import EngineError
 from gog_edge.manifest import TensorSpec
 
-PAST, PRESENT = "past_key_values.", "present."
+PAST, PRESENT, NEW = "past_key_values.", "present.", "new."
+NEW_BIAS = (
+    "new_bias"  # an input of graphs that read the cache only, and whose outputs NEW + … are the rows that they add
+)
 _GRAIN = 64  # capacities are multiples of this many tokens
 _FEW = 16  # tokens of a run that is likely to be followed by one like it
 _ROWS = 2  # the axis of tokens: [1, kv_heads, capacity, …]
@@ -50,11 +53,12 @@ def free_room(graph: OrtGraph) -> int:
 
 @dataclass(frozen=True)
 class BoundRun:
-    """A run that is bound: it reads `inputs`, where they are kept, and writes `logits` [1, last_k, V]."""
+    """A run that is bound: it reads `inputs`, where they are kept, and writes `logits` [1, last_k, V] and `rows`."""
 
     binding: Any
     inputs: dict[str, NDArray[Any]]
     logits: NDArray[np.float32]
+    rows: tuple[NDArray[Any], ...] = ()  # [1, kv_heads, s, …] of a graph that does not write the cache
 
 
 class OrtKvCache:
@@ -146,16 +150,30 @@ class OrtKvCache:
         if self._host and count <= _FEW:
             if self._logits is None:
                 self._logits = np.empty((1, _FEW, shape[2]), np.float32)
-            run = BoundRun(self._new_binding(), {n: np.array(a) for n, a in feeds.items()}, self._logits[:, : shape[1]])
+            inputs = {n: np.array(a) for n, a in feeds.items()}
+            run = BoundRun(self._new_binding(), inputs, self._logits[:, : shape[1]], self._new_rows(count))
             for name, array in run.inputs.items():  # read where they lie whenever the graph runs
                 run.binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
             self.ready[count, shape[1], self.recurrent.side] = run
         else:
-            run = BoundRun(self._new_binding(), {}, np.empty(shape, np.float32))
+            run = BoundRun(self._new_binding(), {}, np.empty(shape, np.float32), self._new_rows(count))
             for name, array in feeds.items():
                 run.binding.bind_cpu_input(name, array)
         run.binding.bind_output("logits", "cpu", 0, np.float32, list(shape), run.logits.ctypes.data)
+        for name, rows in zip(self._names, run.rows):
+            output = NEW + name.removeprefix(PAST)
+            run.binding.bind_output(output, "cpu", 0, rows.dtype.type, list(rows.shape), rows.ctypes.data)
         return run
+
+    def append(self, run: BoundRun, past: int) -> None:
+        """What the run added, behind the first `past` rows."""
+        self.write(past, [rows[0] for rows in run.rows])
+
+    def _new_rows(self, count: int) -> tuple[NDArray[Any], ...]:
+        """Room for what a run of `count` tokens adds; none where it writes the cache itself."""
+        if NEW_BIAS not in self._graph.inputs:
+            return ()
+        return tuple(np.empty(self._shape(spec, count), DTYPES[spec.dtype]) for spec in self._specs)
 
     @property
     def _rows(self) -> DeviceRows:

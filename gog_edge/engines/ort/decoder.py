@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.base import F32, DecoderInputs, KvCache, causal_bias
-from gog_edge.engines.ort.cache import OrtKvCache, cache_names, free_room
+from gog_edge.engines.base import F32, DecoderInputs, KvCache, cached_bias, causal_bias, new_bias
+from gog_edge.engines.ort.cache import NEW_BIAS, OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.engines.ort.state import PRESENT, state_names
 from gog_edge.errors import EngineError
@@ -20,12 +20,16 @@ from gog_edge.native.dispatch import gemm_rows_independent
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
 _READ = "prefill_rows"  # of native operators: the rows that take the arithmetic of reading
 _LITTLE = 1024  # tokens; where there is no address space for more
-_POSITION = {False: ("seqlens_k", "total_sequence_length"), True: ("write_indices", "attention_bias")}  # portable?
+_POSITION = (  # of graphs that count rows, that are told where to write, and that leave writing to us
+    ("seqlens_k", "total_sequence_length"),
+    ("write_indices", "attention_bias"),
+    ("attention_bias", NEW_BIAS),
+)
 
 
 class OrtDecoder:
-    """`DecoderRunner` over one graph. Portable: TensorScatter is told where to write, attention what it may see. Else
-    attention counts the cache's rows itself."""
+    """`DecoderRunner` over one graph. Portable: TensorScatter is told where to write, attention what it may see. Graphs
+    of backend openvino read the cache only; what they add is written here. Else attention counts rows itself."""
 
     def __init__(self, graph: OrtGraph, manifest: Manifest, initial_context: int | None) -> None:
         import onnxruntime
@@ -34,6 +38,7 @@ class OrtDecoder:
         self._run_options = onnxruntime.RunOptions
         self._host = graph.device.memory == "cpu"
         self._portable = manifest.portable
+        self._appends = NEW_BIAS in graph.inputs
         self._max = manifest.decoder.max_context
         self._room = initial_context or free_room(graph)
         self._vocab = manifest.decoder.vocab
@@ -46,7 +51,7 @@ class OrtDecoder:
         linear = manifest.decoder.linear
         self._kernel = 0 if linear is None else linear.kernel
         self._two_ways = any(name.startswith(PRESENT) for name in graph.outputs)
-        positions = _POSITION[manifest.portable]
+        positions = _POSITION[2 if self._appends else int(manifest.portable)]
         needed = {*_NEEDED, positions[0], *((_READ,) if self._native else ())}
         known = {*needed, *positions, "deepstack", *cache_names(graph), *state_names(graph)}
         odd = sorted((graph.inputs.keys() - known) | (needed - graph.inputs.keys()))
@@ -103,6 +108,8 @@ class OrtDecoder:
                 self._graph.session.run_with_iobinding(run.binding, options)
         except Exception as e:  # the binding raises many types without a common base
             raise self._graph.failed(e, budget) from e
+        if self._appends:
+            cache.append(run, past)
         if self._stateful:
             cache.recurrent.ran(past + count)
         logits: F32 = run.logits[0]
@@ -119,7 +126,10 @@ class OrtDecoder:
             feeds[_READ] = np.array(inputs.read, np.int32)
         if self._takes_deepstack:
             feeds["deepstack"] = self._deepstack(inputs, count)
-        if self._portable:
+        if self._appends:
+            feeds[NEW_BIAS] = new_bias(count)
+            feeds["attention_bias"] = cached_bias(past, count, capacity)
+        elif self._portable:
             feeds["write_indices"] = np.array([past], np.int64)
             feeds["attention_bias"] = causal_bias(past, count, capacity)
         else:

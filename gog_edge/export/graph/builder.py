@@ -135,6 +135,11 @@ class GraphBuilder:
         self._nodes = outer
         return self.op("Loop", count, None, start, dtype=start.dtype, body=graph)
 
+    @staticmethod
+    def element(dtype: DType) -> int:
+        """ONNX's number of an element type, for nodes that name it."""
+        return _ELEMENT[dtype]
+
     def cast(self, value: Value, dtype: DType) -> Value:
         """Cast, or the value itself where it has that type already."""
         return value if value.dtype == dtype else self.op("Cast", value, dtype=dtype, to=_ELEMENT[dtype])

@@ -5,7 +5,9 @@
     past_state.{i}.delta              [1, heads, key_dim, value_dim]       -> present_state.{i}.delta
 
 Keys and values of before and after are one buffer, written in place; states are two, so that a run that is interrupted
-leaves the old one whole. (Native operators write states in place, too, and declare them themselves.)
+leaves the old one whole. Graphs of target `plain` have outputs new.{i}.key, .value [1, KV heads, s, head_dim] instead,
+which the runtime writes behind the cached rows. (Native operators write states in place, too, and declare them
+themselves.)
 """
 
 from __future__ import annotations
@@ -53,6 +55,17 @@ def declare_past(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) 
             names = (f"past_key_values.{i}.key", f"past_key_values.{i}.value")
             past.append((g.input(names[0], dtype, cache_shape(layer)), g.input(names[1], dtype, cache_shape(layer))))
     return tuple(past)
+
+
+def declare_new(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
+    """Outputs of the rows that a run adds, for graphs that do not write the cache themselves."""
+    for i, layer in enumerate(layers):
+        if isinstance(layer, RecurrentCache):
+            for name, shape in state_shapes(layer).items():
+                g.result(f"present_state.{i}.{name}", "float32", shape)
+            continue
+        for half in ("key", "value"):
+            g.result(f"new.{i}.{half}", dtype, (1, layer.heads, "s", layer.head_dim))
 
 
 def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:

@@ -243,7 +243,7 @@ def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Tra
     It can't where calibration decided, and where portable graphs fit schemes to their operators.
     """
     manifest = bundle.manifest
-    if manifest.precision not in ("int4", "int8") or manifest.portable:
+    if manifest.precision not in ("int4", "int8") or manifest.opset_only:
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")
