@@ -52,7 +52,8 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
     show_default=True,
     help="What will run the bundle. native: a CPU, with our own operators: the fastest there; compiled where it runs. "
     "ort: any CPU, with ONNX Runtime's operators. cuda: an NVIDIA GPU, with ONNX Runtime. tensorrt: a Jetson or a "
-    "server's GPU. tensorrt-rtx: GeForce and RTX GPUs; built on any machine. openvino: Intel CPUs, GPUs and NPUs. portable: ONNX's own operators alone, for "
+    "server's GPU. tensorrt-rtx: GeForce and RTX GPUs; built on any machine. openvino: Intel's "
+    "CPUs, GPUs and NPUs. portable: ONNX's own operators alone, for "
     "other runtimes. auto: native if it can be compiled here and has integer weights, else ort.",
 )
 @click.option("--target", hidden=True, expose_value=False, callback=_gone)

@@ -125,6 +125,10 @@ def findings(engine: EngineSpec) -> list[str]:
     else:
         low, _, high = facts["image_patches"]
         lines.append(f"images of {low} to {high} patches")
+    if facts.get("scratch_bytes"):
+        names = ("reading", "writing") if "kv_in_place" in facts else ("the largest image",)
+        sizes = [f"{human_bytes(n)} for {name}" for n, name in zip(facts["scratch_bytes"], names)]
+        lines.append(f"working memory: {', '.join(sizes)}")
     types = sorted({kind for kind in facts.get("matrices", {}).values() if kind != "of another layer"})
     if types:
         lines.append(f"weights of matrix products: {', '.join(types)}")

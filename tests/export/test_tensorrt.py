@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -24,9 +25,10 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.tensorrt import build
 from gog_edge.export.tensorrt.add import add_engines
 from gog_edge.export.tensorrt.build import BuildOptions, image_range
-from gog_edge.export.tensorrt.layers import engine_report, read_layers
+from gog_edge.export.tensorrt.layers import engine_report, read_layers, read_scratch
 from gog_edge.export.tensorrt.report import MemoryPeak
 from gog_edge.export.tensorrt.targets import plans, this_device
+from gog_edge.families.layout import windows
 from tests.crop.toolchain import need, run
 from tests.engines.host_trt import need_rtx
 
@@ -252,6 +254,8 @@ def test_the_command_builds_and_says_what_it_built(
     assert main.run(["inspect", str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out
     assert f"tensorrt-rtx {rtx.version} for sm 89, 120" in shown
+    assert re.search(r"working memory: \S+ \wi?B for reading, \S+ \wi?B for writing", shown)
+    assert re.search(r"working memory: \S+ \wi?B for the largest image", shown)
     assert "images of 4 to 64 patches" in shown and "KV cache of 128 tokens written in place: yes" in shown
 
 
@@ -279,3 +283,22 @@ def test_a_failed_build_leaves_the_old_bundle(
 def test_ort_graphs_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs portable graphs"):
         add_engines(Bundle.open(tiny_bundle), tmp_path / "b", "tensorrt-rtx", SMALL)
+
+
+def test_an_image_has_at_most_a_window_for_a_side_of_tokens() -> None:
+    """The vision profile's number of windows, against every shape of small images and long strips."""
+    for rows in range(1, 26):
+        for columns in (*range(1, 26), 63, 64, 257):
+            for high, wide in ((rows, columns), (columns, rows)):
+                count = len(windows(2 * high, 2 * wide, 2, 4).gather)
+                assert count <= -(-high * wide // 4), (high, wide)
+
+
+def test_working_memory_is_read_from_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text(
+        "[INFO] a\n[INFO] Total Activation Memory: 20908032 bytes\n[INFO] Total Activation Memory: 7 bytes\n"
+    )
+    assert read_scratch(log) == [20908032, 7]
+    log.write_text("nothing\n")
+    assert read_scratch(log) == []

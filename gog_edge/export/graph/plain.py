@@ -1,9 +1,10 @@
 """Target `plain`: ONNX operators up to opset 21 that TensorRT 10.3 and OpenVINO know, all else written out.
 
 Norms of root mean square, rotary embeddings and attention are made of products, sums and reductions
-(`gog_edge/export/operators/` has the lists of what runtimes know). The KV cache is read only: a layer's new rows are
-outputs, which the runtime writes behind the others, and a softmax goes over the scores of cache and new rows without
-joining either. So a graph may be compiled for a fixed capacity, and a run copies no cache.
+(`tests/export/operators/` has the lists of what runtimes know). The KV cache is read only: a layer's new rows are
+outputs, which the runtime writes behind the others, and the scores of cached and new rows are joined, not the rows. So
+a graph may be compiled for a fixed capacity, and a run copies no cache. (One maximum and one sum over both, without
+joining the scores either, is what TensorRT-RTX 1.7 fails to compile with int4 weights: docs/log.md.)
 
     past_key_values.{i}.key, .value   [1, KV heads, capacity, head_dim]; `attention_bias` hides what is not there
     new.{i}.key, .value               [1, KV heads, s, head_dim]
@@ -18,7 +19,7 @@ import numpy as np
 
 from gog_edge.export.graph.builder import GraphBuilder
 from gog_edge.export.graph.caches import Past, declare_new, declare_past
-from gog_edge.export.graph.portable import PortableTarget
+from gog_edge.export.graph.portable import INT64_MAX, PortableTarget
 from gog_edge.families.target import Cache, LayerCache, Value, Weight, Windows
 from gog_edge.manifest import DecoderSpec, DType
 
@@ -117,22 +118,26 @@ class PlainTarget(PortableTarget):
             g.node("Cast", [rows], [f"new.{layer}.{half}"], to=g.element(self.kv_dtype))
             new.append(g.cast(Value(f"new.{layer}.{half}", self.kv_dtype), self.compute))
         keys, values = (g.cast(part, self.compute) for part in cache.past[layer])
-        y = self._two_softmaxes(q, (keys, new[0]), (values, new[1]), (cache.bias, cache.new_bias))
+        y = self._attend(q, (keys, new[0]), (values, new[1]), (cache.bias, cache.new_bias))
         y = self.reshape(g.cast(y, "float32"), (1, spec.heads, -1, spec.head_dim))
         return self.reshape(g.op("Transpose", y, perm=(0, 2, 1, 3)), (-1, wide))
 
-    def _two_softmaxes(
+    def _attend(
         self, q: Value, keys: tuple[Value, Value], values: tuple[Value, Value], biases: tuple[Value, Value]
     ) -> Value:
-        """Attention over cached and new rows, which stay where they are: one maximum and one sum for both."""
+        """Attention over cached and new rows, which stay where they are: one softmax over the scores of both."""
         g = self.g
         scores = [
             g.op("Add", g.op("MatMul", q, g.op("Transpose", k, perm=(0, 1, 3, 2))), b) for k, b in zip(keys, biases)
         ]
-        top = g.op("Max", *(g.op("ReduceMax", part, self._ints(-1), keepdims=1) for part in scores))
-        shares = [g.op("Exp", g.op("Sub", part, top)) for part in scores]
-        total = g.op("Add", *(g.op("ReduceSum", part, self._ints(-1), keepdims=1) for part in shares))
-        return g.op("Div", g.op("Add", *(g.op("MatMul", part, v) for part, v in zip(shares, values))), total)
+        shares = g.op("Softmax", g.op("Concat", *scores, axis=-1), axis=-1)
+        size = g.op("Slice", g.op("Shape", keys[1], dtype="int64"), self._ints(2), self._ints(3))
+        start = g.op("Neg", size)
+        parts = (
+            g.op("Slice", shares, self._ints(0), start, self._ints(3)),
+            g.op("Slice", shares, start, self._ints(INT64_MAX), self._ints(3)),
+        )
+        return g.op("Add", *(g.op("MatMul", part, v) for part, v in zip(parts, values)))
 
     def _turn(self, x: Value, cos: Value, sin: Value, half: int) -> Value:
         """Rotary embedding: the halves (a, b) of the last axis become (a cos - b sin, b cos + a sin)."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from gog_edge.engines.tensorrt.plan import GraphName, Library, RuntimeName, import_library
 from gog_edge.errors import EngineError, UsageError
-from gog_edge.export.tensorrt.layers import engine_report, read_layers
+from gog_edge.export.tensorrt.layers import engine_report, read_layers, read_scratch
 from gog_edge.export.tensorrt.report import BuildLog, MemoryPeak, make_writer, network_report
 from gog_edge.export.tensorrt.targets import plans, this_device
 from gog_edge.manifest import EngineSpec, GraphSpec, Manifest, TensorSpec
@@ -153,6 +153,7 @@ class _Build:
         if layers:
             report |= {"seen": "engine", **engine_report(layers, report["attention_layers"], caches, len(profiles))}
         report |= {
+            "scratch_bytes": read_scratch(log_file),
             "build_seconds": round(time.monotonic() - start, 1),
             "peak_rss_bytes": memory.peak,
             "peak_private_bytes": memory.private,
@@ -230,9 +231,9 @@ def _profiles(
     window = manifest.vision.window**2 * manifest.preprocessing.merge_size**2
     table: dict[str, tuple[int, int, int]] = {"n": (low, usual, high)}
     if window:
-        # a border window may hold as little as one merged token
-        per_token = manifest.preprocessing.merge_size**2
-        table["W"] = (1, max(1, usual // window), high // per_token)
+        # border windows may hold as little as one merged token, but a strip of one row has no more than one in `side`
+        per_token, side = manifest.preprocessing.merge_size**2, manifest.vision.window
+        table["W"] = (1, max(1, usual // window), -(-(high // per_token) // side))
         table["L"] = (per_token, window, window)
     return [table]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 _LAYER = re.compile(r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), (?P<rest>.*)$")
 _TENSOR = re.compile(r"Name: ([^,]+), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?(?:Format/)?Datatype: (\w+)")
+_SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")
 _PARTS = ("Inputs", "Constants", "Outputs", "TacticName")
 _GENERATED = "kgen"  # a kernel of element-wise operations and copies; matrices have kinds of their own
 _PACKED = ("Int4", "Int8", "FP8", "FP4")
@@ -72,6 +73,12 @@ class Layer:
 def read_layers(log: Path) -> list[Layer]:
     """The layers of the engine whose build wrote this log; empty where TensorRT printed none."""
     return list(_layers(log))
+
+
+def read_scratch(log: Path) -> list[int]:
+    """Bytes of working memory that a context of each profile needs at its largest sizes; empty where none is said."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        return [int(found.group(1)) for line in lines if (found := _SCRATCH.search(line))]
 
 
 def _layers(log: Path) -> Iterator[Layer]:
