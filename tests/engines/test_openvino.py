@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +162,23 @@ def test_the_state_of_linear_attention_must_be_where_the_run_begins(tmp_path: Pa
         cache.begin(3)
     with pytest.raises(EngineError, match="linear attention need runs of any length"):
         create(hybrid, STATIC)
+
+
+def test_nothing_is_sent(bundle: Bundle) -> None:
+    """`import openvino` reports itself with the package openvino_telemetry, where it can."""
+    pytest.importorskip("openvino")
+    code = f"""
+import socket, subprocess, sys
+sent = []
+socket.socket.connect = lambda *a: sent.append(a)
+from gog_edge.bundle import Bundle
+from gog_edge.engines.openvino.engine import create
+create(Bundle.open({str(bundle.root)!r}))
+assert sent == [] and not [m for m in sys.modules if m.startswith("openvino_telemetry")]
+assert "openvino.tools.ovc.telemetry_stub" in sys.modules or "openvino.tools" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_masks() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ def open_device(name: str) -> Any:
         EngineError: it has no such device.
         ImportError: OpenVINO is not installed.
     """
-    import openvino
+    with _without_telemetry():
+        import openvino
 
     core = openvino.Core()
     have = core.available_devices
@@ -38,6 +41,20 @@ def open_device(name: str) -> Any:
             "its driver is Intel's and not OpenVINO's (docs/devices.md)"
         )
     return core
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """`import openvino` tells Google Analytics that it was imported, through a package that it does without where it is
+    missing: so it is missing, if this process has not asked for it already. Nothing leaves the device unasked."""
+    if "openvino_telemetry" in sys.modules:
+        yield
+        return
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # import raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["openvino_telemetry"]
 
 
 class OvGraph:
