@@ -236,15 +236,18 @@ def _version(module: str) -> str:
 def _plan(memory_text: str | None, device: str | None, names: list[str], context: int, as_json: bool) -> None:
     available, whose = _available(memory_text, device)
     if as_json:
-        plans = [(n, p, memory.plan(n, p, available, context=context)) for n in names for p in memory.BITS]
-        longest = {(n, p): memory.largest_context(n, p, available) for n, p, _ in plans}
+        engines = {n: memory.board_engine(n) if device else "cpu" for n in names}
+        plans = [
+            (n, p, memory.plan(n, p, available, context=context, engine=engines[n])) for n in names for p in memory.BITS
+        ]
+        longest = {(n, p): memory.largest_context(n, p, available, engines[n]) for n, p, _ in plans}
         print_json(
             [{**asdict(x), "total": x.total, "fits": x.fits, "largest_context": longest[n, p]} for n, p, x in plans]
         )
         return
     out = stdout()
     out.print(f"{human_bytes(available)} {whose}. Computed from the published shapes, not measured.\n")
-    rows = memory.fitting(available, context, names)
+    rows = memory.fitting(available, context, names, board=device is not None)
     table = Table(box=None)
     for column in (
         "policy",
@@ -252,7 +255,7 @@ def _plan(memory_text: str | None, device: str | None, names: list[str], context
         "weights",
         "context",
         "KV cache",
-        "image + chunk",
+        "working",
         "total",
         "longest context",
     ):
@@ -263,8 +266,9 @@ def _plan(memory_text: str | None, device: str | None, names: list[str], context
     if rows:
         out.print(table)
         out.print(
-            f"\nKV cache in 16 bits; the largest image has {memory.IMAGE_TOKENS} tokens; "
-            f"{human_bytes(memory.RUNTIME)} of each total are for Python and libraries."
+            f"\nKV cache in 16 bits; the largest image has {memory.IMAGE_TOKENS} tokens"
+            + (f", engines of TensorRT are built for {memory.ENGINE_PATCHES} patches; " if device else "; ")
+            + f"{human_bytes(memory.RUNTIME)} of each total are for Python and libraries."
         )
     out.print(_verdict(rows, names, context, available))
 

@@ -3,13 +3,16 @@
 Every figure is computed from the published shape of the policy; none is measured here. Weights: parameters times
 bits per weight of the precision (4-bit blocks of 32 carry a float16 scale: 4.5 bits). KV cache: 2 * layers that
 attend * KV heads * head size * bytes a token, and the states of those that do not, with the copies of them that
-sessions keep. Activations: one image through the vision tower plus one prefill chunk.
+sessions keep. Activations: one image through the vision tower plus one prefill chunk; for TensorRT the working memory
+of both engines, which is allocated at load for the largest sizes they were built for, from what the build logs of
+TensorRT-RTX 1.7 say ("Total Activation Memory", `studies/engine_scratch.md`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gog_edge.errors import UsageError
 from gog_edge.native.contract import CONV_REWIND, DELTA_SLOTS, delta_words
@@ -39,6 +42,12 @@ DEVICES = {
     "agx-orin-64gb": (64, 58.0),
     "thor-128gb": (128, 120.0),
 }
+# Working memory of the engines that `gog-edge export` builds by default (4,096 tokens, chunks of 512, images of up to
+# 16,384 patches), measured for one width of tower and decoder and taken to grow with it.
+ENGINE_PATCHES = 16384
+_TOWER_SCRATCH = {"qwen2_5_vl": (50_353, 1280), "qwen3_vl": (28_628, 1024)}  # bytes a patch, at this width
+_TOWER_LEAST = 12 << 20
+Engine = Literal["cpu", "tensorrt"]
 USABLE = 1024  # tokens: a question with one small image; less than that is no context
 
 
@@ -54,6 +63,7 @@ class MemoryPlan:
     activations: int
     runtime: int
     available: int
+    engine: Engine = "cpu"
 
     @property
     def total(self) -> int:
@@ -90,11 +100,13 @@ def plan(
     chunk: int = 512,
     kv_bytes: int = 2,
     runtime: int = RUNTIME,
+    engine: Engine = "cpu",
 ) -> MemoryPlan:
     """The memory that `policy` needs.
 
     `available`: bytes free for the program. `image_tokens`: merged tokens of the largest image. `chunk`: prefill
-    chunk in tokens. `runtime`: interpreter, libraries and the engine's own allocations.
+    chunk in tokens. `runtime`: interpreter, libraries and the engine's own allocations. `engine`: "tensorrt" allocates
+    working memory for its largest image and chunk at load, and the whole KV cache.
 
     Raises:
         UsageError: the policy or the precision is unknown.
@@ -120,31 +132,56 @@ def plan(
         context=context,
         weights=int(bits / 8),
         kv_cache=context * kv_bytes_per_token(shape, kv_bytes) + recurrent_bytes(shape),
-        activations=max(tower, prefill) + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
+        activations=(scratch(shape, context, chunk) if engine == "tensorrt" else max(tower, prefill))
+        + image_tokens * shape.hidden * (1 + len(shape.taps)) * 4,
         runtime=runtime,
         available=available,
+        engine=engine,
     )
 
 
-def largest_context(policy: str, precision: str, available: int) -> int:
+def scratch(shape: PolicyShape, capacity: int, chunk: int = 512, patches: int = ENGINE_PATCHES) -> int:
+    """Working memory of both TensorRT engines, which each allocates at load (`studies/engine_scratch.md`).
+
+    Of the decoder: the MLP of a chunk, and for each token of the capacity either one layer's keys and values in another
+    layout with a chunk's mask, or that mask for every query head of a KV head.
+    """
+    per_patch, width = _TOWER_SCRATCH[shape.family]
+    tower = _TOWER_LEAST + patches * per_patch * shape.vision_hidden // width
+    layer, mask = 2 * shape.kv_heads * shape.head_dim * 2, 2 * chunk
+    cached = max(layer + mask, mask * shape.heads // shape.kv_heads)
+    return tower + 11 * chunk * shape.intermediate + capacity * cached
+
+
+def board_engine(policy: str) -> Engine:
+    """What runs a policy on a Jetson: TensorRT where there are graphs for it, else the CPU."""
+    return "tensorrt" if SHAPES[policy].family in _TOWER_SCRATCH else "cpu"
+
+
+def largest_context(policy: str, precision: str, available: int, engine: Engine = "cpu") -> int:
     """The longest context that fits and that the checkpoint knows, in tokens, rounded down to 256; 0 when not even the
     weights fit."""
-    empty = plan(policy, precision, available, context=0)
+    empty = plan(policy, precision, available, context=0, engine=engine)
     if not empty.fits:
         return 0
-    tokens = (available - empty.total) // kv_bytes_per_token(SHAPES[policy])
+    each = plan(policy, precision, available, context=1 << 20, engine=engine).total - empty.total
+    tokens = (available - empty.total) * (1 << 20) // each
     return min(int(tokens), SHAPES[policy].context) // 256 * 256
 
 
-def fitting(available: int, context: int, policies: Sequence[str]) -> list[tuple[MemoryPlan, int]]:
+def fitting(
+    available: int, context: int, policies: Sequence[str], *, board: bool = False
+) -> list[tuple[MemoryPlan, int]]:
     """(plan, longest context) of every policy and precision that fits, with `context` tokens or as many as there is
-    room for, at least `USABLE`."""
+    room for, at least `USABLE`. `board`: on a Jetson (`board_engine`)."""
     rows = []
     for policy in policies:
         for precision in BITS:
-            longest = largest_context(policy, precision, available)
+            engine = board_engine(policy) if board else "cpu"
+            longest = largest_context(policy, precision, available, engine)
             if longest >= USABLE:
-                rows.append((plan(policy, precision, available, context=min(context, longest)), longest))
+                made = plan(policy, precision, available, context=min(context, longest), engine=engine)
+                rows.append((made, longest))
     return rows
 
 

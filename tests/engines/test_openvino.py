@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
+=======
+import subprocess
+import sys
+>>>>>>> devices
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +167,26 @@ def test_the_state_of_linear_attention_must_be_where_the_run_begins(tmp_path: Pa
         create(hybrid, STATIC)
 
 
+<<<<<<< HEAD
+=======
+def test_nothing_is_sent(bundle: Bundle) -> None:
+    """`import openvino` reports itself with the package openvino_telemetry, where it can."""
+    pytest.importorskip("openvino")
+    code = f"""
+import socket, subprocess, sys
+sent = []
+socket.socket.connect = lambda *a: sent.append(a)
+from gog_edge.bundle import Bundle
+from gog_edge.engines.openvino.engine import create
+create(Bundle.open({str(bundle.root)!r}))
+assert sent == [] and not [m for m in sys.modules if m.startswith("openvino_telemetry")]
+assert "openvino.tools.ovc.telemetry_stub" in sys.modules or "openvino.tools" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+>>>>>>> devices
 def test_masks() -> None:
     low = np.finfo(np.float32).min
     assert cached_bias(2, 3, 4).flags.c_contiguous

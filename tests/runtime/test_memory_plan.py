@@ -17,6 +17,7 @@ from gog_edge.runtime.memory_plan import (
     largest_context,
     plan,
     recurrent_bytes,
+    scratch,
     suggestion,
 )
 from gog_edge.shapes import SHAPES
@@ -80,6 +81,46 @@ def test_the_longest_context_fits_and_a_longer_one_does_not(name: str, precision
         assert not plan(name, precision, available, context=tokens + 512).fits
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "sizes", "measured"),
+    [  # studies/engine_scratch.md
+        ("qwen2.5-vl-7b", "vision", {"patches": 16384}, 834_797_568),
+        ("qwen2.5-vl-7b", "vision", {"patches": 3072}, 164_511_744),
+        ("qwen3-vl-2b", "vision", {"patches": 16384}, 482_148_352),
+        ("qwen3-vl-2b", "vision", {"patches": 3072}, 101_056_512),
+        ("qwen2.5-vl-7b", "decoder", {"capacity": 4096}, 114_823_168),
+        ("qwen2.5-vl-7b", "decoder", {"capacity": 8192}, 144_183_296),
+        ("qwen3-vl-2b", "decoder", {"capacity": 4096}, 47_218_688),
+        ("qwen3-vl-2b", "decoder", {"capacity": 8192}, 68_190_208),
+        ("qwen3-vl-8b", "decoder", {"capacity": 4096}, 87_834_624),
+        ("qwen3-vl-8b", "decoder", {"capacity": 8192}, 108_806_144),
+    ],
+)
+def test_working_memory_of_engines_is_what_the_build_logs_say(
+    name: str, part: str, sizes: dict[str, int], measured: int
+) -> None:
+    shape = SHAPES[name]
+    if part == "vision":
+        found = scratch(shape, 0, 0, **sizes)
+    else:
+        found = scratch(shape, **sizes, patches=0) - scratch(shape, 0, 0, 0)
+    assert measured <= found <= measured * 1.2 if part == "decoder" else measured * 0.9 <= found <= measured * 1.1
+
+
+def test_a_board_plans_with_engines_where_there_are_graphs() -> None:
+    seven = plan("qwen2.5-vl-7b", "int4", int(6.5 * GIB), engine="tensorrt")
+    assert not seven.fits and seven.activations > 6 * plan("qwen2.5-vl-7b", "int4", GIB).activations
+    engines = {p.policy: p.engine for p, _ in fitting(28 * GIB, 4096, list(SHAPES), board=True)}
+    assert engines["qwen3-vl-4b"] == "tensorrt" and engines["qwen3.5-4b"] == engines["qwen3-vl-30b-a3b"] == "cpu"
+    assert {p.engine for p, _ in fitting(28 * GIB, 4096, list(SHAPES))} == {"cpu"}
+
+
+def test_the_longest_context_counts_the_engines_too() -> None:
+    tokens = largest_context("qwen3-vl-4b", "int8", int(6.5 * GIB), "tensorrt")
+    assert plan("qwen3-vl-4b", "int8", int(6.5 * GIB), context=tokens, engine="tensorrt").fits
+    assert not plan("qwen3-vl-4b", "int8", int(6.5 * GIB), context=tokens + 512, engine="tensorrt").fits
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown policy shape"):
         plan("llama", "int4", GIB)
@@ -111,7 +152,7 @@ def test_the_page_about_boards_says_what_the_plan_says() -> None:
     rows = re.findall(r"^\| ([\w ]+) GB \| ([\d.]+) GiB \| Qwen(\S+) at (\w+) \(([\d.]+) GiB", page, re.MULTILINE)
     assert [f"{board.lower().replace(' ', '-')}gb" for board, *_ in rows] == list(DEVICES)
     for (_, free, policy, precision, size), (_, usable) in zip(rows, DEVICES.values()):
-        best = suggestion(fitting(int(usable * GIB), 4096, list(SHAPES)), 4096)
+        best = suggestion(fitting(int(usable * GIB), 4096, list(SHAPES), board=True), 4096)
         assert best is not None and float(free) == usable
         assert (best.policy, best.precision) == (f"qwen{policy.lower()}", precision)
         assert round(best.total / GIB, 1) == float(size)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+=======
+import contextlib
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+>>>>>>> devices
 from typing import Any
 
 import numpy as np
@@ -28,7 +36,12 @@ def open_device(name: str) -> Any:
         EngineError: it has no such device.
         ImportError: OpenVINO is not installed.
     """
+<<<<<<< HEAD
     import openvino
+=======
+    with _without_telemetry():
+        import openvino
+>>>>>>> devices
 
     core = openvino.Core()
     have = core.available_devices
@@ -40,6 +53,23 @@ def open_device(name: str) -> Any:
     return core
 
 
+<<<<<<< HEAD
+=======
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """`import openvino` tells Google Analytics that it was imported, through a package that it does without where it is
+    missing: so it is missing, if this process has not asked for it already. Nothing leaves the device unasked."""
+    if "openvino_telemetry" in sys.modules:
+        yield
+        return
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # import raises ImportError
+    try:
+        yield
+    finally:
+        del sys.modules["openvino_telemetry"]
+
+
+>>>>>>> devices
 class OvGraph:
     """Graph `name` of a bundle on one device. Thread-safe; requests are not."""
 

@@ -70,15 +70,32 @@ def build_engines(
     if not manifest.portable:
         raise UsageError(f"TensorRT needs portable graphs, this bundle was exported for {manifest.backend}")
     library = import_library(runtime)
-    (root / "engines").mkdir(exist_ok=True)
     built = []
     for capabilities in _targets(library, manifest, options):
         name = "+".join(capabilities) or this_device()
         for graph in ("vision", "decoder"):
             if progress is not None:
                 progress(f"building {graph} for sm {name}")
-            built.append(_Build(library, root, manifest, graph, capabilities, name, options).run())
+            built.append(build_graph(library, root, manifest, graph, capabilities, options))
     return tuple(built)
+
+
+def build_graph(
+    library: Library,
+    root: Path,
+    manifest: Manifest,
+    graph: GraphName,
+    capabilities: tuple[str, ...],
+    options: BuildOptions,
+) -> EngineSpec:
+    """One plan of one graph, for devices that it may be for (none named: this machine's), into `root/engines`.
+
+    Raises:
+        EngineError: see `build_engines`.
+    """
+    (root / "engines").mkdir(exist_ok=True)
+    name = "+".join(capabilities) or this_device()
+    return _Build(library, root, manifest, graph, capabilities, name, options).run()
 
 
 def _targets(library: Library, manifest: Manifest, options: BuildOptions) -> tuple[tuple[str, ...], ...]:
