@@ -123,7 +123,7 @@ class OrtKvCache:
 
     def forget(self, keep: int) -> None:
         """See `ForgetsRows.forget`; buffers of other memories stay as they are."""
-        for array in self._arrays:
+        for array in self._arrays if _SMALL_PAGES else ():
             memory: Any = array.base
             while isinstance(memory, np.ndarray):
                 memory = memory.base
