@@ -150,7 +150,7 @@ GUARDED = {
     "engines/ort/weights.py": {"preadv", "MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE"},  # huge pages are Linux's
     "export/checkpoint/shards.py": {"posix_fadvise"},
     "serve/connection.py": {"resource"},
-    "engines/ort/cache.py": {"MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_NOHUGEPAGE"},
+    "engines/ort/cache.py": {"MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_NOHUGEPAGE", "MADV_DONTNEED"},  # _SMALL_PAGES
 }
 
 

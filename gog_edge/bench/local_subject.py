@@ -12,6 +12,7 @@ from gog_edge.agent.options import RunOptions
 from gog_edge.bench.machine.probes import forget_peak, own_bytes, peak_bytes
 from gog_edge.bench.subject import Part, Picture, TurnTimes
 from gog_edge.bundle import Bundle
+from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import BenchError
 from gog_edge.image.frame import Frame
@@ -38,10 +39,12 @@ class LocalSubject:
         options: RunOptions | None = None,
         speculation: Speculation = PLAIN_DECODING,
         name: str = "gog-edge",
+        engine_options: OrtOptions | None = None,
     ) -> None:
         self.name = name
         self.path, self.engine, self.speculation = bundle, engine, speculation
         self.options = options or RunOptions(prefix_cache=False)
+        self._engine_options = engine_options
         self._model: Model | None = None
         self._session: Session | None = None
         self._knows_peak = False
@@ -66,7 +69,7 @@ class LocalSubject:
         self._knows_peak = forget_peak()
         start = time.perf_counter()
         bundle = Bundle.open(self.path)
-        self._model = Model.assemble(bundle, create_engine(self.engine, bundle), self.options)
+        self._model = Model.assemble(bundle, create_engine(self.engine, bundle, self._engine_options), self.options)
         self.session.extend([1], given=True)
         self.session.run()
         seconds = time.perf_counter() - start
@@ -83,7 +86,7 @@ class LocalSubject:
                 image = session.add_image(Frame.open(part.pixels))
                 session.append([ImagePart(image.index)])
             else:
-                session.extend(self._ids(part.count, part.seed), given=True)
+                session.extend(self.ids(part.count, part.seed), given=True)
         new = len(session) - before
         writer = TurnWriter(session, Sampler(self.options.sampling), self.speculation)
         ids = [i for piece in writer.turn(TurnOptions(tokens, eos=())) for i in piece.ids]
@@ -108,7 +111,7 @@ class LocalSubject:
             self._model.engine.close()
             self._model = None
 
-    def _ids(self, count: int, seed: int) -> list[int]:
+    def ids(self, count: int, seed: int) -> list[int]:
         """Ordinary tokens: below every special one, whose ids are at the end of the vocabulary."""
         tokens = self.model.manifest.tokens
         high = min(

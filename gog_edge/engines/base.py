@@ -107,6 +107,15 @@ class KvCache(Protocol):
 
 
 @runtime_checkable
+class ForgetsRows(Protocol):
+    """A `KvCache` that can give memory back without being made anew."""
+
+    def forget(self, keep: int) -> None:
+        """Rows from `keep` on are dead: the memory under them goes back to the system, their place stays."""
+        ...
+
+
+@runtime_checkable
 class RecurrentState(Protocol):
     """A `KvCache` that also keeps the state of layers of linear attention, which can't be cut as rows can. A run must
     go on after `floor` to `seen` tokens, or begin at token 0."""

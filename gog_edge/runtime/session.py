@@ -31,11 +31,13 @@ from gog_edge.runtime.sequence import (
     shared,
 )
 from gog_edge.runtime.shared_prefix import SharedPrefix
-from gog_edge.runtime.snapshots import Snapshots
+from gog_edge.runtime.snapshots import Snapshots, forget
 from gog_edge.runtime.telemetry import NO_TRACE, Trace, TracedImage
 from gog_edge.runtime.tokenizer import EncodedPart
 from gog_edge.runtime.vision import VisionPlan
 from gog_edge.types import PixelLimits, Region, RegisteredImage, Segment, Usage
+
+_MANY = 1024  # rows whose memory is given back when they are forgotten
 
 
 class Session:
@@ -287,11 +289,7 @@ class Session:
             self._draft = draft[count:]
 
     def encode_images(self, budget: Budget = UNLIMITED) -> None:
-        """Run the vision tower for images that the next `run` will need (it would do so itself, in between).
-
-        Raises:
-            EngineError: the engine failed. CancelledError, DeadlineReached: the budget ended.
-        """
+        """Run the vision tower for images that the next `run` will need (which would do so itself; errors as there)."""
         with self.lock:
             for span in self.sequence.spans_between(self._computed, len(self)):
                 self._features(span, budget)
@@ -393,7 +391,9 @@ class Session:
             self.sequence.truncate(length)
             self._prefix.cut(length)
             self._snapshots.cut(length)
-            self._computed = self._snapshots.place(self._cache, min(self._computed, length))
+            was, self._computed = self._computed, self._snapshots.place(self._cache, min(self._computed, length))
+            if was - self._computed >= _MANY:
+                forget(self._cache, self._computed)
             self._cuts.append(length)
             self._draft = ()
             if self._rows_at != length - 1:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.engines.base import F32, KvCache, RecurrentState
+from gog_edge.engines.base import F32, ForgetsRows, KvCache, RecurrentState
 from gog_edge.errors import EngineError
 
 EVERY = 512  # tokens between copies where nothing else asks for one
@@ -116,6 +116,18 @@ def unpack(cache: KvCache, tokens: int, arrays: list[NDArray[Any]], states: int)
     cache.write(0, rows)
     if states:
         _state(cache).set_state(tokens, arrays[-states:])
+
+
+def set_state(cache: KvCache, seen: int, arrays: list[NDArray[Any]]) -> None:
+    """Make the state that after `seen` tokens, whose rows are there."""
+    _state(cache).set_state(seen, arrays)
+
+
+def forget(cache: KvCache | None, keep: int) -> None:
+    """Give back the memory of all rows but the first `keep`, where the cache can."""
+    rows: object = cache
+    if isinstance(rows, ForgetsRows):
+        rows.forget(keep)
 
 
 def _reaches(cache: KvCache, at: int) -> bool:

@@ -98,3 +98,18 @@ def test_no_room_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_rows_that_are_forgotten_give_their_memory_back() -> None:
+    cache = cache_of(2, 65536)
+    before = resident()
+    cache.write(0, [np.ones((HEADS, 16384, DIM), np.float16)] * 4)
+    assert resident() - before > 120 * MIB
+    cache.forget(1003)
+    assert resident() - before < 24 * MIB
+    assert all((array == 1).all() for array in cache.read(0, 1003))
+    cache.write(1003, [np.full((HEADS, 500, DIM), 2, np.float16)] * 4)
+    assert all((array == 2).all() for array in cache.read(1003, 1503))
+    cache.forget(0)
+    assert resident() - before < 8 * MIB

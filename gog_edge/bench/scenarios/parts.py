@@ -12,11 +12,13 @@ from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
 from gog_edge.bench.scenarios.camera import Stream, camera_cells
+from gog_edge.bench.scenarios.conversation import conversation_cells
 from gog_edge.bench.scenarios.crop import crop_cells
 from gog_edge.bench.scenarios.export import export_cells
 from gog_edge.bench.scenarios.index import index_cells
 from gog_edge.bench.scenarios.reuse import prompt_cells, question_cells
 from gog_edge.bench.scenarios.search import search_cells
+from gog_edge.engines.ort.options import OrtOptions
 from gog_edge.errors import BenchError
 
 
@@ -38,9 +40,9 @@ class Given:
         return self.bundle
 
     @contextmanager
-    def subject(self) -> Iterator[LocalSubject]:
+    def subject(self, engine_options: OrtOptions | None = None) -> Iterator[LocalSubject]:
         """Ourselves, loaded."""
-        subject = LocalSubject(self.path())
+        subject = LocalSubject(self.path(), engine_options=engine_options)
         subject.load()
         try:
             yield subject
@@ -72,6 +74,13 @@ def questions(given: Given) -> Iterator[Cell]:
     """1 to 100 questions about one frame: all but the first cost only their own words."""
     with given.subject() as subject:
         yield from question_cells(subject, roofline=given.roofline)
+
+
+def conversation(given: Given) -> Iterator[Cell]:
+    """20 turns, 2k to 24k tokens, a picture every third: a turn costs what is new in it, and memory is given back."""
+    options = OrtOptions(spin=False)  # processor time is compared
+    with given.subject(options) as subject:
+        yield from conversation_cells(subject, given.repeats)
 
 
 def prompt(given: Given) -> Iterator[Cell]:
@@ -111,6 +120,7 @@ PIECES: dict[str, Piece] = {
     "crop": crop,
     "load": load,
     "questions": questions,
+    "conversation": conversation,
     "prompt": prompt,
     "camera": camera,
     "search": search,

@@ -104,7 +104,8 @@ def run(
     if bundle is None and compare is None and set(scenarios) - {"crop", "export"}:
         bundle = default()
     needs = dict.fromkeys(known, bundle) | {"crop": ".", "export": checkpoint}
-    chosen = scenarios or tuple(n for n in known if not n.startswith("growth") and needs[n] is not None)
+    long = "growth", "conversation"
+    chosen = scenarios or tuple(n for n in known if not n.startswith(long) and needs[n] is not None)
     if html is not None:
         require_matplotlib()  # before anything is measured
     skipped: dict[str, str] = {}

@@ -121,6 +121,22 @@ class OrtKvCache:
             raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
         self.capacity = capacity
 
+    def forget(self, keep: int) -> None:
+        """See `ForgetsRows.forget`; buffers of other memories stay as they are."""
+        for array in self._arrays if _SMALL_PAGES else ():
+            memory: Any = array.base
+            while isinstance(memory, np.ndarray):
+                memory = memory.base
+            memory = memory.obj if isinstance(memory, memoryview) else memory
+            if not isinstance(memory, mmap.mmap):
+                return
+            row, head = array.strides[_ROWS], array.strides[_ROWS - 1]
+            for start in range(0, array.nbytes, head):
+                first = -(-(start + keep * row) // mmap.PAGESIZE) * mmap.PAGESIZE
+                last = (start + head) // mmap.PAGESIZE * mmap.PAGESIZE
+                if first < last:
+                    memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def read(self, start: int, stop: int) -> list[NDArray[Any]]:
         """See `KvCache.read`; host caches give views."""
         if self._host:
