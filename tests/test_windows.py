@@ -117,7 +117,7 @@ def test_export_ask_and_index_without_posix(tmp_path: Path) -> None:
 IMPORTS = """
 import importlib, pkgutil, gog_edge
 optional = {"tensorrt", "tensorrt_rtx", "cuda", "torch", "transformers", "peft", "starlette", "uvicorn", "matplotlib"}
-optional |= {"mcp", "dora", "pyarrow", "rerun"}
+optional |= {"mcp", "dora", "pyarrow", "rerun", "foxglove"}
 for module in pkgutil.walk_packages(gog_edge.__path__, "gog_edge."):
     if module.name.startswith(("gog_edge.export.parity", "gog_edge.__main__", "gog_edge.bench.peers.workers")):
         continue
