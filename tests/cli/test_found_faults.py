@@ -166,8 +166,8 @@ def test_the_demo_runs_from_the_package_alone(
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_guides_curl_sends_a_picture_of_any_size(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "guide.md").read_text("utf-8")
+def test_the_pages_curl_sends_a_picture_of_any_size(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "server.md").read_text("utf-8")
     (script,) = re.findall(r"^    (?:base64|printf|\(echo)[^\n]*\n(?:    curl [^\n]*\n)", page, re.MULTILINE)
     (tmp_path / "photo.jpg").write_bytes(bytes(range(256)) * 4000)  # 1 MB: an argument may have 128 KB
     with WebServer() as site:
