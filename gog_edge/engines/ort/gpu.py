@@ -4,7 +4,7 @@ onnxruntime and onnxruntime-gpu are two distributions of one folder: pip install
 <<<<<<< HEAD
 there. gog-edge needs one of them and the extra `gpu` asks for the other, so either may have won (ADR 0019-one-folder).
 =======
-there. gog-edge needs one of them and the extra `gpu` asks for the other, so either may have won (ADR NEW-one-folder).
+there. gog-edge needs one of them and the extra `gpu` asks for the other, so either may have won (ADR 0019-one-folder).
 >>>>>>> devices
 """
 
