@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.base import F32, DecoderInputs, KvCache, cached_bias, causal_bias, new_bias
+from gog_edge.engines.base import F32, DecoderInputs, DecoderRun, KvCache, cached_bias, causal_bias, new_bias
 from gog_edge.engines.ort.cache import NEW_BIAS, OrtKvCache, cache_names, free_room
 from gog_edge.engines.ort.graph import OrtGraph
 from gog_edge.engines.ort.state import PRESENT, state_names
+from gog_edge.engines.ort.together import MOST, Tables, in_order, stacked
 from gog_edge.errors import EngineError
 from gog_edge.manifest import Manifest
 from gog_edge.native.contract import DOMAIN
@@ -50,6 +52,7 @@ class OrtDecoder:
         self._stateful = bool(state_names(graph))
         linear = manifest.decoder.linear
         self._kernel = 0 if linear is None else linear.kernel
+        self._tables: Tables | None = None
         self._two_ways = any(name.startswith(PRESENT) for name in graph.outputs)
         positions = _POSITION[2 if self._appends else int(manifest.portable)]
         needed = {*_NEEDED, positions[0], *((_READ,) if self._native else ())}
@@ -67,6 +70,11 @@ class OrtDecoder:
         be; its attention is not: the sums of a row follow the number of rows. Nor is its linear attention."""
         return self._native and not self._two_ways and gemm_rows_independent()
 
+    @property
+    def most_together(self) -> int:
+        """See `RunsTogether`."""
+        return MOST if self.rows_independent else 1
+
     def new_cache(self, tokens: int) -> OrtKvCache:
         """See `DecoderRunner.new_cache`."""
         room = max(tokens, min(self._room, self._max))
@@ -80,7 +88,7 @@ class OrtDecoder:
     def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
         """See `DecoderRunner.run`."""
         if not isinstance(cache, OrtKvCache):
-            raise EngineError(f"a {type(cache).__name__} does not belong to the onnxruntime engine")
+            raise _foreign(cache)
         count = int(inputs.embeds.shape[0])
         if inputs.last_k < 1 or inputs.last_k > count:
             raise EngineError(f"logits of the last {inputs.last_k} of {count} tokens were asked for")
@@ -115,6 +123,35 @@ class OrtDecoder:
         logits: F32 = run.logits[0]
         return logits
 
+    def run_together(self, runs: Sequence[DecoderRun]) -> list[F32 | None]:
+        """See `RunsTogether.run_together`. Not from two threads at once."""
+        order = in_order(runs)
+        sorted_runs, caches = [runs[i] for i in order], list[OrtKvCache]()
+        inputs, counts = stacked(sorted_runs), [len(run.inputs.embeds) for run in sorted_runs]
+        for run, count in zip(sorted_runs, counts):
+            if not isinstance(run.cache, OrtKvCache):
+                raise _foreign(run.cache)
+            if self._stateful:
+                run.cache.recurrent.begin(run.past, count)
+            run.cache.reserve(run.past + count, run.past)
+            caches.append(run.cache)
+        if self._tables is None:
+            self._tables = Tables(self._graph)
+        self._tables.fill(caches, counts, [run.past + count for run, count in zip(sorted_runs, counts)])
+        feeds = self._feeds(inputs, 0, len(inputs.embeds), 0)
+        feeds["seqlens_k"] = np.array([-len(runs)], np.int32)
+        bound = self._tables.bind(len(inputs.embeds), feeds, inputs.last_k, self._vocab)
+        self._graph.run(lambda options: self._graph.session.run_with_iobinding(bound.binding, options))
+        found: list[F32 | None] = [None] * len(runs)
+        end = inputs.last_k - len(inputs.embeds)  # of a conversation's rows, in those that have logits
+        for number, run, cache, count in zip(order, sorted_runs, caches, counts):
+            end += count
+            if self._stateful:
+                cache.recurrent.ran(run.past + count)
+            if run.inputs.last_k:
+                found[number] = cache.keep_logits(bound.logits[0, end - run.inputs.last_k : end])
+        return found
+
     def _feeds(self, inputs: DecoderInputs, past: int, count: int, capacity: int) -> dict[str, NDArray[Any]]:
         feeds: dict[str, NDArray[Any]] = {
             "inputs_embeds": np.ascontiguousarray(inputs.embeds, np.float32)[None],
@@ -144,3 +181,7 @@ class OrtDecoder:
         if count == 1:
             return self._no_deepstack
         return np.zeros((self._deepstack_shape[0], count, self._deepstack_shape[1]), np.float32)
+
+
+def _foreign(cache: KvCache) -> EngineError:
+    return EngineError(f"a {type(cache).__name__} does not belong to the onnxruntime engine")
