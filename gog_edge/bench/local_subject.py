@@ -83,7 +83,7 @@ class LocalSubject:
                 image = session.add_image(Frame.open(part.pixels))
                 session.append([ImagePart(image.index)])
             else:
-                session.extend(self._ids(part.count, part.seed), given=True)
+                session.extend(self.words(part.count, part.seed), given=True)
         new = len(session) - before
         writer = TurnWriter(session, Sampler(self.options.sampling), self.speculation)
         ids = [i for piece in writer.turn(TurnOptions(tokens, eos=())) for i in piece.ids]
@@ -108,7 +108,7 @@ class LocalSubject:
             self._model.engine.close()
             self._model = None
 
-    def _ids(self, count: int, seed: int) -> list[int]:
+    def words(self, count: int, seed: int) -> list[int]:
         """Ordinary tokens: below every special one, whose ids are at the end of the vocabulary."""
         tokens = self.model.manifest.tokens
         high = min(
