@@ -21,6 +21,7 @@ from gog_edge.native.dispatch import gemm_rows_independent
 
 _NEEDED = ("inputs_embeds", "rope_cos", "rope_sin", "last_k")
 _READ = "prefill_rows"  # of native operators: the rows that take the arithmetic of reading
+_FEW = 16  # tokens of a run whose inputs are copied to where they are bound (`OrtKvCache.bind`)
 _LITTLE = 1024  # tokens; where there is no address space for more
 _POSITION = (  # of graphs that count rows, that are told where to write, and that leave writing to us
     ("seqlens_k", "total_sequence_length"),
@@ -47,7 +48,8 @@ class OrtDecoder:
         self._takes_deepstack = "deepstack" in graph.inputs
         self._takes_total = "total_sequence_length" in graph.inputs
         self._deepstack_shape = (manifest.decoder.deepstack, manifest.decoder.hidden)
-        self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], 1, self._deepstack_shape[1]), np.float32)
+        few = _FEW if self._host else 1  # a part of it is not contiguous, which copies on the host only can take
+        self._no_deepstack: F32 = np.zeros((self._deepstack_shape[0], few, self._deepstack_shape[1]), np.float32)
         self._native = DOMAIN in graph.spec.domains
         self._stateful = bool(state_names(graph))
         linear = manifest.decoder.linear
@@ -162,7 +164,8 @@ class OrtDecoder:
         if self._native:
             feeds[_READ] = np.array(inputs.read, np.int32)
         if self._takes_deepstack:
-            feeds["deepstack"] = self._deepstack(inputs, count)
+            none = inputs.deepstack is None and count <= self._no_deepstack.shape[1]
+            feeds["deepstack"] = self._no_deepstack[:, :count] if none else self._deepstack(inputs, count)
         if self._appends:
             feeds[NEW_BIAS] = new_bias(count)
             feeds["attention_bias"] = cached_bias(past, count, capacity)
@@ -178,8 +181,6 @@ class OrtDecoder:
     def _deepstack(self, inputs: DecoderInputs, count: int) -> F32:
         if inputs.deepstack is not None:
             return np.ascontiguousarray(inputs.deepstack, np.float32)
-        if count == 1:
-            return self._no_deepstack
         return np.zeros((self._deepstack_shape[0], count, self._deepstack_shape[1]), np.float32)
 
 
