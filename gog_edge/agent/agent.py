@@ -1,8 +1,8 @@
 """The agent: a loaded policy, its dialect and its search providers; asks any number of questions.
 
 Thread safety: one `Agent` may be used by many threads. Every running question has a session of its own, so
-questions run side by side (they share the processor; one at a time is the fastest way through a queue). A
-`Conversation` runs one question at a time; a second thread waits for the first.
+questions run side by side; with native operators they share the decoder's runs (`most_together`), with others only the
+processor. A `Conversation` runs one question at a time; a second thread waits for the first.
 
 Cancelling: give a `Budget` and call its `cancel` from any thread (or close the stream). `ask` then returns an
 `Answer` whose `stop` is `StopReason.CANCELLED`, with the steps so far; it does not raise.

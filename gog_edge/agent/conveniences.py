@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from gog_edge.agent.asynchronous import answer_async, events_async
 from gog_edge.agent.camera.source import Source, WatchSource
 from gog_edge.agent.camera.watch import Watch
+from gog_edge.agent.idle import IdleSessions
 from gog_edge.agent.loop import last_answer
 from gog_edge.agent.options import RunOptions
 from gog_edge.agent.request import AskRequest, spelled_out
@@ -39,6 +41,7 @@ class Conveniences(ABC):
     sampling: Sampling
     options: RunOptions
     pace: Pace
+    _idle: IdleSessions
 
     @abstractmethod
     def events(self, request: AskRequest) -> Iterator[Event]:
@@ -59,32 +62,49 @@ class Conveniences(ABC):
         """`stream` for asyncio. Cancelling the task, or closing the iterator (`aclose`), cancels the question."""
         return events_async(self.events, request)
 
-    def ask_many(self, requests: Iterable[AskRequest], *, at_once: int = 1) -> Iterator[Answer]:
+    @property
+    def most_together(self) -> int:
+        """How many questions may share the decoder's runs: 8 with native operators, 1 where each computes alone."""
+        return self.model.decoder.most_together
+
+    def ask_many(self, requests: Iterable[AskRequest], *, at_once: int | None = None) -> Iterator[Answer]:
         """Answer many questions, in their order. Requests are fetched when their turn comes, so that neither they nor
         the answers pile up. Questions about the same image are best put side by side: it is then read once.
 
         Args:
-            at_once: questions that run side by side. They share the processor: more than one pays where searches make
-                the policy wait.
+            at_once: questions that run side by side; default: `most_together`, and those about the image of the one
+                before (the same object, or an equal path) after it. With native operators they share the decoder's
+                runs; otherwise only the processor, which pays where searches make the policy wait.
 
         Raises:
             UsageError: `at_once` is below 1. And what `ask` raises; what has not been answered by then, is not.
         """
-        if at_once < 1:
+        if at_once is not None and at_once < 1:
             raise UsageError(f"at_once is {at_once}: at least one question has to run")
-        return self._one_by_one(requests) if at_once == 1 else self._side_by_side(requests, at_once)
+        count = at_once or self.most_together
+        return self._one_by_one(requests) if count == 1 else self._side_by_side(requests, count, at_once is None)
 
     def _one_by_one(self, requests: Iterable[AskRequest]) -> Iterator[Answer]:
         for request in requests:
             yield self._answer(request)
 
-    def _side_by_side(self, requests: Iterable[AskRequest], at_once: int) -> Iterator[Answer]:
+    def _side_by_side(self, requests: Iterable[AskRequest], at_once: int, in_lanes: bool) -> Iterator[Answer]:
         running: deque[tuple[Future[Answer], Budget]] = deque()
-        with ThreadPoolExecutor(at_once, "gog-many") as pool:
+        before: tuple[AskRequest, Future[Answer]] | None = None
+
+        def answer(request: AskRequest, after: Future[Answer] | None) -> Answer:
+            if after is not None:
+                after.exception()
+            return self._answer(request)
+
+        with ThreadPoolExecutor(at_once, "gog-many") as pool, self._idle.side_by_side(at_once):
             try:
                 for request in requests:
                     budget = Budget(parent=request.budget)
-                    running.append((pool.submit(self._answer, replace(request, budget=budget)), budget))
+                    after = before[1] if in_lanes and before is not None and _alike(before[0], request) else None
+                    future = pool.submit(answer, replace(request, budget=budget), after)
+                    running.append((future, budget))
+                    before = (request, future)
                     if len(running) == at_once:
                         yield running.popleft()[0].result()
                 while running:
@@ -165,3 +185,10 @@ class Conveniences(ABC):
                     self.pace.prefilled(unread, budget.clock.now() - read)
             self.pace.wrote(writer.seconds_per_token)
             return budget.clock.now() - began
+
+
+def _alike(one: AskRequest, other: AskRequest) -> bool:
+    """Whether both are known to be about the same image without a look at it."""
+    if isinstance(one.image, (str, Path)) and isinstance(other.image, (str, Path)):
+        return str(one.image) == str(other.image)
+    return one.image is not None and one.image is other.image

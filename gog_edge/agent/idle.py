@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from gog_edge.runtime.session import Session
 
@@ -32,6 +33,18 @@ class IdleSessions:
         with self._lock:
             self._sessions.append(session)
             del self._sessions[: max(len(self._sessions) - self._most, 0)]
+
+    @contextmanager
+    def side_by_side(self, count: int) -> Iterator[None]:
+        """Keep as many as questions run side by side meanwhile, so that each finds its own again."""
+        with self._lock:
+            fewer, self._most = self._most, max(self._most, count) if self._most else 0
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._most = min(self._most, fewer)
+                del self._sessions[: max(len(self._sessions) - self._most, 0)]
 
     def close(self) -> None:
         """Forget them, and keep none from now on."""

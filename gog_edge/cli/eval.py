@@ -36,6 +36,12 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--restart", is_flag=True, help="Start over instead of continuing --out.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of an engine; 0 shares the cores.")
+@click.option(
+    "--at-once",
+    type=click.IntRange(1, 64),
+    help="Questions that run side by side, with --workers 1. Default: as many as share the policy's runs (8 with "
+    "native operators, else 1); 1 with --deadline.",
+)
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="Only N questions, drawn from all of them.")
 @click.option(
     "--sample-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which ones --limit draws."
@@ -131,6 +137,9 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
     from gog_edge.evaluation.runner import default_threads
     from gog_edge.evaluation.worker import AgentSpec, WorkerSpec
 
+    if workers > 1 and (agent["at_once"] or 1) > 1:
+        raise UsageError("--at-once is for one process: leave --workers out")
+    alone = workers > 1 or agent["deadline"] is not None  # others would take the time of a deadline
     without = {*agent["without"], *(("gaze", "zoom") if agent["no_gaze"] else ())}
     made: AgentSpec = AgentSpec(
         bundle=str(bundle),
@@ -146,6 +155,7 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         early_knowledge=agent["early_knowledge"],
         expand=agent["expand"],
         threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
+        at_once=agent["at_once"] or int(alone),
     )
     home = dataset if dataset.is_dir() else dataset.parent
     return WorkerSpec(
@@ -158,11 +168,11 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
 
 
 def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerSpec) -> dict[str, Any]:
-    """What makes results comparable. Neither the number of processes nor of questions is part of it."""
+    """What makes results comparable. How many processes there are, or questions at a time, is no part of it."""
     from gog_edge.bundle import Bundle
 
     agent = dataclasses.asdict(spec.agent)
-    for name in ("threads", "bundle"):
+    for name in ("threads", "at_once", "bundle"):
         agent.pop(name)
     agent |= agent.pop("sampling")
     opened = Bundle.open(Path(spec.agent.bundle))

@@ -29,6 +29,12 @@ from gog_edge.errors import UsageError
     help="Questions that may wait; further ones get status 429.",
 )
 @click.option(
+    "--at-once",
+    type=click.IntRange(1, 64),
+    help="Questions that run side by side. Default: as many as share the policy's runs (8 with native operators, "
+    "else 1).",
+)
+@click.option(
     "--sessions",
     type=click.IntRange(min=0),
     default=1,
@@ -57,6 +63,7 @@ def command(
     host: str,
     port: int,
     queue: int,
+    at_once: int | None,
     sessions: int,
     connections: int,
     shutdown: float,
@@ -93,7 +100,16 @@ def command(
         gog_edge.load(bundle, index=index, search=search, options=run) as agent,
     ):
         name = bundle.name or bundle.resolve().name
-        app = create_app(agent, name=name, queue=queue, limits=limits, hosts=(host, *hosts), origins=origins, key=key)
+        app = create_app(
+            agent,
+            name=name,
+            queue=queue,
+            at_once=at_once or agent.most_together,
+            limits=limits,
+            hosts=(host, *hosts),
+            origins=origins,
+            key=key,
+        )
         announce(str(bundle), host, listening, "  (POST /v1/ask, /v1/chat/completions)", key)
         make_server(app, limits).run(sockets=[listening])
 

@@ -202,6 +202,35 @@ class RowsIndependent(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DecoderRun:
+    """What one conversation wants of a run: `inputs` after the first `past` rows of `cache`. `last_k` may be 0."""
+
+    inputs: DecoderInputs
+    cache: KvCache
+    past: int
+
+
+@runtime_checkable
+class RunsTogether(DecoderRunner, Protocol):
+    """A `DecoderRunner` that computes several conversations in one run, which reads the weights once, and gives each
+    the bits that it would get alone."""
+
+    @property
+    def most_together(self) -> int:
+        """How many conversations a run may hold; 1 where rows are not independent."""
+        ...
+
+    def run_together(self, runs: Sequence[DecoderRun]) -> list[F32 | None]:
+        """Run them, each with a cache of its own; logits [last_k, V] of each as `run` returns them, None for last_k 0.
+        One of them at most may have `read` rows.
+
+        Raises:
+            EngineError: the engine failed; the first `past` rows of every cache are as they were.
+        """
+        ...
+
+
 @runtime_checkable
 class FixedContext(Protocol):
     """A `DecoderRunner` whose caches can't grow beyond what was decided when it was built."""

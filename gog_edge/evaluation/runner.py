@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,7 +32,7 @@ def run_samples(
     """Ask every question that `results` does not have yet.
 
     Args:
-        workers: processes; 1 runs in this one.
+        workers: processes, each of which runs one question at a time; 1: this one runs as many as the spec says.
         progress: called with each new result.
 
     Raises:
@@ -47,12 +50,62 @@ def run_samples(
     if workers <= 1:
         own = Worker(spec)
         try:
-            while todo:
-                keep(own.run(todo.popleft()))
+            _side_by_side(todo, own, keep)
         finally:
             own.close()
         return
     _in_processes(todo, spec, workers, keep)
+
+
+def _side_by_side(todo: deque[Sample], worker: Worker, keep: Callable[[dict[str, Any]], None]) -> None:
+    """Process `todo` in threads, whose questions share what is computed. Neighbours about the same images stay one
+    behind the other: the images are then read once."""
+    if worker.at_once == 1:
+        while todo:
+            keep(worker.run(todo.popleft()))
+        return
+    results: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+    lanes: queue.SimpleQueue[list[Sample]] = queue.SimpleQueue()
+    for _, group in itertools.groupby(todo, key=lambda sample: sample.images):
+        lanes.put(list(group))
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while not lanes.empty() and not stopped.is_set():
+                for sample in _next(lanes):
+                    if not stopped.is_set():
+                        results.put(worker.run(sample))
+            results.put(None)
+        except BaseException as e:  # noqa: BLE001 - raised by whoever waits for the results
+            results.put(e)
+
+    threads = [threading.Thread(target=work, name=f"gog-eval-{n}") for n in range(min(worker.at_once, lanes.qsize()))]
+    for thread in threads:
+        thread.start()
+    running = len(threads)
+    try:
+        while running:
+            row = results.get()
+            if isinstance(row, BaseException):
+                raise row
+            if row is None:
+                running -= 1
+            else:
+                keep(row)
+    finally:
+        stopped.set()
+        if running:
+            worker.close()  # what runs is cancelled
+        for thread in threads:
+            thread.join()
+
+
+def _next(lanes: queue.SimpleQueue[list[Sample]]) -> list[Sample]:
+    try:
+        return lanes.get_nowait()
+    except queue.Empty:  # another thread was faster
+        return []
 
 
 def _in_processes(todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Callable[[dict[str, Any]], None]) -> None:

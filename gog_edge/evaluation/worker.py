@@ -24,6 +24,7 @@ from gog_edge.types import Action, ActionKind, Answer, Region
 
 KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 MAX_RAW = 4_000
+_MOST = 8  # sessions that are kept where their number is known only later
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class AgentSpec:
         inject: plant texts into every result: instructions, harmless or those of a file (see `injection`); empty: none.
         search: a provider configuration; see docs/search.md.
         threads: of the engine, in each process.
+        at_once: questions that run side by side in a process; 0: as many as share the policy's runs.
     """
 
     bundle: str
@@ -50,6 +52,7 @@ class AgentSpec:
     early_knowledge: bool = False
     expand: int = 0
     threads: int = 0
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class WorkerSpec:
 class AgentLike(Protocol):
     """What the evaluation needs of an agent."""
 
+    @property
+    def most_together(self) -> int: ...
+
     def ask(
         self,
         image: Any,
@@ -81,13 +87,18 @@ class AgentLike(Protocol):
 
 
 class Worker:
-    """Asks questions; whatever goes wrong with one ends in its result."""
+    """Asks questions, from any thread; whatever goes wrong with one ends in its result."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         roots = tuple(Path(r) for r in spec.image_roots)
         self._images = ImageStore(roots, Path(spec.downloads) if spec.downloads else None, limits=spec.limits)
         self._agent = (spec.make or open_agent)(spec.agent)
+
+    @property
+    def at_once(self) -> int:
+        """Questions that run side by side."""
+        return self._spec.agent.at_once or self._agent.most_together
 
     def run(self, sample: Sample) -> dict[str, Any]:
         """The result of one question."""
@@ -178,6 +189,7 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         max_turns=spec.max_turns,
         early_knowledge=spec.early_knowledge,
         expand=spec.expand,
+        keep_sessions=spec.at_once or _MOST,
     )
     agent = gog_edge.load(
         bundle,

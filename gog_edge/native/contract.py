@@ -23,6 +23,14 @@ differently.  Which rows take which is never decided by their number but by an i
     prefill_rows   i32 [2]   first and one past the last row that is read; the others are written.  Without the
                              input every row is read (the vision tower).
 
+Several conversations may share a run.  Their rows stand one behind the other, and what is multiplied with weights need
+not know; the operators that keep something (DecoderAttention, CausalConv, GatedDelta) are told by
+
+    seqlens_k      -n        for n conversations (1 to 64).  Each cache input (key_cache, value_cache and their scales,
+                             history, state) is then no cache: its first bytes are a table i64 [n, 4] of (address of
+                             the conversation's own, its capacity in rows, rows of this run, total), in the order of
+                             the rows.  total: as below.  `cap` may be any that makes room for the table.
+
 LinearW8: y = act(norm(x) W^T + bias) + residual, 8-bit weights in blocks along K, or with one scale per column
     inputs   0 x              f32 [.., K]
              1 weight         u8  [Np/16, Kp/4, 16, 4]    q + 128, q in -127..127; Kp = K rounded up to the block,
@@ -156,6 +164,8 @@ VERSION = 1
 ACTIVATIONS = {"none": 0, "gelu_tanh": 1, "gelu": 2, "silu": 3, "silu_mul": 4}
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 VISION_PRECISIONS = {"bfloat16": 0, "float32": 1, "int8": 2}
+MOST_CONVERSATIONS = 64
+"""Conversations of a run that a table may have."""
 DELTA_CHUNK = 64
 """Tokens between two updates of S in GatedDelta's state."""
 DELTA_SLOTS, CONV_REWIND = 2, 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from gog_edge import families
 from gog_edge.bundle import Bundle
 from gog_edge.deadline import UNLIMITED, Budget
-from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, TakesFeatures
+from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, RunsTogether, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
 from gog_edge.families.target import RecurrentCache
 from gog_edge.manifest import Manifest
+from gog_edge.runtime.together import RunQueue, Seen
 
 I32 = NDArray[np.int32]
 
@@ -113,12 +115,47 @@ class Rotary:
         return np.cos(angles), np.sin(angles)
 
 
+class SharedRuns(RunQueue):
+    """A `DecoderRunner` over one that `RunsTogether`: who is alone runs as if this were not here. Thread-safe for
+    distinct caches."""
+
+    def new_cache(self, tokens: int) -> KvCache:
+        """See `DecoderRunner.new_cache`."""
+        return self._runner.new_cache(tokens)
+
+    def run(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget = UNLIMITED) -> F32:
+        """See `DecoderRunner.run`. Who runs together with others is interrupted when the common run has ended."""
+        key = id(cache)
+        with self._lock:
+            alone = not self._busy and (key == self._only or not self._seen)
+            if alone:
+                self._busy, self.sharing = True, 1
+                if key != self._only:
+                    self._only, self._seen[key] = key, Seen()
+                last = self._seen[key]
+        if not alone:
+            return self._with_others(inputs, cache, past, budget)
+        began = monotonic()
+        try:
+            return self._runner.run(inputs, cache, past, budget)
+        finally:
+            with self._lock:
+                last.began, last.ended = began, monotonic()
+                if self._queue:
+                    self._hand_over()
+                else:
+                    self._busy = False
+
+
 class Decoder:
     """The policy's language model over an engine's runner. Thread-safe for distinct caches. `state_arrays`: see
-    `Model.state_arrays`."""
+    `Model.state_arrays`. `most_together`: conversations that share a run, where they ask for one at the same time;
+    `shared`, where that is more than one: who does."""
 
     def __init__(self, runner: DecoderRunner, embedding: TokenEmbedding, manifest: Manifest) -> None:
-        self._runner = runner
+        self.most_together = runner.most_together if isinstance(runner, RunsTogether) else 1
+        self.shared = SharedRuns(runner) if isinstance(runner, RunsTogether) and self.most_together > 1 else None
+        self._runner: DecoderRunner = self.shared or runner
         self._takes = runner.takes if isinstance(runner, TakesFeatures) else None
         self._embedding = embedding
         self._spec = manifest.decoder

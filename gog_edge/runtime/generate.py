@@ -107,7 +107,8 @@ class TurnWriter:
     @property
     def seconds_per_token(self) -> float | None:
         """What one decoding step takes here, smoothed; None before the first."""
-        return self._control.single_s
+        beside = self._control.beside_s
+        return self._control.single_s if beside is None else beside
 
     def turn(
         self, options: TurnOptions, constraint: Constraint | None = None, result: TurnResult | None = None
@@ -165,7 +166,11 @@ class TurnWriter:
                         if result.end is not None or session.computed != len(session):
                             break
                 if base:
-                    self._control.ran(len(draft), row, seconds, base)
+                    shared = session.model.decoder.shared
+                    if shared is None or shared.sharing == 1:
+                        self._control.ran(len(draft), row, seconds, base)
+                    else:
+                        self._control.ran_beside(len(draft), row, seconds)
                     if self._guess:
                         session.model.guesses.chances.learn(self._match, self._guess, result.ids[begun:])
                 if constraint is not None and (forced := self._force(constraint, text)[0]):
@@ -190,7 +195,10 @@ class TurnWriter:
         options = self._control.options
         session = self._session
         ids, earlier = session.sequence.ids, session.model.guesses.written
-        most = min(options.max_draft, left - 1, session.model.max_context - len(ids) - 1)
+        most, shared = options.max_draft, session.model.decoder.shared
+        if shared is not None:  # others fill the run already, and a wrong guess costs them, too
+            most //= shared.sharing
+        most = min(most, left - 1, session.model.max_context - len(ids) - 1)
         if self._suffixes is None or most <= 0:
             return []
         guess, match = self._suffixes.draft(ids, most), self._suffixes.match

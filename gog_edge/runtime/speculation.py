@@ -266,6 +266,7 @@ class SpeculationControl:
     memory: GuessMemory = field(default_factory=GuessMemory)
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     single_s: float | None = None  # seconds of a decoding step of one token, smoothed; None before the first
+    beside_s: float | None = None  # seconds of a step in which other conversations had part; None where none had
     _singles: int = 0
     _tokens: float = 0.0  # steps that the turn would have taken without guesses
     _gained: float = 0.0
@@ -303,9 +304,20 @@ class SpeculationControl:
                 best, best_rate = count, rate
         return best
 
+    def ran_beside(self, drafted: int, accepted: int, seconds: float) -> None:
+        """As `ran`, for a run in which other conversations had part: its time says nothing about guesses."""
+        stats, beside = self.stats, self.beside_s
+        stats.steps += 1
+        stats.runs += drafted > 0
+        stats.drafted += drafted
+        stats.accepted += accepted
+        self._tokens += 1
+        self.beside_s = seconds if beside is None else beside + 0.1 * (min(seconds, 4 * beside) - beside)
+
     def ran(self, drafted: int, accepted: int, seconds: float, base: int = 1) -> None:
         """A decoding step ended: `base` tokens and `drafted` guesses were run, `accepted` guesses were right."""
         stats, costs, rows = self.stats, self.memory.costs, base + drafted
+        self.beside_s = None
         stats.steps += 1
         costs.steps += 1
         seconds = seconds if seconds > _TICK_S else _TICK_S

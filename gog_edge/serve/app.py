@@ -1,7 +1,8 @@
 """The HTTP service: POST /v1/ask, /v1/chat/completions, /v1/responses (JSON or server-sent events); GET / is a page.
 
-One question runs at a time, because one policy fills the machine; `queue` more may wait, further ones get 429. A
-client that closes its connection cancels its question, whether it waits or runs, streams or not.
+`at_once` questions run at a time: more than one where they share the policy's runs, else one fills the machine. `queue`
+more may wait, further ones get 429. A client that closes its connection cancels its question, whether it waits or runs,
+streams or not.
 """
 
 from __future__ import annotations
@@ -121,10 +122,10 @@ class Upload:
 class Service:
     """The handlers around one agent."""
 
-    def __init__(self, agent: Agent, name: str, queue: int, limits: ServeLimits) -> None:
+    def __init__(self, agent: Agent, name: str, queue: int, limits: ServeLimits, at_once: int = 1) -> None:
         self.name, self.limits = name, limits
         self.metrics = Metrics(__version__, name)
-        self.worker = Worker(agent, queue, self.metrics)
+        self.worker = Worker(agent, queue, self.metrics, at_once)
         self.since = int(time.time())
         self._in_flight = BytesInFlight(limits.in_flight)
 
@@ -289,6 +290,7 @@ def create_app(
     *,
     name: str,
     queue: int = 8,
+    at_once: int = 1,
     limits: ServeLimits | None = None,
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
@@ -299,9 +301,10 @@ def create_app(
     Args:
         name: of the bundle, for replies.
         queue: how many questions may wait.
+        at_once: how many run side by side (see `Agent.most_together`).
         hosts, origins, key: who may ask (see `AccessMiddleware`).
     """
-    service = Service(agent, name, queue, limits or ServeLimits())
+    service = Service(agent, name, queue, limits or ServeLimits(), at_once)
     routes = [
         Route(ASK, service.ask, methods=["POST"]),
         Route(CHAT, service.chat, methods=["POST"]),

@@ -1,4 +1,5 @@
-"""One question at a time, in a thread of its own; `waiting` more stand in a queue that their clients can leave."""
+"""`at_once` questions at a time, in threads of their own; `waiting` more stand in a queue that their clients can
+leave."""
 
 from __future__ import annotations
 
@@ -72,14 +73,14 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in order. The thread is a daemon: one that hangs in a kernel can't keep the process from ending."""
+    """Runs jobs in order. Threads are daemons: one that hangs in a kernel can't keep the process from ending."""
 
-    def __init__(self, agent: Agent, waiting: int, metrics: Metrics) -> None:
-        self.agent, self.waiting, self.metrics = agent, waiting, metrics
+    def __init__(self, agent: Agent, waiting: int, metrics: Metrics, at_once: int = 1) -> None:
+        self.agent, self.waiting, self.metrics, self.at_once = agent, waiting, metrics, at_once
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._pending: set[Job] = set()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def check_room(self) -> None:
         """Whether one more could wait.
@@ -87,7 +88,7 @@ class Worker:
         Raises:
             Refused: the queue is full.
         """
-        if len(self._pending) > self.waiting:
+        if len(self._pending) >= self.waiting + self.at_once:
             raise Refused(429, "too many questions are waiting: try again", {"Retry-After": "1"})
 
     @property
@@ -107,9 +108,10 @@ class Worker:
         with self._lock:
             self.check_room()
             self._pending.add(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="gog-edge-questions", daemon=True)
-                self._thread.start()
+            if len(self._threads) < min(len(self._pending), self.at_once):
+                thread = threading.Thread(target=self._run, name="gog-edge-questions", daemon=True)
+                self._threads.append(thread)
+                thread.start()
         self._jobs.put(job)
         return job
 
@@ -127,9 +129,11 @@ class Worker:
         """Cancel everything and wait up to `seconds` for what runs."""
         for job in list(self._pending):
             self.cancel(job)
-        self._jobs.put(None)
-        if self._thread is not None:
-            self._thread.join(seconds)
+        until = SYSTEM.now() + seconds
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(max(until - SYSTEM.now(), 0))
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -12,6 +12,7 @@ from PIL import Image as PilImage
 from gog_edge.agent.loader import load
 from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.machine.roofline import Roofline
+from gog_edge.bench.scenarios.batch import batch_cells
 from gog_edge.bench.scenarios.camera import Stream, camera_cells, watch
 from gog_edge.bench.scenarios.crop import crop_cells
 from gog_edge.bench.scenarios.index import index_cells
@@ -24,6 +25,8 @@ from gog_edge.errors import BenchError, SearchTimeoutError
 from gog_edge.image.frame import Frame
 from gog_edge.search.base import Deadline, ImageQuery
 from gog_edge.types import Answer, StopReason
+from tests.native.graphs import needs_ops
+from tests.runtime.fakes import make_bundle
 
 
 class Clock:
@@ -155,6 +158,25 @@ def test_later_questions_pay_for_their_own_words_only(tiny_bundle: Path) -> None
     first, mean = (c for c in found if c.x is not None)
     assert first.limit is not None and mean.limit is not None and mean.limit < first.limit
     assert mean.samples[0] < first.samples[0]
+
+
+@pytest.mark.parametrize("backend", ["ort", pytest.param("native", marks=needs_ops)])
+def test_conversations_write_together(tmp_path: Path, tiny_bundle: Path, backend: str) -> None:
+    """Also where each computes alone: that is what sharing is compared with."""
+    bundle = tiny_bundle if backend == "ort" else make_bundle(tmp_path, backend="native").root
+    subject = LocalSubject(bundle)
+    subject.load()
+    try:
+        found = list(batch_cells(subject, 2, (1, 3)))
+    finally:
+        subject.close()
+    assert [(c.stage, c.x) for c in found if c.x is not None] == [
+        *(("all conversations", x) for x in (1, 3)),
+        *(("processor time a token", x) for x in (1, 3)),
+    ]
+    assert all(c.summary.n == 2 and c.summary.minimum > 0 for c in found)
+    (beside,) = (c for c in found if c.stage == "first token, beside 2")
+    assert beside.note.endswith("of 4 running ones had ended")
 
 
 def test_the_prompt_comes_from_memory_and_from_disk(tiny_bundle: Path) -> None:

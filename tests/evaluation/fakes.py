@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,26 @@ def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 class ScriptedAgent:
-    """Does what the question says: "say X", "fail", "sleep", "die", "die once PATH"."""
+    """Does what the question says: "say X", "fail", "sleep", "die", "die once PATH", "break", "meet N" (at a time)."""
+
+    most_together = 4
 
     def __init__(self, spec: AgentSpec) -> None:
         self.spec = spec
         self.closed = False
+        self.most = 0  # questions at a time so far
+        self._met = threading.Condition()
+        self._here = 0
+
+    def _meet(self, count: int) -> bool:
+        """Whether `count` questions were here at the same time."""
+        with self._met:
+            self._here += 1
+            self.most = max(self.most, self._here)
+            self._met.notify_all()
+            met = self._met.wait_for(lambda: self.most >= count, 0.1 if count == 1 else 20)
+            self._here -= 1
+            return met
 
     def ask(self, image: Any, question: str, *, deadline: float | None = None, urls: Any = (), key: str = "") -> Answer:
         assert all(frame.width for frame in image)
@@ -42,13 +58,17 @@ class ScriptedAgent:
             if rest.startswith("once"):
                 Path(rest[5:]).touch()
             os._exit(9)
+        if verb == "break":
+            raise ZeroDivisionError
+        if verb == "meet":
+            rest = str(self._meet(int(rest)) and self.most)
         if verb == "sleep":
             time.sleep(0.05)
         gaze = Action(ActionKind.GAZE, region=Region(4, 4, 20, 20), label="<b>thing</b>")
         found = Observation(gaze, (Hit("A <i>title</i>", "text", entity="e", score=0.5),), provider="local")
         turn = Turn("thinking <script>alert(1)</script>", (gaze,), "raw")
         last = Step(1, Turn("", (Action(ActionKind.ANSWER, rest),), "raw"))
-        text = rest if verb == "say" else f"{key} {self.spec.bundle}"
+        text = rest if verb in ("say", "meet") else f"{key} {self.spec.bundle}"
         return Answer(text, StopReason.ANSWERED, (Step(0, turn, (found,)), last), usage=Usage(searches=1), seconds=0.1)
 
     def close(self) -> None:

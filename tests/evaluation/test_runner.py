@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,19 @@ SETTINGS = {"bundle": "x", "seed": 0}
 
 
 def evaluate(
-    folder: Path, *questions: str, workers: int = 1, make: Any = make_agent, settings: dict[str, Any] = SETTINGS
+    folder: Path,
+    *questions: str,
+    workers: int = 1,
+    make: Any = make_agent,
+    settings: dict[str, Any] = SETTINGS,
+    at_once: int = 1,
+    one_picture: bool = False,
 ) -> list[dict[str, Any]]:
     samples, _ = read_dataset(own_dataset(folder, *questions))
+    if not one_picture:  # the data set has one; a reference that differs counts as another
+        samples = [replace(s, images=(replace(s.images[0], index=i),)) for i, s in enumerate(samples)]
     results = ResultsFile(folder / "out.jsonl", settings)
-    spec = WorkerSpec(AgentSpec("bundle"), (str(folder),), make=make)
+    spec = WorkerSpec(AgentSpec("bundle", at_once=at_once), (str(folder),), make=make)
     try:
         run_samples(samples, spec, results, workers=workers)
     finally:
@@ -55,6 +64,29 @@ def test_results_hold_scores_steps_and_boxes(tmp_path: Path) -> None:
     assert right["steps"][0]["observations"][0]["hits"][0]["entity"] == "e"
     assert failed["error"] == "EngineError: out of memory"
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[0])["settings"] == SETTINGS
+
+
+def test_questions_run_side_by_side_in_one_process(tmp_path: Path) -> None:
+    """By default as many as the policy decodes together; one that fails is its own row; neighbours about the same
+    picture wait for each other."""
+    for at_once, met in ((3, 3), (0, 4)):
+        folder = tmp_path / str(at_once)
+        folder.mkdir()
+        asked = [f"meet {met}"] * 3 + ["fail now"] + [f"meet {met}"] * 4
+        rows = evaluate(folder, *asked, at_once=at_once)
+        assert sorted(r["id"] for r in rows) == [f"q{i}" for i in range(8)]
+        by_id = {r["id"]: r for r in rows}
+        assert by_id.pop("q3")["error"] == "EngineError: out of memory"
+        assert {r["prediction"] for r in by_id.values()} == {str(met)}
+    same = tmp_path / "same"
+    same.mkdir()
+    rows = evaluate(same, *["meet 1"] * 4, at_once=4, one_picture=True)
+    assert [(r["id"], r["prediction"]) for r in rows] == [(f"q{i}", "1") for i in range(4)]
+
+
+def test_an_unexpected_error_ends_all_of_them(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        evaluate(tmp_path, "say a", "break", "sleep", "sleep", at_once=2)
 
 
 def test_running_again_asks_only_what_is_missing(tmp_path: Path) -> None:

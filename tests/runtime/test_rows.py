@@ -7,6 +7,7 @@ every logit and every byte of the KV cache, of both families in every precision,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,14 @@ class Loaded:
         return Model.assemble(self.bundle, self.engines[threads - 1], options)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+@contextmanager
+def loaded_case(case: str, folder: Path) -> Iterator[Loaded]:
+    """The bundle of one of `CASES`, made in `folder`."""
     from gog_edge.export.options import ExportOptions
     from gog_edge.export.pipeline import export_bundle
     from gog_edge.export.synthetic.checkpoint import make_checkpoint
 
-    name, options = CASES[request.param]
-    folder = tmp_path_factory.mktemp("rows")
+    name, options = CASES[case]
     small = name in _SMALL
     checkpoint = make_checkpoint(name, folder / "checkpoint", overrides=_SMALL[name]) if small else NANO
     bundle = export_bundle(checkpoint, folder / "bundle", ExportOptions(backend="native", **options))
@@ -109,6 +110,12 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     yield Loaded(bundle, engines)
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    with loaded_case(request.param, tmp_path_factory.mktemp("rows")) as made:
+        yield made
 
 
 PROMPT: list[Segment] = [

@@ -187,3 +187,17 @@ def test_fixed_length_and_off() -> None:
     ):
         with pytest.raises(UsageError):
             Speculation(**bad)
+
+
+def test_a_step_beside_others_teaches_no_costs() -> None:
+    """What a run takes that others had part in depends on them; a deadline has to know it all the same."""
+    control = SpeculationControl(Speculation())
+    control.begin()
+    control.ran(0, 0, 0.010)
+    before = list(control.memory.costs.likely), control.single_s, control.stats.steps
+    for _ in range(20):
+        control.ran_beside(2, 1, 0.030)
+    assert (list(control.memory.costs.likely), control.single_s, control.stats.steps - 20) == before
+    assert control.beside_s == pytest.approx(0.030) and control.stats.accepted == 20
+    control.ran(0, 0, 0.010)
+    assert control.beside_s is None and control.single_s == pytest.approx(0.010)

@@ -20,6 +20,7 @@ _AXES = {  # what a scenario's curves grow with
     "growth-images": "images",
     "growth-pixels": "megapixels",
     "questions": "questions about one frame",
+    "batch": "conversations",
     "camera": "frames a second",
     "index": "entries",
     "operators": "tokens of context",

@@ -11,6 +11,7 @@ from gog_edge.agent.loader import load as load_agent
 from gog_edge.bench.local_subject import LocalSubject
 from gog_edge.bench.machine.roofline import Roofline
 from gog_edge.bench.result import Cell
+from gog_edge.bench.scenarios.batch import batch_cells
 from gog_edge.bench.scenarios.camera import Stream, camera_cells
 from gog_edge.bench.scenarios.conversation import conversation_cells
 from gog_edge.bench.scenarios.crop import crop_cells
@@ -88,6 +89,12 @@ def prompt(given: Given) -> Iterator[Cell]:
     yield from prompt_cells(given.path(), given.repeats)
 
 
+def batch(given: Given) -> Iterator[Cell]:
+    """1, 2, 4 and 8 conversations that write at the same time, and one that joins 7: tokens a second, first token."""
+    with given.subject() as subject:
+        yield from batch_cells(subject, given.repeats)
+
+
 def camera(given: Given) -> Iterator[Cell]:
     """A camera at N frames a second and a deadline: age of the answers, frames dropped, deadlines missed."""
     with load_agent(given.path(), index=given.stream.index) as agent:
@@ -122,6 +129,7 @@ PIECES: dict[str, Piece] = {
     "questions": questions,
     "conversation": conversation,
     "prompt": prompt,
+    "batch": batch,
     "camera": camera,
     "search": search,
     "index": index,

@@ -81,6 +81,7 @@ class OrtKvCache:
         self._logits: NDArray[np.float32] | None = None
         self.recurrent = new_state(graph, kernel)
         self.ready: dict[tuple[int, int, int], BoundRun] = {}
+        self.addresses: list[int] = []  # of all buffers, rows first: host caches of native operators only
         self.reserve(max(tokens, 1), 0)
 
     @property
@@ -120,6 +121,17 @@ class OrtKvCache:
         except (MemoryError, OSError, RuntimeError) as e:
             raise EngineError(f"no memory for a KV cache of {capacity} tokens ({e}); lower the context") from e
         self.capacity = capacity
+        self.addresses = [*(array.ctypes.data for array in self._arrays), *self.recurrent.addresses]
+
+    def keep_logits(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of logits [k, V] that lasts until the next run with this cache."""
+        if len(logits) > _FEW:
+            return logits.copy()
+        if self._logits is None:
+            self._logits = np.empty((1, _FEW, logits.shape[1]), np.float32)
+        kept = self._logits[0, : len(logits)]
+        kept[...] = logits
+        return kept
 
     def forget(self, keep: int) -> None:
         """See `ForgetsRows.forget`; buffers of other memories stay as they are."""

@@ -31,6 +31,8 @@ class OrtState:
     """The state of one session, float32. `seen`: after how many tokens it is; 0: zeros. `side`: which of the two
     buffers the next run reads."""
 
+    addresses: tuple[int, ...] = ()  # two buffers that change places have none for long
+
     def __init__(self, graph: OrtGraph) -> None:
         self._names = state_names(graph)
         self._shapes = [tuple(int(size) for size in graph.inputs[name].shape) for name in self._names]
@@ -116,6 +118,7 @@ class RingState:
         self._kernel = kernel
         self._spare = min(rows for rows, _ in shapes[::2]) - kernel + 1  # tokens that the convolution can take back
         self._slots = min(slots for slots, _ in shapes[1::2])
+        self.addresses = [array.ctypes.data for array in self._arrays]
         self.seen = self.floor = 0
 
     @property

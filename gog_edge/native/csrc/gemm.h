@@ -21,7 +21,7 @@
 
 namespace gog {
 
-constexpr int kStreamRows = 4;           // up to here memory is the limit
+constexpr int kStreamRows = W == 16 ? 8 : 4;  // up to here memory is as much the limit as arithmetic
 constexpr size_t kStreamAhead = 4096;    // fetched ahead: a page, because hardware prefetchers stop at its end
 
 // Columns of a tile.  For few rows memory is the limit, and one panel at a time is one line through the weights: two

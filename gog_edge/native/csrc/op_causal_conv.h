@@ -3,6 +3,7 @@
 
 #include "activation.h"
 #include "check.h"
+#include "conversations.h"
 #include "ort_abi.h"
 #include "parallel.h"
 
@@ -61,20 +62,34 @@ public:
         in.taps = weight.dim(0), in.channels = weight.dim(1);
         require(x.last() == in.channels, "the last axis of x must be C");
         in.rows = x.count() / in.channels;
-        require(length.count() == 1, "seqlens_k must be [1]");
-        const int64_t total = (int64_t)length.as<int32_t>()[0] + 1;
-        require(total >= (int64_t)in.rows, "seqlens_k + 1 must be at least the number of rows");
+        const size_t many = conversation_count(length);
         require(history.shape.size() == 2 && history.dim(0) > 0 && history.dim(0) + 1 >= in.taps &&
                     history.dim(1) == in.channels,
                 "history must be [R, C] with R at least K - 1");
         require(!bias || bias.count() == in.channels, "bias must be [C]");
         in.kept = history.dim(0);
-        in.start = (size_t)total - in.rows;
         in.x = x.as<float>(), in.weight = weight.as<float>(), in.bias = bias.as<float>();
         in.history = const_cast<float*>(history.as<float>());
         in.y = call.output(0, x.shape).mutable_as<float>();
         in.silu = silu_;
         if (in.rows == 0) return;
+        if (many == 0) {
+            const int64_t total = (int64_t)length.as<int32_t>()[0] + 1;
+            require(total >= (int64_t)in.rows, "seqlens_k + 1 must be at least the number of rows");
+            in.start = (size_t)total - in.rows;
+            return run_rows(in, parallel);
+        }
+        for (const Conversation& c : conversation_table(history, history.count() * 4, many, in.rows)) {
+            in.rows = (size_t)c.rows;
+            in.start = (size_t)(c.total - c.rows);
+            in.history = (float*)c.address;
+            run_rows(in, parallel);
+            in.x += in.rows * in.channels, in.y += in.rows * in.channels;
+        }
+    }
+
+private:
+    static void run_rows(const ConvInput& in, const Parallel& parallel) {
         constexpr size_t kBlock = 512;  // channels of a task
         const size_t blocks = div_up(in.channels, kBlock);
         const auto task = [&](size_t i) {
@@ -87,7 +102,6 @@ public:
         }
     }
 
-private:
     bool silu_;
 };
 

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "check.h"
+#include "conversations.h"
 #include "decode.h"
 #include "flash.h"
 #include "kv_cache.h"
@@ -30,17 +31,45 @@ public:
     DecoderKernel(const DecoderInput& in, const C& keys, const C& values, float* y)
         : in_(in), keys_(keys), values_(values), y_(y) {}
 
-    void run(const Parallel& parallel) const {
-        static thread_local Scratch queries;
-        float* q = queries.get<float>(in_.s * in_.heads * in_.hd);
-        if (in_.s == 1) {
-            prepare(0, q);
-        } else {
-            parallel(in_.s, [&](size_t token) { prepare(token, q); });
+    // Rows [first, last) of every kv head's queries, at most kDecodeRows: attention straight over the cache.
+    struct Stretch {
+        const DecoderKernel* kernel;
+        size_t first, last, tasks;  // tasks: of every kv head
+        const float* q;             // of the whole conversation
+        Partial* partials;
+        float* out;
+
+        size_t rows() const { return last - first; }
+        size_t keys() const { return kernel->in_.limit(last - 1); }
+        size_t parts() const { return div_up(keys(), kDecodeKeys); }
+        size_t task_count() const { return kernel->in_.kv_heads * tasks; }
+        size_t floats() const { return kernel->in_.kv_heads * parts() * rows() * kernel->in_.hd; }
+    };
+
+    // All conversations of a run at once.
+    static void run(const std::vector<DecoderKernel>& kernels, const Parallel& parallel) {
+        static thread_local Scratch memory;
+        size_t tokens = 0;
+        for (const DecoderKernel& kernel : kernels) tokens += kernel.in_.s;
+        float* q = memory.get<float>(tokens * kernels[0].in_.heads * kernels[0].in_.hd);
+        std::vector<float*> queries;
+        for (const DecoderKernel& kernel : kernels) {
+            queries.push_back(q);
+            q += kernel.in_.s * kernel.in_.heads * kernel.in_.hd;
         }
-        decode(q, 0, in_.prefill.begin, parallel);
-        if (in_.prefill.begin < in_.prefill.end) prefill(q, parallel);
-        decode(q, in_.prefill.end, in_.s, parallel);
+        const auto prepare_token = [&](size_t token) {
+            size_t i = 0;
+            for (; token >= kernels[i].in_.s; i++) token -= kernels[i].in_.s;
+            kernels[i].prepare(token, queries[i]);
+        };
+        if (tokens == 1) {
+            prepare_token(0);
+        } else {
+            parallel(tokens, prepare_token);
+        }
+        decode(kernels, queries, parallel);
+        for (size_t i = 0; i < kernels.size(); i++)
+            if (kernels[i].in_.prefill.begin < kernels[i].in_.prefill.end) kernels[i].prefill(queries[i], parallel);
     }
 
 private:
@@ -77,44 +106,84 @@ private:
         return y_ + ((row / group) * in_.heads + kv_head * group + row % group) * in_.hd;
     }
 
-    // Tokens [begin, end) of the run, kDecodeRows queries of a kv head at a time.
-    void decode(const float* q, size_t begin, size_t end, const Parallel& parallel) const {
-        const size_t most = kDecodeRows / in_.group();
-        for (size_t token = begin; token < end; token += most)
-            decode_rows(q, token * in_.group(), (token + most < end ? token + most : end) * in_.group(), parallel);
+    // The tokens that are written: kDecodeRows queries of a kv head at a time, many such stretches at once.
+    static void decode(const std::vector<DecoderKernel>& kernels, const std::vector<float*>& queries,
+                       const Parallel& parallel) {
+        constexpr size_t kMostFloats = 4 << 20;  // of results that are still to be put together
+        static thread_local std::vector<Stretch> all;
+        all.clear();
+        for (size_t i = 0; i < kernels.size(); i++) {
+            const RowRange& prefill = kernels[i].in_.prefill;
+            kernels[i].cut(0, prefill.begin, queries[i], &all);
+            kernels[i].cut(prefill.end, kernels[i].in_.s, queries[i], &all);
+        }
+        for (size_t begin = 0, end; begin < all.size(); begin = end) {
+            size_t floats = all[begin].floats();
+            for (end = begin + 1; end < all.size() && floats + all[end].floats() <= kMostFloats; end++)
+                floats += all[end].floats();
+            attend_stretches(all.data() + begin, end - begin, parallel);
+        }
     }
 
-    // Queries [first, last) of every kv head.
-    void decode_rows(const float* q, size_t first, size_t last, const Parallel& parallel) const {
+    static void attend_stretches(Stretch* stretches, size_t count, const Parallel& parallel) {
         static thread_local Scratch partial_memory, row_memory;
-        const size_t rows = last - first, hd = in_.hd, keys = in_.limit(last - 1), each = div_up(keys, kDecodeKeys);
         // A few tasks for every core; the keys are cut at multiples of kDecodeKeys only.
         static const size_t cores = std::thread::hardware_concurrency();
-        size_t tasks = div_up(4 * (cores > 0 ? cores : 8), in_.kv_heads);
-        if (tasks > each) tasks = each;
-        Partial* partials = partial_memory.get<Partial>(in_.kv_heads * each);
-        float* out = row_memory.get<float>(in_.kv_heads * each * rows * hd);
-        size_t limits[kDecodeRows];
-        for (size_t r = 0; r < rows; r++) limits[r] = in_.limit(first + r);
-        const auto merge = [&](size_t head) {
-            for (size_t r = 0; r < rows; r++)
-                merge_parts(partials + head * each, out + head * each * rows * hd, rows * hd, each, r, hd,
-                            out_row(head, first + r));
-        };
-        const auto task = [&](size_t i) {
-            const size_t head = i / tasks, part = i % tasks;
-            const size_t begin = part * each / tasks, end = (part + 1) * each / tasks, at = head * each + begin;
-            attend_cache(keys_, values_, head, begin * kDecodeKeys, part + 1 < tasks ? end * kDecodeKeys : keys,
-                         q + (head * in_.s * in_.group() + first) * hd, rows, limits, out + at * rows * hd,
-                         partials + at);
-            if (tasks == 1) merge(head);
-        };
-        if (keys * in_.kv_heads * rows < 2048) {  // cheaper than waking another thread
-            for (size_t i = 0; i < in_.kv_heads * tasks; i++) task(i);
-        } else {
-            parallel(in_.kv_heads * tasks, task);
+        size_t tasks = 0, partials = 0, floats = 0, work = 0;
+        for (Stretch* s = stretches; s < stretches + count; s++) {
+            const size_t kv_heads = s->kernel->in_.kv_heads;
+            s->tasks = div_up(4 * (cores > 0 ? cores : 8), kv_heads * count);
+            if (s->tasks > s->parts()) s->tasks = s->parts();
+            tasks += kv_heads * s->tasks;
+            partials += kv_heads * s->parts();
+            floats += s->floats();
+            work += kv_heads * s->keys() * s->rows();
         }
-        for (size_t head = 0; head < in_.kv_heads && tasks > 1; head++) merge(head);
+        Partial* partial = partial_memory.get<Partial>(partials);
+        float* out = row_memory.get<float>(floats);
+        for (Stretch* s = stretches; s < stretches + count; s++) {
+            s->partials = partial, s->out = out;
+            partial += s->kernel->in_.kv_heads * s->parts();
+            out += s->floats();
+        }
+        const auto task = [&](size_t i) {
+            const Stretch* s = stretches;
+            for (; i >= s->task_count(); s++) i -= s->task_count();
+            s->kernel->attend_stretch(*s, i);
+        };
+        if (work < 2048) {  // cheaper than waking another thread
+            for (size_t i = 0; i < tasks; i++) task(i);
+        } else {
+            parallel(tasks, task);
+        }
+        for (const Stretch* s = stretches; s < stretches + count; s++)
+            for (size_t head = 0; head < s->kernel->in_.kv_heads && s->tasks > 1; head++) s->kernel->merge(*s, head);
+    }
+
+    // Cuts tokens [begin, end) into stretches.
+    void cut(size_t begin, size_t end, const float* q, std::vector<Stretch>* stretches) const {
+        const size_t most = kDecodeRows / in_.group();
+        for (size_t token = begin; token < end; token += most)
+            stretches->push_back(
+                {this, token * in_.group(), (token + most < end ? token + most : end) * in_.group(), 0, q, {}, {}});
+    }
+
+    void attend_stretch(const Stretch& s, size_t i) const {
+        const size_t head = i / s.tasks, part = i % s.tasks, each = s.parts(), rows = s.rows(), keys = s.keys();
+        const size_t begin = part * each / s.tasks, end = (part + 1) * each / s.tasks, at = head * each + begin;
+        size_t limits[kDecodeRows];
+        for (size_t r = 0; r < rows; r++) limits[r] = in_.limit(s.first + r);
+        attend_cache(keys_, values_, head, begin * kDecodeKeys, part + 1 < s.tasks ? end * kDecodeKeys : keys,
+                     s.q + (head * in_.s * in_.group() + s.first) * in_.hd, rows, limits, s.out + at * rows * in_.hd,
+                     s.partials + at);
+        if (s.tasks == 1) merge(s, head);
+    }
+
+    void merge(const Stretch& s, size_t head) const {
+        const size_t each = s.parts(), rows = s.rows(), hd = in_.hd;
+        for (size_t r = 0; r < rows; r++)
+            merge_parts(s.partials + head * each, s.out + head * each * rows * hd, rows * hd, each, r, hd,
+                        out_row(head, s.first + r));
     }
 
     void prefill(const float* q, const Parallel& parallel) const {
@@ -181,9 +250,8 @@ private:
         }
     }
 
-    const DecoderInput& in_;
-    const C& keys_;
-    const C& values_;
+    DecoderInput in_;
+    C keys_, values_;
     float* y_;
 };
 
@@ -221,20 +289,16 @@ public:
                           key_scale = call.input(8), value_scale = call.input(9), prefill = call.input(10);
         require(key.shape.size() == 4 && key.dim(0) == 1 && key.dim(1) == kv_heads_ && value.shape == key.shape,
                 "the caches must be [1, kv_heads, cap, hd]");
-        const size_t capacity = key.dim(2), hd = key.dim(3), width = (heads_ + 2 * kv_heads_) * hd;
+        const size_t hd = key.dim(3), width = (heads_ + 2 * kv_heads_) * hd;
         require(hd % 2 == 0 && hd > 0 && hd <= (size_t)kLargestHead, "hd must be even and at most 256");
         require(qkv.last() == width, "qkv must be [.., (heads + 2 * kv_heads) * hd]");
-        require(length.count() == 1, "seqlens_k must be [1]");
+        const size_t many = conversation_count(length);
         DecoderInput in;
         in.s = qkv.count() / width;
-        in.total = (size_t)length.as<int32_t>()[0] + 1;
-        require(in.total >= in.s && in.total <= capacity, "seqlens_k + 1 must be between s and the cache's capacity");
         require(cos.count() == in.s * hd / 2 && sin.count() == cos.count(), "rope_cos/rope_sin must be [s, hd/2]");
         require((!q_norm || q_norm.count() == hd) && (!k_norm || k_norm.count() == hd), "norms must have hd entries");
-        if (C::kScaled)
-            require(key_scale && value_scale && key_scale.count() == kv_heads_ * capacity &&
-                        value_scale.count() == key_scale.count(),
-                    "key_scale and value_scale must be [1, kv_heads, cap]");
+        require(!C::kScaled || (key_scale && value_scale && value_scale.count() == key_scale.count()),
+                "key_scale and value_scale must be [1, kv_heads, cap]");
         in.prefill = row_range(prefill, in.s);
         in.qkv = qkv.as<float>();
         in.cos = cos.as<float>();
@@ -250,12 +314,47 @@ public:
         shape.back() = (int64_t)(heads_ * hd);
         const ort::Tensor y = call.output(0, shape);
         if (in.s == 0) return;
-        const C keys{static_cast<decltype(C::data)>(key.data), key_scale.mutable_as<float>(), capacity, hd};
-        const C values{static_cast<decltype(C::data)>(value.data), value_scale.mutable_as<float>(), capacity, hd};
-        DecoderKernel<C>(in, keys, values, y.mutable_as<float>()).run(parallel);
+        std::vector<DecoderKernel<C>> kernels;
+        const auto add = [&](size_t first, size_t rows, size_t total, size_t capacity, const void* const (&caches)[4]) {
+            require(total >= rows && total <= capacity, "seqlens_k + 1 must be between s and the cache's capacity");
+            DecoderInput part = in;
+            part.s = rows, part.total = total;
+            part.qkv += first * width, part.cos += first * hd / 2, part.sin += first * hd / 2;
+            part.prefill = inside(in.prefill, first, rows);
+            kernels.emplace_back(part, cache_at(caches[0], caches[2], capacity, hd),
+                                 cache_at(caches[1], caches[3], capacity, hd),
+                                 y.mutable_as<float>() + first * heads_ * hd);
+        };
+        if (many == 0) {
+            const size_t capacity = key.dim(2);
+            require(!C::kScaled || key_scale.count() == kv_heads_ * capacity,
+                    "key_scale and value_scale must be [1, kv_heads, cap]");
+            add(0, in.s, (size_t)length.as<int32_t>()[0] + 1, capacity,
+                {key.data, value.data, key_scale.data, value_scale.data});
+        } else {
+            typedef std::vector<Conversation> Table;
+            const auto table = [&](const ort::Tensor& cache, size_t element) {
+                return cache ? conversation_table(cache, cache.count() * element, many, in.s) : Table(many);
+            };
+            const size_t element = sizeof(*C::data);
+            const Table tables[4] = {table(key, element), table(value, element), table(key_scale, 4),
+                                     table(value_scale, 4)};
+            for (size_t i = 0, first = 0; i < many; first += (size_t)tables[0][i++].rows) {
+                const Conversation& c = tables[0][i];
+                const void* caches[4];
+                for (int j = 0; j < 4; j++) caches[j] = (const void*)tables[j][i].address;
+                add(first, (size_t)c.rows, (size_t)c.total, (size_t)c.capacity, caches);
+            }
+        }
+        DecoderKernel<C>::run(kernels, parallel);
     }
 
 private:
+    static C cache_at(const void* rows, const void* scales, size_t capacity, size_t hd) {
+        return {static_cast<decltype(C::data)>(const_cast<void*>(rows)),
+                static_cast<float*>(const_cast<void*>(scales)), capacity, hd};
+    }
+
     size_t heads_, kv_heads_;
     float scale_, epsilon_;
 };

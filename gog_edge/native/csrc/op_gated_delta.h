@@ -2,6 +2,7 @@
 #pragma once
 
 #include "check.h"
+#include "conversations.h"
 #include "gated_delta.h"
 #include "ort_abi.h"
 
@@ -46,9 +47,7 @@ public:
         in.rows = qkv.count() / qkv.last();
         require(a.count() == in.rows * shape_.value_heads && b.count() == a.count(),
                 "a and b must be [.., value_heads]");
-        require(length.count() == 1, "seqlens_k must be [1]");
-        const int64_t total = (int64_t)length.as<int32_t>()[0] + 1;
-        require(total >= (int64_t)in.rows, "seqlens_k + 1 must be at least the number of rows");
+        const size_t many = conversation_count(length);
         require(state.shape.size() == 2 && state.dim(0) > 0 && state.dim(1) == shape_.slot_words(),
                 "state must be [slots, words] (gog_edge.native.contract.delta_words)");
         require(!rate == !bias && (!rate || rate.count() == shape_.value_heads) &&
@@ -58,7 +57,6 @@ public:
                     (!norm || norm.count() == shape_.dv),
                 "gate must be [.., value_heads * value_size] and norm_weight [value_size], both or neither");
         in.shape.slots = state.dim(0);
-        in.start = (size_t)total - in.rows;
         in.qkv = qkv.as<float>(), in.a = a.as<float>(), in.b = b.as<float>();
         in.rate = rate.as<float>(), in.bias = bias.as<float>();
         in.gate = gate.as<float>(), in.norm = norm.as<float>();
@@ -68,7 +66,22 @@ public:
         std::vector<int64_t> shape = qkv.shape;
         shape.back() = (int64_t)(shape_.value_heads * shape_.dv);
         in.y = call.output(0, shape).mutable_as<float>();
-        if (in.rows > 0) gated_delta(in, parallel);
+        if (in.rows == 0) return;
+        if (many == 0) {
+            const int64_t total = (int64_t)length.as<int32_t>()[0] + 1;
+            require(total >= (int64_t)in.rows, "seqlens_k + 1 must be at least the number of rows");
+            in.start = (size_t)total - in.rows;
+            return gated_delta(in, parallel);
+        }
+        for (const Conversation& c : conversation_table(state, state.count() * 4, many, in.rows)) {
+            in.rows = (size_t)c.rows;
+            in.start = (size_t)(c.total - c.rows);
+            in.state = (float*)c.address;
+            gated_delta(in, parallel);
+            in.qkv += in.rows * shape_.qkv(), in.y += in.rows * shape_.value_heads * shape_.dv;
+            in.a += in.rows * shape_.value_heads, in.b += in.rows * shape_.value_heads;
+            if (in.gate) in.gate += in.rows * shape_.value_heads * shape_.dv;
+        }
     }
 
 private:
