@@ -107,7 +107,8 @@ class Eager:
         return x.reshape(shape)
 
     def pick(self, x: F32, index: int) -> F32:
-        return x[index]
+        picked: F32 = x[index]
+        return picked
 
     def split(self, x: F32, widths: tuple[int, ...]) -> list[F32]:
         return np.split(x, np.cumsum(widths)[:-1], axis=-1)
@@ -225,7 +226,9 @@ def _rotary(x: F32, cos: F32, sin: F32) -> F32:
 
 
 def _sigmoid(x: F32) -> F32:
-    return 1 / (1 + np.exp(-x))
+    one = np.float32(1)
+    y: F32 = one / (one + np.exp(-x))
+    return y
 
 
 def _silu(x: F32) -> F32:
@@ -238,5 +241,6 @@ def _swiglu(x: F32) -> F32:
 
 
 def _softmax(x: F32) -> F32:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    e: F32 = np.exp(x - x.max(-1, keepdims=True))
+    e /= e.sum(-1, keepdims=True)
+    return e

@@ -55,7 +55,8 @@ class StoredWeights:
         return stack[start : start + shapes[name][0]]
 
     def _read(self, name: str) -> NDArray[Any]:
-        return numpy_helper.to_array(self._tensors[name], str(self._folder))
+        array: NDArray[Any] = numpy_helper.to_array(self._tensors[name], str(self._folder))
+        return array
 
 
 Read = Callable[[str], NDArray[Any]]

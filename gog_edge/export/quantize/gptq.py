@@ -44,7 +44,7 @@ def inverse_factor(hessian: F32, damping: float = DAMPING) -> Factor:
             lower = np.linalg.cholesky(damped[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
-        upper = _inverse(lower[::-1, ::-1])  # H = V V^T with V upper, so H^-1 = (V^-1)^T V^-1
+        upper = _inverse(np.asarray(lower[::-1, ::-1], np.float64))  # H = V V^T with V upper, so H^-1 = (V^-1)^T V^-1
         if np.isfinite(upper).all():
             return order, np.ascontiguousarray(upper, np.float32)
     raise ValueError("the calibration Hessian is not positive definite: calibrate with more tokens")
