@@ -227,7 +227,8 @@ def _rotary(x: F32, cos: F32, sin: F32) -> F32:
 
 def _sigmoid(x: F32) -> F32:
     one = np.float32(1)
-    y: F32 = one / (one + np.exp(-x))
+    with np.errstate(over="ignore"):  # 1 / infinity is right
+        y: F32 = one / (one + np.exp(-x))
     return y
 
 

@@ -109,8 +109,8 @@ class Recipe:
         Raises:
             ValueError: another precision.
         """
-        recipe = cls.for_precision(precision)
         if precision != "int4":
-            return recipe
+            return cls.for_precision(precision)
+        recipe = cls.for_precision(precision, "mse")
         steps = replace(recipe.mlp, symmetric=False, method="grid", rotation=0)
         return replace(recipe, name="int4-grid", attention=steps, attention_out=steps, mlp=steps, down_proj=steps)
