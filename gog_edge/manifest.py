@@ -25,7 +25,7 @@ DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uin
 #   openvino        Intel CPUs, GPUs and NPUs: ONNX's operators up to opset 21, attention written out
 #   portable        ONNX's own operators in float32, for any runtime that knows opset 24
 Backend = Literal["native", "ort", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "portable"]
-PrecisionName = Literal["fp32", "fp16", "int8", "int4"]
+PrecisionName = Literal["fp32", "fp16", "int8", "int5", "int4"]
 
 
 @dataclass(frozen=True)

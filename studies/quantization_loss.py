@@ -97,8 +97,8 @@ def sensitivity_variants() -> list[Variant]:
 
 def recipe_variants() -> list[Variant]:
     """Whole recipes: the defaults as native operators store them, and what moving one class would change."""
-    eight = fit(Recipe.for_precision("int8"), for_native)
-    found = [Variant("int8", eight), Variant("int4", fit(Recipe.for_precision("int4"), for_native))]
+    eight = fit(Recipe.for_precision("int8", "mse"), for_native)
+    found = [Variant("int8", eight), Variant("int4", fit(Recipe.for_precision("int4", "mse"), for_native))]
     methods: tuple[Method, ...] = ("rtn", "mse", "gptq")
     for symmetric in (True, False):
         for attention in (4, 8):
@@ -107,7 +107,7 @@ def recipe_variants() -> list[Variant]:
                 mixed = replace(eight, mlp=four, down_proj=four, attention=four if attention == 4 else eight.attention)
                 kind = f"{'sym' if symmetric else 'asym'} {method}"
                 found.append(Variant(f"int4 {kind}, attention int{attention}", mixed))
-    base = fit(Recipe.for_precision("int4"), for_native)
+    base = fit(Recipe.for_precision("int4", "mse"), for_native)
     found.append(Variant("int4, down_proj int8", replace(base, down_proj=eight.down_proj)))
     found.append(Variant("int4, head int4", replace(base, head=base.mlp)))
     found.append(Variant("int4, vision int4", replace(base, vision=base.mlp)))

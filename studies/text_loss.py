@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from gog_edge.export.options import ExportOptions
 from gog_edge.export.parity.metrics import divergence
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.manifest import Backend
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.sequence import TokenSequence
 from studies.smollm2 import make
@@ -50,6 +49,15 @@ class Row:
     kl_p99: float
     top1_agreement: float
     megabytes: float
+
+
+def gate_limits(rows: Sequence[Mapping[str, Any]], precision: str) -> tuple[float, float]:
+    """(most mean KL, least share of equal best tokens) of the gate for a precision: the worst row of its default
+    bundles, with three times its KL and twice its share of other tokens: its conversation is short, with pictures.
+    """
+    found = [row for row in rows if row["name"] in (f"{precision}, native", f"{precision}, ort")]
+    kl, top1 = max(row["kl_mean"] for row in found), min(row["top1_agreement"] for row in found)
+    return float(f"{3 * kl:.1g}"), round(1 - 2 * (1 - top1), 1)
 
 
 class Reader:
@@ -106,35 +114,41 @@ def _loss(logits: F32, ids: I64) -> float:
 
 
 def variants() -> dict[str, ExportOptions]:
-    """By name: the defaults, and the native ones with one thing changed."""
+    """By name: what is exported by default, and with one thing changed."""
     found: dict[str, ExportOptions] = {}
-    backends: tuple[Backend, ...] = ("native", "ort")
-    for backend in backends:
-        found[f"int8, {backend}"] = ExportOptions(precision="int8", backend=backend)
-        found[f"int4, {backend}"] = ExportOptions(precision="int4", backend=backend)
+    for precision, backend in (
+        ("int8", "native"),
+        ("int5", "native"),
+        ("int4", "native"),
+        ("int8", "ort"),
+        ("int4", "ort"),
+    ):
+        found[f"{precision}, {backend}"] = _options(precision, backend)
+    for precision in ("int8", "int5", "int4"):
+        found[f"{precision}, native, mse"] = _options(precision, "native", Recipe.for_precision(precision, "mse"))
     eight, four = Recipe.for_precision("int8"), Recipe.for_precision("int4")
-    tried: dict[str, dict[str, Any]] = {
-        "int8, scales per 128": {"block": 128},
-        "int8, scales per row": {"block": 0},
-        "int8, scales per row, not turned": {"block": 0, "rotation": 0},
-    }
-    for name, changes in tried.items():
-        changed: dict[str, Any] = {
-            role: replace(eight.attention, **changes) for role in ("head", "attention", "mlp", "down_proj")
-        }
-        found[name] = replace(found["int8, native"], recipe=replace(eight, **changed))
-    plain: dict[str, Any] = {
-        role: replace(four.mlp, rotation=0) for role in ("attention", "attention_out", "mlp", "down_proj")
-    }
-    found["int4, q, k, v too"] = replace(found["int4, native"], recipe=replace(four, attention=four.mlp))
-    found["int4, q, k, v too, not turned"] = replace(found["int4, native"], recipe=replace(four, **plain))
-    found["int4, o at 8 bits"] = replace(found["int4, native"], int8=("attention",))
+    for name, changes in (
+        ("scales per 128", {"block": 128}),
+        ("scales per row", {"block": 0}),
+        ("scales per row, not turned", {"block": 0, "rotation": 0}),
+    ):
+        roles = {role: replace(getattr(eight, role), **changes) for role in ("head", "attention", "mlp", "down_proj")}
+        found[f"int8, native, {name}"] = _options("int8", "native", replace(eight, attention_out=None, **roles))
+    found["int4, native, q, k, v too"] = _options("int4", "native", replace(four, attention=four.mlp))
+    found["int4, native, o at 8 bits"] = _options("int4", "native", replace(four, attention_out=eight.attention))
     return found
 
 
-def study(folder: Path, chosen: Sequence[str] = (), windows: int | None = None) -> list[Row]:
-    """Measure the variants (`chosen`: names; all by default) and print a line each."""
-    checkpoint, texts = Checkpoint.open(folder), np.load(folder / "windows.npy")[:windows]
+def _options(precision: Any, backend: Any, recipe: Recipe | None = None) -> ExportOptions:
+    return ExportOptions(precision=precision, backend=backend, recipe=recipe)
+
+
+def study(folder: Path, chosen: Sequence[str] = (), windows: int | None = None, text: str = "windows") -> list[Row]:
+    """Measure the variants (`chosen`: names; all by default) and print a line each.
+
+    `text`: "windows", to report, or "choosing", to choose settings by.
+    """
+    checkpoint, texts = Checkpoint.open(folder), np.load(folder / f"{text}.npy")[:windows]
     print(f"{'variant':40} {'perplexity':>10} {'KL mean':>9} {'KL p99':>9} {'top-1':>7} {'MB':>7}")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -167,12 +181,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--variant", action="append", default=[], help="measure these alone; may be repeated")
     parser.add_argument("--windows", type=int, help="read so many windows only")
+    parser.add_argument("--choose", action="store_true", help="read the text that settings are chosen on")
     parser.add_argument("-o", "--out", type=Path, help="JSON file for the figures")
     given = parser.parse_args(arguments)
     try:
         if not given.folder.exists():
             make(given.folder, given.wheels)
-        rows: list[dict[str, Any]] = [asdict(row) for row in study(given.folder, given.variant, given.windows)]
+        text = "choosing" if given.choose else "windows"
+        rows: list[dict[str, Any]] = [asdict(row) for row in study(given.folder, given.variant, given.windows, text)]
     except GogEdgeError as e:
         print(e, file=sys.stderr)
         return 2

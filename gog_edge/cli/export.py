@@ -44,7 +44,9 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
     type=click.Path(path_type=Path),
     help="The bundle's folder; default: one in the library, named after the checkpoint (gog-edge list).",
 )
-@click.option("--precision", type=click.Choice(["int4", "int8", "fp16", "fp32"]), default="int4", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["int4", "int5", "int8", "fp16", "fp32"]), default="int4", show_default=True
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", *get_args(Backend)]),
@@ -76,7 +78,8 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
     "--method",
     type=click.Choice(["rtn", "mse", "hqq", "gptq"]),
     help="How integers are chosen: nearest (rtn), least squared error (mse), half-quadratic (hqq), error compensation "
-    "(gptq: the default with --calibration, which it needs). Default: mse.",
+    "on the inputs that the decoder sees, of a built-in text or of --calibration (gptq). Default: gptq; the others are "
+    "faster and lose more.",
 )
 @click.option(
     "--int8",
@@ -84,7 +87,11 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
     type=click.Choice(["attention", "mlp", "down_proj"]),
     help="Keep these layers of an int4 export at 8 bits; may be repeated. Costs and gains: docs/quantization.md.",
 )
-@click.option("--calibration", type=click.Path(path_type=Path), help="Folder written by gog-edge calibrate.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Folder written by gog-edge calibrate, in the place of the built-in text.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--lora", metavar="ADAPTER", help="A PEFT adapter to merge: a folder, or a hub id like owner/name.")
 @click.option("--dialect", help="A shipped dialect's name or a TOML file; default: the checkpoint's own, else gog.")
@@ -186,15 +193,17 @@ def _options(rest: dict[str, Any]) -> ExportOptions:
 
 
 def _recipe(rest: dict[str, Any]) -> Recipe | None:
-    from gog_edge.export.quantize.recipe import Recipe
+    from gog_edge.export.options import QUANTISED
+    from gog_edge.export.quantize.recipe import DEFAULT_METHOD, Recipe
+    from gog_edge.export.quantize.scheme import CALIBRATED
 
-    method: Any = rest["method"] or ("gptq" if rest["calibration"] else None)
-    if method is None:
+    if rest["method"] is None and rest["calibration"] is None:
         return None
-    if rest["precision"] not in ("int4", "int8"):
-        raise UsageError(f"--method and --calibration are for int4 and int8, not {rest['precision']}")
-    if method == "gptq" and rest["calibration"] is None:
-        raise UsageError("--method gptq needs --calibration (see gog-edge calibrate)")
+    method: Any = rest["method"] or DEFAULT_METHOD
+    if rest["precision"] not in QUANTISED:
+        raise UsageError(f"--method and --calibration are for int4, int5 and int8, not {rest['precision']}")
+    if rest["calibration"] is not None and method not in CALIBRATED:
+        raise UsageError(f"--method {method} uses no --calibration: leave one of them out")
     return Recipe.for_precision(rest["precision"], method)
 
 
@@ -210,7 +219,9 @@ def _stats(checkpoint: Checkpoint, rest: dict[str, Any]) -> Any:
 
 def _best_backend(precision: str) -> Backend:
     """native where it can be compiled and means something (integer weights), else ort."""
-    if precision not in ("int4", "int8"):
+    from gog_edge.export.options import QUANTISED
+
+    if precision not in QUANTISED:
         return "ort"
     from gog_edge.native.dispatch import FALLBACK, available
 

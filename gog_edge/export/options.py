@@ -11,7 +11,8 @@ from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.families.target import TensorClass
 from gog_edge.manifest import Backend, PrecisionName
 
-PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int8", "fp16", "fp32")
+PRECISIONS: tuple[PrecisionName, ...] = ("int4", "int5", "int8", "fp16", "fp32")
+QUANTISED: tuple[PrecisionName, ...] = ("int4", "int5", "int8")
 KvDType = Literal["float32", "float16", "int8"]
 Compute = Literal["float32", "float16"]
 VisionAttention = Literal["bfloat16", "int8", "float32"]
@@ -110,10 +111,12 @@ def resolve(options: ExportOptions) -> Resolved:
         raise UsageError(f"backend {backend} keeps the KV cache in {' or '.join(rules.kv_dtype)}, not {kv_dtype}")
     if options.vision_attention not in (None, "float32") and not native:
         raise UsageError(f"backend {backend} attends in float32: vision_attention needs backend native")
+    if options.precision == "int5" and not native:
+        raise UsageError(f"backend {backend} has no operators for 5 bits: use int4 or int8, or backend native")
     if options.exact_int4 and not native:
         raise UsageError(f"exact_int4 is a switch of backend native: {backend} never widens blocks")
     # int8 beside int8 weights costs nothing that can be measured (docs/graphs.md) and is the fastest
-    quantised = options.precision in ("int4", "int8")
+    quantised = options.precision in QUANTISED
     own: VisionAttention = "int8" if quantised else "bfloat16" if options.precision == "fp16" else "float32"
     attention = options.vision_attention or (own if native else "float32")
     if options.int8 and options.precision != "int4":

@@ -21,6 +21,7 @@ from gog_edge._version import __version__
 from gog_edge.bundle import VERIFY_FILE, Bundle, BundleWriter, hash_file
 from gog_edge.errors import CheckpointError, UsageError
 from gog_edge.export import assets
+from gog_edge.export.calibration.builtin import BuiltIn, read_builtin
 from gog_edge.export.checkpoint.generation_settings import read_generation
 from gog_edge.export.checkpoint.image_settings import read_preprocessing
 from gog_edge.export.checkpoint.reader import Checkpoint
@@ -74,7 +75,8 @@ def export_bundle(
     Args:
         gate: called with the finished but not yet visible bundle; returns the report for verify.json. What it raises
             (ParityError) fails the export and leaves `out` as it was.
-        stats: calibration by weight name, for quantisation methods that need it.
+        stats: calibration by weight name, for quantisation methods that need it; default: what the decoder sees of a
+            built-in text.
         weights: where tensors are read from; default: the checkpoint (a view that scales them before quantisation,
             such as `studies.awq.ScaledCheckpoint`, goes here). Search it with `resolve(options).recipe`.
 
@@ -92,7 +94,7 @@ def export_bundle(
         resolved = resolve(replace(options, recipe=Recipe.requantising(options.precision)))
     family = checkpoint.family
     config = _limit_context(check_checkpoint(checkpoint), options)
-    _check_layers(family, config, options.backend)
+    _check_layers(family, config, options.backend, options.precision)
     with BundleWriter(out) as writer:
         job = _Export(checkpoint, weights or checkpoint, family, config, options, resolved, progress, stats)
         manifest = job.write(writer)
@@ -142,6 +144,7 @@ class _Export:
         checkpoint, family, config, options, root = self.checkpoint, self.family, self.config, self.options, writer.root
         self.progress.stage("files", 0)
         tokenizer = assets.write_tokenizer(checkpoint, root, allow_missing=options.allow_missing_tokenizer)
+        self._calibrate(root)
         tokens = assets.special_tokens(checkpoint, config, tokenizer)
         preprocessing = read_preprocessing(checkpoint, family, config.vision, options)
         assets.write_template(checkpoint, root)
@@ -179,6 +182,19 @@ class _Export:
             named_tokens=tokenizer.named,
         )
 
+    def _calibrate(self, root: Path) -> None:
+        """The built-in text, where a method asks for calibration and none was given; what has none is searched."""
+        recipe = self.resolved.recipe
+        if recipe.repeatable:
+            return
+        if self.stats is None:
+            self.stats = read_builtin(root / assets.TOKENIZER, self.weights, self.family, self.config)
+            if self.stats is None:  # there is no tokenizer, or none that knows a word of the text
+                recipe = recipe.with_method("mse")
+        elif self.stats(self.family.embedding if self.config.decoder.tied else self.family.head) is None:
+            recipe = replace(recipe, head=replace(recipe.head, method="mse"))  # conversations are not kept for it
+        self.resolved = replace(self.resolved, recipe=recipe)
+
     def _graph(
         self, writer: BundleWriter, name: str, shared: dict[str, Blob], build: Callable[[Target], None]
     ) -> GraphSpec:
@@ -192,7 +208,7 @@ class _Export:
             target = target_class(g, self.weights, store, experts, self.resolved.compute, self.resolved.kv_dtype)
             if isinstance(target, NativeTarget):
                 target.vision_precision = self.resolved.vision_attention
-            build(target)
+            (self.stats.beside(build) if isinstance(self.stats, BuiltIn) and name == "decoder" else build)(target)
         if target_class is NativeTarget:
             g.rewrite(fuse)
         for file in (data, experts.data):
@@ -223,7 +239,9 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelConfig:
     return config
 
 
-def _check_layers(family: Family, config: ModelConfig, backend: Backend) -> None:
+def _check_layers(family: Family, config: ModelConfig, backend: Backend, precision: str) -> None:
+    if precision == "int5" and config.decoder.spec.experts:
+        raise UsageError("experts have no operators for 5 bits: use int4 or int8")
     recurrent = any(isinstance(layer, RecurrentCache) for layer in family.caches(config.decoder.spec))
     for has, what, able in (
         (recurrent, "linear attention", [name for name, rules in BACKENDS.items() if rules.recurrent]),

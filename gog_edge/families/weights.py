@@ -36,12 +36,14 @@ Shape = tuple[int, ...]
 class Watched:
     """What a graph is made of. `shapes`: of every tensor, by name. `matrices`: (names that read one input, role), in
     order; `stacks`: (name, role) of experts' matrices, many in one tensor. `values`: numbers in all matrices and tables
-    that a target writes, one after the other."""
+    that a target writes, one after the other. `orders`: of the matrices whose outputs are stored in another order than
+    the checkpoint's, by the names in `matrices`."""
 
     shapes: dict[str, Shape] = field(default_factory=dict)
     matrices: list[tuple[tuple[str, ...], Role]] = field(default_factory=list)
     stacks: list[tuple[str, Role]] = field(default_factory=list)
     values: int = 0
+    orders: dict[tuple[str, ...], Shape] = field(default_factory=dict)
 
 
 def watch(build: Callable[[Target], None]) -> Watched:
@@ -83,6 +85,12 @@ def decoder_inputs(config: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     family = families.find(config)
     matrices = _decoder(family, family.parse(config)).matrices
     return tuple(names for names, role in matrices if role != "head" and tensor_class(role) is not None)
+
+
+def decoder_matrices(config: dict[str, Any]) -> Watched:
+    """What the decoder's graph is made of. Raises as `tensor_classes`."""
+    family = families.find(config)
+    return _decoder(family, family.parse(config))
 
 
 def _vision(family: Family, config: ModelConfig) -> Watched:
@@ -136,6 +144,8 @@ class _Watching:
         return [_Value(width) for width in widths]
 
     def matrix(self, names: tuple[str, ...], rows: Shape, columns: int, order: Shape = ()) -> _Matrix:
+        if order:
+            self.seen.orders[names] = order
         return _Matrix({name: (n, columns) for name, n in zip(names, rows)}, rows, columns)
 
     def folded_patches(self, name: str, rows: int, temporal: int, patch: int) -> _Matrix:

@@ -67,6 +67,12 @@ LinearW4: the same with 4-bit weights in blocks along K (32, 64, 128 …, any mu
     w = scale * (q - zero_point), q in 0..15; Kp = K rounded up to the block.  Activations are quantised to int8
     with one scale per row and block of K (or group of up to 256, when widened).
 
+LinearW5: as LinearW4, with 5-bit weights in blocks of 32 along K and without zero points (input 7 is left out)
+    inputs   1 weight         u8  [Np/16, Kp/32, 320]     four times [16, 4] bytes as LinearW4's, of q's low four bits,
+                                                          then of each the fifth bits: 64 of the low nibbles, 64 of
+                                                          the high ones, bit i % 8 of byte i / 8 for nibble i
+    w = scale * (q - 16), q in 0..31
+
 Route: which experts a row goes to
     inputs   0 x              f32 [.., K]
              1 router         f32 [experts, K]

@@ -19,7 +19,7 @@ STRIP = 32
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """Inputs 1, 2 and 7 of LinearW8 / LinearW4, ready to be stored as initializers."""
+    """Inputs 1, 2 and 7 of LinearW8 / LinearW5 / LinearW4, ready to be stored as initializers."""
 
     weight: NDArray[np.uint8]
     scales: NDArray[np.float32] | NDArray[np.float16]
@@ -128,6 +128,44 @@ def pack_w4(
     packed_zeros = None if zero_points is None else by_panel(zero_points, 8).astype(np.uint8, copy=False)
     packed_scales = by_panel(np.asarray(scales, np.float16), 0).astype(np.float16, copy=False)
     return PackedLinear(np.ascontiguousarray(weight), packed_scales, packed_zeros)
+
+
+def pack_w5(q: NDArray[np.uint8], scales: NDArray[np.float16], order: NDArray[np.int64] | None = None) -> PackedLinear:
+    """LinearW5's layout of q [N, K] (values 0 … 31, 16 stands for zero) with scales [N, ceil(K / 32)].
+
+    32 of K of 16 columns are 320 bytes: four times [16 columns][4] bytes as LinearW4 has them, of the low four bits,
+    then for each of these four the fifth bits: of the 64 low nibbles, then of the 64 high ones.
+
+    Raises ValueError on shapes that do not fit.
+    """
+    if q.ndim != 2 or q.dtype != np.uint8 or scales.shape != (q.shape[0], -(-q.shape[1] // 32)):
+        raise ValueError(f"pack_w5 needs uint8 [N, K] and scales [N, K/32], got {q.dtype} {q.shape} and {scales.shape}")
+    if q.size and int(q.max()) > 31:
+        raise ValueError("pack_w5 needs values in 0 … 31")
+    groups = scales.shape[1]
+    order = column_order(q.shape[0]) if order is None else order
+    values = np.full((len(order), groups * 32), 16, dtype=np.uint8)  # padding stands for zero
+    values[:, : q.shape[1]] = _take(q, order, 16)
+    steps = values.reshape(-1, PANEL, groups, 4, 2, 4).transpose(
+        0, 2, 3, 4, 1, 5
+    )  # [panel, block, step, half, column, 4]
+    low = steps & np.uint8(15)
+    nibbles = (low[:, :, :, 0] | (low[:, :, :, 1] << np.uint8(4))).reshape(-1, groups, 256)
+    fifth = np.packbits((steps >> np.uint8(4)).reshape(-1, groups, 512), axis=-1, bitorder="little")
+    weight = np.concatenate([nibbles, fifth], axis=-1)
+    packed_scales = _take(np.asarray(scales, np.float16), order, 0).astype(np.float16, copy=False)
+    by_panel = packed_scales.reshape(-1, PANEL, groups).transpose(0, 2, 1)
+    return PackedLinear(np.ascontiguousarray(weight), np.ascontiguousarray(by_panel))
+
+
+def unpack_w5(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """q [Np, Kp] of what `pack_w5` made of it, in packed order of columns."""
+    panels, groups = weight.shape[:2]
+    nibbles = weight[:, :, :256].reshape(panels, groups, 4, PANEL, 4)
+    halves = np.stack([nibbles & np.uint8(15), nibbles >> np.uint8(4)], axis=3)  # [panel, block, step, half, column, 4]
+    fifth = np.unpackbits(weight[:, :, 256:], axis=-1, bitorder="little").reshape(halves.shape)
+    q = halves | (fifth << np.uint8(4))
+    return np.ascontiguousarray(q.transpose(0, 4, 1, 2, 3, 5)).reshape(panels * PANEL, groups * 32)
 
 
 def block_size(depth: int, groups: int) -> int:

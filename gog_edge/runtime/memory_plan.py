@@ -27,6 +27,7 @@ RUNTIME = GIB // 2  # interpreter, libraries, the engine's own allocations
 # bits a weight: decoder linears, embedding rows and head, vision tower
 BITS = {
     "int4": (4.5, 8.0, 8.0),
+    "int5": (5.5, 8.0, 8.0),
     "int8": (8.0, 8.0, 8.0),
     "fp16": (16.0, 16.0, 16.0),
     "fp32": (32.0, 32.0, 32.0),

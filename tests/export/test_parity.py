@@ -21,7 +21,6 @@ from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.quantize.recipe import Recipe
 from gog_edge.export.quantize.scheme import Scheme
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-from gog_edge.families.weights import tensor_classes
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -281,8 +280,9 @@ def test_failed_gate_leaves_no_bundle(checkpoints: dict[str, Path], tmp_path: Pa
 def test_graph_stage_sees_what_the_loss_of_int4_would_hide(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """A recipe other than the one that was used: within the loose limits of int4, but not what the weights say."""
     checkpoint = checkpoints["tiny-qwen3-vl"]
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
-    wrong = dataclasses.replace(Recipe.for_precision("int4"), mlp=Scheme(4, 0))
+    searched = Recipe.for_precision("int4", "mse")  # read back from the graph, another recipe would change nothing
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4", recipe=searched))
+    wrong = dataclasses.replace(searched, mlp=Scheme(4, 0))
     manifest = dataclasses.replace(bundle.manifest, quantization=wrong.describe())
     verdicts = _stages(verify(Bundle(bundle.root, manifest), checkpoint, tokens=6))
     assert verdicts["prefill"] is Verdict.PASS
@@ -291,18 +291,19 @@ def test_graph_stage_sees_what_the_loss_of_int4_would_hide(checkpoints: dict[str
 
 def test_fake_quantisation_is_only_made_where_it_repeats(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = checkpoints["tiny-qwen3-vl"]
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4"))
-    classes = tensor_classes(Checkpoint.open(checkpoint).config)
-    transform = fake_quantisation(bundle, classes)
+    searched = Recipe.for_precision("int4", "mse")
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(precision="int4", recipe=searched))
+    config = Checkpoint.open(checkpoint).config
+    transform = fake_quantisation(bundle, config)
     assert transform is not None
     weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     assert len(np.unique(transform("model.language_model.layers.0.mlp.up_proj.weight", weight)[0, :32])) <= 16
     np.testing.assert_array_equal(transform("model.language_model.norm.weight", weight), weight)
     standard = dataclasses.replace(bundle.manifest, backend="portable")
-    assert fake_quantisation(Bundle(bundle.root, standard), classes) is None
+    assert fake_quantisation(Bundle(bundle.root, standard), config) is None
     broken = dataclasses.replace(bundle.manifest, quantization={"name": 3})
     with pytest.raises(ParityError, match="recipe can't be read"):
-        fake_quantisation(Bundle(bundle.root, broken), classes)
+        fake_quantisation(Bundle(bundle.root, broken), config)
 
 
 def test_missing_torch_is_said_before_anything_runs(

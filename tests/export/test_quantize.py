@@ -145,14 +145,14 @@ def test_size_when_packed() -> None:
     assert quantize(weight, Scheme(16)).nbytes == 8 * 64 * 2
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int5", "int4"])
 def test_recipes(precision: str) -> None:
     recipe = Recipe.for_precision(precision)
     described = recipe.describe()
     assert described["name"] == precision
     classes = ("embedding", "head", "attention", "mlp", "down_proj", "vision", "merger")
     bits = {c: recipe.scheme(c).bits for c in classes}
-    assert min(bits.values()) == {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[precision]
+    assert min(bits.values()) == {"fp32": 32, "fp16": 16, "int8": 8, "int5": 5, "int4": 4}[precision]
     if precision.startswith("int"):
         assert recipe.embedding.block == 0  # the host gathers rows with one scale each
         assert bits["head"] == bits["embedding"] == 8
@@ -162,13 +162,14 @@ def test_recipes(precision: str) -> None:
 
 def test_methods_of_recipes() -> None:
     default = Recipe.for_precision("int4")
-    assert (default.attention.method, default.mlp.method, default.head.method) == ("mse", "mse", "mse")
+    assert {default.attention.method, default.attention_out.method, default.mlp.method} == {"gptq"}  # type: ignore[union-attr]
+    assert (default.head.method, default.embedding.method, default.vision.method) == ("gptq", "mse", "mse")
     asked = Recipe.for_precision("int4", "rtn")
     assert {asked.attention.method, asked.mlp.method, asked.vision.method} == {"rtn"}
-    calibrated = Recipe.for_precision("int4", "gptq")
-    assert {calibrated.attention.method, calibrated.down_proj.method} == {"gptq"}
-    assert calibrated.head.method == "mse"
-    assert Recipe.for_precision("int8").attention.method == "mse"
+    searched = Recipe.for_precision("int8", "mse")
+    assert (searched.name, searched.head.method, searched.repeatable) == ("int8", "mse", True)
+    assert not Recipe.for_precision("int8").repeatable
+    assert Recipe.for_precision("int8").with_method("mse").attention == searched.attention
     wide = default.at_int8(("attention",))
     assert wide.attention == Recipe.for_precision("int8").attention
     assert wide.mlp == default.mlp

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gog_edge.native.packing import PANEL, PackedLinear
+from gog_edge.native.packing import PANEL, PackedLinear, unpack_w5
 from gog_edge.native.rotation import rotate as turn
 
 Array = NDArray[np.float32]
@@ -53,11 +53,12 @@ WIDE_GROUP = 256
 """As kWideGroup of widen.h."""
 
 
-def widen(q: NDArray[np.int32], scales: Array, zeros: bool) -> tuple[NDArray[np.int32], Array]:
-    """LinearW4's weights for rows that are read: centred q [N, blocks, block] and scales [N, blocks] to int8 groups.
+def widen(q: NDArray[np.int32], scales: Array, largest: int) -> tuple[NDArray[np.int32], Array]:
+    """LinearW4's and LinearW5's weights for rows that are read: centred q [N, blocks, block] and scales [N, blocks] to
+    int8 groups.
 
-    Blocks of up to 256 of K (a divisor of K) share the scale that just covers them.  Returns the input where
-    there is no such group.
+    `largest`: magnitude of q that is meant to fit. Blocks of up to 256 of K (a divisor of K) share the scale that just
+    covers them.  Returns the input where there is no such group.
     """
     blocks, block = q.shape[1], q.shape[2]
     fits = [n for n in range(WIDE_GROUP // block, 0, -1) if blocks % n == 0 and n * block >= 64]
@@ -65,7 +66,7 @@ def widen(q: NDArray[np.int32], scales: Array, zeros: bool) -> tuple[NDArray[np.
         return q, scales
     grouped = scales.reshape(len(scales), -1, fits[0])
     peak = np.abs(grouped).max(axis=2)
-    wide = (peak * np.float32(15 / 127 if zeros else 8 / 127)).astype(np.float32)
+    wide = (peak * np.float32(largest / 127)).astype(np.float32)
     inverse = np.divide(np.float32(2048), wide, out=np.zeros_like(wide), where=wide > 0)
     ratio = np.rint(grouped * inverse[:, :, None]).astype(np.int64).reshape(len(scales), blocks, 1)
     values = (q.astype(np.int64) * 16 * ratio + (1 << 14)) >> 15
@@ -88,7 +89,7 @@ def linear(
     exact: bool = False,
     rotation: int = 0,
 ) -> Array:
-    """LinearW8 (bits = 8) and LinearW4 (bits = 4) of x [M, K]; `bias` is in packed column order.
+    """LinearW8, LinearW5 and LinearW4 (`bits`) of x [M, K]; `bias` is in packed column order.
 
     `exact`: as the operator's attribute, and as rows outside of `prefill_rows` are computed. `rotation`: likewise.
     """
@@ -97,13 +98,19 @@ def linear(
     if bits == 8:
         q8, scales = unpack_w8(packed)
         centred = q8.astype(np.int32).reshape(len(q8), scales.shape[1], -1)
+    elif bits == 5:
+        q5 = unpack_w5(packed.weight)
+        scales = packed.scales.transpose(0, 2, 1).reshape(len(q5), -1).astype(np.float32)
+        centred = q5.astype(np.int32).reshape(len(q5), scales.shape[1], -1) - 16
+        if not exact:
+            centred, scales = widen(centred, scales, 16)
     else:
         q4, half_scales, zeros = unpack_w4(packed)
         scales = half_scales.astype(np.float32)
         grouped = q4.astype(np.int32).reshape(q4.shape[0], scales.shape[1], -1)
         centred = grouped - (8 if zeros is None else zeros.astype(np.int32)[:, :, None])
         if not exact:
-            centred, scales = widen(centred, scales, zeros is not None)
+            centred, scales = widen(centred, scales, 8 if zeros is None else 15)
     rows, row_scales = quantize_rows(x, centred.shape[2])
     sums = np.einsum("mgk,ngk->mgn", rows.astype(np.float64), centred.astype(np.float64))  # exact below 2^53
     y = np.einsum("mgn,mg,ng->mn", sums, row_scales.astype(np.float64), scales.astype(np.float64))

@@ -1,4 +1,4 @@
-"""LinearW8 and LinearW4 against the numpy reference.
+"""LinearW8, LinearW5 and LinearW4 against the numpy reference.
 
 Integer sums are exact in both, so the error is that of a few f32 roundings: the bound is 2e-6 of the largest
 magnitude of y plus what one quantisation step that rounds the other way (a tie met by a norm's last bit) may do.
@@ -24,6 +24,9 @@ def _packed(rng: np.random.Generator, bits: int, n: int, k: int, block: int, zer
     if bits == 8:
         q, block = rng.integers(-127, 128, (n, k), np.int8), block or k
         return packing.pack_w8(q, (rng.random((n, -(-k // block))) * 0.01).astype(F32), order, block)  # type: ignore[arg-type]
+    if bits == 5:
+        scales = (rng.random((n, -(-k // 32))) * 0.1).astype(np.float16)
+        return packing.pack_w5(rng.integers(0, 32, (n, k), np.uint8), scales, order)  # type: ignore[arg-type]
     groups = -(-k // block)
     q4 = rng.integers(0, 16, (n, k), np.uint8)
     scales = (rng.random((n, groups)) * 0.1).astype(np.float16)
@@ -61,7 +64,7 @@ def _close(got: NDArray[np.float32], want: NDArray[np.float32], tolerance: float
     assert error < tolerance, f"relative error {error:.2e}"
 
 
-@pytest.mark.parametrize("bits, exact", [(8, False), (4, False), (4, True)])
+@pytest.mark.parametrize("bits, exact", [(8, False), (5, False), (5, True), (4, False), (4, True)])
 @pytest.mark.parametrize("rows", list(range(1, 34)))
 def test_every_number_of_rows(bits: int, exact: bool, rows: int) -> None:
     rng = np.random.default_rng(rows)
@@ -72,7 +75,7 @@ def test_every_number_of_rows(bits: int, exact: bool, rows: int) -> None:
 
 @pytest.mark.parametrize("n, k", [(1, 1), (5, 7), (16, 64), (33, 100), (31, 129), (70, 300), (96, 8)])
 @pytest.mark.parametrize(
-    "bits, block, zeros", [(8, 0, False), (8, 48, False), (4, 32, False), (4, 32, True), (4, 128, True)]
+    "bits, block, zeros", [(8, 0, False), (8, 48, False), (5, 32, False), (4, 32, False), (4, 32, True), (4, 128, True)]
 )
 def test_odd_shapes(n: int, k: int, bits: int, block: int, zeros: bool) -> None:
     rng = np.random.default_rng(n * k)
@@ -107,6 +110,32 @@ def test_widened_weights(rows: int, block: int, k: int, zeros: bool) -> None:
     assert np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.02
 
 
+@pytest.mark.parametrize("rows", [1, 23, 40])
+@pytest.mark.parametrize("k", [512, 576, 1536])
+def test_widened_weights_of_five_bits(rows: int, k: int) -> None:
+    rng = np.random.default_rng(k)
+    packed = _packed(rng, 5, 64, k, 32, zeros=False)
+    x = rng.standard_normal((rows, k), F32)
+    got, want = _both(x, packed, 64, 5)
+    _close(got, want)
+    exact = _both(x, packed, 64, 5, exact=True)[0]
+    assert 0 < np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.02
+
+
+def test_five_bits_are_packed_and_read_back() -> None:
+    rng = np.random.default_rng(5)
+    q = rng.integers(0, 32, (40, 100), np.uint8)
+    packed = packing.pack_w5(q, np.ones((40, 4), np.float16))
+    assert packed.weight.shape == (4, 4, 320)
+    back = packing.unpack_w5(packed.weight)
+    np.testing.assert_array_equal(back[:40, :100], q)
+    assert (back[40:] == 16).all() and (back[:, 100:] == 16).all()
+    with pytest.raises(ValueError, match="0 … 31"):
+        packing.pack_w5(q + np.uint8(1), np.ones((40, 4), np.float16))
+    with pytest.raises(ValueError, match="K/32"):
+        packing.pack_w5(q, np.ones((40, 3), np.float16))
+
+
 def test_scales_of_either_sign_and_zero() -> None:
     rng = np.random.default_rng(8)
     q = rng.integers(0, 16, (32, 256), np.uint8)
@@ -120,7 +149,7 @@ def test_scales_of_either_sign_and_zero() -> None:
             _close(*_both(rng.standard_normal((rows, 256), F32), packed, 32, 4, exact=exact))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 5, 4])
 @pytest.mark.parametrize("activation", ["none", "gelu_tanh", "gelu", "silu"])
 @pytest.mark.parametrize("rows", [1, 19])
 def test_epilogue(bits: int, activation: str, rows: int) -> None:
@@ -133,7 +162,7 @@ def test_epilogue(bits: int, activation: str, rows: int) -> None:
     _close(*_both(x, packed, n, bits, activation=activation, bias=bias, residual=residual))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 5, 4])
 @pytest.mark.parametrize("intermediate", [16, 40, 100])
 @pytest.mark.parametrize("rows", [1, 16])
 def test_silu_mul(bits: int, intermediate: int, rows: int) -> None:
@@ -156,7 +185,7 @@ def test_silu_mul(bits: int, intermediate: int, rows: int) -> None:
         _close(got, reference.activate(gate, "silu") * up + residual, 1e-5)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 5, 4])
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("k", [64, 100])
 def test_norm(bits: int, norm: str, k: int) -> None:
@@ -172,7 +201,7 @@ def test_norm(bits: int, norm: str, k: int) -> None:
 @pytest.mark.parametrize(
     "k, rotation", [(16, 16), (64, 64), (100, 64), (576, 512), (576, 64), (2048, 2048), (1000, 128)]
 )
-@pytest.mark.parametrize("bits, norm", [(8, "none"), (8, "rms"), (4, "rms")])
+@pytest.mark.parametrize("bits, norm", [(8, "none"), (8, "rms"), (5, "rms"), (4, "rms")])
 def test_rotation(k: int, rotation: int, bits: int, norm: str) -> None:
     rng = np.random.default_rng(k)
     packed = _packed(rng, bits, 40, k, 0 if bits == 8 else 32, zeros=False)
@@ -207,7 +236,7 @@ def test_a_rotation_that_does_not_fit_is_refused(rotation: int) -> None:
             rotation=rotation)  # fmt: skip
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 5, 4])
 def test_zero_rows_zero_input_and_leading_axes(bits: int) -> None:
     rng = np.random.default_rng(2)
     packed = _packed(rng, bits, 32, 64, 32, zeros=False)
@@ -221,7 +250,7 @@ def test_zero_rows_zero_input_and_leading_axes(bits: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_large_enough_for_several_tasks(threads: int) -> None:
     rng = np.random.default_rng(4)
-    for bits in (8, 4):
+    for bits in (8, 5, 4):
         packed = _packed(rng, bits, 320, 512, 128, zeros=False)
         _close(*_both(rng.standard_normal((150, 512), F32), packed, 320, bits, threads))
 

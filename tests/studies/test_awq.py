@@ -39,7 +39,7 @@ def test_scaling_leaves_the_float_model_alone_and_helps_the_quantised_layer(tmp_
     assert stats.check(checkpoint.shape, decoder) is stats
     with pytest.raises(UsageError, match="of another checkpoint"):
         stats.check(lambda name: (3, 3), decoder)
-    recipe = Recipe.for_precision("int4")
+    recipe = Recipe.for_precision("int4", "mse")
     scaling = find_scaling(checkpoint, stats, recipe, layers, heads // kv_heads, head_dim)
     assert scaling.exponents
     scaled = ScaledCheckpoint(checkpoint, scaling)

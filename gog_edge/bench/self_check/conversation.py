@@ -33,7 +33,7 @@ KIND = "self-check-reference"
 # Least cosine of a feature row, largest mean divergence of the next token in nats, by the precision of the weights.
 # Both sides have the same weights: what may differ is TF32 or half sums. A cache row that gets lost moves even a
 # random policy by 1e-4 nats.
-LIMITS = {"fp32": (0.9999, 1e-5), "fp16": (0.999, 1e-3), "int8": (0.99, 5e-3), "int4": (0.99, 5e-3)}
+LIMITS = {"fp32": (0.9999, 1e-5), "fp16": (0.999, 1e-3), **dict.fromkeys(("int8", "int5", "int4"), (0.99, 5e-3))}
 TIE_NATS = 0.1  # two tokens this close in log probability may change places
 
 

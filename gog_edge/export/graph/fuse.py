@@ -15,7 +15,7 @@ from onnx import helper
 from gog_edge.native.contract import ACTIVATIONS, DOMAIN, NORMS
 
 Take = Callable[[onnx.NodeProto, onnx.NodeProto, str], bool]  # (linear, follower, the value between them)
-LINEAR = ("LinearW8", "LinearW4")
+LINEAR = ("LinearW8", "LinearW5", "LinearW4")
 RESIDUAL, NORM_WEIGHT, NORM_BIAS = 4, 5, 6  # inputs of a linear node
 _NORM_KINDS = {"SimplifiedLayerNormalization": "rms", "LayerNormalization": "layer"}
 

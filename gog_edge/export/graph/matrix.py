@@ -70,7 +70,7 @@ class Stacked:
 
     @property
     def label(self) -> str:
-        return self.names[0].removesuffix(".weight") if len(self.names) == 1 else _joined(self.names)
+        return joined_label(self.names)
 
     def read(self, start: int, stop: int) -> F32:
         """Rows start:stop as float32."""
@@ -186,7 +186,7 @@ def _runs(order: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = at
 
 
-def _joined(names: tuple[str, ...]) -> str:
-    """a.q_proj.weight, a.k_proj.weight -> a.q_proj+k_proj"""
+def joined_label(names: tuple[str, ...]) -> str:
+    """a.q_proj.weight, a.k_proj.weight -> a.q_proj+k_proj; one name alone: a.q_proj."""
     heads = [name.removesuffix(".weight") for name in names]
     return heads[0] + "".join("+" + head.rpartition(".")[2] for head in heads[1:])

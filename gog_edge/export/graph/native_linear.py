@@ -1,4 +1,4 @@
-"""Linear layers on this package's own operators: LinearW8 and LinearW4 of `gog_edge.native.contract`.
+"""Linear layers on this package's own operators: LinearW8, LinearW5 and LinearW4 of `gog_edge.native.contract`.
 
 Only the storage layouts are theirs (`contract.packing`, numpy alone); integers and scales come from the recipe.
 """
@@ -58,12 +58,12 @@ class NativeLinear(OrtLinear):
         q = Value(f"{name}.q", "uint8")
         scale = Value(f"{name}.scale", "float32" if scheme.bits == 8 else "float16")
         zeros = None if scheme.symmetric else Value(f"{name}.zero", "uint8")
-        kind = "LinearW8" if scheme.bits == 8 else "LinearW4"
+        kind = f"LinearW{scheme.bits}"
         activation = contract.ACTIVATIONS["silu_mul" if gated else "none"]
         turned = scheme.turned(weight.columns)
         attributes: dict[str, Any] = {"N": columns, "activation": activation} | ({"rotation": turned} if turned else {})
         rest: tuple[Value | None, ...] = ()
-        if kind == "LinearW4":
+        if scheme.bits < 8:
             exact = self.exact or role == "head"  # the head sees the last rows only: no other numbering of them
             attributes |= {"exact": 1} if exact else {}
             rest = (None, None, None, zeros, None if exact else self.prefill_rows)  # fuse fills the first three
@@ -96,11 +96,13 @@ class NativeLinear(OrtLinear):
 
 
 def pack(weight: QuantizedWeight, order: Order | None) -> packing.PackedLinear:
-    """A quantised weight in the layout of LinearW8 or LinearW4."""
+    """A quantised weight in the layout of LinearW8, LinearW5 or LinearW4."""
     if weight.scales is None:
         raise ValueError(f"a weight of {weight.scheme.bits} bits has no integers to pack")
     if weight.scheme.bits == 8:
         return packing.pack_w8(weight.q, weight.scales, order, weight.block)
+    if weight.scheme.bits == 5:
+        return packing.pack_w5((weight.q + np.int8(16)).astype(np.uint8), weight.scales.astype(np.float16), order)
     middle = np.int16(8)
     zeros = None if weight.zero_points is None else (weight.zero_points + middle).astype(np.uint8)
     q = (weight.q + np.int8(8)).astype(np.uint8)

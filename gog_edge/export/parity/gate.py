@@ -32,6 +32,7 @@ from gog_edge.crop import pixel_box
 from gog_edge.engines.registry import create_engine
 from gog_edge.errors import ParityError, UsageError
 from gog_edge.export.checkpoint.reader import Checkpoint
+from gog_edge.export.options import QUANTISED
 from gog_edge.export.parity.cause import Evidence, explain
 from gog_edge.export.parity.conversation import (
     CHUNK,
@@ -52,12 +53,12 @@ from gog_edge.export.parity.metrics import (
     compare_logits,
     worst,
 )
+from gog_edge.export.parity.stored import StoredWeights
 from gog_edge.export.progress import Progress, Silent
 from gog_edge.export.quantize.recipe import Recipe
-from gog_edge.export.quantize.scheme import dequantize
+from gog_edge.export.quantize.scheme import CALIBRATED, dequantize
 from gog_edge.export.quantize.weights import quantize
-from gog_edge.families.target import TensorClass
-from gog_edge.families.weights import tensor_classes
+from gog_edge.families.weights import decoder_matrices, tensor_classes
 from gog_edge.image.frame import Frame, ImageSource
 from gog_edge.runtime.model import Model
 from gog_edge.runtime.vision import VisionPlan
@@ -179,7 +180,7 @@ def verify(
         *_vision_stages(expected.features, talk.features, limits),
         *_decoder_stages(expected.logits, talk, limits, masked),
     ]
-    transform = fake_quantisation(bundle, tensor_classes(checkpoint.config))
+    transform = fake_quantisation(bundle, checkpoint.config)
     if transform is not None:
         progress.stage("verify: quantised reference", 0)
         table = "routed_graph" if bundle.manifest.decoder.experts else "graph"
@@ -188,7 +189,7 @@ def verify(
         reference=expected.logits,
         bundle=talk.prefill,
         first_image=talk.starts[0],
-        quantised=bundle.manifest.precision in ("int4", "int8"),
+        quantised=bundle.manifest.precision in QUANTISED,
         adapters=bool(checkpoint.adapters),
     )
     return ParityReport(
@@ -237,26 +238,31 @@ def gate(
     return run
 
 
-def fake_quantisation(bundle: Bundle, classes: Mapping[str, TensorClass]) -> Transform | None:
+def fake_quantisation(bundle: Bundle, config: Mapping[str, Any]) -> Transform | None:
     """The bundle's quantisation as a change of float weights; None if nothing is quantised or it can't be repeated.
 
-    It can't where calibration decided, and where portable graphs fit schemes to their operators.
+    What weights alone decided is computed again by the recipe; where calibration decided, the integers are read back
+    from the decoder's graph. Portable graphs fit schemes to their operators: theirs can't be told.
     """
     manifest = bundle.manifest
-    if manifest.precision not in ("int4", "int8") or manifest.opset_only:
+    if manifest.precision not in QUANTISED or manifest.opset_only:
         return None
     try:
         recipe = decode(Recipe, manifest.quantization, "quantization")
     except SerdeError as e:
         raise ParityError(f"{bundle.root}: the manifest's quantisation recipe can't be read ({e})") from e
-    if not recipe.repeatable:
-        return None
+    classes = tensor_classes(dict(config))
+    stored = None if recipe.repeatable else StoredWeights(bundle, decoder_matrices(dict(config)))
 
     def transform(name: str, weight: F32) -> F32:
         kind = classes.get(name)
         scheme = recipe.scheme(kind, name) if kind else None
         if scheme is None:
             return weight
+        if scheme.method in CALIBRATED:
+            if stored is not None and (rows := stored(name)) is not None:
+                return rows
+            scheme = dataclasses.replace(scheme, method="mse")  # experts are not calibrated
         rows = weight.reshape(-1, weight.shape[-1])  # experts are stacked
         return dequantize(quantize(rows, scheme)).reshape(weight.shape)
 

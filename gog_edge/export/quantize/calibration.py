@@ -18,19 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import UsageError
-from gog_edge.export.quantize.gptq import inverse_factor
+from gog_edge.export.quantize.gptq import Factor, inverse_factor
 from gog_edge.native.rotation import rotate
 
 F32 = NDArray[np.float32]
 INDEX = "calibration.json"
 FORMAT = "gog-edge-calibration-1"
+MOST_INPUTS = 4096
+"""Of a matrix, that are calibrated together."""
 
 
 @dataclass(frozen=True)
 class LayerStats:
     """Inputs x of one layer over `count` tokens.
 
-    `mean_square`: [in], E[x^2]; `mean_abs`: [in], E[|x|]; `hessian`: [in, in], E[x x^T].
+    `mean_square`: [in], E[x^2]; `mean_abs`: [in], E[|x|]; `hessian`: [in, in], E[x x^T], or of many inputs the blocks
+    on its diagonal, [parts, width, width] (`gram`).
     """
 
     mean_square: F32
@@ -41,8 +44,14 @@ class LayerStats:
     def turned(self, block: int) -> LayerStats:
         """The statistics of the inputs turned by `rotation.rotate`, kept; `mean_abs` as normal values have it."""
         if block not in self._by_block:
-            hessian = rotate(rotate(self.hessian, block).T, block)
-            square = np.maximum(np.diagonal(hessian), 0).astype(np.float32)
+            parts = self.hessian if self.hessian.ndim == 3 else self.hessian[None]
+            hessian, inputs, width = np.zeros_like(parts), len(self.mean_square), parts.shape[1]
+            for i, part in enumerate(parts):
+                real = min(width, inputs - i * width)
+                hessian[i, :real, :real] = rotate(rotate(part[:real, :real], block).T, block)
+            diagonal = np.diagonal(hessian, axis1=1, axis2=2).reshape(-1)[:inputs]
+            square = np.maximum(diagonal, 0).astype(np.float32)
+            hessian = hessian if self.hessian.ndim == 3 else hessian[0]
             spread = np.sqrt(square * np.float32(2 / np.pi)).astype(np.float32)
             self._by_block[block] = LayerStats(square, spread, hessian, self.count)
         return self._by_block[block]
@@ -52,9 +61,29 @@ class LayerStats:
         return {}
 
     @cached_property
-    def factor(self) -> tuple[NDArray[np.int64], F32]:
-        """Order and factor for GPTQ; computed once, used for every chunk of rows."""
-        return inverse_factor(self.hessian)
+    def factor(self) -> list[Factor]:
+        """What GPTQ needs of each part; computed once, used for every chunk of rows."""
+        parts = self.hessian if self.hessian.ndim == 3 else self.hessian[None]
+        inputs, width = len(self.mean_square), parts.shape[1]
+        return [inverse_factor(part[: inputs - i * width, : inputs - i * width]) for i, part in enumerate(parts)]
+
+
+def gram(x: F32) -> F32:
+    """E[x x^T] of rows x [n, in] as `LayerStats.hessian`: of more than `MOST_INPUTS` inputs the blocks on the diagonal.
+
+    They are equally wide, a multiple of what is turned together; the last one is filled up with zeros. Errors are then
+    compensated within a part only, and sums, memory and time grow with the inputs and not with their square or cube.
+    """
+    inputs = x.shape[1]
+    if inputs <= MOST_INPUTS:
+        return (x.T @ x) / np.float32(len(x))
+    count = -(-inputs // MOST_INPUTS)
+    width = -(-inputs // (64 * count)) * 64
+    parts = np.zeros((-(-inputs // width), width, width), np.float32)
+    for part, start in zip(parts, range(0, inputs, width)):
+        some = np.ascontiguousarray(x[:, start : start + width])
+        part[: some.shape[1], : some.shape[1]] = (some.T @ some) / np.float32(len(x))
+    return parts
 
 
 class Calibration:

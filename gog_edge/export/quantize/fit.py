@@ -28,9 +28,11 @@ def for_portable(scheme: Scheme) -> Scheme:
 
 
 def for_native(scheme: Scheme) -> Scheme:
-    """LinearW8: symmetric, even blocks; LinearW4: blocks with float16 scales."""
+    """LinearW8: symmetric, even blocks; LinearW5, LinearW4: blocks with float16 scales, of 32 at 5 bits."""
     if scheme.bits == 8:
         return replace(scheme, symmetric=True, even=True, scale_dtype="float32")
+    if scheme.bits == 5:
+        return replace(scheme, symmetric=True, block=32, scale_dtype="float16")
     return replace(scheme, block=scheme.block or 128, scale_dtype="float16")
 
 

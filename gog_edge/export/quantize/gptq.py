@@ -7,6 +7,8 @@ the untouched weight ("static groups"), so any order fits blocks along the input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +16,12 @@ from gog_edge.export.quantize.scheme import Parts, Scheme
 from gog_edge.export.quantize.search import search_mse
 
 F32 = NDArray[np.float32]
+Factor = tuple[NDArray[np.int64], F32]  # of `inverse_factor`
 DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
-_LAZY = 128  # inputs between two updates of the rest
+_LAZY = 32  # inputs between two updates of the rest
 
 
-def inverse_factor(hessian: F32, damping: float = DAMPING) -> tuple[NDArray[np.int64], F32]:
+def inverse_factor(hessian: F32, damping: float = DAMPING) -> Factor:
     """The order of the inputs and the upper factor U of the inverse Hessian in that order (H^-1 = U^T U).
 
     Args:
@@ -38,23 +41,57 @@ def inverse_factor(hessian: F32, damping: float = DAMPING) -> tuple[NDArray[np.i
     for factor in (1.0, 10.0, 100.0):
         damped = h + np.eye(len(h)) * (damping * factor * mean)
         try:
-            upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
         except np.linalg.LinAlgError:
             continue
+        upper = _inverse(np.asarray(lower[::-1, ::-1], np.float64))  # H = V V^T with V upper, so H^-1 = (V^-1)^T V^-1
         if np.isfinite(upper).all():
             return order, np.ascontiguousarray(upper, np.float32)
     raise ValueError("the calibration Hessian is not positive definite: calibrate with more tokens")
 
 
-def compensate(weight: F32, scheme: Scheme, order: NDArray[np.int64], upper: F32, importance: F32) -> Parts:
+def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of an upper triangular matrix, by halves."""
+    count = len(upper)
+    if count <= 64:
+        return np.triu(np.linalg.inv(upper))
+    half = count // 2
+    first, last = _inverse(upper[:half, :half]), _inverse(upper[half:, half:])
+    result = np.zeros_like(upper)
+    result[:half, :half], result[half:, half:] = first, last
+    result[:half, half:] = -first @ upper[:half, half:] @ last
+    return result
+
+
+def compensate(weight: F32, scheme: Scheme, factors: Sequence[Factor], importance: F32) -> Parts:
     """q, scales and zero points of `weight` [out, in] by GPTQ; see `inverse_factor`.
 
     Args:
+        factors: of the parts that the inputs are cut into.
         importance: [in], mean square of each input, for the scales.
     """
     _, scale, zero = search_mse(weight, scheme, importance)
+    block_of = np.arange(weight.shape[1]) // scheme.width(weight.shape[1])
+    q, start = np.empty(weight.shape, np.int8), 0
+    for order, upper in factors:
+        stop = start + len(order)
+        q[:, start:stop] = _compensate(weight[:, start:stop], scheme, order, upper, block_of[start:stop], (scale, zero))
+        start = stop
+    return q, scale, zero
+
+
+def _compensate(
+    weight: F32,
+    scheme: Scheme,
+    order: NDArray[np.int64],
+    upper: F32,
+    block_of: NDArray[np.int64],
+    steps: tuple[F32, NDArray[np.int8] | None],
+) -> NDArray[np.int8]:
+    """q of a part of the inputs; `block_of` says which scale and zero point of `steps` each of them has."""
+    scale, zero = steps
     out, inputs = weight.shape
-    block_of = (np.arange(inputs) // scheme.width(inputs))[order]
+    block_of = block_of[order]
     zeros = None if zero is None else zero.astype(np.float32)
     low = -127 if scheme.symmetric and scheme.bits == 8 else scheme.low
     work = np.ascontiguousarray(weight[:, order].T)  # [in, out]: one input's weights lie together
@@ -73,4 +110,4 @@ def compensate(weight: F32, scheme: Scheme, order: NDArray[np.int64], upper: F32
         work[stop:] -= upper[start:stop, stop:].T @ errors
     result = np.empty((out, inputs), np.int8)
     result[:, order] = q.T
-    return result, scale, zero
+    return result

@@ -11,6 +11,7 @@ from gog_edge.families.target import TensorClass
 
 _F32, _F16 = Scheme(32), Scheme(16)
 _TURNED = 64  # inputs; larger blocks spread what a few columns hold over more groups that have scales of their own
+DEFAULT_METHOD: Method = "gptq"
 _GROUP = 256  # inputs with one scale at 8 bits: kGroupedBytes pays for every group in reading
 
 
@@ -41,10 +42,11 @@ class Recipe:
         return found
 
     def with_method(self, method: Method) -> Recipe:
-        """The same recipe with another method for the decoder's layers (where there is calibration data)."""
+        """The same recipe with another method for the decoder (where there is calibration data)."""
         return replace(
             self,
-            name=f"{self.name.partition('-')[0]}-{method}",
+            name=self.name if method == DEFAULT_METHOD else f"{self.name.partition('-')[0]}-{method}",
+            head=replace(self.head, method=method),
             attention=replace(self.attention, method=method),
             attention_out=replace(self.scheme("attention_out"), method=method),
             mlp=replace(self.mlp, method=method),
@@ -72,10 +74,10 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def for_precision(cls, precision: str, method: Method | None = None) -> Recipe:
-        """The default recipe of fp32, fp16, int8 or int4 (the figures behind it: docs/quantization.md).
+    def for_precision(cls, precision: str, method: Method = DEFAULT_METHOD) -> Recipe:
+        """The default recipe of fp32, fp16, int8, int5 or int4 (the figures behind it: docs/quantization.md).
 
-        `method`: of every integer scheme; "gptq" for the decoder's layers only, the others are searched. None: mse.
+        `method`: of every integer scheme; "gptq" for the decoder only, the others are searched.
 
         Raises:
             ValueError: another precision.
@@ -84,7 +86,7 @@ class Recipe:
             return cls("fp32", _F32, _F32, _F32, _F32, _F32, _F32, _F32)
         if precision == "fp16":
             return cls("fp16", _F16, _F16, _F16, _F16, _F16, _F16, _F16)
-        everywhere: Method = "mse" if method is None or method in CALIBRATED else method
+        everywhere: Method = "mse" if method in CALIBRATED else method
         row = Scheme(8, method=everywhere)
         int8 = Scheme(8, _GROUP, method=everywhere, even=True, rotation=_TURNED)
         tower = replace(int8, block=0)  # groups bring it nothing (docs/quantization.md)
@@ -93,9 +95,12 @@ class Recipe:
         elif precision == "int4":
             int4 = Scheme(4, 32, method=everywhere, rotation=_TURNED)
             recipe = cls("int4", row, int8, int8, int4, int4, tower, tower, attention_out=int4)
+        elif precision == "int5":
+            int5 = Scheme(5, 32, method=everywhere, rotation=_TURNED)
+            recipe = cls("int5", row, int8, int5, int5, int5, tower, tower)
         else:
-            raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8 or int4")
-        return recipe.with_method(method) if method is not None and method in CALIBRATED else recipe
+            raise ValueError(f"unknown precision {precision!r}: fp32, fp16, int8, int5 or int4")
+        return recipe.with_method(method) if method in CALIBRATED else recipe
 
     @classmethod
     def requantising(cls, precision: str) -> Recipe:
@@ -104,8 +109,8 @@ class Recipe:
         Raises:
             ValueError: another precision.
         """
-        recipe = cls.for_precision(precision)
         if precision != "int4":
-            return recipe
+            return cls.for_precision(precision)
+        recipe = cls.for_precision(precision, "mse")
         steps = replace(recipe.mlp, symmetric=False, method="grid", rotation=0)
         return replace(recipe, name="int4-grid", attention=steps, attention_out=steps, mlp=steps, down_proj=steps)

@@ -24,7 +24,7 @@ CALIBRATED: frozenset[Method] = frozenset({"gptq"})
 class Scheme:
     """How one tensor is stored.
 
-    `bits`: 4 or 8 (integers), 16 or 32 (floats; the other fields are unused).
+    `bits`: 4, 5 or 8 (integers), 16 or 32 (floats; the other fields are unused).
     `block`: inputs that share a scale; 0 means the whole row (per channel).
     `symmetric`: no zero points.
     `scale_dtype`: scales are rounded to what the graph will hold before q is chosen.
@@ -32,7 +32,7 @@ class Scheme:
     `rotation`: q stands for the rows turned by `gog_edge.native.rotation`, in blocks of up to so many inputs; 0: plain.
     """
 
-    bits: Literal[4, 8, 16, 32]
+    bits: Literal[4, 5, 8, 16, 32]
     block: int = 0
     symmetric: bool = True
     method: Method = "rtn"
@@ -42,8 +42,8 @@ class Scheme:
     rotation: int = 0
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8, 16, 32):
-            raise ValueError(f"{self.bits} bits are not supported: 4, 8, 16 or 32")
+        if self.bits not in (4, 5, 8, 16, 32):
+            raise ValueError(f"{self.bits} bits are not supported: 4, 5, 8, 16 or 32")
         if self.method not in METHODS:
             raise ValueError(f"method {self.method!r} is unknown: {', '.join(METHODS)}")
         if self.block < 0 or (self.block and self.block % 16):
@@ -87,7 +87,7 @@ class Scheme:
 class QuantizedWeight:
     """A quantised weight, unpacked.
 
-    `q`: int8 [out, in] (4 and 8 bits), or the float16 / float32 weight itself.
+    `q`: int8 [out, in] (4, 5 and 8 bits), or the float16 / float32 weight itself.
     `scales`: float32 [out, blocks], already rounded to the scheme's scale_dtype; None for float schemes.
     `zero_points`: int8 [out, blocks] in the same signed range as q; None when symmetric.
     `block`: inputs a block (the row's length when per channel).

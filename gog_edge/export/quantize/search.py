@@ -30,7 +30,7 @@ from gog_edge.export.quantize.scheme import (
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
-_SHRINK = {4: (1.0, 0.9, 0.8), 8: (1.0, 0.98)}
+_SHRINK = {4: (1.0, 0.9, 0.8), 5: (1.0, 0.95, 0.9), 8: (1.0, 0.98)}
 _VALUES = 1 << 21  # values searched at once: stays in the cache
 
 

@@ -76,6 +76,6 @@ def _method(scheme: Scheme, stats: Any) -> Callable[[NDArray[np.float32], Scheme
     if scheme.method == "gptq":
         if stats is None:
             raise ValueError("method gptq needs calibration: none was given for this weight")
-        order, upper = stats.factor
-        return lambda weight, scheme: compensate(weight, scheme, order, upper, stats.mean_square)
+        factors = stats.factor
+        return lambda weight, scheme: compensate(weight, scheme, factors, stats.mean_square)
     return search_hqq if scheme.method == "hqq" else search_mse

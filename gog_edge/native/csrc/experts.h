@@ -205,7 +205,7 @@ inline void quantize_pairs(const Grouped& grouped, const Grouped::Group& group, 
 template <Format kFormat, class S>
 void expert_strips(const ExpertWeights& w, const Grouped& grouped, const std::vector<QuantizedRows>& rows,
                    const S& store, const Parallel& parallel) {
-    constexpr int kBits = kFormat == Format::kBytes || kFormat == Format::kGroupedBytes ? 8 : 4;
+    constexpr int kBits = bits_of(kFormat);
     const size_t strip_bytes = w.depth * kStrip * kBits / 8, entries = w.packed * (w.depth / w.block);
     in_expert_strips(grouped, w.strips(), strip_bytes, parallel, [&](size_t number, size_t begin, size_t end) {
         const Grouped::Group& group = grouped.groups[number];

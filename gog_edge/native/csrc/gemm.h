@@ -1,12 +1,13 @@
-// y = x W^T with 8-bit or 4-bit weights and int8 activations: one kernel for one row (bound by memory) and for
+// y = x W^T with 8-bit, 5-bit or 4-bit weights and int8 activations: one kernel for one row (bound by memory) and for
 // a thousand (bound by the dot-product units), over one packed layout.
 //
 // Packed weights (gog_edge/native/packing.py): columns of y in panels of 16, padded to a multiple of 32;
 //   8 bits: [panel][K/4][16][4] bytes, byte = q + 128;
-//   4 bits: [panel][K/8][16][4] bytes, byte j of a column: low nibble = q[k + j], high nibble = q[k + 4 + j].
-// Scales: 8 bits: f32 [panel][K/block][16], mostly one block; 4 bits: f16 [panel][K/block][16].
+//   4 bits: [panel][K/8][16][4] bytes, byte j of a column: low nibble = q[k + j], high nibble = q[k + 4 + j];
+//   5 bits: [panel][K/32][320] bytes: four steps of K as 4 bits have them, then the fifth bits (widen.h).
+// Scales: 8 bits: f32 [panel][K/block][16], mostly one block; 4 and 5 bits: f16 [panel][K/block][16].
 //
-// 4-bit weights reach the dot product in two ways.  To write token by token a vector is split into two registers of
+// 4-bit and 5-bit weights reach the dot product in two ways.  To write token by token a vector is split into two registers of
 // bytes as it is loaded, and every block of K has its own sum, scale and activation scale.  To read many tokens a
 // strip of 32 columns is first widened to 8 bits with one scale per column and kWideGroup of K (widen.h), because a
 // sum that is scaled every 32 products spends a third of its time on scaling.  The two round differently, so the
@@ -33,8 +34,11 @@ constexpr size_t kWideRowBytes = 2 << 20;                // the same where widen
 constexpr size_t kTaskBytes = 64 << 10;
 
 // How a tile's weights are stored: whole rows of bytes with one scale, bytes with a scale per group of K, or
-// nibbles with a scale (and a zero point) per block.
-enum class Format { kBytes, kGroupedBytes, kNibbles, kNibblesZeros };
+// nibbles with a scale (and a zero point) per block, or five bits with a scale per block.
+enum class Format { kBytes, kGroupedBytes, kNibbles, kNibblesZeros, kFives };
+constexpr int bits_of(Format format) {
+    return format == Format::kFives ? 5 : format == Format::kBytes || format == Format::kGroupedBytes ? 8 : 4;
+}
 
 struct TileInput {
     const uint8_t* data;       // first panel of the tile
@@ -55,9 +59,9 @@ GOG_INLINE vi four_bytes(const int8_t* p) {
 }
 
 // acc[r][v] += sum over the group of weight bytes * activation bytes.
-template <bool kNibbles, int R, int kVectors>
+template <int kBits, int R, int kVectors>
 GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVectors], const int8_t* a, size_t group) {
-    if (!kNibbles) {
+    if (kBits == 8) {
         for (size_t k = 0; k < group / 4; k++) {
             vb weights[kVectors];
             GOG_UNROLL
@@ -78,6 +82,15 @@ GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVec
         vb low[kVectors], high[kVectors];
         GOG_UNROLL
         for (int v = 0; v < kVectors; v++) {
+            if (kBits == 5) {
+                const uint8_t* block = w[v] + k / 4 * kFiveBytes;
+                if (R <= kStreamRows) {
+                    __builtin_prefetch(block + k % 4 * 64 + kStreamAhead);
+                    if (k % 4 == 0) __builtin_prefetch(block + 256 + kStreamAhead);
+                }
+                split_fives(block, k % 4, v * W % 16 * 4, &low[v], &high[v]);
+                continue;
+            }
             if (R <= kStreamRows) __builtin_prefetch(w[v] + k * 64 + kStreamAhead);
             const vb raw = load<vb>(w[v] + k * 64);
             low[v] = raw & 15;
@@ -101,9 +114,9 @@ GOG_INLINE void dot_group(vi (&acc)[R][kVectors], const uint8_t* const (&w)[kVec
 template <Format kFormat, int R>
 __attribute__((noinline)) void gemm_tile(const TileInput& in) {
     constexpr int kVectors = tile_columns(R) / W;
-    constexpr bool kNibbles = kFormat == Format::kNibbles || kFormat == Format::kNibblesZeros;
+    constexpr int kBits = bits_of(kFormat);
     constexpr bool kZeros = kFormat == Format::kNibblesZeros, kOneGroup = kFormat == Format::kBytes;
-    constexpr int32_t kMiddle = kNibbles ? 8 : 128 - kWeightShift;
+    constexpr int32_t kMiddle = kBits == 8 ? 128 - kWeightShift : 1 << (kBits - 1);
     vf total[R][kVectors];
     if (!kOneGroup)
         GOG_UNROLL
@@ -111,7 +124,7 @@ __attribute__((noinline)) void gemm_tile(const TileInput& in) {
             GOG_UNROLL
             for (int v = 0; v < kVectors; v++) total[r][v] = vf{};
     const int8_t* a = in.rows;
-    const size_t group_bytes = in.group * (kNibbles ? 8 : 16);  // of one panel: 16 columns
+    const size_t group_bytes = in.group * 2 * kBits;  // of one panel: 16 columns
     for (size_t g = 0; g < (kOneGroup ? 1 : in.groups); g++, a += in.group * R) {
         const uint8_t* w[kVectors];
         GOG_UNROLL
@@ -123,12 +136,12 @@ __attribute__((noinline)) void gemm_tile(const TileInput& in) {
             GOG_UNROLL
             for (int v = 0; v < kVectors; v++)
                 acc[r][v] = kZeros ? vi{} : splat(-kMiddle * in.row_sums[g * R + r]);
-        dot_group<kNibbles, R, kVectors>(acc, w, a, in.group);
+        dot_group<kBits, R, kVectors>(acc, w, a, in.group);
         GOG_UNROLL
         for (int v = 0; v < kVectors; v++) {
             const size_t at = (v * W / 16 * in.groups + g) * 16 + v * W % 16;
-            const vf scale = kNibbles ? load_half((const uint16_t*)in.scales + at)
-                                      : load<vf>((const float*)in.scales + at);
+            const vf scale = kBits < 8 ? load_half((const uint16_t*)in.scales + at)
+                                       : load<vf>((const float*)in.scales + at);
             vf zero{};
             if (kZeros)
                 GOG_UNROLL
@@ -150,8 +163,7 @@ __attribute__((noinline)) void gemm_tile(const TileInput& in) {
 
 // Rows of a tile at most: with a sum per block in registers beside the total, 14 rows would not fit in them.
 constexpr int most_rows(Format format) {
-    const bool nibbles = format == Format::kNibbles || format == Format::kNibblesZeros;
-    return nibbles && kTileRows > 8 ? 8 : kTileRows;
+    return bits_of(format) < 8 && kTileRows > 8 ? 8 : kTileRows;
 }
 
 template <Format kFormat, int R = most_rows(kFormat)>
@@ -234,7 +246,7 @@ inline Strip packed_strip(const PackedWeights& w, size_t s) {
 
 template <Format kFormat>
 void gemm_packed(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilogue, const Parallel& parallel) {
-    constexpr int kBits = kFormat == Format::kBytes || kFormat == Format::kGroupedBytes ? 8 : 4;
+    constexpr int kBits = bits_of(kFormat);
     const size_t strip_bytes = x.columns * kStrip * kBits / 8;
     in_tasks(x, w.columns / kStrip, strip_bytes, kRowBytesInL2, parallel,
              [&](bool, size_t tile_begin, size_t tile_end, size_t begin, size_t end) {
@@ -253,18 +265,21 @@ void gemm(const QuantizedRows& x, const PackedWeights& w, const Epilogue& epilog
         gemm_packed<Format::kBytes>(x, w, epilogue, parallel);
     else if (kBits == 8)
         gemm_packed<Format::kGroupedBytes>(x, w, epilogue, parallel);
+    else if (kBits == 5)
+        gemm_packed<Format::kFives>(x, w, epilogue, parallel);
     else if (w.zeros)
         gemm_packed<Format::kNibblesZeros>(x, w, epilogue, parallel);
     else
         gemm_packed<Format::kNibbles>(x, w, epilogue, parallel);
 }
 
-// 4-bit weights widened strip by strip; x quantised in groups of wide_group(w).  `others` (two sets of rows,
-// possibly none) are quantised as for gemm<4> and multiplied with the blocks as they are: a strip that is about to be
+// 4-bit or 5-bit weights widened strip by strip; x quantised in groups of wide_group(w).  `others` (two sets of rows,
+// possibly none) are quantised as for gemm and multiplied with the blocks as they are: a strip that is about to be
 // widened is read once for both.
+template <int kBits>
 inline void gemm_widened(const QuantizedRows& x, const QuantizedRows (&others)[2], const PackedWeights& w,
                          const Epilogue& epilogue, const Parallel& parallel) {
-    in_tasks(x, w.columns / kStrip, x.columns * kStrip / 2, kWideRowBytes, parallel,
+    in_tasks(x, w.columns / kStrip, x.columns * kStrip * kBits / 8, kWideRowBytes, parallel,
              [&](bool first_rows, size_t tile_begin, size_t tile_end, size_t begin, size_t end) {
         static thread_local Scratch bytes, scales;  // of the thread that runs the task
         uint8_t* data = bytes.get<uint8_t>(kStrip * w.depth);
@@ -273,13 +288,15 @@ inline void gemm_widened(const QuantizedRows& x, const QuantizedRows (&others)[2
         for (size_t s = begin; s < end; s++) {
             for (const QuantizedRows& o : others) {
                 if (!first_rows || o.tiles == 0) continue;
-                if (w.zeros)
+                if (kBits == 5)
+                    multiply_strip<Format::kFives>(o, 0, o.tiles, packed_strip<5>(w, s), s * kStrip, epilogue, sums);
+                else if (w.zeros)
                     multiply_strip<Format::kNibblesZeros>(o, 0, o.tiles, packed_strip<4>(w, s), s * kStrip, epilogue, sums);
                 else
                     multiply_strip<Format::kNibbles>(o, 0, o.tiles, packed_strip<4>(w, s), s * kStrip, epilogue, sums);
             }
             for (size_t p = 0; p < kStrip / 16; p++)
-                widen_panel(w, s * 2 + p, x.group, data + p * 16 * w.depth, column_scales + p * 16 * x.groups);
+                widen_panel<kBits>(w, s * 2 + p, x.group, data + p * 16 * w.depth, column_scales + p * 16 * x.groups);
             const Strip strip{data, column_scales, nullptr, 16 * w.depth, 16 * x.groups * 4};
             multiply_strip<Format::kGroupedBytes>(x, tile_begin, tile_end, strip, s * kStrip, epilogue, sums);
         }

@@ -1,4 +1,4 @@
-// The operators LinearW8 and LinearW4 (semantics: gog_edge/native/__init__.py).
+// The operators LinearW8, LinearW5 and LinearW4 (semantics: gog_edge/native/__init__.py).
 #pragma once
 
 #include "check.h"
@@ -11,7 +11,7 @@ namespace gog {
 template <int kBits>
 class Linear {
 public:
-    static constexpr const char* kName = kBits == 8 ? "LinearW8" : "LinearW4";
+    static constexpr const char* kName = kBits == 8 ? "LinearW8" : kBits == 5 ? "LinearW5" : "LinearW4";
     static const std::vector<ort::Argument>& inputs() {
         using namespace ort;
         static const std::vector<Argument> list =
@@ -44,11 +44,14 @@ public:
         const ort::Tensor x = call.input(0), weight = call.input(1), scales = call.input(2), bias = call.input(3),
                           residual = call.input(4), norm_weight = call.input(5), norm_bias = call.input(6),
                           zeros = kBits == 4 ? call.input(7) : ort::Tensor{},
-                          prefill = kBits == 4 ? call.input(8) : ort::Tensor{};
-        constexpr size_t kStep = kBits == 8 ? 4 : 8;
+                          prefill = kBits < 8 ? call.input(8) : ort::Tensor{};
+        constexpr size_t kStep = kBits == 8 ? 4 : kBits == 5 ? 32 : 8;
         require(!x.shape.empty(), "x must have at least one axis");
-        require(weight.shape.size() == 4 && weight.dim(2) == 16 && weight.dim(3) == 4,
-                "weight must be packed as [panels, K/step, 16, 4]");
+        if (kBits == 5)
+            require(weight.shape.size() == 3 && weight.dim(2) == kFiveBytes, "weight must be packed as [panels, K/32, 320]");
+        else
+            require(weight.shape.size() == 4 && weight.dim(2) == 16 && weight.dim(3) == 4,
+                    "weight must be packed as [panels, K/step, 16, 4]");
         PackedWeights w;
         w.data = weight.as<uint8_t>();
         w.scales = scales.data;
@@ -88,8 +91,8 @@ public:
             q.offset = begin;
             return q;
         };
-        const RowRange wide = kBits == 4 && !exact_ && wide_group(w) ? row_range(prefill, rows) : RowRange{};
-        constexpr size_t kMost = kBits == 4 ? most_rows(Format::kNibbles) : kTileRows;
+        const RowRange wide = kBits < 8 && !exact_ && wide_group(w) ? row_range(prefill, rows) : RowRange{};
+        constexpr size_t kMost = kBits < 8 ? most_rows(Format::kNibbles) : kTileRows;
         Epilogue epilogue;
         epilogue.activation = activation_;
         epilogue.bias = bias.as<float>();
@@ -101,8 +104,8 @@ public:
             return gemm<kBits>(quantized(0, rows, w.block, kMost, buffers[0]), w, epilogue, parallel);
         const QuantizedRows others[2] = {quantized(0, wide.begin, w.block, kMost, buffers[0]),
                                          quantized(wide.end, rows, w.block, kMost, buffers[1])};
-        gemm_widened(quantized(wide.begin, wide.end, wide_group(w), kTileRows, buffers[2]), others, w, epilogue,
-                     parallel);
+        gemm_widened<kBits == 8 ? 4 : kBits>(
+            quantized(wide.begin, wide.end, wide_group(w), kTileRows, buffers[2]), others, w, epilogue, parallel);
     }
 
 private:

@@ -17,6 +17,7 @@ using gog::Parallel;
 using namespace gog::ort;
 
 gog::ort::Operator<gog::Linear<8>, Parallel> linear_w8;
+gog::ort::Operator<gog::Linear<5>, Parallel> linear_w5;
 gog::ort::Operator<gog::Linear<4>, Parallel> linear_w4;
 gog::ort::Operator<gog::VisionAttention, Parallel> vision_attention;
 gog::ort::Operator<gog::DecoderAttention<gog::HalfCache>, Parallel> decoder_attention_f16;
@@ -29,9 +30,9 @@ gog::ort::Operator<gog::ExpertLinear<8>, Parallel> expert_linear_w8;
 gog::ort::Operator<gog::ExpertLinear<16>, Parallel> expert_linear_f16;
 gog::ort::Operator<gog::ExpertLinear<32>, Parallel> expert_linear_f32;
 
-CustomOp* const kOperators[] = {&linear_w8, &linear_w4, &vision_attention, &decoder_attention_f16,
-                               &decoder_attention_i8, &causal_conv, &gated_delta, &route, &expert_linear_w4,
-                               &expert_linear_w8, &expert_linear_f16, &expert_linear_f32};
+CustomOp* const kOperators[] = {&linear_w8, &linear_w5, &linear_w4, &vision_attention,
+                               &decoder_attention_f16, &decoder_attention_i8, &causal_conv, &gated_delta,
+                               &route, &expert_linear_w4, &expert_linear_w8, &expert_linear_f16, &expert_linear_f32};
 
 }  // namespace
 
