@@ -19,12 +19,8 @@ from gog_edge.cli.doctor import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 WANTED = os.environ.get("GOG_EDGE_EXTRAS", "")
-<<<<<<< HEAD
 LATER = ("dora", "rerun") if sys.version_info < (3, 11) else ()  # have no wheels for Python 3.10
 NAMES = [n for n in EXTRAS if n != "tensorrt" and n not in LATER]  # that installs where nvidia-smi is, nowhere else
-=======
-NAMES = [name for name in EXTRAS if name != "tensorrt"]  # which installs where nvidia-smi is, and nowhere else
->>>>>>> devices
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not WANTED, reason="needs GOG_EDGE_EXTRAS (all, or names)")]
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 import subprocess
 import sys
->>>>>>> devices
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,8 +164,6 @@ def test_the_state_of_linear_attention_must_be_where_the_run_begins(tmp_path: Pa
         create(hybrid, STATIC)
 
 
-<<<<<<< HEAD
-=======
 def test_nothing_is_sent(bundle: Bundle) -> None:
     """`import openvino` reports itself with the package openvino_telemetry, where it can."""
     pytest.importorskip("openvino")
@@ -186,7 +181,6 @@ assert "openvino.tools.ovc.telemetry_stub" in sys.modules or "openvino.tools" no
     assert done.returncode == 0, done.stderr[-2000:]
 
 
->>>>>>> devices
 def test_masks() -> None:
     low = np.finfo(np.float32).min
     assert cached_bias(2, 3, 4).flags.c_contiguous

@@ -24,11 +24,7 @@ from gog_edge.engines.registry import create_engine
 from gog_edge.export.options import ExportOptions
 from gog_edge.export.pipeline import export_bundle
 from gog_edge.export.synthetic.checkpoint import make_checkpoint
-<<<<<<< HEAD
-from gog_edge.export.tensorrt.build import BuildOptions, _Build
-=======
 from gog_edge.export.tensorrt.build import BuildOptions, build_graph
->>>>>>> devices
 from gog_edge.runtime.session import Session
 from tests.engines.host_trt import need_rtx
 from tests.engines.test_openvino import model, turns
@@ -149,16 +145,9 @@ def test_tensorrt_rtx_builds_them(precision: Any, tmp_path: Path) -> None:
     library = need_rtx()
     options = ExportOptions(precision=precision, backend="openvino", compute="float16", kv_dtype="float16")
     bundle = export_bundle(make_checkpoint(DENSE[0], tmp_path / "c", dtype="float32"), tmp_path / "b", options)
-<<<<<<< HEAD
-    (bundle.root / "engines").mkdir()
-    build = BuildOptions(compute_capabilities=("89",), capacity=256, chunk=64)
-    reports = {
-        graph: _Build(library, bundle.root, bundle.manifest, graph, ("89",), "89", build).run().report  # type: ignore[arg-type]
-=======
     build = BuildOptions(compute_capabilities=("89",), capacity=256, chunk=64)
     reports = {
         graph: build_graph(library, bundle.root, bundle.manifest, graph, ("89",), build).report  # type: ignore[arg-type]
->>>>>>> devices
         for graph in ("vision", "decoder")
     }
     assert reports["vision"]["attention"] == "fused"

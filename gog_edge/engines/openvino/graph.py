@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
-=======
 import contextlib
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
->>>>>>> devices
 from typing import Any
 
 import numpy as np
@@ -36,12 +30,8 @@ def open_device(name: str) -> Any:
         EngineError: it has no such device.
         ImportError: OpenVINO is not installed.
     """
-<<<<<<< HEAD
-    import openvino
-=======
     with _without_telemetry():
         import openvino
->>>>>>> devices
 
     core = openvino.Core()
     have = core.available_devices
@@ -53,8 +43,6 @@ def open_device(name: str) -> Any:
     return core
 
 
-<<<<<<< HEAD
-=======
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
     """`import openvino` tells Google Analytics that it was imported, through a package that it does without where it is
@@ -69,7 +57,6 @@ def _without_telemetry() -> Iterator[None]:
         del sys.modules["openvino_telemetry"]
 
 
->>>>>>> devices
 class OvGraph:
     """Graph `name` of a bundle on one device. Thread-safe; requests are not."""
 

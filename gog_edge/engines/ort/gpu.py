@@ -1,11 +1,7 @@
 """Why ONNX Runtime does not start on an NVIDIA GPU, found without starting it, and the one command that mends it.
 
 onnxruntime and onnxruntime-gpu are two distributions of one folder: pip installs both, and what was written last is
-<<<<<<< HEAD
 there. gog-edge needs one of them and the extra `gpu` asks for the other, so either may have won (ADR 0019-one-folder).
-=======
-there. gog-edge needs one of them and the extra `gpu` asks for the other, so either may have won (ADR 0019-one-folder).
->>>>>>> devices
 """
 
 from __future__ import annotations
