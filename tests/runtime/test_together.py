@@ -30,8 +30,8 @@ from tests.runtime.test_rows import REPLY, Loaded, loaded_case, rows_of, same
 pytestmark = needs_ops
 
 SHARED = [
-    *("qwen3 fp32", "qwen3 int8", "qwen3 int4", "qwen3 int4, KV int8", "qwen3 experts, int4", "qwen2.5 int4"),
-    *("qwen3.5 int8", "qwen3.5 int4, KV int8", "gog-nano int8", "gog-nano int4"),
+    *("qwen3 fp32", "qwen3 int8", "qwen3 int5", "qwen3 int4", "qwen3 int4, KV int8", "qwen2.5 int4"),
+    *("qwen3 experts, int4", "qwen3.5 int8", "qwen3.5 int4, KV int8", "gog-nano int8", "gog-nano int4"),
 ]
 
 
