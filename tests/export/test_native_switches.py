@@ -55,6 +55,8 @@ def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
         ({"vision_attention": "int8"}, "vision_attention needs backend native"),
         ({"vision_attention": "int4", "backend": "native"}, "vision_attention 'int4' is unknown"),
         ({"exact_int4": True}, "a switch of backend native"),
+        ({"precision": "int5", "backend": "ort"}, "no operators for 5 bits"),
+        ({"precision": "int5", "backend": "native", "int8": ("mlp",)}, "of an int4 export"),
     ],
 )
 def test_refused_elsewhere(options: dict[str, Any], message: str) -> None:

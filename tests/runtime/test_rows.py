@@ -66,6 +66,7 @@ CASES = {
     "qwen3 int8": ("tiny-qwen3-vl", {"precision": "int8"}),
     "qwen3 int4": ("tiny-qwen3-vl", {"precision": "int4"}),
     "qwen3 int5": ("tiny-qwen3-vl", {"precision": "int5"}),
+    "qwen3.5 int5": ("tiny-qwen3.5", {"precision": "int5"}),
     "qwen3 int4, KV int8": ("tiny-qwen3-vl", {"precision": "int4", "kv_dtype": "int8"}),
     "qwen3 fp32": ("tiny-qwen3-vl", {"precision": "fp32"}),
     "qwen3 fp16": ("tiny-qwen3-vl", {"precision": "fp16"}),

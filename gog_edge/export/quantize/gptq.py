@@ -17,7 +17,7 @@ from gog_edge.export.quantize.search import search_mse
 
 F32 = NDArray[np.float32]
 Factor = tuple[NDArray[np.int64], F32]  # of `inverse_factor`
-DAMPING = 0.01  # of the Hessian's mean diagonal, added to it
+DAMPING = 0.1  # of the Hessian's mean diagonal, added to it: what calibration did not see counts, too
 _LAZY = 32  # inputs between two updates of the rest
 
 
