@@ -80,6 +80,10 @@ class Neutraliser:
         clean = _RESERVED.sub("", printable(text)).strip()
         return self._pattern.sub(LOOK_ALIKE, cut(clean, limit))
 
+    def markers(self, text: str) -> str:
+        """`text` with nothing but its markers neutralised."""
+        return self._pattern.sub(LOOK_ALIKE, text)
+
     def line(self, text: str, limit: int = 0) -> str:
         """One line, for titles and addresses: white space is collapsed as well."""
         return self.text(_SPACE.sub(" ", text), limit)

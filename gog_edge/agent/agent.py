@@ -35,9 +35,8 @@ from gog_edge.dialects import Dialect
 from gog_edge.errors import EngineError, SessionError, UsageError
 from gog_edge.image.frame import Frame
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.generate import TurnWriter
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler
+from gog_edge.runtime.remote.start import new_session, new_writer
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.session_state import load_session, save_session
 from gog_edge.runtime.speculation import SpeculationStats
@@ -126,7 +125,7 @@ class Agent(Conveniences):
         """Several questions about the same image or images, one after the other; can be saved and resumed. `bgr` as in
         `Frame.open`."""
         self._check_open()
-        return Conversation(self, Session(self.model), open_frames(image, self.options.pictures, bgr=bgr))
+        return Conversation(self, new_session(self.model), open_frames(image, self.options.pictures, bgr=bgr))
 
     def resume(self, path: str | Path, image: Images | None = None) -> Conversation:
         """A conversation that was saved, in this or another process.
@@ -200,7 +199,7 @@ class Agent(Conveniences):
         with (request.trace or NO_TRACE).span("decode_image"):
             frames = open_frames(request.image, self.options.pictures, budget, bgr=request.bgr)
         session = self._idle.take([f.digest for f in frames])
-        return Conversation(self, session or Session(self.model), frames)
+        return Conversation(self, session or new_session(self.model), frames)
 
     def _give_back(self, conversation: Conversation) -> None:
         session = conversation.release()
@@ -282,8 +281,12 @@ class Conversation:
                 finally:
                     stats = self.speculation
                     loop.session.trace.meta["speculation"] = {**asdict(stats), "accept_rate": stats.accept_rate}
+                    if scores := loop.writer.scores:
+                        mean = sum(scores) / len(scores)
+                        loop.session.trace.meta["confidence"] = {"mean": mean, "least": min(scores)}
                     budget.cancel()  # what was started early and not used ends here
                     loop.tools.finish()
+                    loop.writer.close()
             finally:
                 self.agent.ended(budget)
 
@@ -351,13 +354,15 @@ class Conversation:
         session.restart(plans, words, reserve=options.answer_reserve)
         guessing = options.speculation
         if guessing.max_draft and not options.may_guess(agent.model.rows_independent):
-            trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
+            if session.keeps_tokens:
+                trace.note("no tokens are guessed: with this bundle's operators that could change the text (exact)")
             guessing = replace(guessing, max_draft=0)
         if request.max_tokens is not None:
             total = options.total_tokens or dialect.limits.total_tokens or request.max_tokens
             options = replace(options, total_tokens=min(total, request.max_tokens))
         sampling = agent.sampling if request.sampling is None else request.sampling.over(agent.sampling)
-        writer = TurnWriter(session, Sampler(sampling), guessing)
+        writer = new_writer(session, sampling, guessing)
+        writer.measures = options.confidence and session.keeps_tokens
         self.speculation = writer.speculation
         return AgentLoop(
             session=session,

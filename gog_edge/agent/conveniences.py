@@ -22,10 +22,9 @@ from gog_edge.deadline import Budget, Duration, Pace
 from gog_edge.dialects import Dialect
 from gog_edge.errors import UsageError
 from gog_edge.image.frame import Frame
-from gog_edge.runtime.generate import TurnOptions, TurnResult, TurnWriter
+from gog_edge.runtime.generate import TurnOptions, TurnResult
 from gog_edge.runtime.model import Model
-from gog_edge.runtime.sampling import Sampler
-from gog_edge.runtime.session import Session
+from gog_edge.runtime.remote.start import new_session, new_writer
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
 from gog_edge.types import Answer, Event, PixelLimits
@@ -170,7 +169,7 @@ class Conveniences(ABC):
         """
         width, height = size
         frame = Frame.open(np.full((height, width), 127, np.uint8), name="warm-up picture")
-        session = Session(self.model)
+        session = new_session(self.model)
         plan = self.model.vision.plan(frame, None, self.image_limits())
         words = self.dialect.opening(self.dialect.usual_question or "What is this?", 1, [plan.registered(0, 0)])
         with Budget() as budget:
@@ -178,7 +177,7 @@ class Conveniences(ABC):
             session.restart([plan], words, reserve=_WARM_TOKENS)
             session.encode_images(budget)
             read, unread = budget.clock.now(), len(session) - session.computed
-            writer = TurnWriter(session, Sampler(self.sampling), Speculation(max_draft=0))
+            writer = new_writer(session, self.sampling, Speculation(max_draft=0))
             options = TurnOptions(_WARM_TOKENS, self.model.manifest.tokens.eos, (), budget)
             for number, _ in enumerate(writer.turn(options, None, TurnResult())):
                 if number == 0:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from gog_edge.agent.loader import bundle_dialect
 from gog_edge.bundle import Bundle, load_whole
+from gog_edge.engines.tower import vision_alone
 from gog_edge.errors import UsageError
 from gog_edge.runtime.feature_cache import FeatureCache
 from gog_edge.runtime.vision import VisionEmbedder, VisionEncoder
 from gog_edge.search.base import Embedder
-from gog_edge.search.embedders import limits_of, vision_runner
+from gog_edge.search.embedders import limits_of
 from gog_edge.types import PixelLimits
 
 
@@ -43,7 +44,7 @@ def open_embedder(
             limits = PixelLimits(0, max_pixels)
         else:
             limits = limits_of(fingerprint) if fingerprint else _crop_limits(opened)
-        return VisionEmbedder(VisionEncoder(opened, vision_runner(opened), FeatureCache(0)), limits)
+        return VisionEmbedder(VisionEncoder(opened, vision_alone(opened), FeatureCache(0)), limits)
 
     return load_whole(Path(str(bundle)), tower, lambda embedder: None)
 

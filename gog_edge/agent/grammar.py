@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gog_edge.agent.dispatch import run_in_thread
 from gog_edge.dialects import Dialect
+from gog_edge.engines.base import WritesTurns
 from gog_edge.errors import DialectError, GrammarError, UsageError
 from gog_edge.runtime.constraint import TokenGrammar, available, problem_of
 from gog_edge.runtime.model import Model
@@ -29,6 +30,10 @@ class TurnGrammar:
         Raises:
             GrammarError: a grammar is required but not available.
         """
+        if isinstance(model.engine, WritesTurns):
+            if wanted == "on":
+                raise GrammarError("the policy runs on a server, which writes without our grammar: run with it off")
+            wanted = "off"  # and schemas of answers are refused by `check`
         self._insists = wanted == "on"
         self._model, self._dialect = model, dialect
         lark = dialect.grammar() if wanted != "off" else None
@@ -68,6 +73,8 @@ class TurnGrammar:
         Raises:
             UsageError: the dialect's answers can't, llguidance is missing, or it does not know what the schema says.
         """
+        if isinstance(self._model.engine, WritesTurns):
+            raise UsageError("a JSON schema for answers can't be held to by a policy on a server")
         if not available():
             raise UsageError("a JSON schema for answers needs llguidance: pip install 'gog-edge[grammar]'")
         if schema.get("type", "object") != "object":

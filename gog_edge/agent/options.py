@@ -58,6 +58,8 @@ class RunOptions(ModelOptions):
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
         expand: entries related to the results (over the index's own relations) that a local index appends.
+        confidence: put the log-probabilities of the last turn's tokens into the trace (`meta["confidence"]`: their
+            mean and the least one); not for a policy on a server.
         keep_sessions: idle sessions whose KV cache is kept for the next question (its image may be the same); of
             more, the one that waits longest goes.
     """
@@ -80,6 +82,7 @@ class RunOptions(ModelOptions):
     results: int = 0
     early_knowledge: bool = False
     expand: int = 0
+    confidence: bool = False
     keep_sessions: int = 1
 
     def __post_init__(self) -> None:

@@ -100,7 +100,7 @@ class ToolExecutor:
         if self.options.prefetch.crop_search and "gaze" in kinds:
             self.dispatcher.image_early(self._query(action, ""), self._results(None))
         shown = self.dialect.shows_crop(ActionKind.GAZE if "gaze" in kinds else ActionKind.ZOOM)
-        if self.options.prefetch.crop and shown:
+        if self.options.prefetch.crop and shown and self.session.encodes_images:
             self._encoding.append(run_in_thread(lambda: self._encode_early(action), "encode"))
 
     def finish(self) -> None:

@@ -27,7 +27,9 @@ from gog_edge.errors import UsageError
 from gog_edge.types import AnswerEvent, TextEvent
 
 if TYPE_CHECKING:
+    from gog_edge.agent.agent import Agent
     from gog_edge.agent.options import RunOptions
+    from gog_edge.agent.split import SplitAgent
     from gog_edge.types import Answer, Event
 
 EXIT_NO_ANSWER = 1
@@ -41,7 +43,13 @@ EXIT_NO_ANSWER = 1
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
-@click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--engine", help="cpu, cuda, tensorrt …, openai:URL; default: what the bundle was exported for.")
+@click.option("--escalate", metavar="openai:URL", help="Ask the policy on a server where the one here is unsure.")
+@click.option(
+    "--unsure",
+    type=click.FloatRange(max=0),
+    help="With --escalate: log-probability that each token of the answer must reach here; default -0.7.",
+)
 @click.option("--dialect", help="Name or file that replaces the bundle's dialect.")
 @click.option("--deadline", type=SECONDS, help="Time limit (2s, 500ms); then the best answer so far.")
 @click.option("--max-turns", type=click.IntRange(min=1), help="Rounds before the policy is made to answer.")
@@ -63,6 +71,8 @@ def command(
     search: Path | None,
     urls: tuple[str, ...],
     engine: str | None,
+    escalate: str | None,
+    unsure: float | None,
     dialect: str | None,
     deadline: float | None,
     max_turns: int | None,
@@ -80,7 +90,6 @@ def command(
     on stderr as they happen, the answer goes to stdout. Exit code 1: it ended without an answer.
     """
     named, question = pictures.split(images)
-    import gog_edge
     from gog_edge.agent.loop import last_answer
     from gog_edge.agent.request import AskRequest
     from gog_edge.runtime.telemetry import Trace
@@ -89,16 +98,20 @@ def command(
     if trace is not None:
         writer_of(trace)  # a name that can't be written is noticed before anything is loaded
     run = _options(options)
+    if unsure is not None and escalate is None:
+        raise UsageError("--unsure is for --escalate openai:URL")
     bundle = chosen(bundle, say=not quiet)
     index = chosen_index(bundle, index, no_index, say=not quiet)
     # a bad picture is found before the policy is loaded
     frames = [pictures.open_picture(name, run.pictures) for name in named]
     if question is None:
-        question = _question(bundle, dialect, quiet, asks=pictures.STDIN not in named)
+        question = _question(bundle, engine, dialect, quiet, asks=pictures.STDIN not in named)
     began = time.perf_counter()
     with (
         open_logs(rerun, mcap) as logs,
-        gog_edge.load(bundle, engine=engine, index=index, search=search, dialect=dialect, options=run) as agent,
+        _load(
+            bundle, escalate, unsure, engine=engine, index=index, search=search, dialect=dialect, options=run
+        ) as agent,
     ):
         view = None if quiet else LiveView(stderr(), tokens=stream)
         record = Trace(question)  # its time begins when the policy is loaded
@@ -122,13 +135,22 @@ def command(
         click.get_current_context().exit(EXIT_NO_ANSWER)
 
 
-def _question(bundle: Path, dialect: str | None, quiet: bool, *, asks: bool) -> str:
+def _load(bundle: Path, escalate: str | None, unsure: float | None, **how: Any) -> Agent | SplitAgent:
+    import gog_edge
+
+    if escalate is None:
+        return gog_edge.load(bundle, **how)
+    from gog_edge.agent.split import SplitRule, load_split
+
+    return load_split(bundle, escalate=escalate, rule=SplitRule() if unsure is None else SplitRule(unsure), **how)
+
+
+def _question(bundle: Path, engine: str | None, dialect: str | None, quiet: bool, *, asks: bool) -> str:
     """The question that was not given: from the user, if there is one at a terminal (`asks`: and stdin is free), else
     the dialect's usual one."""
-    from gog_edge.agent.loader import bundle_dialect
-    from gog_edge.bundle import Bundle
+    from gog_edge.agent.loader import bundle_dialect, open_bundle
 
-    usual = bundle_dialect(Bundle.open(bundle), dialect).usual_question
+    usual = bundle_dialect(open_bundle(bundle, engine), dialect).usual_question
     if asks and sys.stdin is not None and sys.stdin.isatty():
         return _typed(usual)
     if not usual:

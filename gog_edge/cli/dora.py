@@ -15,7 +15,7 @@ from gog_edge.errors import UsageError
 @bundle_option("The exported policy.")
 @index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
-@click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--engine", help="cpu, cuda, tensorrt …, openai:URL; default: what the bundle was exported for.")
 @click.option("--question", default="", help="Asked until the input question brings another. Default: wait for that.")
 @click.option("--deadline", type=SECONDS, help="From a picture's arrival to its answer: 2s, 500ms.")
 @threads_option

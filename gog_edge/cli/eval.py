@@ -35,6 +35,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--out", type=_PATH, default="results.jsonl", show_default=True, help="Results, one JSON line each.")
 @click.option("--restart", is_flag=True, help="Start over instead of continuing --out.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes.")
+@click.option("--ray", "cluster", metavar="ADDRESS", help="Spread over a Ray cluster: host:6379, ray://…, or auto.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads of an engine; 0 shares the cores.")
 @click.option(
     "--at-once",
@@ -49,7 +50,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--first", is_flag=True, help="Let --limit take the first N questions instead.")
 @click.option("--deadline", type=SECONDS, help="Per question; 2s or 500ms.")
 @click.option("--max-turns", type=click.IntRange(min=0), default=0, help="Rounds before the forced answer.")
-@click.option("--engine", default="", help="cpu, cuda, tensorrt …")
+@click.option("--engine", default="", help="cpu, cuda, tensorrt …, openai:URL")
 @click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
@@ -82,6 +83,7 @@ def command(
     out: Path,
     restart: bool,
     workers: int,
+    cluster: str | None,
     limit: int,
     sample_seed: int,
     first: bool,
@@ -121,7 +123,7 @@ def command(
         stderr().print(styled("[yellow]skipped[/] {} more rows", len(problems) - 5))
     spec = _worker_spec(dataset, bundle or Path(), workers, agent)
     if not report_only:
-        _run(samples, spec, _settings(dataset, samples, form, spec), out, restart, workers)
+        _run(samples, spec, _settings(dataset, samples, form, spec), out, restart, workers, cluster)
     settings, rows = read_results(out)
     wanted = {s.id for s in samples}
     rows = [r for r in rows if str(r["id"]) in wanted]
@@ -169,13 +171,13 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
 
 def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerSpec) -> dict[str, Any]:
     """What makes results comparable. How many processes there are, or questions at a time, is no part of it."""
-    from gog_edge.bundle import Bundle
+    from gog_edge.agent.loader import open_bundle
 
     agent = dataclasses.asdict(spec.agent)
     for name in ("threads", "at_once", "bundle"):
         agent.pop(name)
     agent |= agent.pop("sampling")
-    opened = Bundle.open(Path(spec.agent.bundle))
+    opened = open_bundle(spec.agent.bundle, spec.agent.engine or None)
     return {
         "dataset": dataset.name,
         "format": form,
@@ -187,7 +189,13 @@ def _settings(dataset: Path, samples: Sequence[Sample], form: str, spec: WorkerS
 
 
 def _run(
-    samples: Sequence[Sample], spec: WorkerSpec, settings: dict[str, Any], out: Path, restart: bool, workers: int
+    samples: Sequence[Sample],
+    spec: WorkerSpec,
+    settings: dict[str, Any],
+    out: Path,
+    restart: bool,
+    workers: int,
+    cluster: str | None,
 ) -> None:
     from gog_edge.evaluation.results import ResultsFile
     from gog_edge.evaluation.runner import run_samples
@@ -207,7 +215,14 @@ def _run(
                 right += row["scores"]["subem"] >= 1.0
                 bar.update(task, advance=1, description=f"asking  SubEM {right / asked * 100:.1f}")
 
-            run_samples(samples, spec, results, workers=workers, progress=step)
+            if cluster:
+                from gog_edge.evaluation.ray_cluster import run_on_ray
+
+                typed = click.get_current_context().get_parameter_source("workers")
+                given = workers if typed is click.core.ParameterSource.COMMANDLINE else 0
+                run_on_ray(samples, spec, results, address=cluster, workers=given, progress=step)
+            else:
+                run_samples(samples, spec, results, workers=workers, progress=step)
     finally:
         results.close()
 

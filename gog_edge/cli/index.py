@@ -183,6 +183,22 @@ def info(index: Path, as_json: bool) -> None:
     stdout().print(table)
 
 
+@command.command("push")
+@FOLDER
+@click.argument("address", metavar="qdrant:URL#COLLECTION")
+def push(index: Path, address: str) -> None:
+    """Copy INDEX into a new collection of Qdrant, which --index then takes in its place.
+
+    The key is read from QDRANT_API_KEY. qdrant:FOLDER#COLLECTION keeps it in a folder, without a server.
+    """
+    from gog_edge.search.qdrant.collection import push as copy
+
+    with _open(index) as opened, progress_bar() as bar:
+        task = bar.add_task("pushing", total=opened.store.counts()["entries"])
+        count = copy(opened, address, lambda done: bar.update(task, completed=done))
+    stdout().print(f"{address}: {count} entries", soft_wrap=True, markup=False)
+
+
 @command.command("remove")
 @FOLDER
 @click.argument("ids", nargs=-1, required=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @bundle_option("The exported policy.")
 @index_options
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
-@click.option("--engine", help="cpu, cuda, tensorrt …; default: what the bundle was exported for.")
+@click.option("--engine", help="cpu, cuda, tensorrt …, openai:URL; default: what the bundle was exported for.")
 @click.option("--deadline", type=SECONDS, help="From taking a frame to its answer: 2s, 500ms.")
 @click.option("--every", is_flag=True, help="Ask about every frame of a file; default: the newest.")
 @click.option("--count", type=click.IntRange(min=1), help="End after N answers.")

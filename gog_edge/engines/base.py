@@ -21,6 +21,7 @@ from gog_edge.deadline import UNLIMITED, Budget
 
 if TYPE_CHECKING:
     from gog_edge.crop import Grid
+    from gog_edge.engines.remote.server import Server
     from gog_edge.image.frame import Frame
     from gog_edge.manifest import Preprocessing
     from gog_edge.types import Region
@@ -254,6 +255,14 @@ class CutsCrops(Protocol):
     def crop_patches(self, frame: Frame, region: Region | None, grid: Grid, preprocessing: Preprocessing) -> Any:
         """As `gog_edge.crop.crop_patches`; the result is `patches` for the next `run`, host array or not."""
         ...
+
+
+@runtime_checkable
+class WritesTurns(Protocol):
+    """An `Engine` without graphs: a server writes the policy's turns, from text and pictures."""
+
+    @property
+    def server(self) -> Server: ...
 
 
 @runtime_checkable

@@ -23,12 +23,14 @@ class EngineEntry:
     """`create` takes (bundle, options) and returns an `Engine`. `extra`: pip extra that it needs. `gpu`: it needs one.
 
     `given`: keyword of `create` for what the user writes after a colon, as in transformers:CHECKPOINT.
+    `remote`: no weights are needed here, the engine `WritesTurns`.
     """
 
     create: Callable[..., Engine]
     extra: str = ""
     gpu: bool = False
     given: str = ""
+    remote: bool = False
 
 
 ENGINES = Registry("gog_edge.engines", EngineEntry)
@@ -49,6 +51,15 @@ def find_engine(name: str) -> EngineEntry:
     if entry is None:
         raise UsageError(f"there is no engine {name!r}: {ENGINES.advice(name)}")
     return entry
+
+
+def is_remote(name: str | None) -> bool:
+    """Whether the engine of this name, or of what stands before its colon, runs elsewhere.
+
+    Raises:
+        UsageError: no engine has this name.
+    """
+    return name is not None and find_engine(name.partition(":")[0]).remote
 
 
 def create_engine(name: str | None, bundle: Bundle, options: Any = None) -> Engine:

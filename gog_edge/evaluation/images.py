@@ -56,10 +56,11 @@ class ImageStore:
             except binascii.Error as e:
                 raise DatasetError(f"a base64 picture is damaged ({e})") from e
         if ref.kind == "file":
-            return Frame.open(self._file(ref.value), limits=self._limits)
+            return Frame.open(self.path(ref.value), limits=self._limits)
         return self._url(ref.value)
 
-    def _file(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Where the file `name` lies; raises DatasetError if nowhere."""
         candidates = [Path(name)] if Path(name).is_absolute() else []
         candidates += [root / name for root in self._roots] + [root / Path(name).name for root in self._roots]
         for path in candidates:

@@ -117,7 +117,7 @@ def _in_processes(todo: deque[Sample], spec: WorkerSpec, workers: int, keep: Cal
         for sample in suspects:
             alone = deque([sample])
             if _until_a_death(alone, spec, 1, keep) or alone:
-                keep(_given_up(sample))
+                keep(given_up(sample))
 
 
 def _until_a_death(
@@ -168,7 +168,7 @@ def _pool(count: int, spec: WorkerSpec | None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, context, worker_module.start, (spec,))
 
 
-def _given_up(sample: Sample) -> dict[str, Any]:
+def given_up(sample: Sample) -> dict[str, Any]:
     """The result of a question that ends its process. `retry`: asked again when the run is resumed."""
     return {
         "id": sample.id,

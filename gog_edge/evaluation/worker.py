@@ -175,10 +175,10 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         GogEdgeError: something can't be loaded.
     """
     import gog_edge
-    from gog_edge.agent.loader import bundle_dialect
+    from gog_edge.agent.loader import bundle_dialect, open_bundle
     from gog_edge.agent.options import RunOptions
 
-    bundle = gog_edge.Bundle.open(Path(spec.bundle))
+    bundle = open_bundle(spec.bundle, spec.engine or None)
     dialect = bundle_dialect(bundle, spec.dialect or None)
     if spec.without:
         kept = tuple(a for a in dialect.spec.actions if a.kind not in spec.without)
@@ -198,19 +198,21 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         search=spec.search or None,
         dialect=dialect,
         options=options,
-        engine_options=_engine_options(spec.threads),
+        engine_options=_engine_options(spec),
     )
     if spec.inject:
         disguise(agent, spec.inject)
     return agent
 
 
-def _engine_options(threads: int) -> Any:
-    if threads <= 0:
+def _engine_options(spec: AgentSpec) -> Any:
+    from gog_edge.engines.registry import is_remote
+
+    if spec.threads <= 0 or is_remote(spec.engine or None):
         return None
     from gog_edge.engines.ort.options import OrtOptions
 
-    return OrtOptions(threads=threads)
+    return OrtOptions(threads=spec.threads)
 
 
 def _action(action: Action) -> dict[str, Any]:

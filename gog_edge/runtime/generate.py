@@ -98,6 +98,8 @@ class TurnWriter:
         self._guess: list[int] = []  # the newest, whether it was run or not, and the length of the match behind it
         self._match = 0
         self._control = SpeculationControl(options, model.guesses)
+        self.measures = False  # whether `scores` are kept, a pass over the logits for each token
+        self.scores: list[float] = []  # log-probabilities of the newest turn's tokens, those that were chosen
 
     @property
     def speculation(self) -> SpeculationStats:
@@ -109,6 +111,9 @@ class TurnWriter:
         """What one decoding step takes here, smoothed; None before the first."""
         beside = self._control.beside_s
         return self._control.single_s if beside is None else beside
+
+    def close(self) -> None:
+        """Let go of a turn that nobody reads to its end; here there is nothing to let go of."""
 
     def turn(
         self, options: TurnOptions, constraint: Constraint | None = None, result: TurnResult | None = None
@@ -122,6 +127,8 @@ class TurnWriter:
         """
         session, sampler, budget = self._session, self._sampler, options.budget
         result = result if result is not None else TurnResult()
+        if not result.ids:
+            self.scores = []
         text, before, written = _TurnText(session, result, options), len(session), len(result.ids)
         sampler.restart(session.tokens.tolist() if not sampler.plain else ())
         self._control.begin()
@@ -139,6 +146,8 @@ class TurnWriter:
                 row = 0
                 while True:  # a token a row, for as long as the guess agrees
                     token = self._choose(logits[row], constraint)
+                    if self.measures:
+                        self.scores.append(_log_probability(logits[row], token))
                     if token in options.eos:
                         result.end = TurnEnd.EOS
                         break
@@ -249,6 +258,12 @@ class TurnWriter:
         if constraint.finished and result.end is None:
             result.end = TurnEnd.GRAMMAR
         return written, right
+
+
+def _log_probability(logits: F32, token: int) -> float:
+    """Of `token` under the softmax of `logits` [V], as the policy gave them: before temperature and grammar."""
+    shifted = logits - logits.max()
+    return float(shifted[token] - np.log(np.exp(shifted, dtype=np.float64).sum()))
 
 
 class _TurnText:

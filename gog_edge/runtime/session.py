@@ -43,6 +43,8 @@ _MANY = 1024  # rows whose memory is given back when they are forgotten
 class Session:
     """One conversation. Every method holds `lock`, so a call is atomic; a turn of several calls is up to the caller."""
 
+    encodes_images = keeps_tokens = True  # the vision tower runs here; what was said is known token by token
+
     def __init__(self, model: Model, *, trace: Trace = NO_TRACE) -> None:
         self.model = model
         self.trace = trace

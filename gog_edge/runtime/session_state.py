@@ -69,8 +69,10 @@ def save_session(
         extra: JSON data that `load_session` gives back.
 
     Raises:
-        SessionError: the disk is full, or the folder can't be written.
+        SessionError: the disk is full, the folder can't be written, or the policy runs on a server.
     """
+    if not session.keeps_tokens:
+        raise SessionError("the policy runs on a server: its conversations can't be saved here")
     target = Path(path)
     with session.lock:
         arrays: dict[str, NDArray[Any]] = {

@@ -11,8 +11,6 @@ from gog_edge.search.base import Embedder
 from gog_edge.types import PixelLimits
 
 if TYPE_CHECKING:
-    from gog_edge.bundle import Bundle
-    from gog_edge.engines.base import VisionRunner
     from gog_edge.runtime.vision import VisionEncoder
     from gog_edge.search.local.index import LocalIndex
 
@@ -32,38 +30,28 @@ def embedder_of(index: str | Path | LocalIndex, vision: VisionEncoder | None = N
     if not isinstance(index, LocalIndex):
         with LocalIndex(index) as opened:
             return embedder_of(opened, vision)
-    if not index.encoder:
+    return embedder_for(index.folder, index.encoder, index.encoder_file, vision)
+
+
+def embedder_for(where: object, encoder: str, encoder_file: str, vision: VisionEncoder | None) -> Embedder | None:
+    """As `embedder_of`, for an index at `where` of which the encoder's fingerprint and file are known."""
+    if not encoder:
         return None
-    if index.encoder_file:
+    if encoder_file:
         from gog_edge.search.encoder import OnnxEncoder
 
         try:
-            return OnnxEncoder(index.encoder_file)
+            return OnnxEncoder(encoder_file)
         except EngineError as e:
-            raise SearchIndexError(f"{index.folder}: the encoder that it was built with can't be loaded ({e})") from e
+            raise SearchIndexError(f"{where}: the encoder that it was built with can't be loaded ({e})") from e
     if vision is None:
-        raise SearchIndexError(f"{index.folder}: was built with a policy's tower; give its --bundle")
+        raise SearchIndexError(f"{where}: was built with a policy's tower; give its --bundle")
     from gog_edge.runtime.vision import VisionEmbedder
 
-    return VisionEmbedder(vision, limits_of(index.encoder))
+    return VisionEmbedder(vision, limits_of(encoder))
 
 
 def limits_of(fingerprint: str) -> PixelLimits:
     """The pixel limits that the fingerprint of a tower's vectors names."""
     found = _LIMITS.search(fingerprint)
     return PixelLimits(int(found[1]), int(found[2])) if found else PixelLimits()
-
-
-def vision_runner(bundle: Bundle) -> VisionRunner:
-    """Only the vision graph where the engine can do that: an index needs no decoder in memory."""
-    from gog_edge.engines.registry import create_engine, default_engine
-
-    device = default_engine(bundle.manifest)
-    if device in ("cpu", "cuda"):
-        from gog_edge.engines.ort.engine import OrtVision
-        from gog_edge.engines.ort.graph import OrtGraph
-        from gog_edge.engines.ort.options import OrtOptions, find_device
-
-        options = OrtOptions()
-        return OrtVision(OrtGraph(bundle, "vision", find_device(device), options), options.shrink)
-    return create_engine(None, bundle).vision

@@ -15,17 +15,12 @@ from gog_edge.errors import SearchIndexError
 from gog_edge.search.local.database import Database, beyond
 from gog_edge.search.local.lexical import Lexical
 from gog_edge.search.local.names import stored_id
-from gog_edge.search.local.rank import Scored, dynamic_count, fuse, ordered
+from gog_edge.search.local.rank import Scored, chosen, ordered, related_first
 from gog_edge.search.local.record import Entity
 from gog_edge.search.local.store import DTYPE, ENCODER, ENCODER_FILE, Store
-from gog_edge.search.local.text import STOP_WORDS, tokens
 from gog_edge.search.local.vectors import VectorSearcher
 from gog_edge.types import Hit
 
-# In a hybrid search the picture leads: a label is the policy's guess, the picture is what was there.
-IMAGE_WEIGHT, TEXT_WEIGHT = 1.0, 0.5
-# Share of the way from background to best that a result must reach to be shown (see `rank.dynamic_count`).
-KEEP_TEXT, KEEP_IMAGE = 0.35, 0.5
 NEIGHBOURS = 16  # relations looked at for each expanded hit
 UNIT_TOLERANCE = 1e-2
 
@@ -104,17 +99,7 @@ class LocalIndex:
         pool = max(4 * k, 32)
         by_text = self._by_text(text, pool) if text.strip() else []
         by_image = self._by_vector(vector, pool) if vector is not None else []
-        kept = _kept(by_text, k, KEEP_TEXT if dynamic else 0.0, 0.0)
-        kept |= _kept(by_image, k, KEEP_IMAGE if dynamic else 0.0, None)
-        if vector is None:
-            ranked = by_text
-        elif not by_text:
-            ranked = by_image
-        else:
-            # Agreement counts between what the picture alone would show and what the words tell apart. Far down its
-            # ranking a picture says nothing, and a wrong label would lift any entry there above the best one.
-            ranked = fuse([(by_image[:k], IMAGE_WEIGHT), (_telling(by_text, pool), TEXT_WEIGHT)])
-        rows = [s.entity for s in ranked if s.entity in kept][:k]
+        rows = chosen(by_text, by_image if vector is not None else None, k, pool, dynamic)
         shown = by_text if vector is None else by_image
         hits = self._hits(rows, {s.entity: s.score for s in shown})
         return hits + self._related(rows, text, expand) if expand > 0 else hits
@@ -241,26 +226,5 @@ class LocalIndex:
             for _, other in self.store.neighbours(row, NEIGHBOURS):
                 if other not in seen:
                     parent.setdefault(other, row)
-        titles = {row: set(tokens(title)) for row, title in self.store.titles([*rows, *parent]).items()}
-        asked = {t for t in tokens(text) if t not in STOP_WORDS}
-        # Words that the result itself has say nothing about which of its neighbours is meant.
-        shared = {
-            row: len((asked - titles.get(origin, set())) & titles.get(row, set())) for row, origin in parent.items()
-        }
-        order = sorted(parent, key=lambda row: -shared[row])  # stable: otherwise in the order of the relations
+        order = related_first(parent, self.store.titles([*rows, *parent]), text)
         return self._hits(order[:limit], {})
-
-
-def _telling(by_text: Sequence[Scored], pool: int) -> list[Scored]:
-    """The entries that the words tell apart: a word that many share must not reorder what the picture ranked.
-
-    "flag" alone says nothing among flags (as many as were looked for score alike); "flag of Chad" speaks for Chad and
-    not for the other flags.
-    """
-    kept = _kept(by_text, len(by_text), KEEP_TEXT, 0.0)
-    return [] if len(kept) >= pool else [s for s in by_text if s.entity in kept]
-
-
-def _kept(ranking: Sequence[Scored], k: int, keep: float, floor: float | None) -> set[int]:
-    count = dynamic_count([s.score for s in ranking], k, keep=keep, floor=floor)
-    return {s.entity for s in ranking[:count]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gog_edge.search.local.rank import Scored, ordered
 from gog_edge.search.local.store import Store
@@ -51,10 +51,7 @@ class Lexical:
         return _select(c, expression, pool)
 
     def _boost_titles(self, found: Sequence[Scored], text: str, query: TextQuery) -> list[Scored]:
-        asked = set(tokens(text)) | {t for term in query.terms for t in tokens(term)}
-        titles = self._store.titles([s.entity for s in found])
-        boost = {row: 1 + COVERAGE_BOOST * _coverage(title, asked) for row, title in titles.items()}
-        return ordered([Scored(s.entity, s.score * boost.get(s.entity, 1.0)) for s in found])
+        return boosted(found, self._store.titles([s.entity for s in found]), text, query.terms)
 
     # Misspelt words
 
@@ -94,6 +91,13 @@ class Lexical:
                         by_letter.setdefault(word[0], []).append((word, count))
                 self._vocabulary = by_letter
             return self._vocabulary
+
+
+def boosted(found: Sequence[Scored], titles: Mapping[int, str], text: str, terms: Iterable[str]) -> list[Scored]:
+    """Best first, entries whose titles the query covers raised by up to `COVERAGE_BOOST`."""
+    asked = set(tokens(text)) | {t for term in terms for t in tokens(term)}
+    boost = {row: 1 + COVERAGE_BOOST * _coverage(title, asked) for row, title in titles.items()}
+    return ordered([Scored(s.entity, s.score * boost.get(s.entity, 1.0)) for s in found])
 
 
 def prefix_distance(term: str, stem: str, limit: int) -> tuple[int, int]:

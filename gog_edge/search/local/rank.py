@@ -6,13 +6,19 @@ entity's own number, so the same index and query give the same list on every mac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+from gog_edge.search.local.text import STOP_WORDS, tokens
 
 # Cormack, Clarke, Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
 # SIGIR 2009: score(d) = sum over rankings of 1 / (k + rank(d)), k = 60.
 RRF_K = 60.0
+# In a hybrid search the picture leads: a label is the policy's guess, the picture is what was there.
+IMAGE_WEIGHT, TEXT_WEIGHT = 1.0, 0.5
+# Share of the way from background to best that a result must reach to be shown (see `dynamic_count`).
+KEEP_TEXT, KEEP_IMAGE = 0.35, 0.5
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,48 @@ def dynamic_count(scores: Sequence[float], k: int, *, keep: float, floor: float 
     # The slack keeps exact ties of float16 vectors together.
     count = sum(1 for s in scores[:k] if s >= bar - 1e-6)
     return max(count, 1)
+
+
+def chosen(by_text: Sequence[Scored], by_image: Sequence[Scored] | None, k: int, pool: int, dynamic: bool) -> list[int]:
+    """The entries to show of two rankings, best first: at most `k`, fewer where `dynamic` and the scores fall off.
+
+    Args:
+        by_image: None where no picture was searched with.
+        pool: how many each ranking was asked for.
+    """
+    kept = _kept(by_text, k, KEEP_TEXT if dynamic else 0.0, 0.0)
+    kept |= _kept(by_image or (), k, KEEP_IMAGE if dynamic else 0.0, None)
+    if by_image is None:
+        ranked = by_text
+    elif not by_text:
+        ranked = by_image
+    else:
+        # Agreement counts between what the picture alone would show and what the words tell apart. Far down its
+        # ranking a picture says nothing, and a wrong label would lift any entry there above the best one.
+        ranked = fuse([(by_image[:k], IMAGE_WEIGHT), (_telling(by_text, pool), TEXT_WEIGHT)])
+    return [s.entity for s in ranked if s.entity in kept][:k]
+
+
+def related_first(parent: Mapping[int, int], titles: Mapping[int, str], text: str) -> list[int]:
+    """Neighbours (each with the result that it is a neighbour of) in the order in which they are appended: those whose
+    titles share most words with `text` first, else as they come."""
+    of = {row: set(tokens(title)) for row, title in titles.items()}
+    asked = {t for t in tokens(text) if t not in STOP_WORDS}
+    # Words that the result itself has say nothing about which of its neighbours is meant.
+    shared = {row: len((asked - of.get(origin, set())) & of.get(row, set())) for row, origin in parent.items()}
+    return sorted(parent, key=lambda row: -shared[row])  # stable: otherwise in the order of the relations
+
+
+def _telling(by_text: Sequence[Scored], pool: int) -> list[Scored]:
+    """The entries that the words tell apart: a word that many share must not reorder what the picture ranked.
+
+    "flag" alone says nothing among flags (as many as were looked for score alike); "flag of Chad" speaks for Chad and
+    not for the other flags.
+    """
+    kept = _kept(by_text, len(by_text), KEEP_TEXT, 0.0)
+    return [] if len(kept) >= pool else [s for s in by_text if s.entity in kept]
+
+
+def _kept(ranking: Sequence[Scored], k: int, keep: float, floor: float | None) -> set[int]:
+    count = dynamic_count([s.score for s in ranking], k, keep=keep, floor=floor)
+    return {s.entity for s in ranking[:count]}

@@ -1,0 +1,1 @@
+"""A conversation whose policy runs on a server: text and pictures instead of tokens."""

@@ -1,0 +1,1 @@
+"""The index in a Qdrant server, for what outgrows one SQLite file."""
