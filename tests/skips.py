@@ -25,7 +25,6 @@ ALLOWED = (
     (r"needs make ros2", "ROS 2 is 225 MB of wheels and builds; `make ros2` gets it where it is tested"),
     (r"needs the extra rerun", "its wheel has 170 MB, 500 MB installed; its tests are run by hand"),
     (r"needs GOG_EDGE_EXTRAS", "builds an environment for each extra from the index, 2.7 GB for gpu; make extras"),
-    (r"needs the extra qdrant|could not import 'qdrant_client'", "its client has 30 MB of packages; run by hand"),
     (r"needs the extra ray", "a cluster takes a minute to start; its tests are run by hand"),
     (r"this Pillow has no AVIF", "depends on how the wheel was built"),
 )

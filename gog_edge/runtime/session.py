@@ -46,9 +46,7 @@ class Session:
     encodes_images = keeps_tokens = True  # the vision tower runs here; what was said is known token by token
 
     def __init__(self, model: Model, *, trace: Trace = NO_TRACE) -> None:
-        self.model = model
-        self.trace = trace
-        self.lock = threading.RLock()
+        self.model, self.trace, self.lock = model, trace, threading.RLock()
         self.sequence = TokenSequence(model.manifest.tokens)
         self._computed = 0
         self._cache: KvCache | None = None
