@@ -103,8 +103,8 @@ def conversation_cells(subject: LocalSubject, repeats: int, plan: Plan | None = 
     last = min(turns[-1].first_cpu) / min(again)
     yield Cell(NAME, name, "last turn, by the same behind one prompt", "x", (last,), note="1: only the length counts")
     yield Cell(NAME, name, "rows of the KV cache at the end", "B", (kept,))
-    back = 100 * (full - left) / max(full - empty, 1)
-    yield Cell(NAME, name, "memory given back after the end", "%", (back,), False, note="of what the turns took")
+    note = f"of {(full - empty) >> 20} MiB that the turns took, the engine's own buffers and mapped weights included"
+    yield Cell(NAME, name, "memory given back after the end", "B", (max(full - left, 0),), False, note=note)
 
 
 def _rows(session: Session) -> int:
