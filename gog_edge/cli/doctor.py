@@ -238,7 +238,9 @@ def _plan(memory_text: str | None, device: str | None, names: list[str], context
     if as_json:
         engines = {n: memory.board_engine(n) if device else "cpu" for n in names}
         plans = [
-            (n, p, memory.plan(n, p, available, context=context, engine=engines[n])) for n in names for p in memory.BITS
+            (n, p, memory.plan(n, p, available, context=context, engine=engines[n]))
+            for n in names
+            for p in memory.precisions(engines[n])
         ]
         longest = {(n, p): memory.largest_context(n, p, available, engines[n]) for n, p, _ in plans}
         print_json(

@@ -154,6 +154,11 @@ def scratch(shape: PolicyShape, capacity: int, chunk: int = 512, patches: int = 
     return tower + 11 * chunk * shape.intermediate + capacity * cached
 
 
+def precisions(engine: Engine) -> tuple[str, ...]:
+    """Those that an engine runs: 5 bits are for native operators only."""
+    return tuple(name for name in BITS if engine == "cpu" or name != "int5")
+
+
 def board_engine(policy: str) -> Engine:
     """What runs a policy on a Jetson: TensorRT where there are graphs for it, else the CPU."""
     return "tensorrt" if SHAPES[policy].family in _TOWER_SCRATCH else "cpu"
@@ -177,8 +182,8 @@ def fitting(
     room for, at least `USABLE`. `board`: on a Jetson (`board_engine`)."""
     rows = []
     for policy in policies:
-        for precision in BITS:
-            engine = board_engine(policy) if board else "cpu"
+        engine = board_engine(policy) if board else "cpu"
+        for precision in precisions(engine):
             longest = largest_context(policy, precision, available, engine)
             if longest >= USABLE:
                 made = plan(policy, precision, available, context=min(context, longest), engine=engine)
@@ -189,5 +194,5 @@ def fitting(
 def suggestion(rows: Sequence[tuple[MemoryPlan, int]], context: int) -> MemoryPlan | None:
     """The policy with most parameters that has room for `context`, at the highest precision it fits in."""
     full = [p for p, longest in rows if longest >= context]
-    precisions = list(BITS)
-    return max(full, key=lambda p: (SHAPES[p.policy].parameters, precisions.index(p.precision)), default=None)
+    order = list(BITS)
+    return max(full, key=lambda p: (SHAPES[p.policy].parameters, order.index(p.precision)), default=None)

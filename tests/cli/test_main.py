@@ -46,7 +46,7 @@ def test_a_missing_file_names_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_doctor_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--plan", "--memory", "8GiB", "--policy", "qwen3-vl-2b", "--json"]) == 0
     plans = json.loads(capsys.readouterr().out)
-    assert [p["precision"] for p in plans] == ["int4", "int8", "fp16", "fp32"]
+    assert [p["precision"] for p in plans] == ["int4", "int5", "int8", "fp16", "fp32"]
     assert plans[0]["fits"] and plans[0]["largest_context"] > 8192
     assert plans[0]["weights"] < plans[1]["weights"] < plans[2]["weights"] < plans[3]["weights"]
 

@@ -113,6 +113,8 @@ def test_a_board_plans_with_engines_where_there_are_graphs() -> None:
     engines = {p.policy: p.engine for p, _ in fitting(28 * GIB, 4096, list(SHAPES), board=True)}
     assert engines["qwen3-vl-4b"] == "tensorrt" and engines["qwen3.5-4b"] == engines["qwen3-vl-30b-a3b"] == "cpu"
     assert {p.engine for p, _ in fitting(28 * GIB, 4096, list(SHAPES))} == {"cpu"}
+    rows = fitting(28 * GIB, 4096, list(SHAPES), board=True)
+    assert {p.engine for p, _ in rows if p.precision == "int5"} == {"cpu"}  # an operator of ours
 
 
 def test_the_longest_context_counts_the_engines_too() -> None:
