@@ -120,7 +120,7 @@ def _searches(index: LocalIndex, source: Synthetic, size: int, count: int) -> di
         found += any(h.entity == records[row].id for h in hits[:1])
         words = [*records[row].title.split()[:2], records[row].text.split()[0]]
         began = time.perf_counter()
-        hits = index.search(" ".join(words), k=5, dynamic=False)
+        hits = index.search(" ".join(words), k=5, cut="none")
         text_ms.append((time.perf_counter() - began) * 1e3)
         found_text += any(h.entity == records[row].id for h in hits)
     return {

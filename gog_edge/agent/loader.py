@@ -115,7 +115,7 @@ def _agent(
     try:
         model = make()
         if index is not None:
-            owned.append(_local(index, model, options.expand))
+            owned.append(_local(index, model, options))
         if search is not None:
             from gog_edge.search.config import load_providers
 
@@ -167,7 +167,7 @@ def bundle_dialect(bundle: Bundle, dialect: str | Path | Dialect | None = None) 
     return load_dialect(name, frame=frame, chat_template=template, named_tokens=manifest.named_tokens)
 
 
-def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:
+def _local(index: str | Path, model: Model, options: RunOptions) -> SearchProvider:
     """The index, searched with the encoder that made its vectors: the tower of this policy, or a given one."""
     from gog_edge.search.embedders import embedder_for, embedder_of
     from gog_edge.search.local.provider import LocalProvider
@@ -179,5 +179,5 @@ def _local(index: str | Path, model: Model, expand: int) -> SearchProvider:
         def tower(facts: dict[str, Any]) -> Embedder | None:
             return embedder_for(index, facts["encoder"], facts["encoder_file"], model.vision)
 
-        return QdrantProvider(index, tower, expand=expand)
-    return LocalProvider(index, embedder_of(index, model.vision), expand=expand)
+        return QdrantProvider(index, tower, cut=options.cut, expand=options.expand)
+    return LocalProvider(index, embedder_of(index, model.vision), cut=options.cut, expand=options.expand)

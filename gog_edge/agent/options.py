@@ -11,6 +11,7 @@ from gog_edge.image.frame import DEFAULT_LIMITS, ImageLimits
 from gog_edge.runtime.model import ModelOptions
 from gog_edge.runtime.speculation import Speculation
 from gog_edge.sampling_options import Sampling
+from gog_edge.search.base import Cut, checked_cut
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class RunOptions(ModelOptions):
         search_timeout: seconds (or a text like "2s") that one search may take.
         results: hits asked for, where the policy does not say.
         early_knowledge: search text with the question before the first step and append what was found.
+        cut: how many of the hits a local index gives: up to where their scores fall off ("gap"), those that belong
+            together by a mixture of two Gaussians (ViDoRAG's "mixture": 5 to 10, so ask for 10 `results`), or "none".
         expand: entries related to the results (over the index's own relations) that a local index appends.
         confidence: put the log-probabilities of the last turn's tokens into the trace (`meta["confidence"]`: their
             mean and the least one); not for a policy on a server.
@@ -81,6 +84,7 @@ class RunOptions(ModelOptions):
     search_timeout: Duration = 20.0
     results: int = 0
     early_knowledge: bool = False
+    cut: Cut = "gap"
     expand: int = 0
     confidence: bool = False
     keep_sessions: int = 1
@@ -89,6 +93,7 @@ class RunOptions(ModelOptions):
         super().__post_init__()
         if self.grammar not in ("auto", "on", "off"):
             raise UsageError(f"grammar is {self.grammar!r}: auto, on or off is needed")
+        checked_cut(self.cut)
         object.__setattr__(self, "search_timeout", seconds_of(self.search_timeout, "a search_timeout"))
 
     def may_guess(self, rows_independent: bool) -> bool:

@@ -17,6 +17,7 @@ from gog_edge.cli.common.live import LiveView
 from gog_edge.cli.common.options import (
     SECONDS,
     image_options,
+    results_options,
     sampling_options,
     take_image_limits,
     take_sampling,
@@ -42,6 +43,7 @@ EXIT_NO_ANSWER = 1
 @click.option("--search", type=click.Path(path_type=Path), help="A TOML file of web search providers (docs/search.md).")
 @click.option("--image-url", "urls", multiple=True, help="Public URL of the image, for web search.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
+@results_options
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--engine", help="cpu, cuda, tensorrt …, openai:URL; default: what the bundle was exported for.")
 @click.option("--escalate", metavar="openai:URL", help="Ask the policy on a server where the one here is unsure.")

@@ -12,7 +12,14 @@ from rich.table import Table
 
 from gog_edge.cli.common.bundles import bundle_option, chosen
 from gog_edge.cli.common.console import print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.common.options import SECONDS, image_options, sampling_options, take_image_limits, take_sampling
+from gog_edge.cli.common.options import (
+    SECONDS,
+    image_options,
+    results_options,
+    sampling_options,
+    take_image_limits,
+    take_sampling,
+)
 from gog_edge.disk.files import write_text
 from gog_edge.errors import UsageError
 
@@ -53,6 +60,7 @@ _KINDS = ("glance", "gaze", "zoom", "text_search", "visit")
 @click.option("--engine", default="", help="cpu, cuda, tensorrt …, openai:URL")
 @click.option("--dialect", default="", help="Name or file that replaces the bundle's dialect.")
 @click.option("--early-knowledge", is_flag=True, help="Search with the question first and start from the results.")
+@results_options
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries of the index.")
 @click.option("--grammar", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @sampling_options
@@ -155,6 +163,8 @@ def _worker_spec(dataset: Path, bundle: Path, workers: int, agent: dict[str, Any
         sampling=take_sampling(agent),
         max_turns=agent["max_turns"],
         early_knowledge=agent["early_knowledge"],
+        results=agent["results"],
+        cut=agent["cut"],
         expand=agent["expand"],
         threads=agent["threads"] or (default_threads(workers) if workers > 1 else 0),
         at_once=agent["at_once"] or int(alone),

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from gog_edge.cli.common.bundles import bundle_option
 from gog_edge.cli.common.console import human_bytes, one_line, print_json, progress_bar, stderr, stdout, styled
-from gog_edge.cli.common.options import image_options, take_image_limits, threads_option
+from gog_edge.cli.common.options import cut_option, image_options, take_image_limits, threads_option
 from gog_edge.disk import leftovers
 from gog_edge.errors import UsageError
 from gog_edge.runtime.telemetry import counted
 
 if TYPE_CHECKING:
     from gog_edge.image.frame import ImageLimits
-    from gog_edge.search.base import Embedder
+    from gog_edge.search.base import Cut, Embedder
     from gog_edge.search.local.index import LocalIndex
     from gog_edge.search.local.record import IngestReport
 
@@ -120,7 +120,8 @@ def add(
 @ENCODER
 @threads_option
 @click.option("-k", "--results", type=click.IntRange(1, 100), default=5, show_default=True, help="Maximum results.")
-@click.option("--all", "everything", is_flag=True, help="Always K results, however low they score.")
+@click.option("--all", "everything", is_flag=True, help="Always K results, however low they score: --cut none.")
+@cut_option
 @click.option("--expand", type=click.IntRange(0, 100), default=0, help="Append up to N related entries.")
 @JSON
 def search(
@@ -132,6 +133,7 @@ def search(
     encoder: Path | None,
     results: int,
     everything: bool,
+    cut: Cut,
     expand: int,
     as_json: bool,
     **images: Any,
@@ -153,7 +155,7 @@ def search(
                 raise UsageError(f"{index} holds no image vectors; rebuild it with --bundle or --encoder")
             ensure_same_encoder(opened, embedder)
             vector = embedder.embed(Frame.open(image, limits=take_image_limits(images)), _region(box))
-        hits = opened.search(query, vector, k=results, dynamic=not everything, expand=expand)
+        hits = opened.search(query, vector, k=results, cut="none" if everything else cut, expand=expand)
     if as_json:
         print_json([{f: getattr(hit, f) for f in hit.__dataclass_fields__} for hit in hits])
         return

@@ -175,7 +175,7 @@ def _row(distortion: str, label: str) -> str:
 def _count(
     recall: Recall, index: LocalIndex, text: str, vector: NDArray[np.float32] | None, accepted: set[str]
 ) -> None:
-    hits = index.search(text, vector, k=5, dynamic=False)
+    hits = index.search(text, vector, k=5, cut="none")
     recall.add(hits, accepted, index.search(text, vector, k=5))
 
 

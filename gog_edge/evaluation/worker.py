@@ -19,6 +19,7 @@ from gog_edge.evaluation.samples import Sample
 from gog_edge.evaluation.scoring import score
 from gog_edge.image.frame import DEFAULT_LIMITS, Frame, ImageLimits
 from gog_edge.sampling_options import Sampling
+from gog_edge.search.base import Cut
 from gog_edge.serde import encode
 from gog_edge.types import Action, ActionKind, Answer, Region
 
@@ -50,6 +51,8 @@ class AgentSpec:
     sampling: Sampling = field(default_factory=Sampling)
     max_turns: int = 0
     early_knowledge: bool = False
+    results: int = 0
+    cut: Cut = "gap"
     expand: int = 0
     threads: int = 0
     at_once: int = 1
@@ -188,6 +191,8 @@ def open_agent(spec: AgentSpec) -> AgentLike:
         grammar=spec.grammar,  # type: ignore[arg-type]
         max_turns=spec.max_turns,
         early_knowledge=spec.early_knowledge,
+        results=spec.results,
+        cut=spec.cut,
         expand=spec.expand,
         keep_sessions=spec.at_once or _MOST,
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.deadline import FOREVER_S, SYSTEM, Clock
-from gog_edge.errors import SearchError, SearchTimeoutError
+from gog_edge.errors import SearchError, SearchTimeoutError, UsageError
 from gog_edge.types import Hit, Region
 
 if TYPE_CHECKING:
@@ -25,6 +25,21 @@ TEXT: Final = "text"
 IMAGE: Final = "image"
 PAGE: Final = "page"
 PICTURE: Final = "picture"  # the picture behind the address of a result, for dialects that show them
+
+Cut = Literal["gap", "mixture", "none"]
+"""How many results a local index shows: up to where scores fall off (`rank.dynamic_count`), those that belong together
+(`rank.mixture_count`), or as many as were asked for."""
+
+
+def checked_cut(value: str) -> Cut:
+    """`value` as a rule.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if value not in get_args(Cut):
+        raise UsageError(f"cut is {value!r}: it must be one of {', '.join(get_args(Cut))}")
+    return cast(Cut, value)
 
 
 class Deadline:

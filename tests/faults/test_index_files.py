@@ -47,7 +47,7 @@ def found(folder: Path, *, writable: bool = False) -> list[str]:
     """The nearest entry of a few pictures."""
     with LocalIndex(folder, writable=writable) as index:
         return [
-            index.search(vector=FakeEmbedder().embed(FakeFrame(b"%d" % i)), k=1, dynamic=False)[0].entity
+            index.search(vector=FakeEmbedder().embed(FakeFrame(b"%d" % i)), k=1, cut="none")[0].entity
             for i in range(0, COUNT, 9)
         ]
 

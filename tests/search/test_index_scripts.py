@@ -20,7 +20,7 @@ def found(tmp_path: Path, query: str, *entries: str) -> list[str]:
     """Which entries a query finds, whatever their score."""
     with LocalIndex(tmp_path / "i", create=True) as index:
         add_records(index, [record(str(n), title) for n, title in enumerate(entries)])
-        return sorted(h.title for h in index.search(query, k=9, dynamic=False))
+        return sorted(h.title for h in index.search(query, k=9, cut="none"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_index_of_version_1_is_read_again_once(tmp_path: Path, writable: bool
     old(tmp_path / "i")
     for _ in range(2):
         with LocalIndex(tmp_path / "i", writable=writable) as index:
-            assert [h.title for h in index.search("केला", k=9, dynamic=False)] == ["केला"]
+            assert [h.title for h in index.search("केला", k=9, cut="none")] == ["केला"]
             assert [h.title for h in index.search("केला", k=1, expand=2)] == ["केला", "किला"]
             assert index.find("café") is not None
     with LocalIndex(tmp_path / "i", writable=True) as index:

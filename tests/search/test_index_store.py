@@ -156,14 +156,14 @@ def test_words_reorder_pictures_only_where_both_agree(tmp_path: Path) -> None:
         embedder=embedder,
     )
     near = embedder.embed(FakeFrame(b"9"))
-    ranked = [h.entity for h in index.search(vector=near, k=40, dynamic=False)]
+    ranked = [h.entity for h in index.search(vector=near, k=40, cut="none")]
     assert ranked[0] == "e9"
     # Every title has the word, so it tells nothing apart, whoever comes first among equals.
-    assert [h.entity for h in index.search("flag", near, dynamic=False)] == ranked[:5]
+    assert [h.entity for h in index.search("flag", near, cut="none")] == ranked[:5]
     # A wrong name brings its entry along, behind what the picture shows; the name of a near one wins.
     found = [h.entity for h in index.search(f"flag of country{ranked[-1][1:]}", near)]
     assert found[0] == "e9" and found[-1] == ranked[-1]
-    assert index.search(f"flag of country{ranked[2][1:]}", near, dynamic=False)[0].entity == ranked[2]
+    assert index.search(f"flag of country{ranked[2][1:]}", near, cut="none")[0].entity == ranked[2]
 
 
 def test_expansion_appends_related_entries_those_with_asked_words_first(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_removed_entries_are_not_found(tmp_path: Path) -> None:
     with index.database.transaction() as c:
         assert index.store.remove(c, ["e1", "nobody"]) == 1
         index.store.touch(c)
-    assert "e1" not in [h.entity for h in index.search(vector=query, dynamic=False)]
-    assert index.search("thing 1", dynamic=False)[0].entity != "e1"
+    assert "e1" not in [h.entity for h in index.search(vector=query, cut="none")]
+    assert index.search("thing 1", cut="none")[0].entity != "e1"
 
 
 def test_a_reader_sees_what_a_writer_adds(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_nothing_found_is_an_empty_list(index: LocalIndex) -> None:
 def test_results_are_deterministic_and_ties_go_by_entry(tmp_path: Path) -> None:
     with LocalIndex(tmp_path / "i", create=True) as index:
         add_records(index, [record(f"r{i}", f"red flag {i}", f"same words {i}") for i in range(9)])
-        lists = [[h.entity for h in index.search("red flag", k=9, dynamic=False)] for _ in range(3)]
+        lists = [[h.entity for h in index.search("red flag", k=9, cut="none")] for _ in range(3)]
     assert lists[0] == [f"r{i}" for i in range(9)] == lists[1] == lists[2]
 
 

@@ -117,6 +117,24 @@ def take_image_limits(given: dict[str, Any]) -> ImageLimits:
     return ImageLimits(**{field: value for field, value in said.items() if value is not None})
 
 
+cut_option: Callable[[_Command], _Command] = click.option(
+    "--cut",
+    type=click.Choice(["gap", "mixture", "none"]),
+    default="gap",
+    show_default=True,
+    help="How many results a local index gives: up to where their scores fall off, those that belong together by a "
+    "mixture of two Gaussians (5 to 10), or as many as were asked for.",
+)
+
+
+def results_options(command: _Command) -> _Command:
+    """`--results` and `--cut`: how many results a search gives."""
+    results = click.option(
+        "--results", type=click.IntRange(0, 100), default=0, help="Results asked for, where the policy does not say."
+    )
+    return results(cut_option(command))
+
+
 _SAMPLING = (
     ("temperature", click.FloatRange(min=0), "0 is greedy."),
     ("top-k", click.IntRange(min=0), "Draw from the K most likely tokens; 0: from all."),

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import SearchIndexError
+from gog_edge.search.base import Cut
 from gog_edge.search.local.database import Database, beyond
 from gog_edge.search.local.lexical import Lexical
 from gog_edge.search.local.names import stored_id
@@ -79,7 +80,7 @@ class LocalIndex:
         vector: NDArray[np.float32] | None = None,
         *,
         k: int = 5,
-        dynamic: bool = True,
+        cut: Cut = "gap",
         expand: int = 0,
     ) -> list[Hit]:
         """Entries for a text, a picture's vector, or both (weighted reciprocal rank fusion), best first.
@@ -88,7 +89,7 @@ class LocalIndex:
             text: free text; never interpreted as query syntax.
             vector: [d] float32 unit vector of this index's encoder.
             k: most results to give.
-            dynamic: give fewer where the scores fall off (`rank.dynamic_count`).
+            cut: how many are given (`search.base.Cut`).
             expand: append up to this many entries that are related to the results.
 
         Raises:
@@ -99,7 +100,7 @@ class LocalIndex:
         pool = max(4 * k, 32)
         by_text = self._by_text(text, pool) if text.strip() else []
         by_image = self._by_vector(vector, pool) if vector is not None else []
-        rows = chosen(by_text, by_image if vector is not None else None, k, pool, dynamic)
+        rows = chosen(by_text, by_image if vector is not None else None, k, pool, cut)
         shown = by_text if vector is None else by_image
         hits = self._hits(rows, {s.entity: s.score for s in shown})
         return hits + self._related(rows, text, expand) if expand > 0 else hits

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import EngineError, ImageError, RegionError, SearchError, SearchIndexError
-from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, Embedder, ImageQuery, Page
+from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Cut, Deadline, Embedder, ImageQuery, Page, checked_cut
 from gog_edge.search.local.index import LocalIndex
 from gog_edge.search.local.ingest import ensure_same_encoder
 from gog_edge.types import Hit
@@ -23,7 +23,7 @@ class LocalProvider(BaseProvider):
         index: the folder, or an opened index (which stays the caller's to close).
         embedder: makes vectors of pictures; must be the one that the index was built with. Without one, and for an
             index without vectors, the provider searches text only.
-        dynamic: give fewer results where the scores fall off.
+        cut: how many results are shown (`search.base.Cut`).
         expand: append up to this many entries related to the results.
         use_label: let the label of a gaze join the ranking of its picture.
 
@@ -38,14 +38,14 @@ class LocalProvider(BaseProvider):
         index: str | Path | LocalIndex,
         embedder: Embedder | None = None,
         *,
-        dynamic: bool = True,
+        cut: Cut = "gap",
         expand: int = 0,
         use_label: bool = True,
     ) -> None:
         self._own = not isinstance(index, LocalIndex)
         self.index = index if isinstance(index, LocalIndex) else LocalIndex(index)
         self.embedder = embedder
-        self.dynamic, self.expand, self.use_label = dynamic, expand, use_label
+        self.cut, self.expand, self.use_label = checked_cut(cut), expand, use_label
         self.name = "local"
         kinds = {TEXT, PAGE}
         try:
@@ -94,6 +94,6 @@ class LocalProvider(BaseProvider):
 
     def _search(self, text: str, vector: NDArray[np.float32] | None, k: int) -> list[Hit]:
         try:
-            return self.index.search(text, vector, k=min(max(k, 1), MAX_HITS), dynamic=self.dynamic, expand=self.expand)
+            return self.index.search(text, vector, k=min(max(k, 1), MAX_HITS), cut=self.cut, expand=self.expand)
         except SearchIndexError as e:
             raise SearchError(f"local search: {e}") from e

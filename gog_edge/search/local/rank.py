@@ -1,4 +1,4 @@
-"""Ranking rules: reciprocal rank fusion, the dynamic number of results, deterministic order.
+"""Ranking rules: reciprocal rank fusion, how many results are shown, deterministic order.
 
 All are stated in docs/search.md; none depends on the clock, on hashes or on the order of insertion beyond the
 entity's own number, so the same index and query give the same list on every machine.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, log, sqrt
 from statistics import median
 
+from gog_edge.search.base import Cut
 from gog_edge.search.local.text import STOP_WORDS, tokens
 
 # Cormack, Clarke, Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
@@ -19,6 +21,10 @@ RRF_K = 60.0
 IMAGE_WEIGHT, TEXT_WEIGHT = 1.0, 0.5
 # Share of the way from background to best that a result must reach to be shown (see `dynamic_count`).
 KEEP_TEXT, KEEP_IMAGE = 0.35, 0.5
+# The rule of ViDoRAG (see `mixture_count`).
+POOL, LEAST, MOST = 20, 5, 10
+_ROUNDS = 200
+_NARROWEST = 0.02  # of the range of the scores: ties must not make a component a point
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,60 @@ def dynamic_count(scores: Sequence[float], k: int, *, keep: float, floor: float 
     return max(count, 1)
 
 
-def chosen(by_text: Sequence[Scored], by_image: Sequence[Scored] | None, k: int, pool: int, dynamic: bool) -> list[int]:
-    """The entries to show of two rankings, best first: at most `k`, fewer where `dynamic` and the scores fall off.
+def mixture_count(scores: Sequence[float], k: int) -> int:
+    """How many of the best results belong together, by a mixture of two Gaussians over the best `POOL` scores: those of
+    the component with the higher mean, at least `LEAST` (or all there are), at most `MOST`, and never more than `k`.
+
+    The rule of ViDoRAG (Wang et al., arXiv 2502.18017), which fills up from the other component. The fit is
+    expectation-maximisation from the least and the greatest score, so it is the same everywhere.
+
+    `scores`: best first, from one ranking.
+    """
+    pool = [float(s) for s in scores[:POOL]]
+    first = len(pool)
+    if len(pool) > 2 and pool[0] > pool[-1]:
+        upper = _upper(pool)
+        first = next((at for at, belongs in enumerate(upper) if not belongs), len(pool))
+    return min(max(first, min(LEAST, len(pool))), MOST, k)
+
+
+def _upper(scores: Sequence[float]) -> list[bool]:
+    """Which scores belong to the component with the higher mean. They are scaled to 0 … 1 first."""
+    low, span = scores[-1], scores[0] - scores[-1]
+    x = [(s - low) / span for s in scores]
+    means, spreads, share = [0.0, 1.0], [0.25, 0.25], 0.5
+    likely = [0.0] * len(x)
+    for _ in range(_ROUNDS):
+        before, likely = likely, [_posterior(v, means, spreads, share) for v in x]
+        weight = sum(likely)
+        if max(abs(a - b) for a, b in zip(before, likely)) < 1e-6 or not 0.0 < weight < len(x):
+            break
+        share = weight / len(x)
+        for side, own in enumerate(([1 - p for p in likely], likely)):
+            total = sum(own)
+            means[side] = sum(p * v for p, v in zip(own, x)) / total
+            spreads[side] = max(sqrt(sum(p * (v - means[side]) ** 2 for p, v in zip(own, x)) / total), _NARROWEST)
+    return [p > 0.5 for p in likely]
+
+
+def _posterior(value: float, means: Sequence[float], spreads: Sequence[float], share: float) -> float:
+    """The probability that a value comes from the upper component."""
+    lower, upper = (-0.5 * ((value - m) / s) ** 2 - log(s) for m, s in zip(means, spreads))
+    return 1.0 / (1.0 + exp(min(lower - upper, 700.0)) * (1.0 - share) / share)
+
+
+def chosen(by_text: Sequence[Scored], by_image: Sequence[Scored] | None, k: int, pool: int, cut: Cut) -> list[int]:
+    """The entries to show of two rankings, best first: at most `k`, as many as the rule `cut` leaves.
 
     Args:
         by_image: None where no picture was searched with.
         pool: how many each ranking was asked for.
     """
-    kept = _kept(by_text, k, KEEP_TEXT if dynamic else 0.0, 0.0)
-    kept |= _kept(by_image or (), k, KEEP_IMAGE if dynamic else 0.0, None)
+    if cut == "mixture":
+        kept = {s.entity for ranking in (by_text, by_image or ()) for s in _belonging(ranking, k)}
+    else:
+        kept = _kept(by_text, k, KEEP_TEXT if cut == "gap" else 0.0, 0.0)
+        kept |= _kept(by_image or (), k, KEEP_IMAGE if cut == "gap" else 0.0, None)
     if by_image is None:
         ranked = by_text
     elif not by_text:
@@ -106,6 +157,10 @@ def _telling(by_text: Sequence[Scored], pool: int) -> list[Scored]:
     """
     kept = _kept(by_text, len(by_text), KEEP_TEXT, 0.0)
     return [] if len(kept) >= pool else [s for s in by_text if s.entity in kept]
+
+
+def _belonging(ranking: Sequence[Scored], k: int) -> Sequence[Scored]:
+    return ranking[: mixture_count([s.score for s in ranking], k)]
 
 
 def _kept(ranking: Sequence[Scored], k: int, keep: float, floor: float | None) -> set[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gog_edge.errors import EngineError, ImageError, RegionError, SearchError, SearchIndexError
-from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Deadline, Embedder, ImageQuery, Page
+from gog_edge.search.base import IMAGE, PAGE, TEXT, BaseProvider, Cut, Deadline, Embedder, ImageQuery, Page, checked_cut
 from gog_edge.search.local.lexical import boosted
 from gog_edge.search.local.provider import MAX_HITS
 from gog_edge.search.local.rank import Scored, chosen, ordered, related_first
@@ -29,7 +29,7 @@ class QdrantProvider(BaseProvider):
     Args:
         address: qdrant:URL#COLLECTION, or qdrant:FOLDER#COLLECTION.
         embedder_of: gives the embedder for the facts of the collection ("encoder", "encoder_file"), or None.
-        dynamic, expand, use_label: as for `LocalProvider`.
+        cut, expand, use_label: as for `LocalProvider`.
 
     Raises:
         UsageError: the address can't be read.
@@ -44,12 +44,12 @@ class QdrantProvider(BaseProvider):
         address: object,
         embedder_of: Callable[[dict[str, Any]], Embedder | None],
         *,
-        dynamic: bool = True,
+        cut: Cut = "gap",
         expand: int = 0,
         use_label: bool = True,
     ) -> None:
         self.address = address
-        self.dynamic, self.expand, self.use_label = dynamic, expand, use_label
+        self.cut, self.expand, self.use_label = checked_cut(cut), expand, use_label
         self._client, self._name = collection.connect(address)
         self._lock = threading.Lock()  # the client that keeps a folder by itself is not for several threads
         try:
@@ -111,7 +111,7 @@ class QdrantProvider(BaseProvider):
             found = self._query([vector.tolist()], collection.IMAGE, pool, seconds)
             points.update((p.id, p) for p in found)
             by_image = ordered([Scored(p.id, round(p.score, 6)) for p in found])
-        rows = chosen(by_text, by_image, k, pool, self.dynamic)
+        rows = chosen(by_text, by_image, k, pool, self.cut)
         scores = {s.entity: s.score for s in (by_text if by_image is None else by_image)}
         hits = [_hit(points[row].payload, scores.get(row)) for row in rows]
         return hits + self._related(rows, points, text) if self.expand > 0 else hits

@@ -40,7 +40,7 @@ def build(folder: Path, count: int = _COUNT) -> Path:
 def seen(folder: Path, *, writable: bool = False) -> list[list[str]]:
     """What searches by words and by pictures find, and the entries."""
     with LocalIndex(folder, writable=writable) as index:
-        near = [index.search(vector=FakeEmbedder().embed(FakeFrame(b"%d" % i)), k=2, dynamic=False) for i in (3, 40)]
+        near = [index.search(vector=FakeEmbedder().embed(FakeFrame(b"%d" % i)), k=2, cut="none") for i in (3, 40)]
         found = [index.search("heron number 7", k=3), index.search("title 12", k=3), *near]
         return [*([hit.entity for hit in hits] for hits in found), [e.title for e in index.entities()]]
 
