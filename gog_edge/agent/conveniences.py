@@ -76,7 +76,8 @@ class Conveniences(ABC):
                 runs; otherwise only the processor, which pays where searches make the policy wait.
 
         Raises:
-            UsageError: `at_once` is below 1. And what `ask` raises; what has not been answered by then, is not.
+            UsageError: `at_once` is below 1, or something is no request. And what `ask` raises, or who makes the
+                requests, after the answers to those before it; what comes after it is not answered.
         """
         if at_once is not None and at_once < 1:
             raise UsageError(f"at_once is {at_once}: at least one question has to run")
@@ -84,12 +85,14 @@ class Conveniences(ABC):
         return self._one_by_one(requests) if count == 1 else self._side_by_side(requests, count, at_once is None)
 
     def _one_by_one(self, requests: Iterable[AskRequest]) -> Iterator[Answer]:
-        for request in requests:
+        for request in _checked(requests):
             yield self._answer(request)
 
     def _side_by_side(self, requests: Iterable[AskRequest], at_once: int, in_lanes: bool) -> Iterator[Answer]:
         running: deque[tuple[Future[Answer], Budget]] = deque()
         before: tuple[AskRequest, Future[Answer]] | None = None
+        fault: Exception | None = None  # of who makes the requests; those before it are answered first
+        fetched = _checked(requests)
 
         def answer(request: AskRequest, after: Future[Answer] | None) -> Answer:
             if after is not None:
@@ -98,7 +101,14 @@ class Conveniences(ABC):
 
         with ThreadPoolExecutor(at_once, "gog-many") as pool, self._idle.side_by_side(at_once):
             try:
-                for request in requests:
+                while True:
+                    try:
+                        request = next(fetched)
+                    except StopIteration:
+                        break
+                    except Exception as e:  # noqa: BLE001 - raised in its turn
+                        fault = e
+                        break
                     budget = Budget(parent=request.budget)
                     after = before[1] if in_lanes and before is not None and _alike(before[0], request) else None
                     future = pool.submit(answer, replace(request, budget=budget), after)
@@ -108,6 +118,8 @@ class Conveniences(ABC):
                         yield running.popleft()[0].result()
                 while running:
                     yield running.popleft()[0].result()
+                if fault is not None:
+                    raise fault
             finally:
                 for _, budget in running:  # nobody wants these any more
                     budget.cancel()
@@ -184,6 +196,13 @@ class Conveniences(ABC):
                     self.pace.prefilled(unread, budget.clock.now() - read)
             self.pace.wrote(writer.seconds_per_token)
             return budget.clock.now() - began
+
+
+def _checked(requests: Iterable[AskRequest]) -> Iterator[AskRequest]:
+    for request in requests:
+        if not isinstance(request, AskRequest):
+            raise UsageError(f"ask_many takes AskRequest(image, question), not {type(request).__name__}")
+        yield request
 
 
 def _alike(one: AskRequest, other: AskRequest) -> bool:

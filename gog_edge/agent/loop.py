@@ -83,6 +83,7 @@ class AgentLoop:
         self._answer: AnswerStream
         self._repeats = RepeatedFailures(self.tools.can)
         self._total = self.budget.remaining()
+        self._most = self.options.total_tokens or self.dialect.limits.total_tokens or math.inf  # tokens written in all
         self._began = self._step_began = self.budget.clock.now()
         self._step_usage = self.start_usage
 
@@ -208,12 +209,10 @@ class AgentLoop:
         """Tokens that the turn may have in all, `result`'s included; what a forced answer needs is kept free."""
         limits = self.dialect.limits
         have = len(result.ids)
-        most = [have + self.session.room - self._answer_room]
+        most: list[float] = [have + self.session.room - self._answer_room, self._most - self._written + have]
         if turn := self.options.turn_tokens or limits.turn_tokens:
             most.append(turn)
-        if total := self.options.total_tokens or limits.total_tokens:
-            most.append(total - self._written + have)
-        return max(min(most), 1)
+        return max(int(min(most)), 1)
 
     def _box(self, number: int, text: str) -> BoxEvent | None:
         """Start early what a closed box needs."""
@@ -276,10 +275,10 @@ class AgentLoop:
         )
 
     def _ask_for_answer(self, reason: StopReason) -> bool:
-        """Write the turn that asks for an answer now; whether there is such a turn, and room for it."""
+        """Write the turn that asks for an answer now; whether there is such a turn, and room and tokens for it."""
         session, forced = self.session, self.dialect.spec.forced
         self.forget_open()
-        if not forced.user and not forced.prefill:
+        if not (forced.user or forced.prefill) or self._written >= self._most:
             return False
         if reason is StopReason.DEADLINE and self._before is not None and session.computed < self._read_at:
             session.rewind(self._before)  # results that there was no time to read
@@ -297,14 +296,13 @@ class AgentLoop:
         limits = self.dialect.limits
         invalid = all(action.kind is ActionKind.INVALID for action in turn.actions)
         self._errors = self._errors + 1 if invalid else 0
-        total = self.options.total_tokens or limits.total_tokens
         note = ""
         if number + 1 >= self.max_turns:
             note = f"the limit of {self.max_turns} turns is reached"
         elif limits.errors_in_row and self._errors >= limits.errors_in_row:
             note = f"{self._errors} turns in a row could not be read"
-        elif total and self._written >= total:
-            note = f"the limit of {total} tokens is reached"
+        elif self._written >= self._most:
+            note = f"the limit of {self._most} tokens is reached"
         elif self.session.room <= self._answer_room:
             note = "the context is full"
         if note:

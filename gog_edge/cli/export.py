@@ -72,7 +72,7 @@ def _gone(context: click.Context, option: click.Parameter, value: str | None) ->
 @click.option(
     "--exact-int4",
     is_flag=True,
-    help="Backend native, int4: no widening to int8 groups in prefill; slower, see docs/graphs.md.",
+    help="Backend native, int4 and int5: no widening to int8 groups in prefill; slower, see docs/graphs.md.",
 )
 @click.option(
     "--method",

@@ -73,7 +73,7 @@ def command(
     access_log: bool,
     **images: Any,
 ) -> None:
-    """Answer questions over HTTP: POST /v1/ask, POST /v1/chat/completions, GET /v1/models, GET /healthz.
+    """Answer questions over HTTP: POST /v1/ask, /v1/chat/completions and /v1/responses; GET / is a page.
 
     Without --api-key-env everybody who reaches the address may ask: keep it on the loopback address then.
     """
@@ -110,7 +110,7 @@ def command(
             origins=origins,
             key=key,
         )
-        announce(str(bundle), host, listening, "  (POST /v1/ask, /v1/chat/completions)", key)
+        announce(str(bundle), host, listening, "  (POST /v1/ask, /v1/chat/completions, /v1/responses)", key)
         make_server(app, limits).run(sockets=[listening])
 
 

@@ -51,8 +51,8 @@ class ExportOptions:
 
     `backend`: what the graphs are made of and run on (`gog_edge.manifest.Backend`).
     `vision_attention`: arithmetic of the vision tower's attention, backend native only (docs/graphs.md has costs).
-    `exact_int4`: int4 layers of backend native keep every block's own scale in prefill, too, instead of widening blocks
-    to int8 groups: prefill is a quarter slower.
+    `exact_int4`: int4 and int5 layers of backend native keep every block's own scale in prefill, too, instead of
+    widening blocks to int8 groups: prefill is a quarter slower.
     `recipe`: scheme of every tensor class; default: `Recipe.for_precision(precision)`.
     `int8`: classes of the decoder's layers that an int4 export keeps at 8 bits (docs/quantization.md: attention).
     `max_context`: tokens, lowers the checkpoint's own limit. `min_pixels`, `max_pixels`: of a resized image.
@@ -115,6 +115,8 @@ def resolve(options: ExportOptions) -> Resolved:
         raise UsageError(f"backend {backend} has no operators for 5 bits: use int4 or int8, or backend native")
     if options.exact_int4 and not native:
         raise UsageError(f"exact_int4 is a switch of backend native: {backend} never widens blocks")
+    if options.exact_int4 and options.precision not in ("int4", "int5") and options.recipe is None:
+        raise UsageError(f"exact_int4 is for int4 and int5: {options.precision} has no blocks that are widened")
     # int8 beside int8 weights costs nothing that can be measured (docs/graphs.md) and is the fastest
     quantised = options.precision in QUANTISED
     own: VisionAttention = "int8" if quantised else "bfloat16" if options.precision == "fp16" else "float32"

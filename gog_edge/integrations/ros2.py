@@ -6,7 +6,6 @@ The node itself is the colcon package in integrations/ros2: it only moves messag
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gog_edge.agent.camera.newest import Taken
-from gog_edge.deadline import Budget
+from gog_edge.deadline import SYSTEM, Budget
 from gog_edge.errors import ImageError, RegionError
 from gog_edge.image.frame import Frame
 from gog_edge.integrations.inbox import Asking, Inbox
@@ -115,7 +114,7 @@ class Gate:
     """The camera's pictures as `newest_answers` takes them: none before the time that the rate allows, none while a
     goal has the turn, so that what is asked about afterwards is the newest then."""
 
-    def __init__(self, inbox: Inbox, turns: Turns, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, inbox: Inbox, turns: Turns, now: Callable[[], float] = SYSTEM.now) -> None:
         self._inbox, self._turns, self._now = inbox, turns, now
         self._ended = threading.Event()
         self._not_before = 0.0

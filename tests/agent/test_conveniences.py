@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,24 @@ def test_an_error_in_the_middle_is_raised_in_its_turn(make_agent: MakeAgent) -> 
             next(answers)
     with pytest.raises(UsageError, match="at_once is 0"):
         agent.ask_many([], at_once=0)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_requests_that_break_off_are_answered_up_to_there(make_agent: MakeAgent, at_once: int) -> None:
+    def breaks() -> Iterator[AskRequest]:
+        yield AskRequest(picture(1), "q")
+        raise OSError("the list ended in the middle")
+
+    agent = make_agent([ANSWER] * 9)
+    requests: tuple[tuple[Any, type[Exception], str], ...] = (
+        (breaks(), OSError, "in the middle"),
+        ([AskRequest(picture(2), "q"), "photo.jpg"], UsageError, "not str"),
+    )
+    for given, error, message in requests:
+        answers = agent.ask_many(given, at_once=at_once)
+        assert next(answers).text == "fish"
+        with pytest.raises(error, match=message):
+            next(answers)
 
 
 def test_warming_up_measures_and_searches_nothing(make_agent: MakeAgent, frame: Frame) -> None:

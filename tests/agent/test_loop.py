@@ -190,9 +190,16 @@ def test_token_limit_ends_a_turn_and_the_question(make_agent: MakeAgent, frame: 
     trace = Trace()
     agent = make_agent([long, "<answer>enough</answer>"], turn_tokens=30, total_tokens=30)
     answer = agent.ask(frame, "q", trace=trace)
-    assert (answer.text, answer.stop) == ("enough"[: len(answer.text)], StopReason.FORCED)
-    assert answer.steps[0].usage.generated_tokens == 30
+    assert (answer.text, answer.stop) == ("", StopReason.EXHAUSTED)  # no token is left to answer with
+    assert (len(answer.steps), answer.usage.generated_tokens) == (1, 30)
     assert any("limit of 30 tokens" in text for _, text in trace.notes)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 17])
+def test_no_answer_is_longer_than_the_token_limit(make_agent: MakeAgent, frame: Frame, limit: int) -> None:
+    agent = make_agent(["la " * 40, "<answer>enough</answer>"], turn_tokens=16)
+    answer = agent.ask(frame, "q", max_tokens=limit)
+    assert answer.usage.generated_tokens == limit
 
 
 def test_early_knowledge_reaches_the_first_prompt(make_agent: MakeAgent, frame: Frame) -> None:

@@ -1,12 +1,16 @@
-"""Which ONNX Runtime a bundle needs."""
+"""Which ONNX Runtime a bundle needs, and which devices it knows."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from gog_edge.bundle import Bundle
+from gog_edge.engines.ort.engine import create
 from gog_edge.engines.ort.graph import too_old, wrong_experts
+from gog_edge.errors import EngineError
 from tests.test_bundle import MANIFEST
 
 
@@ -26,3 +30,11 @@ def test_stock_experts_need_a_release_that_computes_them_right(backend: str, wro
     assert wrong_experts(dense, "1.23.2") is None and wrong_experts(mixture, "1.24.1") is None
     found = wrong_experts(mixture, "1.23.2")
     assert (found is not None and "need onnxruntime 1.24 or later" in found) == wrong
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt", "nv-tensorrt-rtx"])
+def test_native_operators_are_for_a_cpu(device: str) -> None:
+    """They would write the keys and values of a GPU's cache into a copy of it."""
+    bundle = Bundle(Path("mine.bundle"), replace(MANIFEST, backend="native"))
+    with pytest.raises(EngineError, match=r"mine\.bundle was exported for native.*--backend cuda"):
+        create(bundle, device=device)

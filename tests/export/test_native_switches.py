@@ -41,10 +41,11 @@ def test_vision_attention(options: dict[str, Any], precision: str, checkpoint: P
     assert bundle.manifest.provenance["vision_attention"] == precision
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
-    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(backend="native", exact_int4=exact))
-    found = _attributes(bundle.path("decoder.onnx"), "LinearW4")
+@pytest.mark.parametrize(("exact", "bits"), [(False, 4), (True, 4), (True, 5)])
+def test_exact_int4(exact: bool, bits: int, checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"precision": f"int{bits}", "backend": "native", "exact_int4": exact}
+    bundle = export_bundle(checkpoint, tmp_path / "b", ExportOptions(**options))
+    found = _attributes(bundle.path("decoder.onnx"), f"LinearW{bits}")
     assert found
     assert {a.get("exact", 0) for a in found} == {int(exact)}
 
@@ -55,6 +56,8 @@ def test_exact_int4(exact: bool, checkpoint: Path, tmp_path: Path) -> None:
         ({"vision_attention": "int8"}, "vision_attention needs backend native"),
         ({"vision_attention": "int4", "backend": "native"}, "vision_attention 'int4' is unknown"),
         ({"exact_int4": True}, "a switch of backend native"),
+        ({"exact_int4": True, "backend": "native", "precision": "int8"}, "for int4 and int5: int8 has no blocks"),
+        ({"exact_int4": True, "backend": "native", "precision": "fp32"}, "for int4 and int5: fp32 has no blocks"),
         ({"precision": "int5", "backend": "ort"}, "no operators for 5 bits"),
         ({"precision": "int5", "backend": "native", "int8": ("mlp",)}, "of an int4 export"),
     ],

@@ -103,10 +103,12 @@ def create(bundle: Bundle, options: OrtOptions | None = None, *, device: str = "
 
     Raises:
         UsageError: `options` belong to another engine, or the device is unknown.
-        EngineError, BundleError: a graph can't be loaded.
+        EngineError, BundleError: a graph can't be loaded, or not on this device.
     """
     if options is not None and not isinstance(options, OrtOptions):
         raise UsageError(f"the onnxruntime engine takes OrtOptions, not {type(options).__name__}")
+    if device != "cpu" and bundle.manifest.backend == "native":  # they write into a cache in the host's memory
+        raise EngineError(f"{bundle.root} was exported for native, which is a CPU's: export with --backend cuda")
     return OrtEngine(bundle, options or OrtOptions(), device)
 
 

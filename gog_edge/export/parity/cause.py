@@ -7,8 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gog_edge.export.options import QUANTISED
 from gog_edge.export.parity.metrics import F32, Stage, Verdict, divergence
+from gog_edge.manifest import PrecisionName
 
+_LOSE_LESS = {  # what export takes with each
+    "int4": "--precision int8, --int8 attention or --calibration",
+    "int5": "--precision int8 or --calibration",
+    "int8": "--calibration",
+}
 _CLEAR = 1e-3  # nats at one place that rounding of float32 and float16 does not make
 
 
@@ -19,7 +26,7 @@ class Evidence:
     reference: F32
     bundle: F32
     first_image: int
-    quantised: bool
+    precision: PrecisionName
     adapters: bool
 
 
@@ -33,6 +40,7 @@ def explain(stages: Sequence[Stage], evidence: Evidence) -> tuple[Stage, ...]:
 
 
 def _cause(name: str, verdicts: dict[str, Verdict], evidence: Evidence) -> str:
+    quantised = evidence.precision in QUANTISED
     failed = {stage for stage, verdict in verdicts.items() if verdict is Verdict.FAIL}
     if name == "pixels":
         return "the image processor's settings: sizes, resampling, rescaling, mean or std"
@@ -44,15 +52,15 @@ def _cause(name: str, verdicts: dict[str, Verdict], evidence: Evidence) -> str:
         return "the exported graphs, which do not compute what the quantised weights say"
     if "vision" in failed:
         return "as vision: the decoder reads other image features"
-    if evidence.quantised and verdicts.get("graph") in (Verdict.PASS, Verdict.AMBIGUOUS):
-        return "the loss of quantisation, as the graphs are right: int8, --int8 attention or --calibration lose less"
+    if quantised and verdicts.get("graph") in (Verdict.PASS, Verdict.AMBIGUOUS):
+        return f"the loss of quantisation, as the graphs are right: {_LOSE_LESS[evidence.precision]} may lose less"
     if name != "prefill" and "prefill" in failed:
         return "as prefill"
     if name == "decode":
         return "the KV cache or the positions while decoding, as prefill agrees"
     if name == "greedy":
         return "single close decisions, as the logits agree"
-    return _place(evidence) + (", or the loss of quantisation" if evidence.quantised else "")
+    return _place(evidence) + (", or the loss of quantisation" if quantised else "")
 
 
 def _place(evidence: Evidence) -> str:

@@ -189,7 +189,7 @@ def verify(
         reference=expected.logits,
         bundle=talk.prefill,
         first_image=talk.starts[0],
-        quantised=bundle.manifest.precision in QUANTISED,
+        precision=bundle.manifest.precision,
         adapters=bool(checkpoint.adapters),
     )
     return ParityReport(
