@@ -234,6 +234,7 @@ def run_in_thread(work: Callable[[], Any], name: str, *, daemon: bool = True) ->
     ends under it.
     """
     future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()  # who waits in vain (asyncio's `wait_for`) can't take it from the thread
     threading.Thread(target=_run, args=(future, work), name=f"gog-{name}", daemon=daemon).start()
     return future
 

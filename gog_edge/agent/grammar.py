@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -77,8 +78,12 @@ class TurnGrammar:
             raise UsageError("a JSON schema for answers can't be held to by a policy on a server")
         if not available():
             raise UsageError("a JSON schema for answers needs llguidance: pip install 'gog-edge[grammar]'")
-        if schema.get("type", "object") != "object":
+        if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
             raise UsageError("the JSON schema must be that of an object: an answer is one")
+        try:
+            json.dumps(schema)
+        except (TypeError, ValueError, RecursionError) as e:
+            raise UsageError(f"the JSON schema can't be written as JSON: {e}") from e
         try:
             for lark in (self._dialect.grammar(schema), self._dialect.forced_grammar(schema)):
                 if lark is not None and (problem := problem_of(lark)):

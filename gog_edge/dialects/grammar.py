@@ -116,7 +116,7 @@ class Rules:
         """The rule for an object by the schema that answers have."""
         if not self.holds_json:
             self.holds_json = True
-            compact = {**(self.schema or {}), "x-guidance": {"whitespace_flexible": False}}
+            compact = {"type": "object", **(self.schema or {}), "x-guidance": {"whitespace_flexible": False}}
             # no comment of a grammar's line can begin in it
             self.lines.append("json_answer: %json " + json.dumps(compact).replace("/", "\\/"))
         return "json_answer"

@@ -66,7 +66,7 @@ class ImageStore:
         for path in candidates:
             if path.is_file():
                 return path
-        tried = ", ".join(str(r) for r in self._roots)
+        tried = ", ".join(dict.fromkeys(str(r) for r in self._roots))
         raise DatasetError(f"picture {name!r} is not in {tried}; give its folder with --images")
 
     def _url(self, url: str) -> Frame:

@@ -73,7 +73,7 @@ class FoxgloveLog(TimeLine):
                 self._server = foxglove.start_server(name="gog-edge", host=host, port=port, context=self._context)
         except (OSError, RuntimeError, ValueError) as e:
             self.close()
-            raise UsageError(f"{said}: {e}") from e
+            raise UsageError(f"{said}: {getattr(e, 'strerror', None) or e}") from e
 
     @property
     def port(self) -> int | None:

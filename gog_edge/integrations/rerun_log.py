@@ -45,7 +45,7 @@ class RerunLog(TimeLine):
                 _check_writable(Path(target))
                 self._stream.save(target)
         except (OSError, RuntimeError, ValueError) as e:
-            raise UsageError(f"--rerun {target}: {e}") from e
+            raise UsageError(f"--rerun {target}: {getattr(e, 'strerror', None) or e}") from e
 
     def tick(self) -> None:
         self._stream.set_time("time", duration=SYSTEM.now() - self._began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import sys
@@ -207,3 +208,28 @@ def test_a_thread_that_failed_keeps_nothing() -> None:
         if thread.name == "gog-search-thing":
             thread.join(60)
     assert made[0]() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_thread_that_nobody_waits_for_any_more_ends_in_silence(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    uncaught: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    go = threading.Event()
+
+    def work() -> int:
+        assert go.wait(60)
+        if fails:
+            raise ValueError("no")
+        return 3
+
+    async def give_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(future), 0.01)
+
+    future = run_in_thread(work, "late-thing")
+    asyncio.run(give_up())
+    go.set()
+    for thread in threading.enumerate():
+        if thread.name == "gog-late-thing":
+            thread.join(60)
+    assert uncaught == [] and future.done()

@@ -114,3 +114,26 @@ def test_a_policy_that_can_not_follow_is_asked_alone(make_agent: MakeAgent, fram
 def test_an_earlier_question_has_no_fewer_images_than_none() -> None:
     with pytest.raises(UsageError, match="-1 images"):
         Exchange("What?", "A boat.", -1)
+
+
+CIRCLE: dict[str, Any] = {}
+CIRCLE["allOf"] = [CIRCLE]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("object", "must be that of an object"),
+        ([], "must be that of an object"),
+        ({"type": ["object", "null"]}, "must be that of an object"),
+        ({"default": object()}, "can't be written as JSON"),
+        (CIRCLE, "can't be written as JSON"),
+        ({"properties": {"a": {"type": "tensor"}}}, "^answers can't follow this JSON schema: Invalid type"),
+    ],
+)
+def test_what_is_no_schema_of_an_object_is_refused(
+    make_agent: MakeAgent, frame: Frame, schema: Any, message: str
+) -> None:
+    pytest.importorskip("llguidance")
+    with pytest.raises(UsageError, match=message):
+        make_agent([ANSWER]).ask(frame, "q", schema=schema)

@@ -105,6 +105,18 @@ def test_an_answer_in_a_call_can_not_be_an_object(tmp_path: Any) -> None:
         dialects.load(tmp_path / "e.toml").grammar(SCHEMA)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [{}, {"properties": {"name": {"type": "string"}}}, {"$ref": "#/$defs/A", "$defs": {"A": {"required": ["name"]}}}],
+)
+def test_an_answer_is_an_object_where_the_schema_leaves_it_open(schema: Any, small: tuple[Any, Any]) -> None:
+    spoken = dialect("gog")
+    lark = spoken.forced_grammar(schema)
+    for said, good in (('{"name":"x"}', True), ("true", False), ('"x"', False), ("[1]", False), ("null", False)):
+        turn = spoken.write(Action(ActionKind.ANSWER, said), [PHOTO]).removeprefix(spoken.spec.forced.prefill)
+        assert admits(small, lark, turn) == good
+
+
 def test_what_is_wrong_with_a_schema_is_said_in_one_line() -> None:
     lark = dialect("gog").grammar({"type": "object", "properties": {"a": {"type": "text"}}})
     assert lark is not None and problem_of(lark) == "Invalid type: text"

@@ -275,3 +275,9 @@ def test_odd_rows_are_samples_or_dataset_errors(name: str, a: Any, b: Any, c: An
             assert sample.question and sample.answers and sample.images
     except DatasetError as e:
         assert str(e)
+
+
+def test_a_folder_that_is_named_twice_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        ImageStore((tmp_path, tmp_path)).path("gone.jpg")
+    assert str(caught.value).count(str(tmp_path)) == 1

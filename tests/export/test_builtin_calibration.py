@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gog_edge.bundle import Bundle
+from gog_edge.errors import CheckpointError
 from gog_edge.export.calibration import builtin
 from gog_edge.export.calibration.builtin import BuiltIn, read_builtin
 from gog_edge.export.checkpoint.reader import Checkpoint
@@ -150,3 +151,19 @@ def test_wide_inputs_are_calibrated_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_allclose(part, turned.T @ turned / len(x), atol=1e-3 * np.abs(part).max())
     searched = dequantize(quantize(weight, replace(scheme, method="mse"))) - weight
     assert errors[4096] < errors[128] < 0.95 * np.linalg.norm(x @ searched.T)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_numbers_beyond_float32_are_a_damaged_checkpoint(precision: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = make_checkpoint("tiny-qwen3-vl", tmp_path / "ck", 3, "float32")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.language_model.layers.1.mlp.up_proj.weight"] *= np.float32(1e30)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj\.weight sees numbers .*--method mse"):
+        export_bundle(folder, tmp_path / "b", ExportOptions(precision=precision))
+    export_bundle(
+        folder, tmp_path / "m", ExportOptions(precision, recipe=Recipe.for_precision(precision, method="mse"))
+    )

@@ -173,6 +173,7 @@ def test_what_cannot_be_logged_to_is_one_line(
         assert ask(tiny_bundle, photo, "--mcap", str(tmp_path / target)) == 2
         err = capsys.readouterr().err.splitlines()
         assert err[-1].startswith("gog-edge: --mcap") and message in err[-1], err
+        assert "Errno" not in err[-1] and err[-1].count(target) == 1
     assert list(tmp_path.iterdir()) == []
 
 

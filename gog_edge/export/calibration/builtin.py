@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from gog_edge.errors import CheckpointError
 from gog_edge.export.calibration.eager import Eager
 from gog_edge.export.calibration.paired import paired
 from gog_edge.export.graph.matrix import TensorSource
@@ -69,8 +70,16 @@ class BuiltIn:
         self._known: dict[str, LayerStats] = {}
 
     def beside(self, build: Callable[[Target], None]) -> Callable[[Target], None]:
-        """`build`, which computes what it builds as well."""
-        return lambda target: build(paired(self._eager, target))
+        """`build`, which computes what it builds as well.
+
+        It raises CheckpointError where a matrix sees what float32 does not hold.
+        """
+
+        def both(target: Target) -> None:
+            with np.errstate(over="ignore", invalid="ignore"):  # `_listen` says where
+                build(paired(self._eager, target))
+
+        return both
 
     def __call__(self, name: str) -> LayerStats | None:
         """The statistics of weight `name`; None where it is not the one at hand."""
@@ -78,6 +87,11 @@ class BuiltIn:
 
     def _listen(self, x: F32, weight: Matrix, role: Role) -> None:
         stats = LayerStats(np.square(x).mean(0), np.abs(x).mean(0), gram(x), len(x))
+        if not np.isfinite(stats.hessian).all():
+            raise CheckpointError(
+                f"{weight.names[0]} sees numbers that float32 does not hold when the decoder reads a text: the "
+                "checkpoint is damaged or training diverged (--method mse does not read one)"
+            )
         self._known = dict.fromkeys(weight.names, stats)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gog_edge.errors import UsageError
 from gog_edge.export.quantize.scheme import Parts, Scheme
 from gog_edge.export.quantize.search import search_mse
 
@@ -28,7 +29,7 @@ def inverse_factor(hessian: F32, damping: float = DAMPING) -> Factor:
         hessian: [in, in], E[x x^T] or a multiple of it.
 
     Raises:
-        ValueError: not square, or not positive definite even with damping.
+        ValueError: not square. UsageError: not positive definite even with damping.
     """
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
         raise ValueError(f"a Hessian must be square, this one is {list(hessian.shape)}")
@@ -47,7 +48,7 @@ def inverse_factor(hessian: F32, damping: float = DAMPING) -> Factor:
         upper = _inverse(np.asarray(lower[::-1, ::-1], np.float64))  # H = V V^T with V upper, so H^-1 = (V^-1)^T V^-1
         if np.isfinite(upper).all():
             return order, np.ascontiguousarray(upper, np.float32)
-    raise ValueError("the calibration Hessian is not positive definite: calibrate with more tokens")
+    raise UsageError("the calibration Hessian is not positive definite: calibrate with more tokens")
 
 
 def _inverse(upper: NDArray[np.float64]) -> NDArray[np.float64]:
