@@ -253,8 +253,8 @@ def test_questions_are_asked_so(
     penalised: tuple[Path, Bundle], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the bundle through the command line to the sampler; `inspect` says it beforehand."""
-    from gog_edge.agent import agent
     from gog_edge.cli.main import run
+    from gog_edge.runtime.remote import start
 
     used: list[Sampling] = []
 
@@ -263,7 +263,7 @@ def test_questions_are_asked_so(
             used.append(options)
             super().__init__(options)
 
-    monkeypatch.setattr(agent, "Sampler", Spy)
+    monkeypatch.setattr(start, "Sampler", Spy)
     _, bundle = penalised
     assert run(["inspect", str(bundle.root), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sampling"].startswith("greedy, repetition penalty 1.3; options such")

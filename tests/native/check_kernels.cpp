@@ -115,7 +115,7 @@ static void check_linear(const Linear& c) {
         e.y = y.data();
         e.columns = c.n;
         if (widened)
-            gemm_widened(rows, {}, w, e, kParallel);
+            gemm_widened<4>(rows, {}, w, e, kParallel);
         else if (c.bits == 8)
             gemm<8>(rows, w, e, kParallel);
         else
@@ -144,7 +144,7 @@ static void check_linear(const Linear& c) {
             std::vector<float> alone(c.n);
             e.y = alone.data();
             if (widened)
-                gemm_widened(one, {}, w, e, kParallel);
+                gemm_widened<4>(one, {}, w, e, kParallel);
             else if (c.bits == 8)
                 gemm<8>(one, w, e, kParallel);
             else

@@ -6,6 +6,7 @@ no framework is needed. Sequences are read side by side, each by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from gog_edge.manifest import DecoderSpec
 
 F32 = NDArray[np.float32]
 Listener = Callable[[F32, Matrix, Role], None]
+_ERF = np.frompyfunc(math.erf, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,31 @@ class Eager:
     def add_rms_norm(self, x: F32, delta: F32 | None, weight: Weight, eps: float) -> tuple[F32, F32]:
         total = x if delta is None else x + delta
         return self.rms_norm(total, weight, eps), total
+
+    def layer_norm(self, x: F32, weight: str, bias: str, eps: float) -> F32:
+        centred = x - x.mean(-1, keepdims=True)
+        return _rms(centred, self._read(weight), eps) + self._read(bias)
+
+    def add_layer_norm(self, x: F32, delta: F32 | None, weight: str, bias: str, eps: float) -> tuple[F32, F32]:
+        total = x if delta is None else x + delta
+        return self.layer_norm(total, weight, bias, eps), total
+
+    def gelu(self, x: F32, *, tanh: bool) -> F32:
+        if tanh:
+            inner = np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3))
+        else:
+            inner = _ERF(x * np.float32(math.sqrt(0.5)))
+        return np.float32(0.5) * x * (1 + np.asarray(inner, np.float32))
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> F32:
+        return self._read(name).reshape(shape)
+
+    def stack(self, parts: list[F32]) -> F32:
+        return np.stack(parts)
+
+    def weighted_rows(self, table: F32, index: NDArray[np.int64], weight: F32) -> F32:
+        rows: F32 = np.einsum("krf,kr->rf", table[index], weight)
+        return rows
 
     # -- attention ------------------------------------------------------------------------------------------------
 
