@@ -17,7 +17,7 @@ from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
 from gog_edge.families.target import RecurrentCache
 from gog_edge.manifest import Manifest
-from gog_edge.runtime.together import RunQueue, Seen
+from gog_edge.runtime.together import RunQueue
 
 I32 = NDArray[np.int32]
 
@@ -127,11 +127,14 @@ class SharedRuns(RunQueue):
         """See `DecoderRunner.run`. Who runs together with others is interrupted when the common run has ended."""
         key = id(cache)
         with self._lock:
+            if self._ended:
+                self._forget_ended()
             alone = not self._busy and (key == self._only or not self._seen)
             if alone:
                 self._busy, self.sharing = True, 1
                 if key != self._only:
-                    self._only, self._seen[key] = key, Seen()
+                    self._only = key
+                    self._first_seen(cache)
                 last = self._seen[key]
         if not alone:
             return self._with_others(inputs, cache, past, budget)

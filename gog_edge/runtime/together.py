@@ -10,6 +10,8 @@ conversation's piece runs with the newest tokens of all others. No bit depends o
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
@@ -97,6 +99,7 @@ class RunQueue:
         self._leader: _Request | None = None
         self._seen: dict[int, Seen] = {}  # by the cache's id
         self._only = 0  # the id of the only one that was seen
+        self._ended: deque[int] = deque()  # ids of caches that are no more
 
     def _with_others(self, inputs: DecoderInputs, cache: KvCache, past: int, budget: Budget) -> F32:
         """Wait for a run with these rows, or lead one."""
@@ -138,6 +141,21 @@ class RunQueue:
             raise CancelledError("the question was cancelled by the caller")
         return mine.logits
 
+    def _first_seen(self, cache: KvCache) -> Seen:
+        """From now on others wait for it, until its cache is no more; with the lock held."""
+        seen = self._seen[id(cache)] = Seen()
+        # Called wherever Python lets go of the cache, also in a thread that holds the lock: it only notes the id.
+        weakref.finalize(cache, self._ended.append, id(cache)).atexit = False
+        return seen
+
+    def _forget_ended(self) -> None:
+        """With the lock held."""
+        while self._ended:
+            key = self._ended.popleft()
+            self._seen.pop(key, None)
+            if key == self._only:
+                self._only = 0
+
     def _hand_over(self) -> None:
         """Let the request that waits longest lead; with the lock held."""
         self._leader = self._queue[0] if self._queue else None
@@ -178,6 +196,7 @@ class RunQueue:
 
     def _take(self) -> tuple[list[_Request], bool]:
         """Who takes part in the next run, and whether a newcomer reads all at once; with the lock held."""
+        self._forget_ended()
         now = monotonic()
         here = {id(request.cache) for request in self._queue}
         for key in [key for key, s in self._seen.items() if key not in here and now > s.until + _GONE_S]:
@@ -214,7 +233,7 @@ class RunQueue:
                 request.logits = logits if request.rows == 0 else None
                 over = request.left or request.rows == 0 or _over(request.budget)
                 request.done = over or request.error is not None
-                last = self._seen.setdefault(id(request.cache), Seen())
+                last = self._seen.get(id(request.cache)) or self._first_seen(request.cache)
                 last.began, last.ended = began, ended
 
     def _alone(self, request: _Request, piece: DecoderRun) -> F32 | None:

@@ -187,6 +187,28 @@ def test_newcomers_alone_read_all_at_once(scene: Scene) -> None:
     assert scene.fake.runs[-1] == [(scene.caches[0], 0, 500)]
 
 
+def test_nobody_waits_for_a_conversation_that_ended(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question after the other, each with a cache of its own: every prompt is read at once, with nobody's wait."""
+    monkeypatch.setattr(scene.shared, "_with_others", lambda *_: pytest.fail("waits for others"))
+    for number in range(3):
+        scene.shared.run(tokens(0, 5 * PIECE, given=True), scene.caches[number], 0)
+        scene.fake.runs.clear()  # it holds the cache, too
+        scene.caches[number] = FakeCache()
+
+
+def test_who_ended_is_no_longer_waited_for_by_those_who_share(scene: Scene) -> None:
+    asked = scene.hold(2)
+    scene.let_go()
+    for one in asked:
+        one.result(timeout=SOON)
+    scene.fake.runs.clear()
+    del asked, one
+    scene.caches[1:3] = [FakeCache(), FakeCache()]
+    scene.until(lambda: len(scene.shared._ended) == 2)
+    scene.shared.run(tokens(1, 3 * PIECE, given=True), scene.caches[0], 1)
+    assert scene.sizes() == [1] and scene.fake.runs[0][0][2] == 3 * PIECE
+
+
 def test_an_error_of_one_is_its_own(scene: Scene) -> None:
     asked = scene.hold(4)
     scene.fake.bad.add(scene.caches[2])
