@@ -22,7 +22,7 @@ SHOWN = {
     "ask": r"^Luanda \(answered, .*\n  Angola: capital",
     "stream": r"looks at \[\d+, \d+, \d+, \d+\] px(.|\n)*found \['Flag of Angola'(.|\n)*answer: Luanda",
     # a crop that was encoded while its call was being written counts as found in the cache, if that was in time
-    "conversation": r"Seychelles: 1 images(.|\n)*Luanda: [01] images encoded, \d+ tokens(.|\n)*Angola: 0 images",
+    "conversation": r"Seychelles: [12] images(.|\n)*Luanda: [01] images encoded, \d+ tokens(.|\n)*Angola: 0 images",
     "deadline": r"^.+ (answered|forced|deadline)\n.+ (cancelled|answered)\n$",
     "batch": r'"picture": "flag.jpg", "answer": "Serbia"',
     "crops": r"step0-\d+-\d+-\d+-\d+\.png",

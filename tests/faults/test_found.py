@@ -196,7 +196,7 @@ def test_answers_of_a_server_that_are_nested_without_end_are_one_line() -> None:
     class Deep:
         def exchange(self, message: Any, deadline: Deadline) -> dict[str, Any]:
             value: Any = {}
-            for _ in range(900):
+            for _ in range(2000):
                 value = [value]
             return {"id": message.get("id"), "result": {"content": value}}
 
