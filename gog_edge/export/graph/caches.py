@@ -12,6 +12,7 @@ themselves.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from gog_edge.export.graph.builder import GraphBuilder
@@ -59,21 +60,25 @@ def declare_past(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) 
 
 def declare_new(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
     """Outputs of the rows that a run adds, for graphs that do not write the cache themselves."""
-    for i, layer in enumerate(layers):
-        if isinstance(layer, RecurrentCache):
-            for name, shape in state_shapes(layer).items():
-                g.result(f"present_state.{i}.{name}", "float32", shape)
-            continue
-        for half in ("key", "value"):
-            g.result(f"new.{i}.{half}", dtype, (1, layer.heads, "s", layer.head_dim))
+    _declare(g, layers, dtype, "new", lambda layer: (1, layer.heads, "s", layer.head_dim))
 
 
 def declare_present(g: GraphBuilder, layers: tuple[LayerCache, ...], dtype: DType) -> None:
     """The outputs that belong to the inputs of `declare_past`."""
+    _declare(g, layers, dtype, "present", cache_shape)
+
+
+def _declare(
+    g: GraphBuilder,
+    layers: tuple[LayerCache, ...],
+    dtype: DType,
+    name: str,
+    shape_of: Callable[[AttentionCache], tuple[Dim, ...]],
+) -> None:
     for i, layer in enumerate(layers):
         if isinstance(layer, RecurrentCache):
-            for name, shape in state_shapes(layer).items():
-                g.result(f"present_state.{i}.{name}", "float32", shape)
+            for state, shape in state_shapes(layer).items():
+                g.result(f"present_state.{i}.{state}", "float32", shape)
             continue
         for half in ("key", "value"):
-            g.result(f"present.{i}.{half}", dtype, cache_shape(layer))
+            g.result(f"{name}.{i}.{half}", dtype, shape_of(layer))

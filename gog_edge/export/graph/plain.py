@@ -81,10 +81,7 @@ class PlainTarget(PortableTarget):
     def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
         biases = []
         for name, shape in (("attention_bias", (1, 1, "s", "cap")), ("new_bias", (1, 1, "s", "s"))):
-            bias = self.g.input(name, "float32", shape)
-            if self.compute == "float16":  # the lowest float32 would become -inf
-                low = self.g.constant(np.array(np.finfo(np.float16).min, np.float32))
-                bias = self.g.cast(self.g.op("Max", bias, low), "float16")
+            bias = self._mask(name, shape)
             group = spec.heads // spec.kv_heads  # query heads of one KV head are rows of one product
             biases.append(self.g.op("Concat", *[bias] * group, axis=2) if group > 1 else bias)
         past = declare_past(self.g, layers, self.kv_dtype)
@@ -102,13 +99,7 @@ class PlainTarget(PortableTarget):
     ) -> Value:
         assert isinstance(cache, PlainCache), "a cache made by another target"
         spec, g = cache.spec, self.g
-        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = (
-            self.reshape(part, (1, -1, heads, spec.head_dim))  # [1, s, heads, hd]
-            for part, heads in zip(self.split(qkv, (wide, narrow, narrow)), (spec.heads, spec.kv_heads, spec.kv_heads))
-        )
-        if norms is not None:
-            q, k = self.rms_norm(q, norms[0], eps), self.rms_norm(k, norms[1], eps)
+        q, k, v = self._heads(spec, qkv, norms, eps)
         cos, sin = (g.op("Unsqueeze", table, self._ints(0, 2)) for table in (cos, sin))  # [1, s, 1, hd/2]
         q, k = (self._turn(part, cos, sin, spec.head_dim // 2) for part in (q, k))
         q, k, v = (g.op("Transpose", part, perm=(0, 2, 1, 3)) for part in (self._scaled(q, spec.head_dim), k, v))
@@ -120,7 +111,7 @@ class PlainTarget(PortableTarget):
         keys, values = (g.cast(part, self.compute) for part in cache.past[layer])
         y = self._attend(q, (keys, new[0]), (values, new[1]), (cache.bias, cache.new_bias))
         y = self.reshape(g.cast(y, "float32"), (1, spec.heads, -1, spec.head_dim))
-        return self.reshape(g.op("Transpose", y, perm=(0, 2, 1, 3)), (-1, wide))
+        return self.reshape(g.op("Transpose", y, perm=(0, 2, 1, 3)), (-1, spec.heads * spec.head_dim))
 
     def _attend(
         self, q: Value, keys: tuple[Value, Value], values: tuple[Value, Value], biases: tuple[Value, Value]

@@ -232,10 +232,7 @@ class PortableTarget:
 
     def cache(self, spec: DecoderSpec, layers: tuple[LayerCache, ...]) -> Cache:
         write = self.g.input("write_indices", "int64", (1,))
-        bias = self.g.input("attention_bias", "float32", (1, 1, "s", "cap"))
-        if self.compute == "float16":  # the lowest float32 must not become -inf: a softmax row could be NaN
-            low = self.g.constant(np.array(np.finfo(np.float16).min, np.float32))
-            bias = self.g.cast(self.g.op("Max", bias, low), "float16")
+        bias = self._mask("attention_bias", (1, 1, "s", "cap"))
         # The query heads of one KV head become rows of one head: where an attention node has fewer KV heads than heads,
         # TensorRT copies the whole cache once for every head before it attends. (It has no kernel for a single head.)
         heads = spec.kv_heads if spec.kv_heads > 1 else spec.heads
@@ -243,6 +240,28 @@ class PortableTarget:
             bias = self.g.op("Concat", *[bias] * (spec.heads // heads), axis=2)
         past = declare_past(self.g, layers, self.kv_dtype)
         return PortableCache(self.g, spec, layers, self.kv_dtype, past, write, bias, heads)
+
+    def _mask(self, name: str, shape: tuple[Dim, ...]) -> Value:
+        """An input that is added to scores."""
+        bias = self.g.input(name, "float32", shape)
+        if self.compute != "float16":
+            return bias
+        # the lowest float32 must not become -inf: a softmax row could be NaN
+        low = self.g.constant(np.array(np.finfo(np.float16).min, np.float32))
+        return self.g.cast(self.g.op("Max", bias, low), "float16")
+
+    def _heads(
+        self, spec: DecoderSpec, qkv: Value, norms: tuple[Weight, Weight] | None, eps: float
+    ) -> tuple[Value, Value, Value]:
+        """Queries, keys and values [1, s, heads, head_dim], the first two normed where there are norms."""
+        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        q, k, v = (
+            self.reshape(part, (1, -1, heads, spec.head_dim))
+            for part, heads in zip(self.split(qkv, (wide, narrow, narrow)), (spec.heads, spec.kv_heads, spec.kv_heads))
+        )
+        if norms is not None:
+            q, k = self.rms_norm(q, norms[0], eps), self.rms_norm(k, norms[1], eps)
+        return q, k, v
 
     def cached_attention(
         self,
@@ -256,14 +275,7 @@ class PortableTarget:
     ) -> Value:
         assert isinstance(cache, PortableCache), "a cache made by another target"
         spec, g = cache.spec, self.g
-        wide, narrow = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        q, k, v = self.split(qkv, (wide, narrow, narrow))
-        q, k, v = (
-            self.reshape(part, (1, -1, heads, spec.head_dim))  # [1, s, heads, hd]
-            for part, heads in ((q, spec.heads), (k, spec.kv_heads), (v, spec.kv_heads))
-        )
-        if norms is not None:
-            q, k = self.rms_norm(q, norms[0], eps), self.rms_norm(k, norms[1], eps)
+        q, k, v = self._heads(spec, qkv, norms, eps)
         turned = []
         tables = [g.op("Unsqueeze", table, self._ints(0)) for table in (cos, sin)]
         for part in (q, k):
@@ -281,7 +293,7 @@ class PortableTarget:
         if cache.heads < spec.heads:
             y = self.reshape(y, (1, spec.heads, -1, spec.head_dim))
         y = g.op("Transpose", g.cast(y, "float32"), perm=(0, 2, 1, 3))
-        return self.reshape(y, (-1, wide))
+        return self.reshape(y, (-1, spec.heads * spec.head_dim))
 
     # -- linear attention -----------------------------------------------------------------------------------------
 
