@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from gog_edge import families
 from gog_edge.bundle import Bundle
-from gog_edge.deadline import UNLIMITED, Budget
+from gog_edge.deadline import SYSTEM, UNLIMITED, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRunner, KvCache, RunsTogether, TakesFeatures
 from gog_edge.engines.base import PlacedImage as PlacedImage
 from gog_edge.errors import BundleError
@@ -138,12 +137,12 @@ class SharedRuns(RunQueue):
                 last = self._seen[key]
         if not alone:
             return self._with_others(inputs, cache, past, budget)
-        began = monotonic()
+        began = SYSTEM.now()
         try:
             return self._runner.run(inputs, cache, past, budget)
         finally:
             with self._lock:
-                last.began, last.ended = began, monotonic()
+                last.began, last.ended = began, SYSTEM.now()
                 if self._queue:
                     self._hand_over()
                 else:

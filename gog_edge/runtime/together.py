@@ -13,9 +13,8 @@ import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass, field, replace
-from time import monotonic
 
-from gog_edge.deadline import Budget
+from gog_edge.deadline import SYSTEM, Budget
 from gog_edge.engines.base import F32, DecoderInputs, DecoderRun, KvCache, RunsTogether
 from gog_edge.errors import CancelledError
 
@@ -108,7 +107,7 @@ class RunQueue:
             self._only = 0
             seen = self._seen.get(id(cache))
             if seen is not None:
-                seen.prompt = monotonic() <= seen.until
+                seen.prompt = SYSTEM.now() <= seen.until
             self._queue.append(mine)
             if not self._busy:
                 self._hand_over()
@@ -181,7 +180,7 @@ class RunQueue:
                         self._queue.remove(mine)
                         mine.done = True
                         break
-                    while (left := self._awaited() - monotonic()) > 0:
+                    while (left := self._awaited() - SYSTEM.now()) > 0:
                         self._arrived.wait(left)
                     taken, whole = self._take()
                 self._step(taken, whole)
@@ -197,7 +196,7 @@ class RunQueue:
     def _take(self) -> tuple[list[_Request], bool]:
         """Who takes part in the next run, and whether a newcomer reads all at once; with the lock held."""
         self._forget_ended()
-        now = monotonic()
+        now = SYSTEM.now()
         here = {id(request.cache) for request in self._queue}
         for key in [key for key, s in self._seen.items() if key not in here and now > s.until + _GONE_S]:
             del self._seen[key]
@@ -215,7 +214,7 @@ class RunQueue:
 
     def _step(self, taken: list[_Request], whole: bool) -> None:
         """One run; those whose rows it was are further or done."""
-        began = monotonic()
+        began = SYSTEM.now()
         pieces = [request.piece(request.rows if whole else PIECE) for request in taken]
         results: list[F32 | None]
         if len(taken) > 1:
@@ -225,7 +224,7 @@ class RunQueue:
                 results = [self._alone(request, piece) for request, piece in zip(taken, pieces)]
         else:
             results = [self._alone(request, piece) for request, piece in zip(taken, pieces)]
-        ended = monotonic()
+        ended = SYSTEM.now()
         with self._lock:
             self.sharing = len(taken)
             for request, piece, logits in zip(taken, pieces, results):
