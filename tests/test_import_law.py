@@ -209,6 +209,17 @@ def test_asking_loads_no_event_loop() -> None:
     assert not modules_after("import gog_edge.agent.agent").intersection({"asyncio", "ssl"})
 
 
+def test_a_bundle_loads_nothing_that_talks_to_servers(tiny_bundle: Path) -> None:
+    loaded = modules_after(f"import gog_edge\ngog_edge.load({str(tiny_bundle)!r}).warm_up((64, 64))")
+    assert "gog_edge.runtime.session" in loaded
+    assert not [
+        m
+        for m in loaded
+        if m.startswith(("gog_edge.engines.remote", "gog_edge.runtime.remote."))
+        and m != "gog_edge.runtime.remote.start"
+    ]
+
+
 def test_a_greedy_token_loads_no_generator(tiny_bundle: Path) -> None:
     """numpy.random takes 15 ms to load, a fifth of the time to a first token."""
     code = [
@@ -216,7 +227,8 @@ def test_a_greedy_token_loads_no_generator(tiny_bundle: Path) -> None:
         "from gog_edge.bench.local_subject import LocalSubject",
         f"LocalSubject(Path({str(tiny_bundle)!r})).load()",
         "from gog_edge.native import dispatch",
-        "dispatch.available()",  # the operators' self-test, which this bundle does not need
+        "dispatch.available()",  # the operators' self-tests, which this bundle does not need
+        "dispatch.gemm_rows_independent()",
     ]
     loaded = modules_after("\n".join(code))
     assert "onnxruntime" in loaded

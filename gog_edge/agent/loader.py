@@ -16,7 +16,6 @@ from gog_edge.dialects import load as load_dialect
 from gog_edge.disk.paths import cache_directory
 from gog_edge.engines.base import Engine
 from gog_edge.engines.registry import create_engine, is_remote
-from gog_edge.engines.remote.policy import check_dialect, is_policy, open_policy
 from gog_edge.errors import GogEdgeError
 from gog_edge.runtime.model import TOKENIZER, Model
 from gog_edge.runtime.remote.start import remote_model
@@ -78,6 +77,8 @@ def _assemble(
 ) -> Agent:
     """See `load`. What parsers and engines read is hashed before they read it, weights while they do."""
     if is_remote(engine):
+        from gog_edge.engines.remote.policy import check_dialect
+
         check_dialect(opened, dialect)
         speech = bundle_dialect(opened, dialect)
         server = create_engine(engine, opened, engine_options)
@@ -135,8 +136,11 @@ def find_policy(given: str | Path, engine: str | None = None) -> Path | Bundle:
     Raises:
         BundleError: it is neither.
     """
-    if is_remote(engine) and not (Path(given) / MANIFEST).is_file() and is_policy(given):
-        return open_policy(given)
+    if is_remote(engine) and not (Path(given) / MANIFEST).is_file():
+        from gog_edge.engines.remote.policy import is_policy, open_policy
+
+        if is_policy(given):
+            return open_policy(given)
     return library.find(given)
 
 

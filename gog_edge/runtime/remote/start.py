@@ -1,4 +1,7 @@
-"""Which session and which writer a model has: our own, or those of a policy on a server."""
+"""Which session and which writer a model has: our own, or those of a policy on a server.
+
+What talks to servers is imported for policies on one, and not by everybody at every start.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from gog_edge.runtime.decoder import Decoder
 from gog_edge.runtime.feature_cache import FeatureCache
 from gog_edge.runtime.generate import TurnWriter
 from gog_edge.runtime.model import Model, ModelOptions
-from gog_edge.runtime.remote.session import RemoteSession
-from gog_edge.runtime.remote.writer import RemoteWriter
 from gog_edge.runtime.sampling import Sampler
 from gog_edge.runtime.session import Session
 from gog_edge.runtime.speculation import Speculation
@@ -24,13 +25,21 @@ from gog_edge.sampling_options import Sampling
 def new_session(model: Model) -> Session:
     """An empty conversation with this model."""
     engine = model.engine
-    return RemoteSession(model, engine.server) if isinstance(engine, WritesTurns) else Session(model)
+    if not isinstance(engine, WritesTurns):
+        return Session(model)
+    from gog_edge.runtime.remote.session import RemoteSession
+
+    return RemoteSession(model, engine.server)
 
 
 def new_writer(session: Session, sampling: Sampling, speculation: Speculation | None = None) -> TurnWriter:
     """What writes the turns of this session."""
-    if isinstance(session, RemoteSession):
-        return RemoteWriter(session, sampling)
+    if isinstance(session.model.engine, WritesTurns):
+        from gog_edge.runtime.remote.session import RemoteSession
+        from gog_edge.runtime.remote.writer import RemoteWriter
+
+        if isinstance(session, RemoteSession):
+            return RemoteWriter(session, sampling)
     return TurnWriter(session, Sampler(sampling), speculation)
 
 
